@@ -1,0 +1,231 @@
+// Package file is the HPDI driver for regular files and block devices.
+//
+// [Open] chooses, at run time, how I/O is done, and Info says what it chose
+// and why nothing faster: direct I/O where the file system allows it, else the
+// page cache; io_uring where the kernel allows it, else pread and pwrite on a
+// few goroutines.
+//
+// # The lock
+//
+// With Options.Lock the file is locked (flock) on the very description that
+// does the I/O. A process that is killed loses its descriptors at once, but
+// requests that the kernel has already begun keep the description, and with it
+// the lock, until they have ended. So whoever gets the lock knows that no
+// write of the former holder can still arrive. For the same reason the file is
+// not registered with the ring ("fixed files"): a ring is torn down long after
+// its last request, and keeps the lock all that time. Under 64 direct writes in
+// flight, the lock came free 24 ms (median) after the killed process had been
+// reaped with a registered file, 0.2 ms without; requests took equally long.
+//
+// # Invariants
+//
+//   - A queue belongs to one goroutine at a time and takes no lock that another
+//     queue takes on the I/O path.
+//   - Memory that the kernel may touch (vectors, iovec arrays) stays alive and
+//     in place until the request has completed: iovec arrays lie outside the Go
+//     heap, vectors that lie in it are pinned, and an open queue is reachable
+//     from a package variable even if the application drops it.
+//   - The description is closed only when no queue is open.
+//
+// Locks: device.mu guards the number of queues; syncQueue.mu guards its
+// completions; neither is held while taking the other.
+package file
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/pollux-storage/pollux/hpdi"
+)
+
+// BlockSize is the alignment and granularity of every request.
+const BlockSize = 4096
+
+// MaxDepth is the greatest depth of a queue.
+const MaxDepth = 4096
+
+// Direct says whether I/O bypasses the page cache.
+type Direct string
+
+// The choices for Direct; the empty string is DirectAuto.
+const (
+	DirectAuto Direct = "auto" // where the file system allows it
+	DirectOn   Direct = "on"   // or fail
+	DirectOff  Direct = "off"
+)
+
+// Engine says how requests reach the kernel.
+type Engine string
+
+// The choices for Engine; the empty string is EngineAuto.
+const (
+	EngineAuto  Engine = "auto"     // io_uring where the kernel allows it
+	EngineURing Engine = "io_uring" // or fail
+	EngineSync  Engine = "sync"     // preadv and pwritev on goroutines
+)
+
+// Options says how to open a file. The zero value means: for writing, without
+// a lock, by the fastest way there is.
+type Options struct {
+	ReadOnly bool
+	Lock     bool // fail with hpdi.ErrLocked if another description holds the lock
+	Direct   Direct
+	Engine   Engine
+}
+
+// Validate says what is wrong with o, if anything is.
+func (o Options) Validate() error {
+	switch o.Direct {
+	case "", DirectAuto, DirectOn, DirectOff:
+	default:
+		return fmt.Errorf("direct I/O is %q: must be auto, on or off", o.Direct)
+	}
+	switch o.Engine {
+	case "", EngineAuto, EngineURing, EngineSync:
+	default:
+		return fmt.Errorf("engine is %q: must be auto, io_uring or sync", o.Engine)
+	}
+	return nil
+}
+
+// device is an open file or block device.
+type device struct {
+	info      hpdi.Info
+	fd        int
+	block     bool // a block device, not a regular file
+	lock      bool // fd holds the lock
+	makeQueue func(d *device, depth int) (hpdi.Queue, error)
+
+	// Ways that this kernel or file system refused once, which are not tried
+	// again.
+	noZeroRange    atomic.Bool // write zeroes by punching a hole instead
+	noAsyncDiscard atomic.Bool // discard by ioctl instead
+
+	mu     sync.Mutex // guards what follows
+	queues int
+	closed bool
+}
+
+// Open opens the regular file or block device at path.
+func Open(path string, opts Options) (hpdi.Device, error) {
+	if err := opts.Validate(); err != nil {
+		return nil, fmt.Errorf("open %s: %w", path, err)
+	}
+	fd, err := openFile(path, opts)
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", path, err)
+	}
+	d := &device{fd: fd, lock: opts.Lock, info: hpdi.Info{Name: path, BlockSize: BlockSize, ReadOnly: opts.ReadOnly}}
+	if err := d.setUp(opts); err != nil {
+		_ = unix.Close(fd) // the error before is the one to tell
+		return nil, fmt.Errorf("open %s: %w", path, err)
+	}
+	return d, nil
+}
+
+// setUp finds out what d can do, after it was opened and locked.
+func (d *device) setUp(opts Options) error {
+	if err := d.measure(); err != nil {
+		return err
+	}
+	if d.block && d.lock && !opts.ReadOnly {
+		if err := refuseBusy(d.fd); err != nil {
+			return err
+		}
+	}
+	var notes []string
+	if note, err := d.chooseDirect(opts.Direct); err != nil {
+		return err
+	} else if note != "" {
+		notes = append(notes, note)
+	}
+	if note, err := d.chooseEngine(opts.Engine); err != nil {
+		return err
+	} else if note != "" {
+		notes = append(notes, note)
+	}
+	d.probeDeallocate()
+	d.info.Note = strings.Join(notes, "; ")
+	return nil
+}
+
+// chooseEngine decides between io_uring and goroutines.
+func (d *device) chooseEngine(want Engine) (note string, err error) {
+	d.info.Driver, d.makeQueue = string(EngineSync), newSyncQueue
+	if want == EngineSync {
+		return "", nil
+	}
+	if err := probeURing(); err != nil {
+		if want == EngineURing {
+			return "", fmt.Errorf("io_uring: %w", err)
+		}
+		return fmt.Sprintf("no io_uring: %v", err), nil
+	}
+	d.info.Driver, d.makeQueue = string(EngineURing), newURingQueue
+	return "", nil
+}
+
+// Info describes the device.
+func (d *device) Info() hpdi.Info { return d.info }
+
+// Register does nothing. Registering buffers with a ring would save a look-up
+// of pages per request, but locks the memory once for each queue.
+func (d *device) Register([]byte) error { return nil }
+
+// NewQueue returns a queue that takes up to depth requests at once.
+func (d *device) NewQueue(depth int) (hpdi.Queue, error) {
+	if depth < 1 || depth > MaxDepth {
+		return nil, fmt.Errorf("%s: queue depth %d is not from 1 to %d", d.info.Name, depth, MaxDepth)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		return nil, fmt.Errorf("%s: %w", d.info.Name, hpdi.ErrClosed)
+	}
+	q, err := d.makeQueue(d, depth)
+	if err != nil {
+		return nil, fmt.Errorf("%s: new %s queue: %w", d.info.Name, d.info.Driver, err)
+	}
+	d.queues++
+	return q, nil
+}
+
+// queueClosed is what a queue calls when the kernel has nothing of it left.
+func (d *device) queueClosed() {
+	d.mu.Lock()
+	d.queues--
+	d.mu.Unlock()
+}
+
+// Close releases the lock and closes the file. It refuses while a queue is
+// open: its requests would outlive the lock.
+func (d *device) Close() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		return nil
+	}
+	if d.queues > 0 {
+		return fmt.Errorf("close %s: %d queues are still open, close them first", d.info.Name, d.queues)
+	}
+	d.closed = true
+	var err error
+	if d.lock {
+		// Every request has completed, but a kernel worker may hold on to the
+		// description for a moment after it has said so. Unlocking does not
+		// wait for it.
+		err = flock(d.fd, unix.LOCK_UN)
+	}
+	if err = errors.Join(err, unix.Close(d.fd)); err != nil {
+		return fmt.Errorf("close %s: %w", d.info.Name, err)
+	}
+	return nil
+}
+
+// fail wraps the error of a request with the device's name.
+func (d *device) fail(err error) error { return fmt.Errorf("%s: %w", d.info.Name, err) }

@@ -1,0 +1,163 @@
+// Package mem is the HPDI driver for memory: a device that forgets everything
+// when it is closed. It serves as a fast tier, as scratch space and in tests.
+//
+// Requests complete within Submit, in order, and copy between the vectors and
+// the device's memory, which lies outside the Go heap. Reads run beside each
+// other; whatever changes the device runs alone, so no reader sees half a
+// request.
+//
+// Lock order: Device.mu, then Device.data.
+package mem
+
+import (
+	"fmt"
+	"sync"
+
+	"github.com/pollux-storage/pollux/hpdi"
+)
+
+// BlockSize is the alignment and granularity of every request.
+const BlockSize = 4096
+
+// device is an open memory device.
+type device struct {
+	info hpdi.Info
+
+	mu     sync.Mutex // guards queues and closed
+	queues int
+	closed bool
+
+	data sync.RWMutex // guards the contents of mem
+	mem  []byte
+}
+
+// New returns a device of size bytes, a positive multiple of BlockSize, that
+// reads as zero.
+func New(name string, size int64) (hpdi.Device, error) {
+	if size <= 0 || size%BlockSize != 0 {
+		return nil, fmt.Errorf("memory device %s: size %d is not a positive multiple of %d bytes", name, size, BlockSize)
+	}
+	mem, err := hpdi.Alloc(int(size))
+	if err != nil {
+		return nil, fmt.Errorf("memory device %s: %w", name, err)
+	}
+	return &device{
+		info: hpdi.Info{
+			Name:      name,
+			Driver:    "mem",
+			Size:      size,
+			BlockSize: BlockSize,
+			Discard:   true,
+			Zeroes:    true,
+		},
+		mem: mem,
+	}, nil
+}
+
+// Info describes the device.
+func (d *device) Info() hpdi.Info { return d.info }
+
+// Register does nothing: every access is a copy.
+func (d *device) Register([]byte) error { return nil }
+
+// NewQueue returns a queue. Its depth does not matter, as requests complete
+// when they are submitted.
+func (d *device) NewQueue(depth int) (hpdi.Queue, error) {
+	if depth < 1 {
+		return nil, fmt.Errorf("memory device %s: queue depth %d is less than 1", d.info.Name, depth)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		return nil, fmt.Errorf("memory device %s: %w", d.info.Name, hpdi.ErrClosed)
+	}
+	d.queues++
+	return &queue{dev: d}, nil
+}
+
+// Close frees the memory. It refuses while a queue is open, because the queue
+// would go on to touch memory that is gone.
+func (d *device) Close() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		return nil
+	}
+	if d.queues > 0 {
+		return fmt.Errorf("memory device %s: %d queues are still open, close them first", d.info.Name, d.queues)
+	}
+	d.closed = true
+	mem := d.mem
+	d.mem = nil
+	return hpdi.Free(mem)
+}
+
+// do carries out one well-formed request.
+func (d *device) do(r *hpdi.Request) {
+	if r.Op == hpdi.OpRead {
+		d.data.RLock()
+		defer d.data.RUnlock()
+	} else {
+		d.data.Lock()
+		defer d.data.Unlock()
+	}
+	at := d.mem[r.Offset:]
+	switch r.Op {
+	case hpdi.OpRead:
+		for _, v := range r.Vec {
+			at = at[copy(v, at):]
+		}
+	case hpdi.OpWrite:
+		for _, v := range r.Vec {
+			at = at[copy(at, v):]
+		}
+	case hpdi.OpDiscard, hpdi.OpWriteZeroes:
+		clear(at[:r.Length])
+	}
+}
+
+// queue is a path to the device for one goroutine at a time.
+type queue struct {
+	dev    *device
+	done   []*hpdi.Request
+	closed bool
+}
+
+// Submit carries out the requests.
+func (q *queue) Submit(reqs ...*hpdi.Request) error {
+	if q.closed {
+		return fmt.Errorf("memory device %s: queue: %w", q.dev.info.Name, hpdi.ErrClosed)
+	}
+	for _, r := range reqs {
+		r.Err = r.Check(q.dev.info)
+		if r.Err == nil && r.Op != hpdi.OpFlush {
+			q.dev.do(r)
+		}
+		q.done = append(q.done, r)
+	}
+	return nil
+}
+
+// Wait returns everything submitted so far, which has completed already.
+func (q *queue) Wait(_ int, done []*hpdi.Request) ([]*hpdi.Request, error) {
+	if q.closed {
+		return done, fmt.Errorf("memory device %s: queue: %w", q.dev.info.Name, hpdi.ErrClosed)
+	}
+	done = append(done, q.done...)
+	clear(q.done) // the application owns the requests again
+	q.done = q.done[:0]
+	return done, nil
+}
+
+// Close frees the queue.
+func (q *queue) Close() error {
+	if q.closed {
+		return nil
+	}
+	q.closed = true
+	q.done = nil
+	q.dev.mu.Lock()
+	q.dev.queues--
+	q.dev.mu.Unlock()
+	return nil
+}
