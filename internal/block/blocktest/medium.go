@@ -1,0 +1,212 @@
+package blocktest
+
+import (
+	"math/rand/v2"
+	"sync"
+
+	"github.com/pollux-storage/pollux/hpdi"
+	"github.com/pollux-storage/pollux/internal/block"
+)
+
+// SectorSize is the number of bytes that a device writes atomically.
+const SectorSize = 512
+
+// page is the content of one block. A page is never changed once it is in an
+// image, so that images share pages.
+type page [block.Size]byte
+
+// image is sparse content by block number; an absent page is zero.
+type image map[int64]*page
+
+// change is an operation that is not durable yet.
+type change struct {
+	seq    uint64
+	op     hpdi.Op
+	off    int64
+	n      int64
+	data   []byte // of a write
+	reaped bool   // its request was returned by Wait: the next flush covers it
+}
+
+// medium is what is behind a Crash: it outlives the handles to it.
+type medium struct {
+	clock *Clock
+	seed  uint64
+
+	mu      sync.Mutex // guards all below
+	rng     *rand.Rand
+	seq     uint64
+	visible image // what reads see: durable with all of pending applied in order
+	durable image
+	pending []*change // in order of submission
+}
+
+func newRand(seed, stream uint64) *rand.Rand { return rand.New(rand.NewPCG(seed, stream)) }
+
+// readLocked fills p from offset off of what is visible.
+func (m *medium) readLocked(p []byte, off int64) {
+	for len(p) > 0 {
+		in := off % block.Size
+		n := min(int64(len(p)), block.Size-in)
+		if pg := m.visible[off/block.Size]; pg != nil {
+			copy(p[:n], pg[in:])
+		} else {
+			clear(p[:n])
+		}
+		p, off = p[n:], off+n
+	}
+}
+
+// flushLocked makes all changes durable whose requests had completed.
+func (m *medium) flushLocked() {
+	kept := m.pending[:0]
+	for i, c := range m.pending {
+		if !c.reaped && !m.overlaidLocked(i) {
+			kept = append(kept, c)
+			continue
+		}
+		m.durable.apply(c, m.choice(c))
+	}
+	clear(m.pending[len(kept):])
+	m.pending = kept
+}
+
+// overlaidLocked reports whether a later change that a flush covers overlaps
+// change i. Reads see the later one, so i must not outlive it as pending.
+func (m *medium) overlaidLocked(i int) bool {
+	c := m.pending[i]
+	for _, o := range m.pending[i+1:] {
+		if o.reaped && o.off < c.off+c.n && c.off < o.off+o.n {
+			return true
+		}
+	}
+	return false
+}
+
+// choice returns which sectors a change affects while power is on; nil is
+// all. For a discard it is by seed, and a pure function of the change, so that
+// what reads see is what a flush keeps.
+func (m *medium) choice(c *change) func(int64) bool {
+	if c.op != hpdi.OpDiscard {
+		return nil
+	}
+	return func(sector int64) bool {
+		return mix(m.seed^c.seq<<32, uint64(sector*SectorSize/block.Size))&1 == 0
+	}
+}
+
+// apply carries c out on the image: all of it, or the sectors that want (when
+// not nil) says yes to.
+func (im image) apply(c *change, want func(sector int64) bool) {
+	if c.op == hpdi.OpWrite {
+		im.write(c.data, c.off, want)
+		return
+	}
+	im.zero(c.off, c.n, want)
+}
+
+func (im image) write(data []byte, off int64, want func(sector int64) bool) {
+	for len(data) > 0 {
+		b, in := off/block.Size, off%block.Size
+		n := min(int64(len(data)), block.Size-in)
+		if n == block.Size && want == nil {
+			// The change's copy of the data is never written to either.
+			im[b] = (*page)(data[:block.Size])
+		} else {
+			pg := im.copyOf(b)
+			for s := int64(0); s < n; s += SectorSize {
+				if want == nil || want((off+s)/SectorSize) {
+					copy(pg[in+s:in+s+SectorSize], data[s:])
+				}
+			}
+			im[b] = pg
+		}
+		data, off = data[n:], off+n
+	}
+}
+
+// zero clears a range. It visits only blocks that are there, so that a range
+// of terabytes costs nothing.
+func (im image) zero(off, n int64, want func(sector int64) bool) {
+	first, last := off/block.Size, (off+n-1)/block.Size
+	if n == 0 {
+		return
+	}
+	one := func(b int64) {
+		if im[b] == nil {
+			return
+		}
+		from, to := max(off, b*block.Size), min(off+n, (b+1)*block.Size)
+		if want == nil && to-from == block.Size {
+			delete(im, b)
+			return
+		}
+		pg := im.copyOf(b)
+		for s := from; s < to; s += SectorSize {
+			if want == nil || want(s/SectorSize) {
+				clear(pg[s%block.Size : s%block.Size+SectorSize])
+			}
+		}
+		im[b] = pg
+	}
+	if last-first < int64(len(im)) {
+		for b := first; b <= last; b++ {
+			one(b)
+		}
+		return
+	}
+	for b := range im {
+		if b >= first && b <= last {
+			one(b)
+		}
+	}
+}
+
+func (im image) copyOf(b int64) *page {
+	pg := new(page)
+	if old := im[b]; old != nil {
+		*pg = *old
+	}
+	return pg
+}
+
+func (im image) clone() image {
+	out := make(image, len(im))
+	for b, pg := range im {
+		out[b] = pg
+	}
+	return out
+}
+
+// afterCutLocked returns the content that a power cut leaves.
+func (m *medium) afterCutLocked(mode CutMode, seed uint64) image {
+	switch mode {
+	case DropAll:
+		return m.durable.clone()
+	case KeepAll:
+		return m.visible.clone()
+	}
+	im := m.durable.clone()
+	rng := newRand(seed, 1)
+	for _, i := range rng.Perm(len(m.pending)) {
+		c := m.pending[i]
+		switch rng.IntN(3) {
+		case 0: // dropped
+		case 1:
+			im.apply(c, nil)
+		case 2:
+			tear := rng.Uint64()
+			im.apply(c, func(sector int64) bool { return mix(tear, uint64(sector))&1 == 0 })
+		}
+	}
+	return im
+}
+
+// mix hashes two numbers into one (splitmix64's finaliser).
+func mix(a, b uint64) uint64 {
+	x := a*0x9e3779b97f4a7c15 ^ b
+	x += 0x9e3779b97f4a7c15
+	x = (x ^ x>>30) * 0xbf58476d1ce4e5b9
+	x = (x ^ x>>27) * 0x94d049bb133111eb
+	return x ^ x>>31
+}

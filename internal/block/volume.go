@@ -1,0 +1,70 @@
+package block
+
+import "context"
+
+// VolumeInfo describes a volume to a protocol.
+type VolumeInfo struct {
+	ID       VolumeID
+	Name     string
+	Size     int64 // bytes; a multiple of Size
+	ReadOnly bool
+}
+
+// Volume is a virtual block device as protocols see it. All its methods may
+// be called concurrently and return errors of the kinds in this package.
+// Offsets and lengths are bytes at any alignment; a range that reaches past
+// the volume is ErrInvalid.
+//
+// A write or trim that has returned nil survives the death of the guest. It
+// survives a power cut of the host once a Flush that was called after it has
+// returned.
+type Volume interface {
+	Info() VolumeInfo
+
+	// TryRead fills p from memory alone. It returns false, with p undefined,
+	// when that would need a device.
+	TryRead(p []byte, off int64) (bool, error)
+	// Read fills p. It may wait for devices.
+	Read(ctx context.Context, p []byte, off int64) error
+
+	// TryStage is Stage for callers that cannot wait: it returns nil and no
+	// error when Stage would have to.
+	TryStage(off int64, n int) (Write, error)
+	// Stage reserves memory of the operation log for a write of n bytes at
+	// off (at most MaxIO) and waits for room, until ctx ends.
+	Stage(ctx context.Context, off int64, n int) (Write, error)
+
+	// Trim makes a range read as zero and frees its space.
+	Trim(ctx context.Context, off, n int64) error
+	// WriteZeroes makes a range read as zero. With punch false the space
+	// the zeroes would take stays reserved where the implementation can do
+	// so; thin volumes may punch all the same.
+	WriteZeroes(ctx context.Context, off, n int64, punch bool) error
+	// Flush makes everything that was acknowledged before it, on any
+	// connection, survive a power cut of the host.
+	Flush(ctx context.Context) error
+	// Status appends the extents of a range in order, without gaps; the last
+	// may end before the range does when max extents were found.
+	Status(ctx context.Context, off, n int64, max int, ext []Extent) ([]Extent, error)
+}
+
+// MaxIO is the largest single read or write in bytes.
+const MaxIO = 32 << 20
+
+// Write is a staged write. Exactly one of Commit and Abort must be called,
+// by one goroutine.
+type Write interface {
+	// Buffers returns the memory that the payload is to be received into;
+	// their lengths add up to the length of the write. They are invalid after
+	// Commit or Abort.
+	Buffers() [][]byte
+	// TryCommit publishes the write as Commit does and returns true, or does
+	// nothing and returns false when that would have to wait (a partial block
+	// whose rest must be read from a device).
+	TryCommit() (bool, error)
+	// Commit publishes the write: after it returns nil the write may be
+	// acknowledged. With an error nothing was written.
+	Commit(ctx context.Context) error
+	// Abort gives the memory back. Nothing was written.
+	Abort()
+}

@@ -1,0 +1,229 @@
+package oplog
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"github.com/pollux-storage/pollux/hpdi"
+	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/ondisk"
+)
+
+// Scan follows a flush log from pos and calls fn for each record of each
+// whole batch in order, with the payload of a write. A block of payload is nil
+// when it had been damaged in memory before it was flushed: it must read as an
+// error. The first records may be committed already; fn skips those. Only
+// committed records are missing between two that follow each other. Payload is
+// valid only during the call, and Record.First means nothing.
+//
+// It returns the last record it found, 0 when there is none. A batch that is
+// torn or missing ends the chain and is no error. It is an error that is a
+// block.ErrCorrupt when that batch is known to have been flushed; last is then
+// where the intact part ends.
+func Scan(q hpdi.Queue, area Area, pos DiskPos, fn func(rec Record, payload [][]byte) error) (last block.Seq, err error) {
+	s, err := newScanner(q, area, pos)
+	if err != nil {
+		return 0, err
+	}
+	defer s.close()
+	payload := make([][]byte, 0, MaxRecordBlocks)
+	for {
+		ok, err := s.batch()
+		if err != nil {
+			return last, err
+		}
+		if !ok {
+			return last, s.lost()
+		}
+		blk := 0
+		for _, r := range s.recs {
+			payload = payload[:0]
+			for i := range r.Count * isWrite(r.Kind) {
+				p := s.payload[blk*block.Size : (blk+1)*block.Size : (blk+1)*block.Size]
+				if binary.LittleEndian.Uint32(s.sums[blk*4:]) != r.CRC[i] {
+					p = nil
+				}
+				payload = append(payload, p)
+				blk++
+			}
+			if err := fn(r, payload); err != nil {
+				return last, err
+			}
+			last = r.Seq
+		}
+	}
+}
+
+// Resume goes on with the chain that a former owner of the pool left: it
+// finds the batches from pos on, as Scan does, and appends after the last one,
+// which it returns (0 when there is none). The operation log of that owner
+// must be at hand, as after a takeover; after a power cut Scan and Reset are
+// the way.
+func (d *Disk) Resume(pos DiskPos, epoch block.Epoch) (last block.Seq, err error) {
+	s, err := newScanner(d.q, d.area, pos)
+	if err != nil {
+		return 0, err
+	}
+	defer s.close()
+	var kept []keptBatch
+	var used int64
+	durable := pos.Batch - 1
+	for {
+		at := s.pos
+		ok, err := s.batch()
+		if err != nil {
+			return 0, err
+		}
+		if !ok {
+			break
+		}
+		kept = append(kept, keptBatch{pos: at, last: s.b.last, blocks: s.size})
+		used += s.size
+		last, durable = s.b.last, max(durable, s.b.durable)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.epoch, d.next, d.kept, d.used, d.flushed, d.durable = epoch, s.pos, kept, used, last, durable
+	return last, nil
+}
+
+// window is how much a scanner reads at once.
+const window = 1 << 20
+
+// scanner reads batches one after the other.
+type scanner struct {
+	q    hpdi.Queue
+	area Area
+	pos  DiskPos // of the next batch
+	left int64   // blocks of the area not yet scanned
+
+	mem []byte // window on the area: aligned memory
+	at  int64  // offset in the area of the window's first byte
+	n   int64  // bytes in the window
+
+	// The batch that was read last.
+	b       batch
+	size    int64 // blocks
+	recs    []Record
+	payload []byte
+	sums    []byte
+	last    block.Seq
+}
+
+func newScanner(q hpdi.Queue, area Area, pos DiskPos) (*scanner, error) {
+	if err := area.check(); err != nil {
+		return nil, err
+	}
+	if pos.Offset < 0 || pos.Offset >= area.Length || pos.Offset%block.Size != 0 || pos.Batch == 0 {
+		return nil, &block.CorruptError{What: "position in the flush log", Where: fmt.Sprint(pos.Offset),
+			Why: fmt.Sprintf("batch %d, area of %d bytes", pos.Batch, area.Length)}
+	}
+	// The largest batch, and it may begin anywhere in what was read.
+	size := min(area.Length, (maxBatchMeta+maxBatchBlocks)*block.Size)
+	mem, err := hpdi.Alloc(int(size))
+	if err != nil {
+		return nil, fmt.Errorf("scan flush log: %w", err)
+	}
+	return &scanner{q: q, area: area, pos: pos, left: area.blocks(), mem: mem}, nil
+}
+
+func (s *scanner) close() { _ = hpdi.Free(s.mem) }
+
+// bytes returns n bytes of the area from offset at on, around its end.
+func (s *scanner) bytes(at, n int64) ([]byte, error) {
+	if skip := (at - s.at + s.area.Length) % s.area.Length; skip+n <= s.n {
+		return s.mem[skip : skip+n], nil
+	}
+	want := min(max(n, window), int64(len(s.mem)))
+	head := min(want, s.area.Length-at)
+	reqs := []*hpdi.Request{{Op: hpdi.OpRead, Offset: s.area.Start + at, Vec: [][]byte{s.mem[:head]}}}
+	if head < want {
+		reqs = append(reqs, &hpdi.Request{Op: hpdi.OpRead, Offset: s.area.Start, Vec: [][]byte{s.mem[head:want]}})
+	}
+	s.n = 0
+	if err := hpdi.Do(s.q, reqs...); err != nil {
+		return nil, fmt.Errorf("scan flush log: %w", err)
+	}
+	s.at, s.n = at, want
+	return s.mem[:n], nil
+}
+
+// meta reads header and records at an offset into s.b and s.recs and returns
+// the batch's own checksum. An error that is not of the device says that no
+// whole batch is there.
+func (s *scanner) meta(at int64) (sum uint32, n int64, ok bool, err error) {
+	p, err := s.bytes(at, block.Size)
+	if err != nil {
+		return 0, 0, false, err
+	}
+	n = int64(batchMeta(p))
+	if n == 0 || n > s.area.Length {
+		return 0, 0, false, nil
+	}
+	if p, err = s.bytes(at, n); err != nil {
+		return 0, 0, false, err
+	}
+	s.recs, err = s.b.decode(p, s.recs[:0])
+	if errors.Is(err, ondisk.ErrVersion) {
+		return 0, 0, false, fmt.Errorf("flush log at %d: %w", at, err)
+	}
+	if err != nil {
+		return 0, 0, false, nil
+	}
+	return batchSum(p), n, s.b.pool == s.area.Pool && s.b.nonce == s.pos.Nonce, nil
+}
+
+// batch reads the next batch and returns false when there is no whole one.
+func (s *scanner) batch() (ok bool, err error) {
+	sum, meta, ok, err := s.meta(s.pos.Offset)
+	if err != nil || !ok || s.b.number != s.pos.Batch || s.b.chain != s.pos.Chain {
+		return false, err
+	}
+	size := meta/block.Size + int64(s.b.blocks)
+	if size > s.left {
+		return false, nil
+	}
+	p, err := s.bytes(s.pos.Offset, size*block.Size)
+	if err != nil {
+		return false, err
+	}
+	s.payload, s.sums = p[meta:], s.sums[:0]
+	for i := 0; i < len(s.payload); i += block.Size {
+		s.sums = binary.LittleEndian.AppendUint32(s.sums, ondisk.CRC(s.payload[i:i+block.Size]))
+	}
+	if ondisk.CRC(s.sums) != s.b.sum {
+		return false, nil
+	}
+	if s.b.first <= s.last {
+		return false, batchCorrupt(&s.b, "begins with record %d after %d", s.b.first, s.last)
+	}
+	s.last = s.b.last
+	s.size = size
+	s.left -= size
+	s.pos.Offset = (s.pos.Offset + size*block.Size) % s.area.Length
+	s.pos.Batch++
+	s.pos.Chain = sum
+	return true, nil
+}
+
+// lost looks through the rest of the area for a later batch of the chain that
+// says that the missing one had been flushed. It returns nil when the chain
+// simply ends.
+func (s *scanner) lost() error {
+	for i := int64(0); i < s.left; i++ {
+		at := (s.pos.Offset + i*block.Size) % s.area.Length
+		_, _, ok, err := s.meta(at)
+		if err != nil {
+			return err
+		}
+		if ok && s.b.number > s.pos.Batch && s.b.durable >= s.pos.Batch {
+			return &block.CorruptError{
+				What: "flush log", Where: fmt.Sprintf("batch %d at byte %d", s.pos.Batch, s.area.Start+s.pos.Offset),
+				Why: fmt.Sprintf("it was flushed before batch %d was written and is not whole any more; "+
+					"records after %d are lost", s.b.number, s.last),
+			}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,350 @@
+package region
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"unsafe"
+
+	"github.com/google/uuid"
+	"golang.org/x/sys/unix"
+
+	"github.com/pollux-storage/pollux/internal/block"
+)
+
+// Options describes a new region.
+type Options struct {
+	Pool     block.PoolID
+	Owner    string // at most 64 bytes
+	Epoch    block.Epoch
+	LogBytes int64 // length of the log section, oplog.SectionSize of its payload
+}
+
+// Region is a mapped region.
+type Region struct {
+	path     string
+	file     *os.File
+	mem      []byte
+	readOnly bool
+
+	mu  sync.Mutex
+	hdr Header // guarded by mu
+}
+
+// BootID returns the identity of the running boot of the host. A region whose
+// header carries another one cannot exist: memory does not survive a boot.
+func BootID() (string, error) {
+	p, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "", fmt.Errorf("read the boot id of the host: %w", err)
+	}
+	id, err := uuid.Parse(strings.TrimSpace(string(p)))
+	if err != nil {
+		return "", fmt.Errorf("boot id of the host: %w", err)
+	}
+	return id.String(), nil
+}
+
+// hugePage is the page size that regions are rounded up to, so that no huge
+// page of the medium lies half outside.
+const hugePage = 2 << 20
+
+// Create makes a region with a log section at path, all memory allocated, and
+// maps it read-write. A file that is there already is block.ErrExists. The
+// name appears last: a process that dies meanwhile leaves nothing behind.
+func Create(path string, o Options) (*Region, error) {
+	r, err := create(path, o)
+	if err != nil {
+		return nil, fmt.Errorf("create region %s: %w", path, err)
+	}
+	return r, nil
+}
+
+func create(path string, o Options) (*Region, error) {
+	if o.LogBytes <= 0 || o.LogBytes > maxSize/2 {
+		return nil, fmt.Errorf("log of %d bytes: %w", o.LogBytes, block.ErrInvalid)
+	}
+	boot, err := BootID()
+	if err != nil {
+		return nil, err
+	}
+	length := (o.LogBytes + pageSize - 1) &^ (pageSize - 1)
+	size := firstAt + length
+	if size >= hugePage {
+		size = (size + hugePage - 1) &^ (hugePage - 1)
+	}
+	h := Header{
+		ID: uuid.NewString(), Pool: o.Pool, Owner: o.Owner, Epoch: o.Epoch, BootID: boot,
+		Size: size, Sections: []Section{{SectionLog, firstAt, length}}, generation: 1,
+	}
+	fd, err := unix.Open(filepath.Dir(path), unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("unnamed file in %s: %w", filepath.Dir(path), err)
+	}
+	r := &Region{path: path, file: os.NewFile(uintptr(fd), path), hdr: h}
+	if err := r.fill(fd); err != nil {
+		return nil, errors.Join(err, r.Close())
+	}
+	err = unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", fd), unix.AT_FDCWD, path, unix.AT_SYMLINK_FOLLOW)
+	if err != nil {
+		if errors.Is(err, unix.EEXIST) {
+			err = block.ErrExists
+		}
+		return nil, errors.Join(err, r.Close())
+	}
+	return r, nil
+}
+
+// fill allocates the file's memory, maps it and writes its header.
+func (r *Region) fill(fd int) error {
+	if err := unix.Fchmod(fd, 0o600); err != nil {
+		return fmt.Errorf("set mode 0600: %w", err)
+	}
+	if err := unix.Fallocate(fd, 0, 0, r.hdr.Size); err != nil {
+		if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.ENOMEM) {
+			return fmt.Errorf("no room for %d bytes of memory; give the pool a smaller log or free memory: %w", r.hdr.Size, err)
+		}
+		return fmt.Errorf("allocate %d bytes: %w", r.hdr.Size, err)
+	}
+	// Populated, so that no write of a client pays for a page fault.
+	if err := r.mmap(fd, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_POPULATE); err != nil {
+		return err
+	}
+	r.hdr.Medium = mediumOf(filepath.Dir(r.path))
+	r.word(wordEpoch).Store(uint64(r.hdr.Epoch))
+	return r.storeHeader()
+}
+
+func (r *Region) mmap(fd, prot, flags int) error {
+	mem, err := unix.Mmap(fd, 0, int(r.hdr.Size), prot, unix.MAP_SHARED|flags)
+	if err != nil {
+		return fmt.Errorf("map %d bytes: %w", r.hdr.Size, err)
+	}
+	r.mem = mem
+	return nil
+}
+
+// Open maps an existing region. It trusts nothing in the file: one that is
+// not a whole region of ours is refused. A missing file is fs.ErrNotExist.
+func Open(path string, readOnly bool) (*Region, error) {
+	flags, prot := unix.O_RDWR, unix.PROT_READ|unix.PROT_WRITE
+	if readOnly {
+		flags, prot = unix.O_RDONLY, unix.PROT_READ
+	}
+	// O_NONBLOCK: a named pipe in the region's place must not hang us.
+	fd, err := unix.Open(path, flags|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open region", Path: path, Err: err}
+	}
+	r := &Region{path: path, file: os.NewFile(uintptr(fd), path), readOnly: readOnly}
+	err = r.validate(fd)
+	if err == nil {
+		err = r.mmap(fd, prot, 0)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open region %s: %w", path, err), r.Close())
+	}
+	r.hdr.Medium = mediumOf(filepath.Dir(path))
+	return r, nil
+}
+
+// validate checks the file before any of it is mapped.
+func (r *Region) validate(fd int) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return fmt.Errorf("stat: %w", err)
+	}
+	switch {
+	case st.Mode&unix.S_IFMT != unix.S_IFREG:
+		return fmt.Errorf("not a regular file: %w", block.ErrInvalid)
+	case int(st.Uid) != os.Geteuid():
+		return fmt.Errorf("belongs to user %d: %w", st.Uid, block.ErrInvalid)
+	case st.Mode&0o077 != 0:
+		return fmt.Errorf("mode %#o lets others in, must be 0600: %w", st.Mode&0o777, block.ErrInvalid)
+	case st.Size < firstAt:
+		return corrupt("file", "only %d bytes long", st.Size)
+	}
+	var p [2 * pageSize]byte
+	if _, err := r.file.ReadAt(p[:], 0); err != nil {
+		return fmt.Errorf("read header: %w", err)
+	}
+	if err := r.hdr.decodeTwice(p[:]); err != nil {
+		return err
+	}
+	if st.Size != r.hdr.Size {
+		return corrupt("file", "%d bytes long instead of %d", st.Size, r.hdr.Size)
+	}
+	if st.Blocks*512 < st.Size {
+		return corrupt("file", "only %d of %d bytes have memory", st.Blocks*512, st.Size)
+	}
+	if s := r.hdr.Sections; len(s) == 0 || s[0].Kind != SectionLog {
+		return corrupt("section table", "the first section is not the operation log")
+	}
+	return nil
+}
+
+// storeHeader writes both copies, one after the other. Its words are stored
+// atomically only to keep the compiler from moving a store of the second copy
+// before one of the first. The caller holds mu or is alone.
+func (r *Region) storeHeader() error {
+	var p [headerLen]byte
+	if err := r.hdr.encode(p[:]); err != nil {
+		return err
+	}
+	for copyAt := 0; copyAt < wordsAt; copyAt += pageSize {
+		for i := 0; i < headerLen; i += 8 {
+			r.word(copyAt + i).Store(binary.NativeEndian.Uint64(p[i:]))
+		}
+	}
+	return nil
+}
+
+// word returns an aligned word of the region.
+func (r *Region) word(at int) *atomic.Uint64 {
+	_ = r.mem[at+7]
+	return (*atomic.Uint64)(unsafe.Pointer(&r.mem[at]))
+}
+
+// Path returns the file's name.
+func (r *Region) Path() string { return r.path }
+
+// Header returns the header as it is now. While the owner rewrites it, a
+// reader gets the former one.
+func (r *Region) Header() Header {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var h Header
+	if err := h.decodeTwice(r.mem[:2*pageSize]); err == nil && h.ID == r.hdr.ID && h.Size == r.hdr.Size {
+		h.Medium = r.hdr.Medium
+		r.hdr = h
+	}
+	return r.hdr
+}
+
+// SetOwner records that owner holds the pool from epoch on. An epoch that is
+// lower than the stored one is block.ErrStale: somebody else took over.
+func (r *Region) SetOwner(owner string, epoch block.Epoch) error {
+	if r.readOnly {
+		return fmt.Errorf("set owner of region %s: %w", r.path, block.ErrReadOnly)
+	}
+	h := r.Header()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if now := r.Epoch(); epoch < now {
+		return fmt.Errorf("set owner of region %s to epoch %d, it has %d: %w", r.path, epoch, now, block.ErrStale)
+	}
+	former := r.hdr
+	h.Owner, h.Epoch = owner, epoch
+	h.generation++
+	// Encoded once before anything is stored: a refused owner changes nothing.
+	if err := h.encode(make([]byte, headerLen)); err != nil {
+		return err
+	}
+	r.word(wordEpoch).Store(uint64(epoch))
+	r.hdr = h
+	if err := r.storeHeader(); err != nil {
+		r.hdr = former
+		return err
+	}
+	return nil
+}
+
+// Epoch returns the epoch of the owner. A guest that finds a higher one than
+// its own has lost the pool.
+func (r *Region) Epoch() block.Epoch { return block.Epoch(r.word(wordEpoch).Load()) }
+
+// Beat advances the heartbeat.
+func (r *Region) Beat() { r.word(wordHeartbeat).Add(1) }
+
+// Heartbeat returns how often Beat was called in the life of the region.
+func (r *Region) Heartbeat() uint64 { return r.word(wordHeartbeat).Load() }
+
+// SetState records what the owner does.
+func (r *Region) SetState(s State) { r.word(wordState).Store(uint64(s)) }
+
+// State returns what the owner does.
+func (r *Region) State() State { return State(r.word(wordState).Load()) }
+
+// Announce records that the owner has announced the region to its partner
+// once more, and returns how often it has.
+func (r *Region) Announce() uint64 { return r.word(wordAnnounced).Add(1) }
+
+// Announced returns how often the region was announced.
+func (r *Region) Announced() uint64 { return r.word(wordAnnounced).Load() }
+
+// SetCommitted records that the consistency point cp has committed the log up
+// to seq. It is for status only. Consistency points rise; one goroutine at a
+// time may call it.
+func (r *Region) SetCommitted(cp block.CP, seq block.Seq) {
+	at := committedAt(cp)
+	r.word(at + 8).Store(0)
+	r.word(at).Store(uint64(seq))
+	r.word(at + 8).Store(uint64(cp))
+}
+
+// Committed returns the newest consistency point that was recorded, and up to
+// where it committed the log.
+func (r *Region) Committed() (cp block.CP, seq block.Seq) {
+	for _, at := range []int{wordCommitted0, wordCommitted1} {
+		n := block.CP(r.word(at + 8).Load())
+		s := block.Seq(r.word(at).Load())
+		// The pair belongs together when its number is still there. While
+		// it is being replaced the other one is the newest.
+		if n > cp && committedAt(n) == at && block.CP(r.word(at+8).Load()) == n {
+			cp, seq = n, s
+		}
+	}
+	return cp, seq
+}
+
+func committedAt(cp block.CP) int {
+	if cp%2 == 0 {
+		return wordCommitted0
+	}
+	return wordCommitted1
+}
+
+// Log returns the memory of the operation log, aligned to 4 KiB. In a region
+// that was opened read-only a store to it kills the process.
+func (r *Region) Log() []byte {
+	s := r.hdr.Sections[0] // sections never change
+	end := s.Offset + s.Length
+	return r.mem[s.Offset:end:end]
+}
+
+// Close unmaps the region. The file stays.
+func (r *Region) Close() error {
+	var errs []error
+	if r.mem != nil {
+		errs = append(errs, unix.Munmap(r.mem))
+		r.mem = nil
+	}
+	if r.file != nil {
+		errs = append(errs, r.file.Close())
+		r.file = nil
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("close region %s: %w", r.path, err)
+	}
+	return nil
+}
+
+// Remove deletes the file and unmaps the region. It may be called only when
+// the log is committed. A file of the same name that is not this region stays.
+func (r *Region) Remove() error {
+	mine, err := r.file.Stat()
+	if err != nil {
+		return fmt.Errorf("remove region %s: %w", r.path, err)
+	}
+	if there, err := os.Lstat(r.path); err == nil && os.SameFile(mine, there) {
+		if err := os.Remove(r.path); err != nil {
+			return errors.Join(fmt.Errorf("remove region: %w", err), r.Close())
+		}
+	}
+	return r.Close()
+}
