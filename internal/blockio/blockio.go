@@ -1,0 +1,171 @@
+// Package blockio reads stored blocks and proves them: from the cache when it
+// holds the very version that a pointer names, else from the devices, where
+// neighbouring blocks become one request. Bytes whose checksum is not the
+// pointer's are never handed on.
+package blockio
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/pollux-storage/pollux/hpdi"
+	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/cache"
+	"github.com/pollux-storage/pollux/internal/devices"
+	"github.com/pollux-storage/pollux/internal/ondisk"
+)
+
+// bounceBlocks is the size of one device request at most, and bounces how many
+// bounce buffers all readers of a pool share.
+const (
+	bounceBlocks = 64
+	bounces      = 64
+)
+
+// Reader reads the blocks of one pool. Its methods may be called concurrently.
+type Reader struct {
+	set   *devices.Set
+	cache *cache.Cache
+	pool  uint32 // the pool's number in the cache
+	bufs  chan []byte
+	mem   []byte
+}
+
+// New returns a reader of set's blocks that keeps clean frames in c under the
+// number pool.
+func New(set *devices.Set, c *cache.Cache, pool uint32) (*Reader, error) {
+	mem, err := hpdi.Alloc(bounces * bounceBlocks * block.Size)
+	if err != nil {
+		return nil, err
+	}
+	r := &Reader{set: set, cache: c, pool: pool, mem: mem, bufs: make(chan []byte, bounces)}
+	for buf := range slices.Chunk(mem, bounceBlocks*block.Size) {
+		r.bufs <- buf
+	}
+	return r, nil
+}
+
+// Close frees the reader's memory; no call may be under way.
+func (r *Reader) Close() error { return hpdi.Free(r.mem) }
+
+func (r *Reader) key(p block.Pointer) cache.Key {
+	return cache.Key{Pool: r.pool, Phys: p.Phys, Birth: p.Birth, Sum: p.Sum}
+}
+
+// Cached copies len(dst) bytes from offset off of the block into dst, if the
+// cache holds it.
+func (r *Reader) Cached(p block.Pointer, off int, dst []byte) bool {
+	return r.cache.Get(r.key(p), off, dst)
+}
+
+// ViewCached calls fn with the block, which it must not keep, if the cache
+// holds it.
+func (r *Reader) ViewCached(p block.Pointer, fn func(frame []byte)) bool {
+	return r.cache.View(r.key(p), fn)
+}
+
+// Put offers a block that was just written, or verified, to the cache.
+func (r *Reader) Put(p block.Pointer, frame []byte) { r.cache.Put(r.key(p), frame) }
+
+// Forget tells the cache that n blocks from p on were freed.
+func (r *Reader) Forget(p block.Physical, n int) {
+	for i := range n {
+		r.cache.Forget(r.pool, p+block.Physical(i))
+	}
+}
+
+// View calls fn with the block, reading it from its device when it must.
+func (r *Reader) View(p block.Pointer, fn func(frame []byte)) error {
+	if r.ViewCached(p, fn) {
+		return nil
+	}
+	buf := <-r.bufs
+	defer func() { r.bufs <- buf }()
+	frame := buf[:block.Size]
+	if err := r.set.Do([]*devices.IO{{Op: hpdi.OpRead, At: p.Phys, Vec: [][]byte{frame}}}); err != nil {
+		return err
+	}
+	if err := verify(p, frame); err != nil {
+		return err
+	}
+	r.Put(p, frame)
+	fn(frame)
+	return nil
+}
+
+// Prefetch brings blocks into the cache, many at a time. It is only a hint:
+// what cannot be read will be noticed by whoever wants it.
+func (r *Reader) Prefetch(ps []block.Pointer) {
+	var fetches []Fetch
+	for _, p := range ps {
+		if !p.IsHole() && !r.cache.Has(r.key(p)) {
+			fetches = append(fetches, Fetch{Ptr: p})
+		}
+	}
+	for chunk := range slices.Chunk(fetches, bounceBlocks) {
+		_ = r.readChunk(chunk)
+	}
+}
+
+// Fetch is one block wanted: Dst receives its bytes from Off on.
+type Fetch struct {
+	Ptr block.Pointer
+	Off int
+	Dst []byte
+	Err error // result
+}
+
+// ReadAll carries out all fetches from the devices, neighbours in one request
+// and the rest at once. Each has its own result; the error returned is the
+// first of them.
+func (r *Reader) ReadAll(fetches []Fetch) error {
+	for chunk := range slices.Chunk(fetches, bounceBlocks) {
+		// A reader holds one buffer at a time, so that readers cannot wait for
+		// each other in a circle.
+		if err := r.readChunk(chunk); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *Reader) readChunk(fetches []Fetch) error {
+	buf := <-r.bufs
+	defer func() { r.bufs <- buf }()
+	ios := make([]*devices.IO, 0, 8)
+	for i, f := range fetches {
+		frame := buf[i*block.Size:][:block.Size]
+		if i > 0 && f.Ptr.Phys == fetches[i-1].Ptr.Phys+1 {
+			last := ios[len(ios)-1]
+			last.Vec[0] = last.Vec[0][:len(last.Vec[0])+block.Size]
+			continue
+		}
+		ios = append(ios, &devices.IO{Op: hpdi.OpRead, At: f.Ptr.Phys, Vec: [][]byte{frame}})
+	}
+	_ = r.set.Do(ios) // each IO carries its own error
+	var first error
+	for i, io := 0, 0; i < len(fetches); i++ {
+		f := &fetches[i]
+		if i > 0 && f.Ptr.Phys != fetches[i-1].Ptr.Phys+1 {
+			io++
+		}
+		frame := buf[i*block.Size:][:block.Size]
+		if f.Err = ios[io].Err; f.Err == nil {
+			f.Err = verify(f.Ptr, frame)
+		}
+		if f.Err == nil {
+			r.Put(f.Ptr, frame)
+			copy(f.Dst, frame[f.Off:])
+		} else if first == nil {
+			first = f.Err
+		}
+	}
+	return first
+}
+
+func verify(p block.Pointer, frame []byte) error {
+	if sum := ondisk.CRC(frame); sum != p.Sum {
+		return &block.CorruptError{What: "block", Where: p.String(), Why: fmt.Sprintf("checksum %08x instead of %08x", sum, p.Sum)}
+	}
+	return nil
+}

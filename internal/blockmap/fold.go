@@ -1,0 +1,176 @@
+package blockmap
+
+import (
+	"maps"
+	"slices"
+
+	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/catalogue"
+)
+
+// References is told how a fold changes the references that trees hold to
+// data blocks.
+type References interface {
+	Added(p block.Pointer)
+	Dropped(p block.Pointer)
+}
+
+// VolumeFold merges the frozen mappings of one volume into its tree, and frees
+// what its holes cover, a bounded step at a time.
+type VolumeFold struct {
+	update  *Update
+	refs    References
+	blocks  map[block.Logical]block.Pointer
+	keys    []block.Logical // of blocks, ascending
+	holes   block.Ranges    // of the overlay; newer than everything in the tree
+	pending []catalogue.Pending
+	parents []uint64 // level-1 pages still to be rewritten, ascending
+	after   Tree     // without its root
+}
+
+// parentBlocks is the number of blocks below a level-1 page.
+const parentBlocks = LeafBlocks * Fanout
+
+// everything is the pending range of a volume that is freed whole.
+var everything = []catalogue.Pending{{Range: block.Range{Start: 0, End: MaxLeaves * LeafBlocks}, Limit: block.MaxCP}}
+
+// Volumes returns the volumes that a fold has to visit, ascending.
+func (f Frozen) Volumes() []block.VolumeID {
+	var ids []block.VolumeID
+	for id, t := range f.Trees {
+		if _, changed := f.Overlay.vols[id]; changed || t.Deleted || len(t.Pending) > 0 {
+			ids = append(ids, id)
+		}
+	}
+	slices.Sort(ids)
+	return ids
+}
+
+// Fold prepares the fold of volume id. Pages that have to be visited only in
+// order to free something count against budget, which is lowered; what exceeds
+// it stays pending for the next fold. limit is the consistency point of the
+// fold before: entries of the tree are not younger, those of the overlay are,
+// so that the latter do not die with the range in which they were written.
+func (f Frozen) Fold(id block.VolumeID, limit block.CP, budget *int, pages Pages, w PageWriter, refs References) (*VolumeFold, error) {
+	tree := f.Trees[id]
+	v := &VolumeFold{refs: refs, pending: tree.Pending, after: Tree{Deleted: tree.Deleted, Used: tree.Used}}
+	v.update = NewUpdate(pages, w, tree.Root)
+	if tree.Deleted {
+		v.pending = everything
+	} else if o := f.Overlay.vols[id]; o != nil {
+		v.blocks, v.holes = o.blocks, o.holes
+		v.keys = slices.Sorted(maps.Keys(o.blocks))
+	}
+	for _, lba := range v.keys {
+		if p := uint64(lba) / parentBlocks; len(v.parents) == 0 || v.parents[len(v.parents)-1] != p {
+			v.parents = append(v.parents, p)
+		}
+	}
+	var freed []uint64
+	dead := append(slices.Clone(v.pending), pendingOf(v.holes, limit)...)
+	for _, r := range dead {
+		// Only what exists has to be visited, however large the hole.
+		found, err := Parents(pages, tree.Root, uint64(r.Start)/LeafBlocks, (uint64(r.End)+LeafBlocks-1)/LeafBlocks)
+		if err != nil {
+			return nil, err
+		}
+		freed = append(freed, found...)
+	}
+	slices.Sort(freed)
+	freed = slices.Compact(freed)
+	if n := max(*budget, 0); len(freed) > n {
+		if rest := beyond(dead, block.Logical(freed[n]*parentBlocks)); len(rest) <= catalogue.MaxPending {
+			freed, v.after.Pending = freed[:n], rest
+		}
+	}
+	*budget -= len(freed)
+	v.parents = append(v.parents, freed...)
+	slices.Sort(v.parents)
+	v.parents = slices.Compact(v.parents)
+	if tree.Deleted {
+		v.after.Pending = nil // that it is deleted says it all
+	}
+	return v, nil
+}
+
+func pendingOf(holes block.Ranges, limit block.CP) []catalogue.Pending {
+	var p []catalogue.Pending
+	for _, r := range holes {
+		p = append(p, catalogue.Pending{Range: r, Limit: limit})
+	}
+	return p
+}
+
+// beyond returns the parts of the ranges from a block on.
+func beyond(ranges []catalogue.Pending, from block.Logical) []catalogue.Pending {
+	var rest []catalogue.Pending
+	for _, r := range ranges {
+		if r.Start = max(r.Start, from); r.Start < r.End {
+			rest = append(rest, r)
+		}
+	}
+	return rest
+}
+
+// Step rewrites at most one level-1 page with its leaves. It returns true when
+// nothing is left but Finish.
+func (v *VolumeFold) Step() (done bool, err error) {
+	if len(v.parents) == 0 {
+		return true, nil
+	}
+	if err := v.update.Group(v.parents[0], v.want, v.edit); err != nil {
+		return false, err
+	}
+	v.parents = v.parents[1:]
+	return len(v.parents) == 0, nil
+}
+
+// Finish returns the new tree.
+func (v *VolumeFold) Finish() (Tree, error) {
+	var err error
+	v.after.Root, err = v.update.Finish()
+	return v.after, err
+}
+
+// keysIn returns the mapped blocks of a leaf.
+func (v *VolumeFold) keysIn(leaf uint64) []block.Logical {
+	lo, _ := slices.BinarySearch(v.keys, block.Logical(leaf*LeafBlocks))
+	hi, _ := slices.BinarySearch(v.keys, block.Logical((leaf+1)*LeafBlocks))
+	return v.keys[lo:hi]
+}
+
+func (v *VolumeFold) want(leaf uint64, exists bool) bool {
+	if len(v.keysIn(leaf)) > 0 {
+		return true
+	}
+	lo, hi := block.Logical(leaf*LeafBlocks), block.Logical((leaf+1)*LeafBlocks)
+	return exists && (v.holes.Intersects(lo, hi) ||
+		slices.ContainsFunc(v.pending, func(p catalogue.Pending) bool { return p.Start < hi && p.End > lo }))
+}
+
+func (v *VolumeFold) edit(leaf uint64, page *[block.Size]byte) error {
+	for i := range LeafBlocks {
+		lba := block.Logical(leaf*LeafBlocks + uint64(i))
+		old := block.DecodePointer(page[i*block.PointerSize:])
+		if !old.IsHole() && (v.holes.Contains(lba) || catalogue.Dead(v.pending, lba, old.Birth)) {
+			v.set(page, lba, block.Pointer{})
+		}
+	}
+	for _, lba := range v.keysIn(leaf) {
+		v.set(page, lba, v.blocks[lba])
+	}
+	return nil
+}
+
+func (v *VolumeFold) set(page *[block.Size]byte, lba block.Logical, p block.Pointer) {
+	at := page[uint64(lba)%LeafBlocks*block.PointerSize:]
+	if old := block.DecodePointer(at); !old.IsHole() {
+		v.refs.Dropped(old)
+		v.after.Used--
+	}
+	if !p.IsHole() {
+		v.refs.Added(p)
+		v.after.Used++
+	}
+	p.Encode(at)
+}

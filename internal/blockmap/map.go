@@ -1,0 +1,315 @@
+package blockmap
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+
+	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/catalogue"
+)
+
+// Tree is the tree of one volume.
+type Tree struct {
+	Root    block.Pointer
+	Used    int64 // entries that are not holes
+	Deleted bool  // the volume is gone; folds free the tree
+	// Pending are ranges whose entries are dead up to a consistency point;
+	// folds free them.
+	Pending []catalogue.Pending
+}
+
+// Gone reports whether nothing is left of a deleted volume.
+func (t Tree) Gone() bool { return t.Deleted && t.Root.IsHole() }
+
+// Map is the block map of one pool: the trees of all its volumes and the
+// overlays above them.
+type Map struct {
+	pages Pages
+
+	mu      sync.RWMutex
+	trees   map[block.VolumeID]Tree
+	active  *Overlay
+	folding *Overlay // nil unless a fold is under way
+	// generation counts the installations of new roots, so that a look-up
+	// that failed can tell whether it lost a race.
+	generation uint64
+}
+
+// NewMap returns a map without volumes that reads its pages from pages.
+func NewMap(pages Pages) *Map {
+	return &Map{pages: pages, trees: map[block.VolumeID]Tree{}, active: NewOverlay()}
+}
+
+// Update runs fn with the active overlay, alone. It must be short: all look-ups
+// wait.
+func (m *Map) Update(fn func(active *Overlay)) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	fn(m.active)
+}
+
+// AddVolume makes a volume known, with its tree.
+func (m *Map) AddVolume(id block.VolumeID, t Tree) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.trees[id] = t
+}
+
+// DeleteVolume makes a volume's tree one to be freed by folds, and calls
+// dropped for each of its mappings in the active overlay.
+func (m *Map) DeleteVolume(id block.VolumeID, dropped func(block.Pointer)) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.active.DropVolume(id, dropped)
+	if t, ok := m.trees[id]; ok {
+		t.Deleted = true
+		m.trees[id] = t
+	}
+}
+
+// Overlays returns the sizes of both overlays, in mappings and in the pages
+// that folding them needs.
+func (m *Map) Overlays() (entries, pages int) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	entries, pages = m.active.Len(), m.active.Pages()
+	if m.folding != nil {
+		entries += m.folding.Len()
+		pages += m.folding.Pages()
+	}
+	return entries, pages
+}
+
+// Lookup fills dst with the pointers of len(dst) consecutive blocks from lba
+// on. It may read map pages from devices.
+func (m *Map) Lookup(id block.VolumeID, lba block.Logical, dst []block.Pointer) error {
+	for {
+		_, gen, err := m.lookup(id, lba, dst, true)
+		if err == nil || !errors.Is(err, block.ErrCorrupt) {
+			return err
+		}
+		if !m.newer(gen) {
+			return fmt.Errorf("map of volume %d: %w", id, err)
+		}
+	}
+}
+
+// LookupCached is Lookup for callers that cannot wait; it returns false when a
+// page is not in memory.
+func (m *Map) LookupCached(id block.VolumeID, lba block.Logical, dst []block.Pointer) bool {
+	ok, _, err := m.lookup(id, lba, dst, false)
+	return ok && err == nil
+}
+
+func (m *Map) lookup(id block.VolumeID, lba block.Logical, dst []block.Pointer, wait bool) (ok bool, gen uint64, err error) {
+	// Blocks of one leaf at a time: their overlay entries under one lock,
+	// the others from one view of the leaf.
+	for len(dst) > 0 {
+		leaf := uint64(lba) / LeafBlocks
+		n := min(len(dst), int(LeafBlocks-uint64(lba)%LeafBlocks))
+		var missing [Fanout / 64]uint64
+		m.mu.RLock()
+		tree := m.trees[id]
+		gen = m.generation
+		some := m.fromOverlays(id, lba, dst[:n], &missing)
+		m.mu.RUnlock()
+		if some && !tree.Root.IsHole() {
+			if ok, err := m.fromTree(tree, leaf, lba, dst[:n], &missing, wait); err != nil || !ok {
+				return false, gen, err
+			}
+		}
+		lba += block.Logical(n)
+		dst = dst[n:]
+	}
+	return true, gen, nil
+}
+
+// fromOverlays fills in what the overlays know, makes the rest holes, and
+// marks it as missing.
+func (m *Map) fromOverlays(id block.VolumeID, lba block.Logical, dst []block.Pointer, missing *[Fanout / 64]uint64) (some bool) {
+	for i := range dst {
+		p, ok := m.active.find(id, lba+block.Logical(i))
+		if !ok && m.folding != nil {
+			p, ok = m.folding.find(id, lba+block.Logical(i))
+		}
+		dst[i] = p
+		if !ok {
+			missing[i/64] |= 1 << (i % 64)
+			some = true
+		}
+	}
+	return some
+}
+
+func (m *Map) fromTree(tree Tree, leaf uint64, lba block.Logical, dst []block.Pointer, missing *[Fanout / 64]uint64, wait bool) (bool, error) {
+	fill := func(page []byte) {
+		first := int(uint64(lba) % LeafBlocks)
+		for i := range dst {
+			if missing[i/64]&(1<<(i%64)) != 0 {
+				p := block.DecodePointer(page[(first+i)*block.PointerSize:])
+				if len(tree.Pending) > 0 && catalogue.Dead(tree.Pending, lba+block.Logical(i), p.Birth) {
+					p = block.Pointer{}
+				}
+				dst[i] = p
+			}
+		}
+	}
+	if !wait {
+		p, ok := FindLeafCached(m.pages, tree.Root, leaf)
+		if !ok || p.IsHole() {
+			return ok, nil
+		}
+		return m.pages.ViewCached(p, fill), nil
+	}
+	p, err := FindLeaf(m.pages, tree.Root, leaf)
+	if err != nil || p.IsHole() {
+		return err == nil, err
+	}
+	if err := m.pages.View(p, fill); err != nil {
+		return false, pageError(err, 0, leaf)
+	}
+	return true, nil
+}
+
+// Frozen is what a fold works on: the overlay as it was when the fold began,
+// and the trees below it. Neither changes until EndFold.
+type Frozen struct {
+	Overlay *Overlay
+	Trees   map[block.VolumeID]Tree
+}
+
+// BeginFold moves the active overlay below a new, empty one and returns it.
+// Only one fold may be under way.
+func (m *Map) BeginFold() Frozen {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.folding, m.active = m.active, NewOverlay()
+	return Frozen{m.folding, maps.Clone(m.trees)}
+}
+
+// EndFold installs the trees of a fold that is durable and drops its overlay.
+// Trees that belong to a deleted volume and are empty are forgotten.
+func (m *Map) EndFold(trees map[block.VolumeID]Tree) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for id, t := range trees {
+		if t.Gone() {
+			delete(m.trees, id)
+			continue
+		}
+		t.Deleted = m.trees[id].Deleted // it may have been deleted meanwhile
+		m.trees[id] = t
+	}
+	m.folding = nil
+	m.generation++
+}
+
+// Roots returns the roots of all trees, those of deleted volumes included.
+func (m *Map) Roots() []block.Pointer {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	var roots []block.Pointer
+	for _, t := range m.trees {
+		roots = append(roots, t.Root)
+	}
+	return roots
+}
+
+// Unfinished reports whether another fold would free something.
+func (m *Map) Unfinished() bool {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	for _, t := range m.trees {
+		if t.Deleted || len(t.Pending) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// Pointers calls fn for every reference that the map holds: the pages of the
+// trees in roots and what their leaves point at, and the overlay entries. It
+// reads all pages; nothing may change meanwhile.
+func (m *Map) Pointers(roots []block.Pointer, fn func(p block.Pointer, page bool) error) error {
+	for _, root := range roots {
+		err := Walk(m.pages, root, func(p block.Pointer, level int, leaf uint64) (bool, error) {
+			if err := fn(p, true); err != nil || level > 0 {
+				return true, err
+			}
+			return false, m.leafPointers(p, leaf, fn)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return m.OverlayPointers(func(p block.Pointer) error { return fn(p, false) })
+}
+
+// MappedLeaves returns the numbers of the leaves of a volume that map
+// anything, in tree or overlays, ascending.
+func (m *Map) MappedLeaves(id block.VolumeID) ([]uint64, error) {
+	for {
+		leaves, gen, err := m.mappedLeaves(id)
+		if err == nil || !errors.Is(err, block.ErrCorrupt) || !m.newer(gen) {
+			return leaves, err
+		}
+	}
+}
+
+func (m *Map) mappedLeaves(id block.VolumeID) (leaves []uint64, gen uint64, err error) {
+	m.mu.RLock()
+	root := m.trees[id].Root
+	gen = m.generation
+	for _, o := range []*Overlay{m.active, m.folding} {
+		if o != nil && o.vols[id] != nil {
+			leaves = slices.AppendSeq(leaves, o.vols[id].pages.Leaves)
+		}
+	}
+	m.mu.RUnlock()
+	err = Walk(m.pages, root, func(_ block.Pointer, level int, leaf uint64) (bool, error) {
+		if level == 0 {
+			leaves = append(leaves, leaf)
+		}
+		return true, nil
+	})
+	slices.Sort(leaves)
+	return slices.Compact(leaves), gen, err
+}
+
+// newer reports whether a fold has installed new roots since generation gen.
+func (m *Map) newer(gen uint64) bool {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return gen != m.generation
+}
+
+// OverlayPointers calls fn for each reference that the overlays hold.
+func (m *Map) OverlayPointers(fn func(p block.Pointer) error) error {
+	visit := func(_ block.VolumeID, _ block.Logical, p block.Pointer) error { return fn(p) }
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	if m.folding != nil {
+		if err := m.folding.each(visit); err != nil {
+			return err
+		}
+	}
+	return m.active.each(visit)
+}
+
+func (m *Map) leafPointers(p block.Pointer, leaf uint64, fn func(block.Pointer, bool) error) error {
+	var entries [Fanout]block.Pointer
+	if err := m.pages.View(p, func(page []byte) { decodePage(page, &entries) }); err != nil {
+		return pageError(err, 0, leaf)
+	}
+	for _, e := range entries {
+		if !e.IsHole() {
+			if err := fn(e, false); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}

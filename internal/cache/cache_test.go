@@ -1,0 +1,409 @@
+package cache
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"testing"
+
+	"github.com/pollux-storage/pollux/hpdi"
+	"github.com/pollux-storage/pollux/internal/block"
+)
+
+// content fills p with what the block of a key holds, so that a wrong hit is
+// seen.
+func content(k Key, p []byte) {
+	x := uint64(k.Phys)*31 + uint64(k.Birth)*1_000_003 + uint64(k.Pool)<<40 + uint64(k.Sum)<<8
+	for i := 0; i+8 <= len(p); i += 8 {
+		x = x*6364136223846793005 + 1442695040888963407
+		binary.LittleEndian.PutUint64(p[i:], x)
+	}
+}
+
+func data(k Key) []byte {
+	p := make([]byte, block.Size)
+	content(k, p)
+	return p
+}
+
+func key(n int) Key { return Key{Pool: 1, Phys: block.Physical(n), Birth: 1, Sum: uint32(n)} }
+
+// check verifies the invariants of the package comment.
+func (c *Cache) check() error {
+	for i := range c.shards {
+		if err := c.shards[i].check(); err != nil {
+			return fmt.Errorf("shard %d: %w", i, err)
+		}
+	}
+	return nil
+}
+
+func (s *shard) check() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	seen := make(map[uint32]uint8)
+	for name := range s.lists {
+		l, n, prev := &s.lists[name], uint32(0), uint32(0)
+		for f := l.head; f != 0; f = s.records[f-1].next {
+			r := &s.records[f-1]
+			if r.list != uint8(name) || r.prev != prev {
+				return fmt.Errorf("frame %d in list %d says list %d, previous %d", f-1, name, r.list, r.prev)
+			}
+			if _, dup := seen[f-1]; dup || f-1 >= s.fresh {
+				return fmt.Errorf("frame %d is in two lists or was never used", f-1)
+			}
+			seen[f-1] = uint8(name)
+			prev = f
+			n++
+		}
+		if n != l.n || l.tail != prev {
+			return fmt.Errorf("list %d has %d frames and tail %d, says %d and %d", name, n, prev, l.n, l.tail)
+		}
+	}
+	if uint32(len(seen)) != s.fresh {
+		return fmt.Errorf("%d frames in lists, %d were used", len(seen), s.fresh)
+	}
+	inTable := uint32(0)
+	for i, sl := range s.table {
+		if sl.frame == 0 {
+			continue
+		}
+		inTable++
+		r := &s.records[sl.frame-1]
+		if seen[sl.frame-1] == free || r.hash != sl.hash {
+			return fmt.Errorf("table entry %d names frame %d wrongly", i, sl.frame-1)
+		}
+		if at, ok := s.find(sl.hash, r.pool, block.Physical(r.phys)); !ok || at != uint32(i) {
+			return fmt.Errorf("table entry %d is not found: at %d, %t", i, at, ok)
+		}
+	}
+	if inTable != s.lists[cold].n+s.lists[hot].n {
+		return fmt.Errorf("%d entries in the table, %d frames in lists", inTable, s.lists[cold].n+s.lists[hot].n)
+	}
+	return nil
+}
+
+func mustHold(t *testing.T, c *Cache) {
+	t.Helper()
+	if err := c.check(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestKeyMustAgree(t *testing.T) {
+	c := New(make([]byte, 1<<20))
+	k := Key{Pool: 1, Phys: block.At(2, 77), Birth: 5, Sum: 9}
+	c.Put(k, data(k))
+	got := make([]byte, 100)
+	if !c.Get(k, 1000, got) || string(got) != string(data(k)[1000:1100]) {
+		t.Fatal("no hit, or the wrong part")
+	}
+	for _, other := range []Key{
+		{2, k.Phys, k.Birth, k.Sum}, {1, k.Phys + 1, k.Birth, k.Sum}, {1, k.Phys, 6, k.Sum}, {1, k.Phys, k.Birth, 8},
+	} {
+		if c.Get(other, 0, got) || c.Has(other) || c.View(other, func([]byte) {}) {
+			t.Errorf("%+v hits the frame of %+v", other, k)
+		}
+		c.Drop(other)
+	}
+	if !c.View(k, func(f []byte) {
+		if len(f) != block.Size || string(f) != string(data(k)) {
+			t.Error("the wrong frame")
+		}
+	}) {
+		t.Error("dropped by another's key")
+	}
+	again := k
+	again.Birth++
+	c.Put(again, data(again))
+	if c.Has(k) || !c.Has(again) || c.Stats().Used != 1 {
+		t.Error("the block's new content did not take the place of the old")
+	}
+	c.Drop(again)
+	if c.Has(again) || c.Stats().Used != 0 {
+		t.Error("still there after Drop")
+	}
+	if st := c.Stats(); st.Hits != 2 || st.Misses != 8 || st.Evictions != 0 {
+		t.Errorf("%+v", st)
+	}
+	mustHold(t, c)
+}
+
+// TestSizes: any piece of memory gives a working cache that stays inside it.
+func TestSizes(t *testing.T) {
+	for _, size := range []int{0, 1, 4095, 8191, 8400, 12288, 40000, 1 << 17, 1<<20 + 13, 3 << 20} {
+		for _, skew := range []int{0, 1, 4000} {
+			mem := make([]byte, size+skew+64)
+			guard := mem[size+skew:]
+			for i := range guard {
+				guard[i] = 0xee
+			}
+			c := New(mem[skew : size+skew : size+skew])
+			st := c.Stats()
+			if st.Frames*block.Size > size || size > 1<<20 && st.Frames < size/frameCost-64 {
+				t.Errorf("%d frames in %d bytes", st.Frames, size)
+			}
+			for n := range 2*st.Frames + 10 {
+				c.Put(key(n), data(key(n)))
+			}
+			if st = c.Stats(); st.Used > st.Frames || st.Frames > 0 && st.Used < st.Frames*3/4 {
+				t.Errorf("%d bytes: %d of %d frames used", size, st.Used, st.Frames)
+			}
+			for _, b := range guard {
+				if b != 0xee {
+					t.Fatalf("%d bytes: wrote past the memory", size)
+				}
+			}
+			mustHold(t, c)
+		}
+	}
+}
+
+func TestDropPool(t *testing.T) {
+	c := New(make([]byte, 4<<20))
+	for n := range 200 {
+		k := key(n)
+		k.Pool = uint32(n % 2)
+		c.Put(k, data(k))
+	}
+	c.DropPool(1)
+	mustHold(t, c)
+	for n := range 200 {
+		k := key(n)
+		k.Pool = uint32(n % 2)
+		if c.Has(k) != (n%2 == 0) {
+			t.Fatalf("block %d of pool %d: here is %t", n, k.Pool, c.Has(k))
+		}
+	}
+}
+
+// access reads a block through the cache and reports whether it hit.
+func access(c *Cache, k Key, buf []byte) bool {
+	if c.Get(k, 0, buf) {
+		return true
+	}
+	content(k, buf)
+	c.Put(k, buf)
+	return false
+}
+
+// TestScan: a scan ten times as long as the cache leaves the hot set in it,
+// also when each block is read in eight pieces.
+func TestScan(t *testing.T) {
+	for _, pieces := range []int{1, 8} {
+		c := New(make([]byte, 4<<20))
+		frames := c.Stats().Frames
+		buf := make([]byte, block.Size)
+		hotSet := frames / 2
+		for round := range 4 {
+			for n := range hotSet {
+				access(c, key(n), buf)
+			}
+			for n := range frames / 2 { // other traffic, which fills memory
+				access(c, key(1<<20+round*frames+n), buf)
+			}
+		}
+		for n := range 10 * frames {
+			k := key(1<<30 + n)
+			for range pieces {
+				access(c, k, buf)
+			}
+		}
+		left := 0
+		for n := range hotSet {
+			if c.Has(key(n)) {
+				left++
+			}
+		}
+		t.Logf("%d pieces: %d of %d hot blocks left after a scan of %d", pieces, left, hotSet, 10*frames)
+		if left < hotSet*9/10 {
+			t.Errorf("%d pieces: only %d of %d hot blocks are left", pieces, left, hotSet)
+		}
+		mustHold(t, c)
+	}
+}
+
+// TestWorkingSet: a set that fits is in the cache after a few random rounds,
+// and takes it over from a former one.
+func TestWorkingSet(t *testing.T) {
+	c := New(make([]byte, 4<<20))
+	frames := c.Stats().Frames
+	rng := rand.New(rand.NewPCG(1, 2))
+	buf := make([]byte, block.Size)
+	for phase := range 3 {
+		set := frames * 9 / 10
+		hits := 0
+		const rounds = 12
+		for i := range rounds * set {
+			if access(c, key(phase<<24+rng.IntN(set)), buf) && i >= (rounds-1)*set {
+				hits++
+			}
+		}
+		t.Logf("phase %d: %.3f hits in the last round", phase, float64(hits)/float64(set))
+		if hits < set*9/10 {
+			t.Errorf("phase %d: %d of %d hit", phase, hits, set)
+		}
+	}
+}
+
+// TestConcurrent runs random operations from several goroutines; content
+// tells of a wrong hit. Each physical block has several lives.
+func TestConcurrent(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	c := New(make([]byte, 2<<20))
+	var wg sync.WaitGroup
+	for w := range 4 {
+		wg.Go(func() {
+			rng := rand.New(rand.NewPCG(seed, uint64(w)))
+			buf, want := make([]byte, block.Size), make([]byte, block.Size)
+			for range 20000 {
+				n := rng.IntN(700)
+				k := Key{Pool: uint32(n % 3), Phys: block.Physical(n), Birth: block.CP(1 + rng.IntN(3)), Sum: uint32(rng.IntN(2))}
+				content(k, want)
+				switch rng.IntN(20) {
+				case 0:
+					c.Drop(k)
+				case 1:
+					if rng.IntN(200) == 0 {
+						c.DropPool(k.Pool)
+					}
+				case 2, 3, 4, 5, 6, 7, 8:
+					c.Put(k, want)
+				case 9, 10:
+					c.View(k, func(f []byte) {
+						if string(f) != string(want) {
+							t.Errorf("seed %d: view of %+v shows another block", seed, k)
+						}
+					})
+				default:
+					off := rng.IntN(block.Size)
+					p := buf[:1+rng.IntN(block.Size-off)]
+					if c.Get(k, off, p) && string(p) != string(want[off:off+len(p)]) {
+						t.Errorf("seed %d: get of %+v returns another block", seed, k)
+					}
+				}
+			}
+		})
+	}
+	wg.Wait()
+	mustHold(t, c)
+	t.Logf("%+v", c.Stats())
+}
+
+// FuzzOps compares a cache of few frames, in one shard, with a map: what it
+// has is right, what it must have (put last, dropped never) is there.
+func FuzzOps(f *testing.F) {
+	f.Add([]byte{0, 1, 0, 2, 0, 1, 64, 1, 128, 1, 192, 0})
+	f.Add([]byte("put and get and drop, again and again, in a small table of frames"))
+	rng := rand.New(rand.NewPCG(3, 4))
+	long := make([]byte, 800)
+	for i := range long {
+		long[i] = byte(rng.Uint32())
+	}
+	f.Add(long)
+	mem := make([]byte, 13*frameCost+block.Size)
+	f.Fuzz(func(t *testing.T, ops []byte) {
+		c := New(mem)
+		model := make(map[block.Physical]Key) // the last put of each block, until dropped
+		buf := make([]byte, block.Size)
+		for len(ops) >= 2 && len(ops) < 1024 {
+			op, arg := ops[0], ops[1]
+			ops = ops[2:]
+			k := Key{Pool: uint32(arg & 1), Phys: block.Physical(arg >> 1 & 31), Birth: block.CP(op & 1), Sum: uint32(op >> 1 & 1)}
+			id := k.Phys<<1 | block.Physical(k.Pool)
+			last, known := model[id]
+			switch op >> 6 {
+			case 0, 1:
+				c.Put(k, data(k))
+				model[id] = k
+				if !c.Has(k) {
+					t.Fatalf("%+v is gone right after Put", k)
+				}
+			case 2:
+				if hit := c.Get(k, 0, buf); hit && (!known || last != k || string(buf) != string(data(k))) {
+					t.Fatalf("hit of %+v, last put was %+v (%t)", k, last, known)
+				}
+			case 3:
+				if op&0x3f == 0 {
+					c.DropPool(k.Pool)
+					for i, x := range model {
+						if x.Pool == k.Pool {
+							delete(model, i)
+						}
+					}
+				} else if c.Drop(k); last == k {
+					delete(model, id)
+				}
+			}
+			if err := c.check(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if st := c.Stats(); st.Evictions == 0 && st.Used != len(model) {
+			t.Fatalf("%d frames used for %d blocks without any eviction", st.Used, len(model))
+		}
+	})
+}
+
+func TestNoAllocation(t *testing.T) {
+	c := New(make([]byte, 1<<20))
+	buf := make([]byte, block.Size)
+	n := 0
+	if a := testing.AllocsPerRun(2000, func() {
+		n++
+		c.Put(key(n), buf)
+		c.Get(key(n), 0, buf)
+		c.Drop(key(n - 5))
+	}); a != 0 {
+		t.Errorf("%v allocations an operation", a)
+	}
+}
+
+func benchCache(b *testing.B) *Cache {
+	mem, err := hpdi.Alloc(256 << 20)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { hpdi.Free(mem) })
+	c := New(mem)
+	buf := make([]byte, block.Size)
+	for n := range c.Stats().Frames * 3 / 4 {
+		c.Put(key(n), buf)
+	}
+	b.ReportAllocs()
+	b.SetBytes(block.Size)
+	return c
+}
+
+func BenchmarkGetHit(b *testing.B) {
+	c := benchCache(b)
+	n := uint32(c.Stats().Frames / 2)
+	b.RunParallel(func(pb *testing.PB) {
+		buf, rng := make([]byte, block.Size), rand.New(rand.NewPCG(1, rand.Uint64()))
+		for pb.Next() {
+			c.Get(key(int(rng.Uint32N(n))), 0, buf)
+		}
+	})
+}
+
+func BenchmarkGetMiss(b *testing.B) {
+	c := benchCache(b)
+	b.RunParallel(func(pb *testing.PB) {
+		buf, rng := make([]byte, block.Size), rand.New(rand.NewPCG(1, rand.Uint64()))
+		for pb.Next() {
+			c.Get(key(1<<30+int(rng.Uint32()>>8)), 0, buf)
+		}
+	})
+}
+
+func BenchmarkPutEvict(b *testing.B) {
+	c := benchCache(b)
+	b.RunParallel(func(pb *testing.PB) {
+		buf, rng := make([]byte, block.Size), rand.New(rand.NewPCG(1, rand.Uint64()))
+		for pb.Next() {
+			c.Put(key(1<<30+int(rng.Uint32()>>4)), buf)
+		}
+	})
+}

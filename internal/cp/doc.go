@@ -1,0 +1,54 @@
+// Package cp makes consistency points: the moments at which everything up to a
+// position of the operation log is on the devices, atomically. It is the only
+// writer of the metadata journal, of the metadata trees and of superblocks.
+//
+// # Commit
+//
+// [Machine.Commit] takes one consistency point through its steps:
+//
+//	freeze    the dirty index; its log position is the point's
+//	write     the data to free blocks, in logical order, zeroes as holes
+//	sync      all devices
+//	journal   one record: mappings, changes of the catalogue, log position
+//	sync      the journal's device; from here on the point exists
+//	install   mappings into the map's overlay, drop the frozen generation
+//
+// It reads nothing: what the new mappings replace in the trees is found by the
+// fold. A point whose writes failed has changed nothing; its generation stays
+// frozen and readable in memory, and Commit can be tried again, onto other
+// blocks.
+//
+// # Fold
+//
+// The journal is finite and the overlay lies in memory, so [Machine.Fold]
+// merges them into the trees now and then, in small steps between which
+// consistency points go on:
+//
+//	begin     the active overlay becomes the folding one; the journal position
+//	          after the last point is where replay will start
+//	volumes   rewrite changed leaves and their parents, copy-on-write
+//	counts    apply the changes of references to the trees of counts
+//	catalogue rewrite the list of volumes with the new roots
+//	journal   a record of the metadata pages that the fold took and freed
+//	sync
+//	superblock, in two copies, into the slot of its generation; sync
+//	install   new roots; only now are replaced blocks and pages free
+//
+// The pages that a fold itself takes and frees are not in the counts that it
+// writes, which would be a circle: its journal record carries them, and the
+// next fold counts them. The record belongs to the superblock that follows it:
+// replay heeds it only when that superblock is the one it started from.
+//
+// # Recovery
+//
+//	newest valid superblock → journal records after its position, in a chain →
+//	operation log after the last record's position
+//
+// Invariants:
+//
+//	fold's point <= last committed point
+//	count of a block = entries of trees and overlays that point at it
+//	a block is reused only when the commit that freed it is durable
+//	journal: tail <= head <= tail + size; a record never overwrites one that
+//	         replay from the newest superblock needs
+package cp

@@ -1,0 +1,119 @@
+package cp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/oplog"
+)
+
+// Flusher makes published prefixes of the operation log survive a power cut.
+// All flushes that wait while one is under way are served by the next: one
+// sequential write and one sync for all of them. Its methods may be called
+// concurrently.
+//
+// The chain of batches in the flush log begins with a consistency point, whose
+// record says where. Before the first one since the pool was opened, and when
+// the area is full, a flush is served by a consistency point instead.
+//
+// mu is held during the I/O of a flush and from the choice of a chain position
+// until the commit that carries it is durable. Readers and writers never take
+// it.
+type Flusher struct {
+	log    *oplog.Log
+	commit func(ctx context.Context) error // makes a consistency point
+
+	mu       sync.Mutex
+	disk     *oplog.Disk
+	started  bool          // the chain has begun with a durable commit and can go on
+	starting bool          // the commit being made begins the chain anew
+	pos      oplog.DiskPos // in the newest durable commit
+	promised block.Seq     // what flushes, this guest's or an earlier one's, may have promised
+	flushed  atomic.Uint64
+}
+
+// NewFlusher returns a flusher of log to disk. pos is the position in the flush
+// log that the newest durable commit carries. commit makes a consistency point
+// of everything published before it was called.
+func NewFlusher(log *oplog.Log, disk *oplog.Disk, pos oplog.DiskPos, commit func(ctx context.Context) error) *Flusher {
+	// Whoever owned the pool before may have promised all that is in the log.
+	return &Flusher{log: log, disk: disk, pos: pos, promised: log.Head(), commit: commit}
+}
+
+// Flush returns once everything published before the call survives a power cut.
+func (f *Flusher) Flush(ctx context.Context) error {
+	target := uint64(f.log.Head())
+	if f.flushed.Load() >= target {
+		return nil
+	}
+	done, err := f.try(target)
+	if done || err != nil {
+		return err
+	}
+	if err := f.commit(ctx); err != nil {
+		return fmt.Errorf("flush: %w", err)
+	}
+	return nil
+}
+
+// try flushes by an append to the chain; done is false when that cannot be.
+func (f *Flusher) try(target uint64) (done bool, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.flushed.Load() >= target {
+		return true, nil
+	}
+	if !f.started {
+		return false, nil
+	}
+	head := f.log.Head()
+	switch err := f.disk.Append(f.log, block.Seq(f.flushed.Load()), head); {
+	case errors.Is(err, oplog.ErrFull):
+		return false, nil
+	case err != nil:
+		return false, fmt.Errorf("flush log positions up to %d: %w", head, err)
+	}
+	f.flushed.Store(uint64(head))
+	f.promised = head
+	return true, nil
+}
+
+// Close frees memory; no flush may be under way or come.
+func (f *Flusher) Close() error { return f.disk.Close() }
+
+func (f *Flusher) lock()   { f.mu.Lock() }
+func (f *Flusher) unlock() { f.mu.Unlock() }
+
+// positionLocked returns where the flush log has to be scanned from once
+// everything up to seq is committed by point cp.
+func (f *Flusher) positionLocked(seq block.Seq, epoch block.Epoch, cp block.CP) oplog.DiskPos {
+	switch {
+	case f.started:
+		return f.disk.Position(seq)
+	case seq < f.promised:
+		// The old chain still holds what somebody was promised.
+		return f.pos
+	}
+	f.starting = true
+	return f.disk.Reset(epoch, uint64(epoch)<<40^uint64(cp))
+}
+
+// committedLocked says that the commit of seq, with pos, is durable.
+func (f *Flusher) committedLocked(seq block.Seq, pos oplog.DiskPos) {
+	if f.started = f.started || f.starting; f.started {
+		f.disk.Committed(seq, pos)
+	}
+	f.starting = false
+	f.pos = pos
+	if f.flushed.Load() < uint64(seq) {
+		f.flushed.Store(uint64(seq))
+	}
+}
+
+// invalidateLocked ends the use of the chain, whose position may not be known
+// to any durable commit.
+func (f *Flusher) invalidateLocked() { f.started, f.starting = false, false }

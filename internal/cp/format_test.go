@@ -1,0 +1,257 @@
+package cp
+
+import (
+	"bytes"
+	"encoding/hex"
+	"errors"
+	"flag"
+	"os"
+	"reflect"
+	"testing"
+	"time"
+
+	"github.com/pollux-storage/pollux/hpdi"
+	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/block/blocktest"
+	"github.com/pollux-storage/pollux/internal/catalogue"
+	"github.com/pollux-storage/pollux/internal/devices"
+	"github.com/pollux-storage/pollux/internal/ondisk"
+	"github.com/pollux-storage/pollux/internal/oplog"
+	"github.com/pollux-storage/pollux/internal/space"
+)
+
+var update = flag.Bool("update", false, "write golden files anew")
+
+var testPool = block.PoolID{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16}
+
+func testSuperblock() *Superblock {
+	return &Superblock{
+		Pool: testPool, Epoch: 7, Generation: 42, Fold: 5, CP: 9, Log: 1000,
+		Flush:   oplog.DiskPos{Offset: 8192, Batch: 3, Chain: 0xabcdef, Nonce: 7<<40 ^ 9},
+		Journal: JournalPos{Offset: 12288, Number: 17, Prev: 0x01020304},
+		Devices: []DeviceRoot{
+			{ID: block.DeviceID{0xd0}, Blocks: 65536, First: 2048, Counts: block.Pointer{Phys: block.At(1, 300), Birth: 9, Sum: 0x11223344}},
+			{ID: block.DeviceID{0xd1}, Blocks: 4096, First: 256},
+		},
+		Catalogue: block.Pointer{Phys: block.At(0, 2050), Birth: 9, Sum: 0x55667788},
+		CatBytes:  100, Used: 77, RegionID: "region", BootID: "boot",
+	}
+}
+
+func testRecords() map[string]*record {
+	vol := catalogue.Volume{ID: 3, Name: "vol", Size: 1 << 20, Created: time.Unix(1, 2).UTC()}
+	return map[string]*record{
+		"commit": {Number: 17, Epoch: 7, Prev: 0x01020304, Type: typeCommit, Commit: commit{
+			CP: 10, Log: 1010, Flush: oplog.DiskPos{Offset: 4096, Batch: 2, Chain: 5, Nonce: 6},
+			Holes: []volumeRange{{2, block.Range{Start: 5, End: 500}}},
+			Runs: []mapRun{
+				{Volume: 2, LBA: 7, At: block.At(1, 400), Sums: []uint32{1, 2, 3}},
+				{Volume: 3, LBA: 0, At: block.At(0, 2049), Sums: []uint32{4}},
+			},
+			Catalogue: []catalogue.Change{{Put: &vol}, {Delete: 1}},
+		}},
+		"fold": {Number: 18, Epoch: 7, Prev: 0x05060708, Type: typeFold, Fold: foldPages{
+			Fold: 6, Taken: []space.Run{{At: block.At(0, 2060), N: 4}}, Freed: []space.Run{{At: block.At(1, 300), N: 1}, {At: block.At(1, 310), N: 2}},
+		}},
+	}
+}
+
+// golden compares b, without the zeroes at its end, with a file of hex dumps.
+func golden(t *testing.T, file string, b []byte) {
+	t.Helper()
+	got := hex.Dump(bytes.TrimRight(b, "\x00"))
+	if *update {
+		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != string(want) {
+		t.Errorf("%s: the format has changed; if that is meant, raise its version:\n%s", file, got)
+	}
+}
+
+func TestGoldenSuperblock(t *testing.T) {
+	s := testSuperblock()
+	b := s.Encode()
+	golden(t, "testdata/superblock.hex", b)
+	got, err := DecodeSuperblock(b)
+	if err != nil || !reflect.DeepEqual(got, s) {
+		t.Errorf("%v: %+v", err, got)
+	}
+}
+
+func TestGoldenRecords(t *testing.T) {
+	for name, r := range testRecords() {
+		b := r.encode(testPool)
+		golden(t, "testdata/"+name+".hex", b)
+		got, n, err := decodeRecord(b, testPool)
+		if err != nil || n != len(b) || !reflect.DeepEqual(got, r) {
+			t.Errorf("%s: %v: %+v", name, err, got)
+		}
+		if _, _, err := decodeRecord(b, block.PoolID{}); !errors.Is(err, ondisk.ErrMagic) {
+			t.Errorf("%s: record of another pool: %v", name, err)
+		}
+	}
+}
+
+// reseal gives fuzzed bytes a good checksum, without which no decoder would
+// ever look at what follows.
+func reseal(b []byte, kind ondisk.Kind, length int) {
+	h := ondisk.Header{Kind: kind, Version: 1, Length: length, Pool: testPool, Epoch: 1, Generation: 1}
+	ondisk.Seal(b, h)
+}
+
+func FuzzSuperblock(f *testing.F) {
+	f.Add(testSuperblock().Encode()[:400], true)
+	f.Add([]byte("PLXsuper"), false)
+	f.Fuzz(func(t *testing.T, in []byte, sound bool) {
+		b := make([]byte, block.Size)
+		n := copy(b, in)
+		if sound && n >= ondisk.HeaderSize {
+			reseal(b, ondisk.KindSuperblock, n)
+		}
+		s, err := DecodeSuperblock(b)
+		if err != nil {
+			return
+		}
+		again, err := DecodeSuperblock(s.Encode())
+		if err != nil || !reflect.DeepEqual(s, again) {
+			t.Fatalf("%v: %+v became %+v", err, s, again)
+		}
+	})
+}
+
+func FuzzRecord(f *testing.F) {
+	for _, r := range testRecords() {
+		f.Add(bytes.TrimRight(r.encode(testPool), "\x00"), true)
+	}
+	f.Add([]byte("PLXjrnal"), false)
+	f.Fuzz(func(t *testing.T, in []byte, sound bool) {
+		b := make([]byte, roundUp(max(len(in), block.Size)))
+		n := copy(b, in)
+		if sound && n >= ondisk.HeaderSize {
+			reseal(b, ondisk.KindJournal, n)
+		}
+		_, _ = recordLength(b)
+		r, _, err := decodeRecord(b, testPool)
+		if err != nil {
+			return
+		}
+		again, _, err := decodeRecord(r.encode(testPool), testPool)
+		if err != nil || !reflect.DeepEqual(r, again) {
+			t.Fatalf("%v: %+v became %+v", err, r, again)
+		}
+	})
+}
+
+// journalRig is a journal with some records in it, on a device of its own.
+func journalRig(t testing.TB, n int) (*journal, *blocktest.Crash, [][]byte) {
+	dev := blocktest.NewCrash(64*block.Size, 1)
+	j := &journal{set: devices.NewSet([]hpdi.Device{dev}), pool: testPool, start: 8, size: 16 * block.Size, next: JournalPos{Number: 1}}
+	var made [][]byte
+	for i := range n {
+		r := &record{Epoch: 1, Type: typeCommit, Commit: commit{CP: block.CP(i + 1), Log: block.Seq(i), Flush: oplog.DiskPos{Batch: 1}}}
+		for range i * 300 % 1500 {
+			r.Commit.Runs = append(r.Commit.Runs, mapRun{Volume: 1, LBA: block.Logical(i), At: block.At(0, 9), Sums: []uint32{uint32(i)}})
+		}
+		if err := j.append(r); errors.Is(err, errJournalFull) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		made = append(made, r.encode(testPool))
+	}
+	return j, dev, made
+}
+
+// Whatever happens to the bytes of a journal, replay yields a prefix of what
+// was appended to it, and never panics.
+func FuzzReplay(f *testing.F) {
+	f.Add(4, 0, []byte{1}, 3)
+	f.Add(6, 5000, []byte("PLXjrnal"), 700)
+	f.Add(3, 4096, make([]byte, 4096), 0)
+	f.Fuzz(func(t *testing.T, n, at int, damage []byte, again int) {
+		j, dev, made := journalRig(t, min(max(n, 0), 12))
+		for i, c := range damage[:min(len(damage), 500)] {
+			for _, from := range []int{at, again} {
+				if off := from%int(j.size) + i; from >= 0 && off < int(j.size) {
+					dev.Corrupt(int64(j.start)*block.Size+int64(off), c)
+				}
+			}
+		}
+		k := &journal{set: j.set, pool: testPool, start: j.start, size: j.size}
+		i := 0
+		err := k.replay(JournalPos{Number: 1}, func(r *record) error {
+			if i >= len(made) || !bytes.Equal(r.encode(testPool), made[i]) {
+				t.Fatalf("record %d was never written: %+v", i, r)
+			}
+			i++
+			return nil
+		})
+		if err != nil && !errors.Is(err, block.ErrCorrupt) && !errors.Is(err, block.ErrUnsupported) {
+			t.Fatal(err)
+		}
+		if err == nil {
+			_ = k.damaged()
+		}
+	})
+}
+
+// Damage before the end of a journal is found, whether or not what follows is
+// of the same lap.
+func TestJournalDamageBeforeEnd(t *testing.T) {
+	j, dev, made := journalRig(t, 4)
+	if len(made) != 4 {
+		t.Fatalf("%d records", len(made))
+	}
+	dev.Corrupt(int64(j.start)*block.Size+int64(len(made[0]))+100, 1)
+	k := &journal{set: j.set, pool: testPool, start: j.start, size: j.size}
+	if err := k.replay(JournalPos{Number: 1}, func(*record) error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if k.next.Number != 2 {
+		t.Errorf("replay ended at record %d", k.next.Number)
+	}
+	if err := k.damaged(); !errors.Is(err, block.ErrCorrupt) {
+		t.Errorf("%v", err)
+	}
+}
+
+// A flusher that has not committed all that was promised before it leaves the
+// old chain alone.
+func TestFlusherKeepsOldPromises(t *testing.T) {
+	old := oplog.DiskPos{Offset: 8192, Batch: 9, Chain: 3, Nonce: 4}
+	mem, err := hpdi.Alloc(int(oplog.SectionSize(1 << 20)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer hpdi.Free(mem)
+	log, err := oplog.Format(mem, oplog.Config{PayloadBytes: 1 << 20, Pool: testPool, Epoch: 1, Start: 100})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := NewFlusher(log, oplog.NewDisk(nil, oplog.Area{Length: 1 << 20, Pool: testPool}), old, nil)
+	if pos := f.positionLocked(99, 2, 1); pos != old {
+		t.Errorf("%+v instead of the old chain", pos)
+	}
+	f.committedLocked(99, old)
+	if f.started {
+		t.Error("a new chain began")
+	}
+	pos := f.positionLocked(100, 2, 2)
+	if pos == old || f.started {
+		t.Errorf("%+v, started %v", pos, f.started)
+	}
+	f.committedLocked(100, pos)
+	if !f.started || f.flushed.Load() != 100 {
+		t.Errorf("started %v, flushed %d", f.started, f.flushed.Load())
+	}
+	f.invalidateLocked()
+	if done, err := f.try(101); done || err != nil {
+		t.Errorf("an ended chain goes on: %v %v", done, err)
+	}
+}

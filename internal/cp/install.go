@@ -1,0 +1,110 @@
+package cp
+
+import (
+	"fmt"
+
+	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/blockmap"
+	"github.com/pollux-storage/pollux/internal/catalogue"
+)
+
+// installBlocks is about how many mappings are installed at a time: look-ups
+// wait so long. A run is at most a track.
+const installBlocks = 1024
+
+// install puts a durable consistency point into catalogue and map. dropped is
+// called for each mapping that no overlay holds any more.
+func (m *Machine) install(c *commit, dropped func(block.Pointer)) {
+	for _, ch := range c.Catalogue {
+		m.applyChange(ch, dropped)
+	}
+	for _, h := range c.Holes {
+		if !m.known(h.Volume) {
+			continue
+		}
+		m.Map.Update(func(o *blockmap.Overlay) { punch(o, h, dropped) })
+	}
+	var volume block.VolumeID // of the run before
+	known := false
+	for runs := c.Runs; len(runs) > 0; {
+		m.Map.Update(func(o *blockmap.Overlay) {
+			for n := 0; n < installBlocks && len(runs) > 0; runs = runs[1:] {
+				r := &runs[0]
+				if r.Volume != volume {
+					volume, known = r.Volume, m.known(r.Volume)
+				}
+				if known {
+					setRun(o, r, c.CP, dropped)
+					n += len(r.Sums)
+				}
+			}
+		})
+	}
+	m.last = commit{CP: c.CP, Log: c.Log, Flush: c.Flush}
+}
+
+func setRun(o *blockmap.Overlay, r *mapRun, birth block.CP, dropped func(block.Pointer)) {
+	for i, sum := range r.Sums {
+		p := block.Pointer{Phys: r.At + block.Physical(i), Birth: birth, Sum: sum}
+		if old := o.Set(r.Volume, r.LBA+block.Logical(i), p); !old.IsHole() {
+			dropped(old)
+		}
+	}
+}
+
+func (m *Machine) known(id block.VolumeID) bool {
+	_, ok := m.Catalogue.Get(id)
+	return ok
+}
+
+func punch(o *blockmap.Overlay, h volumeRange, dropped func(block.Pointer)) {
+	if h.End-h.Start > smallHole {
+		o.Punch(h.Volume, h.Range, dropped)
+		return
+	}
+	for lba := h.Start; lba < h.End; lba++ {
+		if old := o.Set(h.Volume, lba, block.Pointer{}); !old.IsHole() {
+			dropped(old)
+		}
+	}
+}
+
+func (m *Machine) applyChange(ch catalogue.Change, dropped func(block.Pointer)) {
+	if ch.Put == nil {
+		if m.known(ch.Delete) {
+			m.Map.DeleteVolume(ch.Delete, dropped)
+		}
+	} else if !m.known(ch.Put.ID) {
+		m.Map.AddVolume(ch.Put.ID, blockmap.Tree{})
+	}
+	m.Catalogue.Apply(ch)
+}
+
+// loadCatalogue reads the list of volumes from its tree.
+func (m *Machine) loadCatalogue() error {
+	var enc []byte
+	for leaf := uint64(0); len(enc) < int(m.sb.CatBytes); leaf++ {
+		p, err := blockmap.FindLeaf(m.Reader, m.sb.Catalogue, leaf)
+		if err == nil && p.IsHole() {
+			err = &block.CorruptError{What: "catalogue", Where: fmt.Sprintf("page %d", leaf), Why: "the page is missing"}
+		}
+		if err == nil {
+			err = m.Reader.View(p, func(page []byte) { enc = append(enc, page...) })
+		}
+		if err != nil {
+			return fmt.Errorf("read the catalogue: %w", err)
+		}
+	}
+	if m.sb.CatBytes == 0 {
+		return nil
+	}
+	list, err := catalogue.Decode(enc[:m.sb.CatBytes])
+	if err != nil {
+		return err
+	}
+	for _, v := range list.All() {
+		m.Map.AddVolume(v.ID, blockmap.Tree{Root: v.Root, Used: v.Used, Deleted: v.Deleted, Pending: v.Pending})
+	}
+	m.Catalogue.Replace(list)
+	return nil
+}

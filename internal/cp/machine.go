@@ -1,0 +1,273 @@
+package cp
+
+import (
+	"fmt"
+	"sync/atomic"
+
+	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/blockio"
+	"github.com/pollux-storage/pollux/internal/blockmap"
+	"github.com/pollux-storage/pollux/internal/catalogue"
+	"github.com/pollux-storage/pollux/internal/devices"
+	"github.com/pollux-storage/pollux/internal/dirty"
+	"github.com/pollux-storage/pollux/internal/oplog"
+	"github.com/pollux-storage/pollux/internal/space"
+)
+
+// Config says what a Machine works on. The objects are the pool's and outlive
+// the machine.
+type Config struct {
+	Devices   *devices.Set
+	Reader    *blockio.Reader
+	Space     *space.Space
+	Map       *blockmap.Map
+	Catalogue *catalogue.Set
+
+	JournalStart uint64 // first block of the journal on device 0
+	JournalBlock uint64 // its length in blocks
+}
+
+// foldEntries is the number of mappings, in memory or in the journal, at which a
+// fold is due. More would make folds cheaper for each mapping, and takeover
+// slower, because the survivor replays them before it serves: about 0.2 ms for
+// a thousand on an idle core (BenchmarkOpen in internal/pool), up to 0.5 ms
+// beside a client that keeps the host busy. Half as many again come together
+// while a fold runs.
+const foldEntries = 48 << 10
+
+// foldJournal is as many mappings in bytes of the journal, if each is by
+// itself. A small set of blocks that is written again and again has few
+// mappings in memory, but all of its history has to be replayed.
+const foldJournal = foldEntries * (runFixed + 4)
+
+// Machine takes a pool from one consistency point to the next. It has no
+// goroutines. One caller at a time may use it, except for the methods that say
+// otherwise.
+type Machine struct {
+	Config
+	dirty *dirty.Set
+	log   *oplog.Log
+	flush *Flusher
+
+	sb       Superblock // the newest durable one
+	journal  journal
+	last     commit // the newest durable consistency point, without its mappings
+	meta     foldPages
+	folding  *fold
+	reserved int   // pages reserved for the overlays
+	used     int64 // blocks in use according to the count trees
+	broken   error // set when the journal's end is unknown
+
+	stats statistics
+}
+
+type statistics struct {
+	commits, folds, blocks atomic.Uint64
+}
+
+// Recover brings catalogue, map and journal to the last durable consistency
+// point of the pool whose newest superblock is sb. Its work is proportional to
+// what happened since the last fold. Counts are loaded later, by LoadCounts.
+func Recover(c Config, sb *Superblock) (*Machine, error) {
+	m := &Machine{Config: c, sb: *sb}
+	m.journal = journal{set: c.Devices, pool: sb.Pool, start: c.JournalStart, size: c.JournalBlock * block.Size}
+	m.last = commit{CP: sb.CP, Log: sb.Log, Flush: sb.Flush}
+	m.used = int64(sb.Used)
+	if err := m.loadCatalogue(); err != nil {
+		return nil, err
+	}
+	var records []*record
+	err := m.journal.replay(sb.Journal, func(r *record) error {
+		records = append(records, r)
+		return nil
+	})
+	for _, r := range m.grow(records) {
+		if err == nil {
+			err = m.replay(r)
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("replay the metadata journal: %w", err)
+	}
+	m.updateReservation()
+	return m, nil
+}
+
+// grow makes room in the overlay for all mappings of the records, which takes
+// a third of the time of letting it grow.
+func (m *Machine) grow(records []*record) []*record {
+	blocks := map[block.VolumeID]int{}
+	for _, r := range records {
+		for i := range r.Commit.Runs {
+			blocks[r.Commit.Runs[i].Volume] += len(r.Commit.Runs[i].Sums)
+		}
+	}
+	m.Map.Update(func(o *blockmap.Overlay) {
+		for id, n := range blocks {
+			o.Grow(id, n)
+		}
+	})
+	return records
+}
+
+func (m *Machine) replay(r *record) error {
+	if r.Type == typeFold {
+		// Another fold's record is one that never got its superblock.
+		if r.Fold.Fold == m.sb.Fold {
+			m.meta = r.Fold
+		}
+		return nil
+	}
+	c := &r.Commit
+	if c.CP != m.last.CP+1 || c.Log < m.last.Log {
+		return &block.CorruptError{What: "journal record", Where: fmt.Sprint(r.Number),
+			Why: fmt.Sprintf("consistency point %d at log position %d after %d at %d", c.CP, c.Log, m.last.CP, m.last.Log)}
+	}
+	m.install(c, func(block.Pointer) {})
+	return nil
+}
+
+// CP returns the number of the last durable consistency point.
+func (m *Machine) CP() block.CP { return m.last.CP }
+
+// Committed returns the log position that the last durable consistency point
+// covers.
+func (m *Machine) Committed() block.Seq { return m.last.Log }
+
+// FlushPos returns where the flush log has to be scanned from.
+func (m *Machine) FlushPos() oplog.DiskPos { return m.last.Flush }
+
+// CheckJournalEnd proves, by reading the whole journal, that nothing followed
+// the end that Recover found. Where a region tells the last consistency point
+// it need not be called.
+func (m *Machine) CheckJournalEnd() error { return m.journal.damaged() }
+
+// Superblock returns a copy of the newest durable superblock.
+func (m *Machine) Superblock() Superblock {
+	sb := m.sb
+	sb.Devices = append([]DeviceRoot(nil), sb.Devices...)
+	return sb
+}
+
+// Rewrite writes a superblock that change has altered: a new epoch, another
+// region, one more device. No fold may be under way.
+func (m *Machine) Rewrite(change func(*Superblock)) error {
+	sb := m.Superblock()
+	change(&sb)
+	sb.Generation++
+	if err := WriteSuperblock(m.Devices, &sb); err != nil {
+		return err
+	}
+	m.sb = sb
+	return nil
+}
+
+// Start gives the machine the log whose records it will commit.
+func (m *Machine) Start(d *dirty.Set, log *oplog.Log, flush *Flusher) {
+	m.dirty, m.log, m.flush = d, log, flush
+}
+
+// Close frees the memory of a fold that was not completed. The machine must
+// not be used again.
+func (m *Machine) Close() error {
+	if m.folding == nil {
+		return nil
+	}
+	return m.folding.pages.close()
+}
+
+// Broken returns the error after which no consistency point can be made any
+// more until the pool is opened anew, or nil.
+func (m *Machine) Broken() error { return m.broken }
+
+// FoldDue reports whether a fold should be made soon.
+func (m *Machine) FoldDue() bool {
+	entries, _ := m.Map.Overlays()
+	return entries >= foldEntries || m.journal.used() > min(m.journal.size/4, foldJournal)
+}
+
+// FoldUseful reports whether a fold would find anything to do: mappings that
+// are only in memory and the journal, or ranges still to be freed.
+func (m *Machine) FoldUseful() bool {
+	entries, _ := m.Map.Overlays()
+	return entries > 0 || m.Map.Unfinished()
+}
+
+// Stats describes a machine's work since it was started. Stats may be called
+// concurrently with everything.
+type Stats struct {
+	Commits, Folds uint64
+	Blocks         uint64 // data blocks written
+}
+
+// Stats returns the counters.
+func (m *Machine) Stats() Stats {
+	return Stats{Commits: m.stats.commits.Load(), Folds: m.stats.folds.Load(), Blocks: m.stats.blocks.Load()}
+}
+
+// EstimatedUse returns how many blocks are in use, before LoadCounts knows
+// exactly. It is never too low.
+func (m *Machine) EstimatedUse() int64 {
+	entries, _ := m.Map.Overlays()
+	n := m.used + int64(entries)
+	for _, r := range m.meta.Taken {
+		n += int64(r.N)
+	}
+	return n
+}
+
+// updateReservation reserves the metadata pages that folding the overlays
+// needs.
+func (m *Machine) updateReservation() {
+	_, pages := m.Map.Overlays()
+	if pages > m.reserved {
+		m.Space.ForceReserve(int64(pages - m.reserved))
+	} else {
+		m.Space.Unreserve(int64(m.reserved - pages))
+	}
+	m.reserved = pages
+}
+
+// drop gives up references that no durable structure holds any more. A count
+// that does not allow it breaks the machine: the counts are wrong.
+func (m *Machine) drop(r space.Run) {
+	if err := m.Space.Dec(r); err != nil {
+		if m.broken == nil {
+			m.broken = err
+		}
+		return
+	}
+	m.Reader.Forget(r.At, r.N)
+}
+
+// LoadCounts fills the allocator from the count trees, the pages of the last
+// fold and the overlays. It must be called once, before the first Commit.
+func (m *Machine) LoadCounts() error {
+	for dev, d := range m.sb.Devices {
+		err := blockmap.Walk(m.Reader, d.Counts, func(p block.Pointer, level int, leaf uint64) (bool, error) {
+			if level > 0 {
+				return true, nil
+			}
+			var bad error
+			err := m.Reader.View(p, func(page []byte) { bad = m.Space.Load(dev, leaf*countsPerLeaf, page) })
+			if err == nil {
+				err = bad
+			}
+			return false, err
+		})
+		if err != nil {
+			return fmt.Errorf("reference counts of device %d: %w", dev, err)
+		}
+	}
+	for _, r := range m.meta.Taken {
+		if err := m.Space.Inc(r); err != nil {
+			return fmt.Errorf("pages of fold %d: %w", m.meta.Fold, err)
+		}
+	}
+	for _, r := range m.meta.Freed {
+		if err := m.Space.Dec(r); err != nil {
+			return fmt.Errorf("pages of fold %d: %w", m.meta.Fold, err)
+		}
+	}
+	return m.Map.OverlayPointers(func(p block.Pointer) error { return m.Space.Inc(space.Run{At: p.Phys, N: 1}) })
+}

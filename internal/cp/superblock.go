@@ -1,0 +1,78 @@
+package cp
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/pollux-storage/pollux/hpdi"
+	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/devices"
+	"github.com/pollux-storage/pollux/internal/ondisk"
+)
+
+// SuperblockAt returns the blocks of device 0 that hold the two copies of a
+// superblock of the given generation. Generations alternate between two slots;
+// the copies of one lie half a MiB apart.
+func SuperblockAt(generation uint64) [2]uint64 {
+	slot := generation % 2
+	return [2]uint64{1 + slot, 129 + slot}
+}
+
+// WriteSuperblock writes both copies of s and syncs all devices: everything
+// written before is durable no later than s.
+func WriteSuperblock(set *devices.Set, s *Superblock) error {
+	buf, err := hpdi.Alloc(block.Size)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = hpdi.Free(buf) }()
+	copy(buf, s.Encode())
+	var ios []*devices.IO
+	for _, b := range SuperblockAt(s.Generation) {
+		ios = append(ios, &devices.IO{Op: hpdi.OpWrite, At: block.At(0, b), Vec: [][]byte{buf}})
+	}
+	if err := set.Do(ios); err != nil {
+		return fmt.Errorf("write superblock of generation %d: %w", s.Generation, err)
+	}
+	if err := set.Sync(); err != nil {
+		return fmt.Errorf("superblock of generation %d: %w", s.Generation, err)
+	}
+	return nil
+}
+
+// ReadSuperblock returns the newest valid superblock of the pool. Copies that
+// are damaged are skipped; when none is left the error says what is wrong with
+// each.
+func ReadSuperblock(set *devices.Set, pool block.PoolID) (*Superblock, error) {
+	buf, err := hpdi.Alloc(block.Size)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = hpdi.Free(buf) }()
+	var newest *Superblock
+	var errs []error
+	for generation := range uint64(2) {
+		for _, b := range SuperblockAt(generation) {
+			if err := set.Do([]*devices.IO{{Op: hpdi.OpRead, At: block.At(0, b), Vec: [][]byte{buf}}}); err != nil {
+				errs = append(errs, err)
+				continue
+			}
+			s, err := DecodeSuperblock(buf)
+			switch {
+			case errors.Is(err, ondisk.ErrVersion):
+				// A newer program wrote here; an older slot must not win.
+				return nil, fmt.Errorf("superblock at block %d: %w", b, err)
+			case err != nil:
+				errs = append(errs, fmt.Errorf("superblock at block %d: %w", b, err))
+			case s.Pool != pool:
+				errs = append(errs, fmt.Errorf("superblock at block %d is of pool %v: %w", b, s.Pool, block.ErrCorrupt))
+			case newest == nil || s.Generation > newest.Generation:
+				newest = s
+			}
+		}
+	}
+	if newest == nil {
+		return nil, fmt.Errorf("pool %v has no valid superblock: %w", pool, errors.Join(errs...))
+	}
+	return newest, nil
+}

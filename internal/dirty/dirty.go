@@ -1,0 +1,203 @@
+// Package dirty is the index of what the operation log holds and the devices
+// do not have yet: which extent of the log is the newest version of which
+// block. It is rebuilt from the log after a crash and never stored.
+//
+// There are two generations. Writes go into the active one. A consistency
+// point freezes it: from then on it does not change, a new active one takes
+// the writes, and when everything of the frozen one is on the devices it is
+// dropped and its part of the log released. A look-up takes the active
+// generation's answer before the frozen one's.
+//
+// Room in the log is handed out by permits, one for each extent and one for
+// each record without payload, in the order in which it was asked for, so that
+// large writes are not starved by small ones. The ring has at least twice as
+// many slots as there are permits and can not overflow.
+//
+//	permits held = staged, unpublished extents + records of both generations
+//
+// # Locks
+//
+// mu guards both generations and serialises publication. A reader copies
+// payload while it holds it shared, which is what makes releasing the extents
+// of a dropped generation safe: after Drop has had the lock, nobody can still
+// look at them. Below mu come only leaf locks (space, oplog's arena).
+package dirty
+
+import (
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sync/semaphore"
+
+	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/oplog"
+	"github.com/pollux-storage/pollux/internal/space"
+)
+
+// Set is the dirty index of one pool. Its methods may be called concurrently
+// except where they say otherwise.
+type Set struct {
+	log     *oplog.Log
+	space   *space.Space
+	owned   func() error // nil while this guest owns the pool
+	permits *semaphore.Weighted
+	used    atomic.Int64 // permits in use
+	due     int64        // so many in use make a consistency point due
+	full    func()       // called, without locks, when somebody has to wait for room
+
+	mu     sync.RWMutex
+	active *Generation
+	frozen *Generation
+	spare  *Generation // emptied, for the next Freeze
+	credit int64       // reserved blocks not yet needed by a write
+	drops  uint64      // generations dropped so far
+}
+
+// Options says what a Set works with.
+type Options struct {
+	Log   *oplog.Log
+	Space *space.Space
+	// Owned returns an error, of kind block.ErrStale, once another guest has
+	// taken the pool. It is called for each publication and must be fast.
+	Owned func() error
+	// Full is called, often, while a quarter of the log or more is in use: a
+	// consistency point would help. It must not block.
+	Full func()
+}
+
+// New returns an empty index over an empty or just replayed log.
+func New(o Options) *Set {
+	return &Set{log: o.Log, space: o.Space, owned: o.Owned, full: o.Full, due: int64(o.Log.Capacity() / 4),
+		permits: semaphore.NewWeighted(int64(o.Log.Capacity())), active: newGeneration()}
+}
+
+func (s *Set) findLocked(id block.VolumeID, lba block.Logical) (Slot, bool) {
+	slot, ok := s.active.find(id, lba)
+	if !ok && s.frozen != nil {
+		slot, ok = s.frozen.find(id, lba)
+	}
+	return slot, ok
+}
+
+// Read calls found for each of n blocks from lba on that is dirty, with the
+// block's index, its payload (nil for a hole) and checksum. The payload may be
+// used only during the call. It returns how many blocks were found.
+func (s *Set) Read(id block.VolumeID, lba block.Logical, n int, found func(i int, payload []byte, sum uint32)) int {
+	count := 0
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	for i := range n {
+		slot, ok := s.findLocked(id, lba+block.Logical(i))
+		if !ok {
+			continue
+		}
+		count++
+		if slot.IsHole() {
+			found(i, nil, 0)
+		} else {
+			found(i, s.log.Payload(slot.Extent, 1), slot.Sum)
+		}
+	}
+	return count
+}
+
+// Probe passes the way of a write up to the publication, without publishing.
+func (s *Set) Probe() error {
+	if ext, ok, err := s.TryAcquire(1, nil); err != nil {
+		return err
+	} else if ok {
+		defer s.Give(ext)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.owned()
+}
+
+// Restore fills an empty index with the records of a log that was attached,
+// after committed. Their space was reserved by whoever acknowledged them.
+func (s *Set) Restore(committed block.Seq) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if head := s.log.Head(); committed > head {
+		return &block.CorruptError{What: "operation log", Where: "memory",
+			Why: fmt.Sprintf("it ends at position %d although %d is committed", head, committed)}
+	}
+	if tail := s.log.Tail(); committed < tail {
+		return &block.CorruptError{What: "metadata journal", Where: fmt.Sprintf("log position %d", committed),
+			Why: fmt.Sprintf("its last consistency points are missing: the operation log was released up to %d", tail)}
+	}
+	err := s.log.Replay(committed, s.log.Head(), func(r *oplog.Record) error {
+		s.active.insert(r)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	s.log.Release(committed)
+	if !s.permits.TryAcquire(s.active.permits) {
+		return &block.CorruptError{What: "operation log", Where: "memory", Why: "it holds more than fits"}
+	}
+	s.used.Add(s.active.permits)
+	for _, v := range s.active.vols {
+		s.active.reserved += int64(len(v.blocks) + v.pages.Len())
+	}
+	s.space.ForceReserve(s.active.reserved)
+	return nil
+}
+
+// Freeze makes the active generation the frozen one and returns it, or the one
+// that is frozen already, or nil when nothing is dirty.
+func (s *Set) Freeze() *Generation {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.frozen == nil && s.active.permits > 0 {
+		s.frozen = s.active
+		s.frozen.UpTo = s.log.Head()
+		if s.active = s.spare; s.active == nil {
+			s.active = newGeneration()
+		}
+		s.spare = nil
+	}
+	return s.frozen
+}
+
+// Drop forgets the frozen generation, which is on the devices and in the map,
+// and releases its part of the log and its reservations.
+func (s *Set) Drop() {
+	s.mu.Lock()
+	g := s.frozen
+	s.frozen = nil
+	s.drops++
+	s.mu.Unlock()
+	s.log.Release(g.UpTo)
+	s.space.Unreserve(g.reserved)
+	permits := g.permits
+	g.reset()
+	s.mu.Lock()
+	s.spare = g
+	s.mu.Unlock()
+	s.givePermits(permits)
+}
+
+// Usage tells how much of the log is in use.
+type Usage struct {
+	Permits, Active, Frozen int64
+	Blocks                  int
+}
+
+// Usage returns the current usage.
+func (s *Set) Usage() Usage {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	u := Usage{Permits: int64(s.Capacity()), Active: s.active.permits, Blocks: s.active.blocks}
+	if s.frozen != nil {
+		u.Frozen = s.frozen.permits
+		u.Blocks += s.frozen.blocks
+	}
+	return u
+}
+
+// Head returns the position up to which everything acknowledged so far is
+// published.
+func (s *Set) Head() block.Seq { return s.log.Head() }

@@ -1,0 +1,53 @@
+package pool
+
+import (
+	"fmt"
+
+	"github.com/pollux-storage/pollux/hpdi"
+	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/cp"
+	"github.com/pollux-storage/pollux/internal/devices"
+)
+
+// checkCopies proves both copies of each label and of the newest superblock:
+// one of them is enough to open the pool, so that damage of the other goes
+// unnoticed until it is too late. The superblock's copies are written anew by
+// each fold.
+func (p *Pool) checkCopies(r *CheckReport) error {
+	buf, err := hpdi.Alloc(block.Size)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = hpdi.Free(buf) }()
+	read := func(what string, at block.Physical, prove func() error) {
+		err := p.set.Do([]*devices.IO{{Op: hpdi.OpRead, At: at, Vec: [][]byte{buf}}})
+		if err == nil {
+			err = prove()
+		}
+		if err != nil {
+			r.problem("copy of the %s at block %v: %v", what, at, err)
+		}
+	}
+	sb := p.machine.Superblock()
+	for i, d := range sb.Devices {
+		for _, b := range labelBlocks {
+			read("label", block.At(i, b), func() error {
+				l, err := decodeLabel(buf)
+				if err == nil && (l.Pool != sb.Pool || l.Device != d.ID || l.Index != i) {
+					err = fmt.Errorf("it is of device %v of pool %v: %w", l.Device, l.Pool, block.ErrCorrupt)
+				}
+				return err
+			})
+		}
+	}
+	for _, b := range cp.SuperblockAt(sb.Generation) {
+		read("superblock", block.At(0, b), func() error {
+			s, err := cp.DecodeSuperblock(buf)
+			if err == nil && (s.Pool != sb.Pool || s.Generation != sb.Generation) {
+				err = fmt.Errorf("it is of generation %d instead of %d: %w", s.Generation, sb.Generation, block.ErrCorrupt)
+			}
+			return err
+		})
+	}
+	return nil
+}

@@ -1,0 +1,201 @@
+package pool
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/pollux-storage/pollux/hpdi"
+	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/block/blocktest"
+	"github.com/pollux-storage/pollux/internal/cache"
+)
+
+// rig runs a pool on crashable devices, without Run: jobs are served one by
+// one by a goroutine that does nothing else, so that every device operation
+// happens at a place that the seed decides.
+type rig struct {
+	t       testing.TB
+	clock   *blocktest.Clock
+	devs    []*blocktest.Crash
+	region  string
+	boot    int
+	battery bool
+	cache   *cache.Cache
+	// wrap, if set, stands between the pool and device i.
+	wrap       func(i int, d hpdi.Device) hpdi.Device
+	acceptLoss bool
+	*Pool
+	serving chan struct{}
+}
+
+const (
+	testLog  = minLog
+	testSize = 256 << 20
+)
+
+// soak asks for the long variants of tests.
+var soak = os.Getenv("POLLUX_SOAK") == "1"
+
+func newRig(t testing.TB, devices int, size int64) *rig {
+	t.Helper()
+	r := newBareRig(t, devices, size)
+	_, err := Create(context.Background(), CreateOptions{Name: "p", Identity: "a", Devices: r.devices(), LogBytes: testLog})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// newBareRig returns a rig whose devices are blank.
+func newBareRig(t testing.TB, devices int, size int64) *rig {
+	t.Helper()
+	r := &rig{t: t, clock: blocktest.NewClock(), region: filepath.Join(t.TempDir(), "region"), boot: 1}
+	for i := range devices {
+		r.devs = append(r.devs, blocktest.NewCrashWith(blocktest.CrashOptions{
+			Name: fmt.Sprintf("disk%d", i), Size: size, Seed: uint64(i), Clock: r.clock, Direct: true}))
+	}
+	r.newCache()
+	return r
+}
+
+func (r *rig) newCache() { r.cache = cache.New(make([]byte, 4<<20)) }
+
+func (r *rig) devices() []hpdi.Device {
+	var devs []hpdi.Device
+	for i, d := range r.devs {
+		if devs = append(devs, d); r.wrap != nil {
+			devs[i] = r.wrap(i, d)
+		}
+	}
+	return devs
+}
+
+func (r *rig) options() OpenOptions {
+	return OpenOptions{Devices: r.devices(), RegionPath: r.region, Cache: r.cache, Owner: "a", BatteryBacked: r.battery, BootID: fmt.Sprint(r.boot), AcceptLoss: r.acceptLoss}
+}
+
+// open opens the pool and starts to serve jobs.
+func (r *rig) open() error {
+	p, err := Open(context.Background(), r.options())
+	if err != nil {
+		return err
+	}
+	r.Pool = p
+	r.serving = make(chan struct{})
+	go func() {
+		defer close(r.serving)
+		for j := range p.jobs {
+			j.done <- p.runJob(j)
+		}
+	}()
+	return nil
+}
+
+// faulty puts devices that misbehave by rule below the pool from the next open
+// on. Their rules are gone after each open.
+func (r *rig) faulty() (faults []*blocktest.Fault) {
+	faults = make([]*blocktest.Fault, len(r.devs))
+	r.wrap = func(i int, d hpdi.Device) hpdi.Device {
+		faults[i] = blocktest.NewFault(d, uint64(i))
+		return faults[i]
+	}
+	return faults
+}
+
+func (r *rig) mustOpen() {
+	r.t.Helper()
+	if err := r.open(); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// stop ends the goroutine that serves jobs.
+func (r *rig) stop() {
+	close(r.Pool.jobs)
+	<-r.serving
+	close(r.Pool.stopped)
+}
+
+// die leaves the pool as a killed guest would: the host lives, so the region
+// and everything written to the devices stay.
+func (r *rig) die() {
+	r.t.Helper()
+	r.stop()
+	if err := r.Pool.free(); err != nil {
+		r.t.Log(err) // a device whose power is off cannot close its queues well
+	}
+	for i, d := range r.devs {
+		r.devs[i] = d.Reopen()
+	}
+	r.newCache()
+}
+
+// cutPower ends the host: the region is gone, and the devices are as the cut
+// left them.
+func (r *rig) cutPower(mode blocktest.CutMode, seed uint64) {
+	r.stop()
+	_ = r.Pool.free()
+	clock := blocktest.NewClock()
+	for i, d := range r.devs {
+		r.devs[i] = d.CutTo(clock, mode, seed+uint64(i))
+	}
+	r.clock = clock
+	r.boot++
+	r.newCache()
+}
+
+func (r *rig) volume(name string, size int64) block.Volume {
+	r.t.Helper()
+	if _, err := r.CreateVolume(context.Background(), name, size); err != nil {
+		r.t.Fatal(err)
+	}
+	v, err := r.Volume(name)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return v
+}
+
+// mustCheck ends a test: the pool must be consistent down to the last byte.
+func (r *rig) mustCheck() {
+	r.t.Helper()
+	report, err := r.Check(context.Background(), CheckOptions{Data: true})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	for _, p := range report.Problems {
+		r.t.Error("check: ", p)
+	}
+}
+
+// shut checks, closes and reopens nothing: the end of a test.
+func (r *rig) shut() {
+	r.t.Helper()
+	r.mustCheck()
+	r.stop()
+	if err := r.Pool.Close(context.Background()); err != nil {
+		r.t.Error(err)
+	}
+}
+
+func write(v block.Volume, off int64, p []byte) error {
+	w, err := v.Stage(context.Background(), off, len(p))
+	if err != nil {
+		return err
+	}
+	for _, b := range w.Buffers() {
+		p = p[copy(b, p):]
+	}
+	return w.Commit(context.Background())
+}
+
+// blockReader reads single blocks of a volume, as models want them.
+func blockReader(v block.Volume) func(block.Logical) ([]byte, error) {
+	return func(lba block.Logical) ([]byte, error) {
+		p := make([]byte, block.Size)
+		return p, v.Read(context.Background(), p, int64(lba)*block.Size)
+	}
+}

@@ -1,0 +1,185 @@
+package pool
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"github.com/pollux-storage/pollux/hpdi"
+	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/ondisk"
+)
+
+const labelVersion = 1
+
+// labelBlocks are the blocks of a device that hold the copies of its label.
+var labelBlocks = [2]uint64{0, 128}
+
+// Label says what a device is. It is written once; what changes is in the
+// superblock.
+type Label struct {
+	Pool     block.PoolID
+	Device   block.DeviceID
+	Index    int    // of the device in the pool
+	Name     string // of the pool
+	Identity string // of the guest that the pool belongs to
+	Blocks   uint64 // of the device when it was labelled
+	LogBytes int64  // payload of the pool's operation log
+	Layout   Layout
+}
+
+// Layout says where the parts of a device are, in blocks. Only device 0 has a
+// journal and a flush log.
+type Layout struct {
+	Journal, JournalBlocks uint64
+	Flush, FlushBlocks     uint64
+	First                  uint64 // first block for data and metadata pages
+}
+
+func (l Label) encode() []byte {
+	le := binary.LittleEndian
+	b := make([]byte, ondisk.HeaderSize, block.Size)
+	b = append(b, l.Device[:]...)
+	b = le.AppendUint32(b, uint32(l.Index))
+	b = le.AppendUint64(b, l.Blocks)
+	b = le.AppendUint64(b, uint64(l.LogBytes))
+	for _, v := range []uint64{l.Layout.Journal, l.Layout.JournalBlocks, l.Layout.Flush, l.Layout.FlushBlocks, l.Layout.First} {
+		b = le.AppendUint64(b, v)
+	}
+	b = ondisk.AppendString(b, l.Name)
+	b = ondisk.AppendString(b, l.Identity)
+	n := len(b)
+	b = b[:block.Size]
+	ondisk.Seal(b, ondisk.Header{Kind: ondisk.KindLabel, Version: labelVersion, Length: n, Pool: l.Pool, Generation: 1})
+	return b
+}
+
+func decodeLabel(b []byte) (Label, error) {
+	h, err := ondisk.Open(b, ondisk.KindLabel, labelVersion)
+	if err != nil {
+		return Label{}, err
+	}
+	d := ondisk.NewDecoder(b[ondisk.HeaderSize:h.Length])
+	l := Label{Pool: h.Pool}
+	copy(l.Device[:], d.Bytes(len(l.Device)))
+	l.Index, l.Blocks, l.LogBytes = int(d.U32()), d.U64(), int64(d.U64())
+	l.Layout = Layout{Journal: d.U64(), JournalBlocks: d.U64(), Flush: d.U64(), FlushBlocks: d.U64(), First: d.U64()}
+	l.Name, l.Identity = d.String(), d.String()
+	if d.Err() == nil {
+		if why := l.wrong(); why != "" {
+			d.Fail("%s", why)
+		}
+	}
+	if err := d.Err(); err != nil {
+		return Label{}, fmt.Errorf("label: %w", err)
+	}
+	return l, nil
+}
+
+// wrong says what makes the label impossible. Nothing of it is believed
+// before, for sizes are computed from it.
+func (l Label) wrong() string {
+	y := l.Layout
+	switch {
+	case l.Index >= maxDevices || l.Blocks > block.MaxDeviceBlocks:
+		return fmt.Sprintf("device %d of %d blocks", l.Index, l.Blocks)
+	case y.First < block.TrackBlocks || y.First > l.Blocks:
+		return fmt.Sprintf("data begin at block %d of %d", y.First, l.Blocks)
+	case l.Index == 0 && (y.Journal < block.TrackBlocks || y.JournalBlocks == 0 || y.JournalBlocks > y.First ||
+		y.Flush != y.Journal+y.JournalBlocks || y.FlushBlocks == 0 || y.FlushBlocks > y.First || y.Flush+y.FlushBlocks > y.First):
+		return fmt.Sprintf("journal and flush log do not fit: %+v", y)
+	case l.LogBytes < minLog || l.LogBytes > maxLog:
+		return fmt.Sprintf("operation log of %d bytes", l.LogBytes)
+	}
+	return ""
+}
+
+// ReadLabel returns the label of a device. ondisk.ErrMagic says that it has
+// none.
+func ReadLabel(dev hpdi.Device) (Label, error) {
+	name := dev.Info().Name
+	q, err := dev.NewQueue(1)
+	if err != nil {
+		return Label{}, err
+	}
+	defer func() { _ = q.Close() }()
+	buf, err := hpdi.Alloc(block.Size)
+	if err != nil {
+		return Label{}, err
+	}
+	defer func() { _ = hpdi.Free(buf) }()
+	var errs []error
+	for _, b := range labelBlocks {
+		err := hpdi.Do(q, &hpdi.Request{Op: hpdi.OpRead, Offset: int64(b) * block.Size, Vec: [][]byte{buf}})
+		if err == nil {
+			var l Label
+			if l, err = decodeLabel(buf); err == nil {
+				return l, nil
+			}
+		}
+		errs = append(errs, fmt.Errorf("block %d: %w", b, err))
+	}
+	return Label{}, fmt.Errorf("device %s has no valid label: %w", name, errors.Join(errs...))
+}
+
+func writeLabel(dev hpdi.Device, l Label) error {
+	q, err := dev.NewQueue(4)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = q.Close() }()
+	buf, err := hpdi.Alloc(block.Size)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = hpdi.Free(buf) }()
+	copy(buf, l.encode())
+	var reqs []*hpdi.Request
+	for _, b := range labelBlocks {
+		reqs = append(reqs, &hpdi.Request{Op: hpdi.OpWrite, Offset: int64(b) * block.Size, Vec: [][]byte{buf}})
+	}
+	if err = hpdi.Do(q, reqs...); err == nil {
+		err = hpdi.Do(q, &hpdi.Request{Op: hpdi.OpFlush})
+	}
+	if err != nil {
+		return fmt.Errorf("label device %s: %w", dev.Info().Name, err)
+	}
+	return nil
+}
+
+// arrange checks that devs are exactly the devices of one pool, and returns
+// them with their labels in the pool's order.
+func arrange(devs []hpdi.Device) ([]hpdi.Device, []Label, error) {
+	if len(devs) == 0 {
+		return nil, nil, fmt.Errorf("a pool needs at least one device: %w", block.ErrInvalid)
+	}
+	ordered := make([]hpdi.Device, len(devs))
+	labels := make([]Label, len(devs))
+	var first Label
+	for i, d := range devs {
+		l, err := ReadLabel(d)
+		name := d.Info().Name
+		if err != nil {
+			return nil, nil, err
+		}
+		if i == 0 {
+			first = l
+		}
+		switch {
+		case l.Pool != first.Pool:
+			return nil, nil, fmt.Errorf("device %s belongs to pool %s (%v), not to %s (%v): %w",
+				name, l.Name, l.Pool, first.Name, first.Pool, block.ErrInvalid)
+		case l.Index >= len(devs):
+			return nil, nil, fmt.Errorf("device %s is number %d of pool %s, of which only %d devices were given: %w",
+				name, l.Index+1, l.Name, len(devs), block.ErrInvalid)
+		case ordered[l.Index] != nil:
+			return nil, nil, fmt.Errorf("devices %s and %s both are number %d of pool %s; one must be a copy: %w",
+				ordered[l.Index].Info().Name, name, l.Index+1, l.Name, block.ErrInvalid)
+		case uint64(d.Info().Size)/block.Size < l.Blocks:
+			return nil, nil, fmt.Errorf("device %s has shrunk from %d to %d blocks; make it as large as it was: %w",
+				name, l.Blocks, d.Info().Size/block.Size, block.ErrInvalid)
+		}
+		ordered[l.Index], labels[l.Index] = d, l
+	}
+	return ordered, labels, nil
+}

@@ -1,0 +1,390 @@
+package pool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/pollux-storage/pollux/hpdi"
+	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/blockio"
+	"github.com/pollux-storage/pollux/internal/blockmap"
+	"github.com/pollux-storage/pollux/internal/cache"
+	"github.com/pollux-storage/pollux/internal/catalogue"
+	"github.com/pollux-storage/pollux/internal/cp"
+	"github.com/pollux-storage/pollux/internal/devices"
+	"github.com/pollux-storage/pollux/internal/dirty"
+	"github.com/pollux-storage/pollux/internal/oplog"
+	"github.com/pollux-storage/pollux/internal/region"
+	"github.com/pollux-storage/pollux/internal/space"
+	"github.com/pollux-storage/pollux/internal/volume"
+)
+
+// OpenOptions says which pool to open, and how.
+type OpenOptions struct {
+	// Devices are all devices of the pool, in any order, opened under their
+	// locks. The pool closes them; after an error they are the caller's.
+	Devices []hpdi.Device
+	// RegionPath is where the pool's region is, or will be.
+	RegionPath string
+	Cache      *cache.Cache // shared by all pools of a guest
+	CacheSlot  uint32       // the pool's number in the cache
+	Owner      string       // the guest that takes ownership
+	// AcceptLoss opens a pool whose region is lost or damaged: what was
+	// acknowledged but not flushed is given up.
+	AcceptLoss bool
+	// BatteryBacked says that regions survive a power cut of the host. A
+	// flush then does nothing, for what was acknowledged is safe already.
+	BatteryBacked bool
+	// Interval is the longest time between a write and the consistency point
+	// that takes it to the devices. DefaultInterval if 0.
+	Interval time.Duration
+	// BootID identifies the boot of the host, which decides whether a region
+	// can still exist. region.BootID() if empty.
+	BootID string
+}
+
+// DefaultInterval is the Interval of pools that do not ask for another.
+const DefaultInterval = time.Second
+
+// Step is a part of opening a pool, and how long it took.
+type Step struct {
+	Name string
+	Took time.Duration
+}
+
+// ErrRegionLost says that the pool's region, with acknowledged writes, should
+// exist and does not. AcceptLoss opens the pool all the same.
+var ErrRegionLost = errors.New("the pool's region is lost; writes that no flush covered are lost with it: set accept_loss for the pool to go on without them")
+
+// opener is a pool being opened.
+type opener struct {
+	*Pool
+	o      OpenOptions
+	sb     *cp.Superblock
+	labels []Label
+	boot   string
+	begun  time.Time
+	// replayed says that the log's content came from the flush log.
+	replayed bool
+	payload  int64 // bytes of a new log's arena
+}
+
+// Open takes ownership of a pool and makes it ready to serve: the map is as of
+// the last consistency point and everything acknowledged since is in the dirty
+// index. [Pool.Run] must be started then. The previous owner must be fenced,
+// which the locks of the devices prove.
+func Open(ctx context.Context, o OpenOptions) (*Pool, error) {
+	if o.Interval == 0 {
+		o.Interval = DefaultInterval
+	}
+	p := &Pool{opts: o, kick: make(chan struct{}, 1), jobs: make(chan job), volumes: map[string]*volume.Volume{}, stopped: make(chan struct{})}
+	op := &opener{Pool: p, o: o, begun: time.Now()}
+	if err := op.open(ctx); err != nil {
+		return nil, errors.Join(err, op.undo())
+	}
+	return p, nil
+}
+
+func (op *opener) step(name string) {
+	now := time.Now()
+	op.steps = append(op.steps, Step{name, now.Sub(op.begun)})
+	op.begun = now
+}
+
+func (op *opener) open(ctx context.Context) error {
+	if err := op.findDevices(); err != nil {
+		return err
+	}
+	op.step("labels and superblock")
+	if err := op.buildLayers(); err != nil {
+		return err
+	}
+	op.step("journal")
+	if err := op.openRegion(); err != nil {
+		return err
+	}
+	op.step("region")
+	if err := op.attachLog(); err != nil {
+		return err
+	}
+	op.step("log")
+	if err := op.takeOwnership(); err != nil {
+		return err
+	}
+	op.step("ownership")
+	return op.start(ctx)
+}
+
+func (op *opener) findDevices() error {
+	devs, labels, err := arrange(op.o.Devices)
+	if err != nil {
+		return err
+	}
+	op.labels, op.label = labels, labels[0]
+	if op.boot = op.o.BootID; op.boot == "" {
+		if op.boot, err = region.BootID(); err != nil {
+			return err
+		}
+	}
+	op.set = devices.NewSet(devs)
+	if op.sb, err = cp.ReadSuperblock(op.set, op.label.Pool); err != nil {
+		return fmt.Errorf("open pool %s: %w", op.label.Name, err)
+	}
+	if have, want := len(labels), len(op.sb.Devices); have < want {
+		return fmt.Errorf("pool %s has %d devices, of which %d were given; number %d is missing: %w",
+			op.label.Name, want, have, have+1, block.ErrInvalid)
+	} else if have > want {
+		return fmt.Errorf("device %s was labelled for pool %s but never became part of it: %w",
+			devs[want].Info().Name, op.label.Name, block.ErrInvalid)
+	}
+	for i, d := range op.sb.Devices {
+		if d.ID != labels[i].Device || d.Blocks != labels[i].Blocks || d.First != labels[i].Layout.First {
+			return fmt.Errorf("device %s is not device number %d of pool %s: it was replaced or is an old copy: %w",
+				devs[i].Info().Name, i+1, op.label.Name, block.ErrInvalid)
+		}
+	}
+	return nil
+}
+
+// buildLayers makes everything that does not need the log.
+func (op *opener) buildLayers() (err error) {
+	if op.reader, err = blockio.New(op.set, op.o.Cache, op.o.CacheSlot); err != nil {
+		return err
+	}
+	op.space = space.New()
+	for _, d := range op.sb.Devices {
+		if err := op.space.AddDevice(d.Blocks, d.First); err != nil {
+			return err
+		}
+	}
+	op.bmap = blockmap.NewMap(op.reader)
+	op.catalogue = catalogue.New()
+	op.machine, err = cp.Recover(cp.Config{
+		Devices: op.set, Reader: op.reader, Space: op.space, Map: op.bmap, Catalogue: op.catalogue,
+		JournalStart: op.label.Layout.Journal, JournalBlock: op.label.Layout.JournalBlocks,
+	}, op.sb)
+	if err != nil {
+		return fmt.Errorf("open pool %s: %w", op.label.Name, err)
+	}
+	// Until the counts are loaded, the estimate is what is in use.
+	op.estimate = op.machine.EstimatedUse()
+	op.space.ForceReserve(op.estimate)
+	return nil
+}
+
+// openRegion adopts the pool's region when it is the one that the superblock
+// names, and otherwise makes a new one if nothing can be lost by it.
+func (op *opener) openRegion() error {
+	sb := op.sb
+	r, err := region.Open(op.o.RegionPath, false)
+	if err == nil {
+		h := r.Header()
+		if h.Pool == sb.Pool && h.ID == sb.RegionID && sb.BootID == op.boot {
+			op.region = r
+			return nil
+		}
+		if h.Pool != sb.Pool {
+			return errors.Join(fmt.Errorf("region %s belongs to pool %v, not to %s (%v): %w",
+				op.o.RegionPath, h.Pool, op.label.Name, sb.Pool, block.ErrInvalid), r.Close())
+		}
+		if h.Epoch > sb.Epoch && !op.o.AcceptLoss {
+			// A region comes into use after the superblock that names it.
+			return errors.Join(&block.CorruptError{What: "superblock", Where: "pool " + op.label.Name,
+				Why: fmt.Sprintf("the newest that can be read is of epoch %d, but region %s was in use in epoch %d", sb.Epoch, op.o.RegionPath, h.Epoch)}, r.Close())
+		}
+		// It was made but never came into use, or is of another boot.
+		if err := errors.Join(r.Remove(), r.Close()); err != nil {
+			return err
+		}
+	} else if !errors.Is(err, fs.ErrNotExist) && !op.o.AcceptLoss {
+		return fmt.Errorf("region of pool %s: %w", op.label.Name, err)
+	}
+	if sb.RegionID != "" && sb.BootID == op.boot && !op.o.AcceptLoss {
+		return fmt.Errorf("open pool %s, region %s at %s: %w", op.label.Name, sb.RegionID, op.o.RegionPath, ErrRegionLost)
+	}
+	return op.newRegion()
+}
+
+func (op *opener) newRegion() (err error) {
+	if err := os.Remove(op.o.RegionPath); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove a region that is of no use: %w", err)
+	}
+	op.payload = op.label.LogBytes
+	if op.replayed = op.sb.RegionID != ""; op.replayed {
+		// Records keep their positions and so cannot be split where the
+		// arena's free extents are: some more of them leave room for that.
+		op.payload += op.payload/8 + 1<<20
+	}
+	op.region, err = region.Create(op.o.RegionPath, region.Options{
+		Pool: op.sb.Pool, Owner: op.o.Owner, Epoch: op.sb.Epoch, LogBytes: oplog.SectionSize(op.payload),
+	})
+	return err
+}
+
+// attachLog opens the log in an adopted region, or fills that of a new one
+// from the flush log.
+func (op *opener) attachLog() (err error) {
+	if id, _ := op.region.Committed(); op.region.Header().ID == op.sb.RegionID {
+		if id > op.machine.CP() {
+			return &block.CorruptError{What: "metadata journal", Where: "pool " + op.label.Name,
+				Why: fmt.Sprintf("it ends at consistency point %d although %d was made", op.machine.CP(), id)}
+		}
+		op.log, err = oplog.Attach(op.region.Log())
+		if err == nil || !op.o.AcceptLoss {
+			return err
+		}
+		// The flushed prefix is what remains.
+		if err := errors.Join(op.region.Remove(), op.region.Close()); err != nil {
+			return err
+		}
+		if err := op.newRegion(); err != nil {
+			return err
+		}
+	}
+	if err := op.machine.CheckJournalEnd(); err != nil {
+		return fmt.Errorf("open pool %s: %w", op.label.Name, err)
+	}
+	op.log, err = oplog.Format(op.region.Log(), oplog.Config{
+		PayloadBytes: op.payload, Pool: op.sb.Pool, Epoch: op.sb.Epoch, Start: op.machine.Committed(),
+	})
+	if err != nil || !op.replayed {
+		return err
+	}
+	return op.replayFlushLog()
+}
+
+func (op *opener) flushArea() oplog.Area {
+	return oplog.Area{Start: int64(op.label.Layout.Flush) * block.Size, Length: int64(op.label.Layout.FlushBlocks) * block.Size, Pool: op.label.Pool}
+}
+
+// replayFlushLog publishes again what flushes had made durable when the host
+// lost its memory.
+func (op *opener) replayFlushLog() error {
+	if op.machine.FlushPos() == (oplog.DiskPos{}) {
+		return nil // flushes append to it only after a first consistency point
+	}
+	q, err := op.set.Queue(0)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = q.Close() }()
+	committed := op.machine.Committed()
+	_, err = oplog.Scan(q, op.flushArea(), op.machine.FlushPos(), func(rec oplog.Record, payload [][]byte) error {
+		if rec.Seq <= committed {
+			return nil
+		}
+		if next := op.log.Head() + 1; rec.Seq != next {
+			return &block.CorruptError{What: "flush log", Where: fmt.Sprintf("position %d", next), Why: fmt.Sprintf("position %d follows", rec.Seq)}
+		}
+		return op.publishAgain(rec, payload)
+	})
+	if err != nil && !(op.o.AcceptLoss && errors.Is(err, block.ErrCorrupt)) {
+		return fmt.Errorf("flush log of pool %s: %w", op.label.Name, err)
+	}
+	return nil
+}
+
+// publishAgain appends a record, at its old position, with its payload.
+func (op *opener) publishAgain(rec oplog.Record, payload [][]byte) error {
+	if rec.Kind == oplog.KindWrite {
+		first, ok := op.allocRun(int(rec.Count))
+		if !ok {
+			return &block.CorruptError{What: "flush log", Where: fmt.Sprintf("position %d", rec.Seq),
+				Why: fmt.Sprintf("it holds more than the operation log of %d bytes", op.label.LogBytes)}
+		}
+		rec.First = first
+		for i, p := range payload {
+			// A block without payload was damaged in memory; its checksum
+			// makes it read as an error for ever.
+			copy(op.log.Payload(first+oplog.Extent(i), 1), p)
+		}
+	}
+	if _, ok := op.log.Publish([]oplog.Record{rec}); !ok {
+		return fmt.Errorf("flush log holds more records than the operation log: %w", block.ErrCorrupt)
+	}
+	return nil
+}
+
+// allocRun returns the first of n consecutive extents.
+func (op *opener) allocRun(n int) (first oplog.Extent, ok bool) {
+	var passed [][]oplog.Extent
+	defer func() {
+		for _, ext := range passed {
+			op.log.Free(ext)
+		}
+	}()
+	for {
+		ext, ok := op.log.Alloc(n, nil)
+		if !ok {
+			return 0, false
+		}
+		if ext[n-1] == ext[0]+oplog.Extent(n-1) && slices.IsSorted(ext) {
+			return ext[0], true
+		}
+		passed = append(passed, ext)
+	}
+}
+
+// takeOwnership raises the epoch in superblock and region: whoever had the
+// pool before stops at its next step.
+func (op *opener) takeOwnership() error {
+	op.epoch = max(op.sb.Epoch, op.region.Epoch()) + 1
+	err := op.machine.Rewrite(func(sb *cp.Superblock) {
+		sb.Epoch, sb.RegionID, sb.BootID = op.epoch, op.region.Header().ID, op.boot
+	})
+	if err != nil {
+		return fmt.Errorf("open pool %s: %w", op.label.Name, err)
+	}
+	op.log.SetEpoch(op.epoch)
+	return op.region.SetOwner(op.o.Owner, op.epoch)
+}
+
+// start assembles what serves requests.
+func (op *opener) start(ctx context.Context) error {
+	p := op.Pool
+	p.dirty = dirty.New(dirty.Options{Log: p.log, Space: p.space, Owned: p.owned, Full: p.wake})
+	if err := p.dirty.Restore(p.machine.Committed()); err != nil {
+		return fmt.Errorf("open pool %s: %w", p.label.Name, err)
+	}
+	op.step("dirty index")
+	var err error
+	if p.flushQueue, err = p.set.Queue(0); err != nil {
+		return err
+	}
+	p.flusher = cp.NewFlusher(p.log, oplog.NewDisk(p.flushQueue, op.flushArea()), p.machine.FlushPos(), p.Commit)
+	p.machine.Start(p.dirty, p.log, p.flusher)
+	flush := p.flusher.Flush
+	if p.opts.BatteryBacked {
+		flush = func(context.Context) error { return p.owned() }
+	}
+	p.store = &volume.Store{Dirty: p.dirty, Map: p.bmap, Reader: p.reader, Gate: &p.gate, Flush: flush, Relieve: p.relieve}
+	p.refreshVolumes()
+	p.region.SetState(region.StateServing)
+	return ctx.Err()
+}
+
+// undo gives back what a failed Open took. The devices stay open.
+func (op *opener) undo() error {
+	var errs []error
+	if op.flushQueue != nil {
+		errs = append(errs, op.flushQueue.Close())
+	}
+	if op.set != nil {
+		errs = append(errs, op.set.ReleaseQueues())
+	}
+	if op.region != nil {
+		errs = append(errs, op.region.Close())
+	}
+	if op.reader != nil {
+		errs = append(errs, op.reader.Close())
+	}
+	if op.space != nil {
+		op.space.Close()
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,425 @@
+// Package pool assembles the layers below it into one pool: it opens or
+// recovers it, runs its consistency points and folds, manages its volumes and
+// checks it.
+//
+// One goroutine, [Pool.Run], owns the cp.Machine. Whatever must not run
+// beside a consistency point (changes of the catalogue, checks, adding a
+// device) is a job that is handed to it. Requests of clients never wait for a
+// job, except for room in the log.
+package pool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/pollux-storage/pollux/hpdi"
+	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/blockio"
+	"github.com/pollux-storage/pollux/internal/blockmap"
+	"github.com/pollux-storage/pollux/internal/catalogue"
+	"github.com/pollux-storage/pollux/internal/cp"
+	"github.com/pollux-storage/pollux/internal/devices"
+	"github.com/pollux-storage/pollux/internal/dirty"
+	"github.com/pollux-storage/pollux/internal/oplog"
+	"github.com/pollux-storage/pollux/internal/region"
+	"github.com/pollux-storage/pollux/internal/space"
+	"github.com/pollux-storage/pollux/internal/volume"
+)
+
+// Pool is an open pool. Its methods may be called concurrently unless they
+// say otherwise.
+type Pool struct {
+	opts  OpenOptions
+	label Label
+	epoch block.Epoch
+	steps []Step
+
+	set        *devices.Set
+	reader     *blockio.Reader
+	space      *space.Space
+	bmap       *blockmap.Map
+	catalogue  *catalogue.Set
+	region     *region.Region
+	log        *oplog.Log
+	dirty      *dirty.Set
+	flusher    *cp.Flusher
+	flushQueue hpdi.Queue
+	store      *volume.Store
+	gate       volume.Gate
+
+	// Of Run's goroutine, or of Open and Close when it does not run.
+	machine  *cp.Machine
+	loaded   bool  // the counts are in memory
+	estimate int64 // blocks reserved until then
+	retryAt  time.Time
+
+	kick    chan struct{}
+	jobs    chan job
+	stopped chan struct{} // closed when Run has returned
+
+	lastError atomic.Pointer[error] // of the newest consistency point or fold, nil when it went well
+
+	mu      sync.Mutex // guards volumes
+	volumes map[string]*volume.Volume
+}
+
+type job struct {
+	ctx  context.Context
+	run  func() error
+	done chan error
+}
+
+// owned is called for each publication.
+func (p *Pool) owned() error {
+	if e := p.region.Epoch(); e != p.epoch {
+		return fmt.Errorf("pool %s at epoch %d is now at %d: %w", p.label.Name, p.epoch, e, block.ErrStale)
+	}
+	return nil
+}
+
+// wake makes Run look whether a consistency point is due.
+func (p *Pool) wake() {
+	select {
+	case p.kick <- struct{}{}:
+	default:
+	}
+}
+
+// OpenSteps tells how long the steps of Open took.
+func (p *Pool) OpenSteps() []Step { return p.steps }
+
+// ID returns the pool's identity.
+func (p *Pool) ID() block.PoolID { return p.label.Pool }
+
+// Name returns the pool's name.
+func (p *Pool) Name() string { return p.label.Name }
+
+// Identity returns the name of the guest that the pool belongs to, whoever
+// owns it now.
+func (p *Pool) Identity() string { return p.label.Identity }
+
+// Epoch returns the epoch of this ownership.
+func (p *Pool) Epoch() block.Epoch { return p.epoch }
+
+// Region returns the pool's region.
+func (p *Pool) Region() *region.Region { return p.region }
+
+// Probe passes the way of a write up to its publication. It waits for no
+// device, so it fails only when the guest itself is stuck or not the owner.
+func (p *Pool) Probe(context.Context) error {
+	if !p.gate.Enter() {
+		return fmt.Errorf("pool %s: %w", p.label.Name, block.ErrClosed)
+	}
+	defer p.gate.Exit()
+	return p.dirty.Probe()
+}
+
+// retryDelay is the pause after a consistency point that failed.
+const retryDelay = 200 * time.Millisecond
+
+// restBeforeFold is how long a pool must have been at rest for a fold that is
+// not due: it frees what trims and deletes have left, brings figures up to date
+// and makes the next takeover short.
+const restBeforeFold = 5 * time.Second
+
+// timing is what Run remembers between two rounds.
+type timing struct {
+	dirty time.Time // since when something is dirty; zero when nothing is
+	busy  time.Time // when something was dirty last
+}
+
+// Run makes consistency points and folds until ctx ends. It returns an error
+// when the pool must be closed: its ownership is lost, or the state of its
+// journal unknown. Failures of devices are retried for ever, and shown by
+// Stats. It must be called once.
+func (p *Pool) Run(ctx context.Context) error {
+	defer close(p.stopped)
+	tick := time.NewTicker(p.opts.Interval / 4)
+	defer tick.Stop()
+	t := timing{busy: time.Now()}
+	for {
+		if err := p.owned(); err != nil {
+			return err
+		}
+		if p.machine.Broken() != nil {
+			return p.machine.Broken()
+		}
+		if err := p.work(&t); err != nil {
+			p.failed(err)
+		}
+		var more chan struct{}
+		if p.loaded && p.machine.Folding() && !time.Now().Before(p.retryAt) {
+			more = closed // a fold goes on unless something else is to be done
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case j := <-p.jobs:
+			j.done <- p.runJob(j)
+		case <-p.kick:
+		case <-tick.C:
+		case <-more:
+		}
+	}
+}
+
+var closed = func() chan struct{} {
+	c := make(chan struct{})
+	close(c)
+	return c
+}()
+
+func (p *Pool) failed(err error) {
+	p.lastError.Store(&err)
+	p.retryAt = time.Now().Add(retryDelay)
+}
+
+func (p *Pool) runJob(j job) error {
+	if err := j.ctx.Err(); err != nil {
+		return err // nobody waits for it any more
+	}
+	if err := p.load(); err != nil {
+		return err
+	}
+	return j.run()
+}
+
+// work does what is due: loading the counts, a consistency point, a step of a
+// fold.
+func (p *Pool) work(t *timing) error {
+	now := time.Now()
+	if now.Before(p.retryAt) {
+		return nil
+	}
+	if err := p.load(); err != nil {
+		return err
+	}
+	u := p.dirty.Usage()
+	if u.Active+u.Frozen == 0 {
+		t.dirty = time.Time{}
+	} else if t.busy = now; t.dirty.IsZero() {
+		t.dirty = now
+	}
+	if u.Frozen > 0 || u.Active >= u.Permits/4 || !t.dirty.IsZero() && now.Sub(t.dirty) >= p.opts.Interval {
+		t.dirty = time.Time{}
+		if err := p.commit(nil); err != nil {
+			return err
+		}
+	}
+	if p.machine.Folding() || p.machine.FoldDue() || now.Sub(t.busy) >= restBeforeFold && p.machine.FoldUseful() {
+		if _, err := p.machine.Fold(); err != nil {
+			return err
+		}
+	}
+	p.lastError.Store(nil)
+	return nil
+}
+
+// load fills the allocator, once.
+func (p *Pool) load() error {
+	if p.loaded {
+		return nil
+	}
+	if err := p.machine.LoadCounts(); err != nil {
+		return err
+	}
+	p.space.Unreserve(p.estimate)
+	p.loaded = true
+	return nil
+}
+
+// commit makes one consistency point, and the folds that it needs first: the
+// one under way may not give back enough of the journal, and holds blocks that
+// a nearly full pool needs.
+func (p *Pool) commit(changes []catalogue.Change) error {
+	err := p.machine.Commit(changes)
+	for try := 0; try < 3 && (errors.Is(err, cp.ErrFoldFirst) || errors.Is(err, block.ErrNoSpace) && p.machine.Folding()); try++ {
+		if err = p.foldAll(); err == nil {
+			err = p.machine.Commit(changes)
+		}
+	}
+	if err == nil {
+		p.region.SetCommitted(p.machine.CP(), p.machine.Committed())
+	}
+	return err
+}
+
+// foldAll completes the fold under way, or a new one.
+func (p *Pool) foldAll() error {
+	for {
+		if done, err := p.machine.Fold(); done || err != nil {
+			return err
+		}
+	}
+}
+
+// foldEverything folds all that is committed.
+func (p *Pool) foldEverything() error {
+	if p.machine.Folding() {
+		// It began before the newest consistency points.
+		if err := p.foldAll(); err != nil {
+			return err
+		}
+	}
+	return p.foldAll()
+}
+
+// commitAll makes consistency points until everything published before the
+// call is on the devices.
+func (p *Pool) commitAll() error {
+	for target := p.dirty.Head(); p.machine.Committed() < target; {
+		if err := p.commit(nil); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// do hands fn to Run's goroutine and waits for its result.
+func (p *Pool) do(ctx context.Context, fn func() error) error {
+	j := job{ctx, fn, make(chan error, 1)}
+	select {
+	case p.jobs <- j:
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-p.stopped:
+		return fmt.Errorf("pool %s: %w", p.label.Name, block.ErrClosed)
+	}
+	return <-j.done
+}
+
+// Commit makes everything published before the call part of a consistency
+// point.
+func (p *Pool) Commit(ctx context.Context) error { return p.do(ctx, p.commitAll) }
+
+// Fold commits, and merges all of it into the trees.
+func (p *Pool) Fold(ctx context.Context) error {
+	return p.do(ctx, func() error {
+		if err := p.commitAll(); err != nil {
+			return err
+		}
+		return p.foldEverything()
+	})
+}
+
+// relieve frees all space that trims, deletes and overwrites have given up.
+func (p *Pool) relieve(ctx context.Context) error {
+	return p.do(ctx, func() error {
+		if err := p.commitAll(); err != nil {
+			return err
+		}
+		for first := true; first || p.bmap.Unfinished(); first = false {
+			if err := p.foldEverything(); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// drain lets no new request in and waits until all are out. Whoever closes a
+// pool ends its clients first, so that this is soon.
+func (p *Pool) drain(ctx context.Context) error {
+	p.mu.Lock()
+	for _, v := range p.volumes {
+		v.Close()
+	}
+	p.mu.Unlock()
+	select {
+	case <-p.gate.Close():
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("close pool %s: requests are still under way: %w", p.label.Name, ctx.Err())
+	}
+}
+
+// Close makes everything part of the devices, removes the region and closes
+// the devices. Run must have returned, or never been called. It must be called
+// once, and not after Release.
+func (p *Pool) Close(ctx context.Context) error {
+	if err := p.drain(ctx); err != nil {
+		return err
+	}
+	err := p.settle()
+	if err == nil {
+		err = p.region.Remove()
+	}
+	if err != nil {
+		err = fmt.Errorf("close pool %s: %w; nothing is lost, its log stays in %s", p.label.Name, err, p.opts.RegionPath)
+	}
+	return errors.Join(err, p.free())
+}
+
+// settle commits and folds everything and writes a superblock that needs no
+// region.
+func (p *Pool) settle() error {
+	if err := p.owned(); err != nil {
+		return err
+	}
+	if err := p.load(); err != nil {
+		return err
+	}
+	if err := p.commitAll(); err != nil {
+		return err
+	}
+	if err := p.foldEverything(); err != nil {
+		return err
+	}
+	if p.machine.Folding() {
+		return errors.New("a fold is still under way")
+	}
+	return p.machine.Rewrite(func(sb *cp.Superblock) { sb.RegionID, sb.BootID = "", "" })
+}
+
+// Release closes the pool for the partner to open: at once, with the log in
+// the region. Run must have returned, or never been called.
+func (p *Pool) Release(ctx context.Context) error {
+	if err := p.drain(ctx); err != nil {
+		return err
+	}
+	p.region.SetState(region.StateReleased)
+	return p.free()
+}
+
+func (p *Pool) free() error {
+	errs := []error{p.flusher.Close(), p.machine.Close(), p.flushQueue.Close(), p.set.Close(), p.reader.Close(), p.region.Close()}
+	p.space.Close()
+	return errors.Join(errs...)
+}
+
+// Stats describes a pool at a moment.
+type Stats struct {
+	Bytes, FreeBytes, ReservedBytes int64
+	LogBytes, LogUsedBytes          int64
+	DirtyBlocks                     int
+	CP                              uint64 // consistency points since the pool was opened
+	Folds                           uint64
+	BlocksWritten                   uint64
+	Unfolded                        int // mappings not yet in the trees
+	Devices                         []hpdi.Info
+	// LastError is why the newest consistency point or fold failed, empty
+	// when it did not: as long as it stays, the devices fall behind.
+	LastError string
+}
+
+// Stats returns the pool's statistics.
+func (p *Pool) Stats() Stats {
+	u, d, m := p.space.Usage(), p.dirty.Usage(), p.machine.Stats()
+	unfolded, _ := p.bmap.Overlays()
+	s := Stats{
+		Bytes: u.Total * block.Size, FreeBytes: max(0, u.Free-u.Reserved-u.Slop) * block.Size, ReservedBytes: u.Reserved * block.Size,
+		LogBytes: d.Permits * block.Size, LogUsedBytes: (d.Active + d.Frozen) * block.Size, DirtyBlocks: d.Blocks,
+		CP: m.Commits, Folds: m.Folds, BlocksWritten: m.Blocks, Unfolded: unfolded,
+	}
+	for i := range p.set.Len() {
+		s.Devices = append(s.Devices, p.set.Info(i))
+	}
+	if err := p.lastError.Load(); err != nil {
+		s.LastError = (*err).Error()
+	}
+	return s
+}

@@ -1,0 +1,201 @@
+package pool
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/pollux-storage/pollux/hpdi"
+	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/catalogue"
+	"github.com/pollux-storage/pollux/internal/cp"
+	"github.com/pollux-storage/pollux/internal/volume"
+)
+
+// VolumeInfo describes a volume of a pool.
+type VolumeInfo struct {
+	ID      block.VolumeID
+	Name    string
+	Size    int64 // bytes
+	Created time.Time
+	// Used is the space in bytes that the volume takes, as of the last fold.
+	// After a few seconds without writes that is the present.
+	Used int64
+}
+
+func infoOf(v catalogue.Volume) VolumeInfo {
+	return VolumeInfo{ID: v.ID, Name: v.Name, Size: v.Size, Created: v.Created, Used: v.Used * block.Size}
+}
+
+// Volumes returns the pool's volumes in the order of their creation.
+func (p *Pool) Volumes() []VolumeInfo {
+	var list []VolumeInfo
+	for _, v := range p.catalogue.List() {
+		list = append(list, infoOf(v))
+	}
+	return list
+}
+
+// Volume returns a volume by name.
+func (p *Pool) Volume(name string) (block.Volume, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if v := p.volumes[name]; v != nil {
+		return v, nil
+	}
+	return nil, p.unknown(name)
+}
+
+func (p *Pool) unknown(name string) error {
+	return fmt.Errorf("volume %q of pool %s: %w", name, p.label.Name, block.ErrNotFound)
+}
+
+// refreshVolumes brings the open volumes in line with the catalogue.
+func (p *Pool) refreshVolumes() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	byID := map[block.VolumeID]*volume.Volume{}
+	for _, v := range p.volumes {
+		byID[v.Info().ID] = v
+	}
+	clear(p.volumes)
+	for _, c := range p.catalogue.List() {
+		v := byID[c.ID]
+		if v == nil {
+			v = volume.New(p.store, c.ID, c.Name, c.Size)
+		}
+		v.Set(c.Name, c.Size)
+		p.volumes[c.Name] = v
+		delete(byID, c.ID)
+	}
+	for _, v := range byID {
+		v.Close()
+	}
+}
+
+// change commits one change of the catalogue that decide makes of its state.
+func (p *Pool) change(ctx context.Context, decide func() (catalogue.Change, error)) error {
+	return p.do(ctx, func() error {
+		ch, err := decide()
+		if err != nil {
+			return err
+		}
+		if err := p.commit([]catalogue.Change{ch}); err != nil {
+			return err
+		}
+		p.refreshVolumes()
+		return nil
+	})
+}
+
+func checkSize(size int64) (int64, error) {
+	rounded := (size + block.Size - 1) &^ (block.Size - 1)
+	if size <= 0 || rounded > catalogue.MaxSize {
+		return 0, fmt.Errorf("size of %d bytes; 1 to %d are possible: %w", size, int64(catalogue.MaxSize), block.ErrInvalid)
+	}
+	return rounded, nil
+}
+
+func (p *Pool) checkNew(name string) error {
+	if name == "" || len(name) > catalogue.MaxName {
+		return fmt.Errorf("volume name of %d bytes; 1 to %d are possible: %w", len(name), catalogue.MaxName, block.ErrInvalid)
+	}
+	if _, ok := p.catalogue.ByName(name); ok {
+		return fmt.Errorf("volume %q of pool %s: %w", name, p.label.Name, block.ErrExists)
+	}
+	return nil
+}
+
+// CreateVolume makes an empty volume. Its size is rounded up to whole blocks.
+func (p *Pool) CreateVolume(ctx context.Context, name string, size int64) (VolumeInfo, error) {
+	var made catalogue.Volume
+	err := p.change(ctx, func() (catalogue.Change, error) {
+		rounded, err := checkSize(size)
+		if err == nil {
+			err = p.checkNew(name)
+		}
+		if err == nil && len(p.catalogue.All()) >= catalogue.MaxVolumes {
+			err = fmt.Errorf("pool %s has %d volumes, no more are possible: %w", p.label.Name, catalogue.MaxVolumes, block.ErrInvalid)
+		}
+		made = catalogue.Volume{ID: p.catalogue.NextID(), Name: name, Size: rounded, Created: time.Now().UTC()}
+		return catalogue.Change{Put: &made}, err
+	})
+	return infoOf(made), err
+}
+
+// alter commits a change of an existing volume.
+func (p *Pool) alter(ctx context.Context, name string, edit func(*catalogue.Volume) error) error {
+	return p.change(ctx, func() (catalogue.Change, error) {
+		v, ok := p.catalogue.ByName(name)
+		if !ok {
+			return catalogue.Change{}, p.unknown(name)
+		}
+		return catalogue.Change{Put: &v}, edit(&v)
+	})
+}
+
+// ResizeVolume grows a volume. Clients that connect afterwards see the new
+// size.
+func (p *Pool) ResizeVolume(ctx context.Context, name string, size int64) error {
+	return p.alter(ctx, name, func(v *catalogue.Volume) error {
+		rounded, err := checkSize(size)
+		if err == nil && rounded < v.Size {
+			err = fmt.Errorf("volume %q has %d bytes and can only grow: %w", name, v.Size, block.ErrInvalid)
+		}
+		v.Size = rounded
+		return err
+	})
+}
+
+// RenameVolume gives a volume another name.
+func (p *Pool) RenameVolume(ctx context.Context, old, name string) error {
+	return p.alter(ctx, old, func(v *catalogue.Volume) error {
+		v.Name = name
+		return p.checkNew(name)
+	})
+}
+
+// DeleteVolume removes a volume at once. Its space comes back over the next
+// folds, and whenever a write would fail without it.
+func (p *Pool) DeleteVolume(ctx context.Context, name string) error {
+	return p.change(ctx, func() (catalogue.Change, error) {
+		v, ok := p.catalogue.ByName(name)
+		if !ok {
+			return catalogue.Change{}, p.unknown(name)
+		}
+		return catalogue.Change{Delete: v.ID}, nil
+	})
+}
+
+// AddDevice makes a device, opened under its lock, part of the pool.
+func (p *Pool) AddDevice(ctx context.Context, dev hpdi.Device) error {
+	return p.do(ctx, func() error {
+		if p.machine.Folding() {
+			if err := p.foldAll(); err != nil {
+				return err
+			}
+		}
+		index := p.set.Len()
+		if index >= maxDevices {
+			return fmt.Errorf("pool %s has %d devices, no more are possible: %w", p.label.Name, index, block.ErrInvalid)
+		}
+		l, err := newLabel(CreateOptions{Name: p.label.Name, Identity: p.label.Identity, LogBytes: p.label.LogBytes}, p.label.Pool, index, dev)
+		if err != nil {
+			return err
+		}
+		// A label that no superblock names is refused by Open with a word on
+		// why, so the order is safe.
+		if err := writeLabel(dev, l); err != nil {
+			return err
+		}
+		p.set.Add(dev)
+		err = p.machine.Rewrite(func(sb *cp.Superblock) {
+			sb.Devices = append(sb.Devices, cp.DeviceRoot{ID: l.Device, Blocks: l.Blocks, First: l.Layout.First})
+		})
+		if err != nil {
+			p.set.RemoveLast()
+			return err
+		}
+		return p.space.AddDevice(l.Blocks, l.Layout.First)
+	})
+}

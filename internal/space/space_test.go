@@ -1,0 +1,143 @@
+package space
+
+import (
+	"errors"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/pollux-storage/pollux/internal/block"
+)
+
+func newSpace(t *testing.T, sizes ...uint64) *Space {
+	t.Helper()
+	s := New()
+	t.Cleanup(s.Close)
+	for _, n := range sizes {
+		if err := s.AddDevice(n, 10); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return s
+}
+
+// An allocator against a model that knows every block's count.
+func TestAgainstModel(t *testing.T) {
+	for seed := range uint64(20) {
+		rng := rand.New(rand.NewPCG(seed, 1))
+		s := newSpace(t, 1000, 700)
+		model := map[block.Physical]int{}
+		var held []block.Physical
+		for range 3000 {
+			switch rng.IntN(4) {
+			case 0, 1:
+				n := 1 + rng.IntN(40)
+				runs, err := s.Alloc(n, nil)
+				if len(model)+n > 990+690 {
+					if !errors.Is(err, block.ErrNoSpace) {
+						t.Fatalf("seed %d: overfull: %v", seed, err)
+					}
+					continue
+				}
+				if err != nil {
+					t.Fatalf("seed %d: %v", seed, err)
+				}
+				for _, r := range runs {
+					if r.At.Block()/256 != (r.At.Block()+uint64(r.N)-1)/256 {
+						t.Fatalf("seed %d: run %v crosses a track", seed, r)
+					}
+					for i := range r.N {
+						p := r.At + block.Physical(i)
+						if model[p] != 0 || p.Block() < 10 {
+							t.Fatalf("seed %d: %v handed out twice", seed, p)
+						}
+						model[p] = 1
+						held = append(held, p)
+						n--
+					}
+				}
+				if n != 0 {
+					t.Fatalf("seed %d: %d blocks missing", seed, n)
+				}
+			case 2:
+				if len(held) > 0 {
+					p := held[rng.IntN(len(held))]
+					if model[p] < 255 {
+						if err := s.Inc(Run{p, 1}); err != nil {
+							t.Fatal(err)
+						}
+						model[p]++
+						held = append(held, p)
+					}
+				}
+			case 3:
+				for range rng.IntN(30) {
+					if len(held) == 0 {
+						break
+					}
+					i := rng.IntN(len(held))
+					p := held[i]
+					held[i] = held[len(held)-1]
+					held = held[:len(held)-1]
+					if err := s.Dec(Run{p, 1}); err != nil {
+						t.Fatal(err)
+					}
+					if model[p]--; model[p] == 0 {
+						delete(model, p)
+					}
+				}
+			}
+		}
+		recount := newSpace(t, 1000, 700)
+		for p, n := range model {
+			for range n {
+				if err := recount.Inc(Run{p, 1}); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if err := s.Compare(recount, func(p block.Physical, have, want int) {
+			t.Errorf("seed %d: block %v: count %d, want %d", seed, p, have, want)
+		}); err != nil {
+			t.Fatalf("seed %d: %v", seed, err)
+		}
+	}
+}
+
+func TestFreeingAFreeBlockIsCorruption(t *testing.T) {
+	s := newSpace(t, 1000)
+	for _, r := range []Run{{block.At(0, 20), 1}, {block.At(0, 5), 1}, {block.At(1, 20), 1}, {block.At(0, 999), 2}} {
+		if err := s.Dec(r); !errors.Is(err, block.ErrCorrupt) {
+			t.Errorf("%v: %v", r, err)
+		}
+	}
+}
+
+func TestReservationsKeepTheSlop(t *testing.T) {
+	s := newSpace(t, 10_000)
+	u := s.Usage()
+	if !s.Reserve(u.Free - u.Slop) {
+		t.Fatal("refused what is free")
+	}
+	if s.Reserve(1) {
+		t.Fatal("granted out of the slop")
+	}
+	s.Unreserve(1)
+	if !s.Reserve(1) {
+		t.Fatal("refused what was given back")
+	}
+}
+
+// What is allocated together lies together while whole tracks are free.
+func TestWholeTracksFirst(t *testing.T) {
+	s := newSpace(t, 256*8)
+	if _, err := s.Alloc(100, nil); err != nil {
+		t.Fatal(err)
+	}
+	runs, err := s.Alloc(256, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(runs) != 1 || runs[0].At.Block()%256 != 0 {
+		t.Errorf("a track's worth came as %v", runs)
+	}
+}
