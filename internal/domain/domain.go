@@ -1,0 +1,53 @@
+// Package domain says what a guest runs in, as the agent sees it: something
+// that can be started, watched, paused and killed. domain/process, where a
+// guest is a process, is the embedded default.
+//
+// A domain's end is certain once Ended is closed: none of its instructions
+// runs any more, and its memory is unmapped. I/O that it had given to the
+// kernel may still be under way; the locks on the devices guard against that.
+package domain
+
+import (
+	"os"
+	"time"
+)
+
+// Spec describes a domain to be started.
+type Spec struct {
+	Name  string   // of the guest
+	Inc   uint64   // incarnation, higher than all before
+	Args  []string // of the guest's program
+	Files []*os.File
+}
+
+// Domain is one run of a guest.
+type Domain interface {
+	Name() string
+	Inc() uint64
+	PID() int
+	Started() time.Time
+	// Ended is closed when the domain has ended.
+	Ended() <-chan struct{}
+	// Reason says why, once it has ended.
+	Reason() string
+
+	// Kill ends it without its consent. Ended is closed soon after.
+	Kill() error
+	// Terminate asks it to end.
+	Terminate() error
+	// Pause stops it between two instructions, Resume lets it go on.
+	Pause() error
+	Resume() error
+}
+
+// Driver starts domains and finds those that an earlier agent started.
+type Driver interface {
+	Start(Spec) (Domain, error)
+	// Find returns the domain of a guest as it was recorded. A domain that
+	// has ended since is returned as such; nil means that there never was one.
+	Find(name string) (Domain, error)
+	// Tidy keeps what the driver writes about a guest within its limits.
+	Tidy(name string) error
+	// Forget removes what was recorded about a guest.
+	Forget(name string) error
+}

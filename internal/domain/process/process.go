@@ -1,0 +1,293 @@
+// Package process runs guests as processes of this program.
+//
+// They get sessions of their own, so that neither the end of the agent nor of
+// its terminal ends them. What runs is recorded in a file for each guest; a
+// restarted agent believes the record only if a process of that number with
+// the recorded start time lives, and from then on holds it by a pidfd, which
+// cannot come to mean another process.
+//
+// A process that nobody recorded would be out of every agent's reach. So a
+// process must do nothing until it has read a byte from its standard input,
+// which it is sent once the record is written; if the agent dies in between,
+// it reads the end of the file and must end.
+package process
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/pollux-storage/pollux/internal/config"
+	"github.com/pollux-storage/pollux/internal/domain"
+)
+
+// Driver runs guests as processes.
+type Driver struct {
+	// Program is what runs, with the arguments of the Spec.
+	Program string
+	// RunDir is where records are kept, LogDir where the guests' output goes.
+	RunDir, LogDir string
+	// LogMax is the size at which an output file is moved to .1.
+	LogMax int64
+}
+
+var _ domain.Driver = (*Driver)(nil)
+
+// record is what is kept of a process.
+type record struct {
+	PID       int       `json:"pid"`
+	StartTime uint64    `json:"start_time"` // field 22 of /proc/PID/stat
+	Inc       uint64    `json:"incarnation"`
+	Started   time.Time `json:"started"`
+}
+
+func (d *Driver) recordPath(name string) string {
+	return filepath.Join(d.RunDir, "guest-"+name+".json")
+}
+
+func (d *Driver) logPath(name string) string { return filepath.Join(d.LogDir, "guest-"+name+".log") }
+
+// proc is a domain.
+type proc struct {
+	name   string
+	rec    record
+	pidfd  *os.File
+	ended  chan struct{}
+	reason string // valid when ended is closed
+}
+
+// Start begins a process and records it before it does anything.
+func (d *Driver) Start(s domain.Spec) (domain.Domain, error) {
+	if err := d.Tidy(s.Name); err != nil {
+		return nil, err
+	}
+	log, err := os.OpenFile(d.logPath(s.Name), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("log of guest %s: %w", s.Name, err)
+	}
+	defer log.Close()
+	cmd := exec.Command(d.Program, s.Args...)
+	cmd.Dir = "/" // keep no file system of the caller's busy
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.ExtraFiles = s.Files
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	await, release, err := os.Pipe()
+	if err != nil {
+		return nil, fmt.Errorf("start guest %s: %w", s.Name, err)
+	}
+	defer release.Close()
+	cmd.Stdin = await
+	err = cmd.Start()
+	await.Close()
+	if err != nil {
+		return nil, fmt.Errorf("start guest %s: %w", s.Name, err)
+	}
+	rec := record{PID: cmd.Process.Pid, Inc: s.Inc, Started: time.Now()}
+	// Not yet waited for, the process keeps its number even if it has ended.
+	st, err := readStat(rec.PID)
+	var pidfd *os.File
+	if err == nil {
+		rec.StartTime = st.startTime
+		pidfd, err = openPidfd(rec.PID)
+	}
+	if err == nil {
+		err = config.WriteRunJSON(d.recordPath(s.Name), rec)
+	}
+	if err != nil {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		if pidfd != nil {
+			_ = pidfd.Close()
+		}
+		return nil, fmt.Errorf("start guest %s: %w", s.Name, err)
+	}
+	// A process that has ended meanwhile does not read; the watch tells.
+	_, _ = release.Write([]byte{1})
+	p := &proc{name: s.Name, rec: rec, pidfd: pidfd, ended: make(chan struct{})}
+	go p.watch(cmd)
+	return p, nil
+}
+
+// Find returns the recorded process of a guest.
+func (d *Driver) Find(name string) (domain.Domain, error) {
+	b, err := os.ReadFile(d.recordPath(name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	p := &proc{name: name, ended: make(chan struct{})}
+	if err == nil {
+		err = json.Unmarshal(b, &p.rec)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("record of guest %s: %w", name, err)
+	}
+	if p.rec.PID > 0 {
+		p.pidfd, err = openPidfd(p.rec.PID)
+	}
+	// The start time is read after the pidfd was opened: if it is the recorded
+	// one, the pidfd is of the recorded process.
+	if st, serr := readStat(p.rec.PID); p.pidfd == nil || serr != nil || st.startTime != p.rec.StartTime || st.state == 'Z' {
+		if p.pidfd != nil {
+			_ = p.pidfd.Close()
+			p.pidfd = nil
+		} else if err != nil && !errors.Is(err, unix.ESRCH) {
+			return nil, fmt.Errorf("process %d of guest %s: %w", p.rec.PID, name, err)
+		}
+		p.reason = "it ended while there was no agent"
+		close(p.ended)
+		return p, nil
+	}
+	go p.watch(nil)
+	return p, nil
+}
+
+// Forget removes the record of a guest.
+func (d *Driver) Forget(name string) error {
+	if err := os.Remove(d.recordPath(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// Tidy copies an output file that has grown too large aside and empties it.
+// The guest goes on writing at its end, which O_APPEND makes the beginning;
+// what it writes between the two steps is lost.
+func (d *Driver) Tidy(name string) error {
+	path := d.logPath(name)
+	st, err := os.Stat(path)
+	if err != nil || d.LogMax <= 0 || st.Size() < d.LogMax {
+		return nil
+	}
+	in, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("log of guest %s: %w", name, err)
+	}
+	defer in.Close()
+	out, err := os.OpenFile(path+".1", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return fmt.Errorf("log of guest %s: %w", name, err)
+	}
+	if _, err := in.Seek(max(0, st.Size()-d.LogMax), io.SeekStart); err == nil {
+		_, err = io.Copy(out, io.LimitReader(in, d.LogMax))
+		if err != nil {
+			_ = out.Close()
+			return fmt.Errorf("log of guest %s: %w", name, err)
+		}
+	}
+	if err := errors.Join(out.Close(), os.Truncate(path, 0)); err != nil {
+		return fmt.Errorf("log of guest %s: %w", name, err)
+	}
+	return nil
+}
+
+// openPidfd returns a pidfd that the runtime's poller can wait on.
+func openPidfd(pid int) (*os.File, error) {
+	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
+	if err != nil {
+		return nil, fmt.Errorf("pidfd of %d: %w", pid, err)
+	}
+	return os.NewFile(uintptr(fd), "pidfd"), nil
+}
+
+// watch waits for the end of the process, reaps it when it is a child, and
+// closes ended. The pidfd becomes readable when the last thread has gone.
+func (p *proc) watch(cmd *exec.Cmd) {
+	p.reason = "its process ended"
+	if rc, err := p.pidfd.SyscallConn(); err == nil {
+		_ = rc.Read(func(fd uintptr) bool {
+			fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+			n, err := unix.Poll(fds, 0)
+			return err == nil && n == 1
+		})
+	}
+	if cmd != nil {
+		_ = cmd.Wait() // its error says the same as the state
+		p.reason = describe(cmd.ProcessState)
+	}
+	close(p.ended)
+}
+
+func describe(st *os.ProcessState) string {
+	if st == nil {
+		return "its process ended"
+	}
+	if ws, ok := st.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
+		return "killed by " + unix.SignalName(ws.Signal())
+	}
+	if st.ExitCode() == 0 {
+		return "it ended by itself"
+	}
+	return fmt.Sprintf("it ended with status %d; see its log", st.ExitCode())
+}
+
+func (p *proc) Name() string           { return p.name }
+func (p *proc) Inc() uint64            { return p.rec.Inc }
+func (p *proc) PID() int               { return p.rec.PID }
+func (p *proc) Started() time.Time     { return p.rec.Started }
+func (p *proc) Ended() <-chan struct{} { return p.ended }
+func (p *proc) Reason() string         { return p.reason }
+func (p *proc) Kill() error            { return p.signal(unix.SIGKILL) }
+func (p *proc) Terminate() error       { return p.signal(unix.SIGTERM) }
+func (p *proc) Pause() error           { return p.signal(unix.SIGSTOP) }
+func (p *proc) Resume() error          { return p.signal(unix.SIGCONT) }
+
+// signal reaches this process or none: the pidfd never means another one.
+func (p *proc) signal(sig unix.Signal) error {
+	select {
+	case <-p.ended:
+		return fmt.Errorf("guest %s has ended: %w", p.name, os.ErrProcessDone)
+	default:
+	}
+	var err error
+	rc, cerr := p.pidfd.SyscallConn()
+	if cerr == nil {
+		cerr = rc.Control(func(fd uintptr) { err = unix.PidfdSendSignal(int(fd), sig, nil, 0) })
+	}
+	if err = errors.Join(cerr, err); err != nil {
+		return fmt.Errorf("%s to guest %s (process %d): %w", unix.SignalName(sig), p.name, p.rec.PID, err)
+	}
+	return nil
+}
+
+type stat struct {
+	state     byte
+	startTime uint64
+}
+
+func readStat(pid int) (stat, error) {
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return stat{}, err
+	}
+	return parseStat(b)
+}
+
+// parseStat reads fields 3 and 22. The second field is the program's name in
+// parentheses and may hold anything, parentheses too.
+func parseStat(b []byte) (stat, error) {
+	i := bytes.LastIndexByte(b, ')')
+	if i < 0 {
+		return stat{}, errors.New("process statistics without a name")
+	}
+	f := strings.Fields(string(b[i+1:]))
+	if len(f) < 20 || len(f[0]) != 1 {
+		return stat{}, errors.New("process statistics are too short")
+	}
+	t, err := strconv.ParseUint(f[19], 10, 64)
+	if err != nil {
+		return stat{}, fmt.Errorf("start time of a process: %w", err)
+	}
+	return stat{state: f[0][0], startTime: t}, nil
+}

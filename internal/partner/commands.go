@@ -1,0 +1,117 @@
+package partner
+
+import (
+	"fmt"
+	"time"
+)
+
+// move begins to hand an identity from its holder to the guest m.To, by
+// command. DoDone reports the end.
+func (r *Referee) move(m Message) {
+	t, to := r.titles[m.Identity], r.seats[m.To]
+	refuse := func(format string, args ...any) {
+		r.do(Action{Do: DoDone, Cmd: m.Cmd, Identity: m.Identity, Text: fmt.Sprintf(format, args...)})
+	}
+	switch {
+	case t == nil || to == nil:
+		refuse("no such guest")
+		return
+	case r.down:
+		refuse("the pair is going down")
+		return
+	case t.to != "":
+		refuse("%s is on its way to %s already", m.Identity, t.to)
+		return
+	case !to.usable():
+		refuse("%s is not there to serve %s", to.name, m.Identity)
+		return
+	case t.holder == to.name:
+		refuse("%s serves %s already", to.name, m.Identity)
+		return
+	}
+	t.to, t.cmd, t.planned, t.reason = to.name, m.Cmd, true, m.Reason
+	t.since = r.now
+	t.failedBy, t.wait = "", 0
+	if t.holder == "" {
+		// Left by a guest that died and was not taken over.
+		t.deaths = 0
+		r.place(m.Identity, BasisReleased)
+		return
+	}
+	t.moveEnd = r.now.Add(r.cfg.ReleaseTimeout)
+	r.send(t.holder, Message{Kind: KindRelease, Identity: m.Identity, Term: t.term, Reason: m.Reason, Planned: true})
+}
+
+// restart starts a guest that is down at once, and forgets its failures.
+func (r *Referee) restart(m Message) {
+	s := r.seats[m.Guest]
+	if s == nil {
+		return
+	}
+	s.failures, s.stopped = nil, false
+	r.clear("crash:" + s.name)
+	if s.alive {
+		s.restart = true
+		return
+	}
+	s.startAt = r.now
+}
+
+// Tick tells the referee the time: it starts guests that are due, fences one
+// that does not release, and tries again what failed.
+func (r *Referee) Tick(now time.Time) {
+	r.now = now
+	for _, g := range r.cfg.Guests {
+		s := r.seats[g]
+		if !s.alive && !s.starting && !s.stopped && !r.down && !now.Before(s.startAt) {
+			s.starting = true
+			r.do(Action{Do: DoStart, Guest: g})
+		}
+		if s.alive && !s.linked && !s.killing && now.Sub(s.since) >= r.cfg.HelloTimeout {
+			r.note(g, "fence", "%s has said nothing for %s and is killed", g, r.cfg.HelloTimeout)
+			by := ""
+			if p := r.other(g); p.usable() {
+				by = p.name
+			}
+			r.kill(s, by, "it said nothing")
+		}
+	}
+	for _, id := range r.cfg.Guests {
+		t := r.titles[id]
+		if !t.moveEnd.IsZero() && now.After(t.moveEnd) {
+			t.moveEnd = time.Time{}
+			if s := r.seats[t.holder]; s != nil && s.alive && !s.killing {
+				r.note(s.name, "fence", "%s did not release %s within %s and is fenced", s.name, id, r.cfg.ReleaseTimeout)
+				r.kill(s, t.to, "it did not release "+id)
+			}
+		}
+		if t.holder == "" && !now.Before(t.retryAt) {
+			r.place(id, BasisReleased)
+		}
+	}
+}
+
+// Next returns when Tick must be called again at the latest.
+func (r *Referee) Next() time.Time {
+	next := r.now.Add(time.Second)
+	earlier := func(t time.Time) {
+		if t.After(r.now) && t.Before(next) {
+			next = t
+		}
+	}
+	for _, s := range r.seats {
+		if !s.alive && !s.stopped {
+			earlier(s.startAt)
+		}
+		if s.alive && !s.linked {
+			earlier(s.since.Add(r.cfg.HelloTimeout))
+		}
+	}
+	for _, t := range r.titles {
+		earlier(t.moveEnd)
+		if t.holder == "" {
+			earlier(t.retryAt)
+		}
+	}
+	return next
+}
