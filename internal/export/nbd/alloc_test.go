@@ -1,0 +1,179 @@
+package nbd
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"runtime"
+	"sync"
+	"testing"
+
+	"github.com/pollux-storage/pollux/internal/block"
+)
+
+// flat is a volume that does nothing but copy, so that what is measured is the
+// server.
+type flat struct {
+	mem    []byte
+	device bool // nothing can be done without waiting
+	writes sync.Pool
+}
+
+func (f *flat) Info() block.VolumeInfo {
+	return block.VolumeInfo{ID: 1, Name: "v", Size: int64(len(f.mem))}
+}
+func (f *flat) TryRead(p []byte, off int64) (bool, error) {
+	return !f.device, f.Read(context.Background(), p, off)
+}
+func (f *flat) Read(_ context.Context, p []byte, off int64) error { copy(p, f.mem[off:]); return nil }
+func (f *flat) TryStage(off int64, n int) (block.Write, error) {
+	if f.device {
+		return nil, nil
+	}
+	return f.Stage(context.Background(), off, n)
+}
+func (f *flat) Stage(_ context.Context, off int64, n int) (block.Write, error) {
+	w, ok := f.writes.Get().(*flatWrite)
+	if !ok {
+		w = &flatWrite{f: f}
+	}
+	w.bufs[0] = f.mem[off : off+int64(n)]
+	return w, nil
+}
+func (f *flat) Trim(context.Context, int64, int64) error              { return nil }
+func (f *flat) WriteZeroes(context.Context, int64, int64, bool) error { return nil }
+func (f *flat) Flush(context.Context) error                           { return nil }
+func (f *flat) Status(_ context.Context, off, n int64, _ int, ext []block.Extent) ([]block.Extent, error) {
+	return append(ext, block.Extent{Offset: off, Length: n}), nil
+}
+
+type flatWrite struct {
+	f    *flat
+	bufs [1][]byte
+}
+
+func (w *flatWrite) Buffers() [][]byte            { return w.bufs[:] }
+func (w *flatWrite) TryCommit() (bool, error)     { w.Abort(); return true, nil }
+func (w *flatWrite) Commit(context.Context) error { w.Abort(); return nil }
+func (w *flatWrite) Abort()                       { w.f.writes.Put(w) }
+
+// rounds sends a window of depth equal requests, waits for their replies, and
+// does so again.
+func rounds(tb testing.TB, nc net.Conn, n, depth int, cmd, flags uint16, size uint32) {
+	one := requestBytes(cmd, flags, 1, 4096, size, nil)
+	back := simpleSize
+	switch cmd {
+	case cmdWrite:
+		one = append(one, pattern(1, int(size))...)
+	case cmdRead:
+		back = dataChunkSize + int(size)
+	case cmdBlockStatus:
+		back = statusBytes(1)
+	}
+	var window []byte
+	for range depth {
+		window = append(window, one...)
+	}
+	answers := make([]byte, depth*back)
+	for ; n > 0; n -= depth {
+		sent := window[:min(n, depth)*len(one)]
+		if _, err := nc.Write(sent); err != nil {
+			tb.Fatal(err)
+		}
+		if _, err := io.ReadFull(nc, answers[:min(n, depth)*back]); err != nil {
+			tb.Fatal(err)
+		}
+	}
+}
+
+var loads = []struct {
+	name       string
+	cmd, flags uint16
+	size       uint32
+	depth      int
+	device     bool
+}{
+	{"read4k", cmdRead, 0, 4096, 16, false},
+	{"write4k", cmdWrite, 0, 4096, 16, false},
+	{"read128k", cmdRead, 0, 128 << 10, 1, false},
+	{"write128k", cmdWrite, 0, 128 << 10, 1, false},
+	{"read4k-device", cmdRead, 0, 4096, 16, true},
+	{"write4k-fulllog", cmdWrite, 0, 4096, 16, true},
+	{"write4k-fua", cmdWrite, cmdFlagFUA, 4096, 16, false},
+	{"status", cmdBlockStatus, 0, 4096, 16, false},
+}
+
+func newFlat(device bool) *flat {
+	f := &flat{mem: make([]byte, 1<<20), device: device}
+	copy(f.mem, pattern(1, len(f.mem))) // holes would make shorter replies
+	return f
+}
+
+// TestNoAllocationPerRequest allows what pools that were emptied by a garbage
+// collection cost, and nothing per request.
+func TestNoAllocationPerRequest(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector makes pools drop at random")
+	}
+	for _, l := range loads {
+		t.Run(l.name, func(t *testing.T) {
+			h := start(t, Config{Exports: &exports{list: []Export{{Name: "v", Volume: newFlat(l.device)}}}})
+			c := h.dialUnix().enter("v")
+			rounds(t, c.nc, 2000, l.depth, l.cmd, l.flags, l.size) // fills the pools
+			const n = 4000
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			rounds(t, c.nc, n, l.depth, l.cmd, l.flags, l.size)
+			runtime.ReadMemStats(&after)
+			if perRequest := float64(after.Mallocs-before.Mallocs) / n; perRequest > 0.1 {
+				t.Errorf("%.2f allocations per request", perRequest)
+			}
+		})
+	}
+}
+
+func BenchmarkRequests(b *testing.B) {
+	for _, l := range loads {
+		b.Run(fmt.Sprintf("%s/qd%d", l.name, l.depth), func(b *testing.B) {
+			srv, err := New(Config{Exports: &exports{list: []Export{{Name: "v", Volume: newFlat(l.device)}}}})
+			if err != nil {
+				b.Fatal(err)
+			}
+			ln, err := net.Listen("unix", b.TempDir()+"/s")
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer ln.Close()
+			ctx, cancel := context.WithCancel(context.Background())
+			var wg sync.WaitGroup
+			wg.Go(func() { _ = srv.Serve(ctx, ln) })
+			defer wg.Wait()
+			defer cancel()
+			nc, err := net.Dial("unix", ln.Addr().String())
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer nc.Close()
+			enterBench(b, nc)
+			rounds(b, nc, 1000, l.depth, l.cmd, l.flags, l.size)
+			b.SetBytes(int64(l.size))
+			b.ReportAllocs()
+			b.ResetTimer()
+			rounds(b, nc, b.N, l.depth, l.cmd, l.flags, l.size)
+		})
+	}
+}
+
+// enterBench negotiates without looking closely.
+func enterBench(b *testing.B, nc net.Conn) {
+	say := cat(helloBytes, optionBytes(optStructured, nil),
+		optionBytes(optSetContext, contextData("v", contextAllocation)), optionBytes(optGo, goData("v")))
+	if _, err := nc.Write(say); err != nil {
+		b.Fatal(err)
+	}
+	heard := 18 + 20 + (20 + 4 + len(contextAllocation) + 20) + (20 + 12 + 20 + 14 + 20)
+	if _, err := io.ReadFull(nc, make([]byte, heard)); err != nil {
+		b.Fatal(err)
+	}
+}
