@@ -1,0 +1,4 @@
+// Package archtest holds the shape of the program: its tests fail when a
+// package imports what it must not, and say why it must not. The table of
+// layers is in layers_test.go; a new package needs one line there.
+package archtest

@@ -1,0 +1,96 @@
+package archtest
+
+// layer is the place of a package. A package imports only packages of lower
+// layers: what stands further up in the table below, and never a neighbour.
+type layer struct {
+	path string // below the module; "x/..." is everything below x
+	// only is all of the program that the package may import; nil is
+	// everything of lower layers. A sibling of the same layer may be named.
+	only []string
+	// by is who may import the package; nil is everyone of higher layers.
+	by []string
+	// tests says that only test files may import the package.
+	tests bool
+	// steps says that the package is a step machine: it starts no goroutine,
+	// looks at no clock and touches neither files nor network, so that tests
+	// can single-step it and a simulator can replay it.
+	steps bool
+	why   string // what a broken rule would cost; part of the message
+}
+
+// none is for only: nothing of the program.
+var none = []string{}
+
+// assemblers put layers together: they alone choose drivers and open things.
+var assemblers = []string{"internal/host", "internal/guest", "internal/cli", "internal/domain/...", "test/...", "bench/..."}
+
+// layers is the program from the bottom up. Packages between two rules of the
+// table are one layer.
+var layers = [][]layer{
+	{
+		{path: "internal/block", only: none, why: "the vocabulary means the same everywhere because it depends on nothing"},
+		{path: "hpdi", only: none, why: "the device interface is public: a program outside must be able to use all of it, so it exports no internal type"},
+		{path: "internal/config", only: none, why: "configuration is plain data; who uses it decides what it means"},
+		{path: "internal/archtest", only: none, by: none, why: "it watches the program and is no part of it"},
+	},
+	{
+		{path: "hpdi/hpditest", only: []string{"hpdi"}, tests: true, why: "the conformance suite must work for drivers outside this program"},
+		{path: "internal/ondisk", only: []string{"internal/block"}, why: "formats must be readable without the code that makes them"},
+		{path: "internal/control", only: []string{"internal/block", "hpdi"}, why: "clients of the management interface must not pull in the storage they manage"},
+	},
+	{
+		{path: "hpdi/...", only: []string{"hpdi"}, by: assemblers, why: "a driver is public and knows only the interface; nobody but who assembles the program knows a driver"},
+		{path: "internal/block/blocktest", only: []string{"hpdi", "internal/block"}, tests: true, why: "faults are injected by tests, never compiled into the program"},
+		{path: "internal/flashmap", only: []string{"hpdi", "internal/block", "internal/ondisk"}, why: "the flash layer is a device made of devices; volumes and names reach it only as extents and attributes"},
+		{path: "internal/cache", only: []string{"internal/block", "hpdi"}, why: "a frame is told by its key alone, whoever asks"},
+		{path: "internal/region", only: []string{"internal/block", "internal/ondisk"}, why: "a region is memory with sections; what is in them is their owners' business"},
+	},
+	{
+		{path: "internal/devices", why: "the devices of a pool lie below everything that has an address on them"},
+		{path: "internal/oplog", only: []string{"internal/block", "internal/ondisk", "hpdi"}, why: "the log is given its memory and its device; it must be readable by a partner that has nothing else of the pool"},
+	},
+	{
+		{path: "internal/space", why: "free space is known by block, not by what the blocks are used for"},
+		{path: "internal/blockio", why: "reading and proving a block must not depend on how its address was found"},
+		{path: "internal/catalogue", why: "names of volumes are data of a consistency point, not a way to reach volumes"},
+	},
+	{
+		{path: "internal/blockmap", why: "the map is asked by volumes and consistency points and knows neither"},
+	},
+	{
+		{path: "internal/dirty", why: "the dirty index is rebuilt from the log alone after a takeover"},
+		{path: "internal/dedup", why: "deduplication decides about blocks that it is shown; consistency points ask it, not the reverse"},
+	},
+	{
+		{path: "internal/cp", steps: true, why: "a consistency point is single-stepped by crash tests; volumes wait for it, it waits for nobody"},
+	},
+	{
+		{path: "internal/volume", by: []string{"internal/pool", "internal/guest", "test/...", "bench/..."}, why: "everybody else sees a block.Volume"},
+	},
+	{
+		{path: "internal/pool", by: append([]string{"internal/guest"}, assemblers...), why: "the pool assembles storage; below the guest nobody needs more than a part of it"},
+	},
+	{
+		{path: "internal/export/...", only: []string{"internal/block"}, by: assemblers, why: "a protocol serves any block.Volume and must stay testable on one in memory"},
+		{path: "internal/partner", only: []string{"internal/block"}, by: assemblers, steps: true, why: "the takeover protocol is a pure machine: what it says must follow from what it was told"},
+		{path: "internal/identity", only: []string{"internal/block"}, by: assemblers, why: "addresses and names are moved by who has fenced, and know nothing of what they lead to"},
+	},
+	{
+		{path: "internal/domain", only: none, by: assemblers, why: "it says what a guest runs in, whatever runs it"},
+		{path: "internal/guest", by: assemblers, why: "a guest is one storage system, complete; the host reaches it through its sockets"},
+	},
+	{
+		{path: "internal/domain/...", only: []string{"internal/domain", "internal/block", "internal/config", "internal/control"}, by: assemblers, why: "what runs a guest must survive the guest's faults, so it shares no code with storage"},
+	},
+	{
+		{path: "internal/host", by: assemblers, why: "the agent starts, watches and fences guests from outside"},
+	},
+	{
+		{path: "internal/cli", by: []string{"cmd/..."}, why: "commands call the program, nothing calls commands"},
+	},
+	{
+		{path: "cmd/...", only: []string{"internal/cli"}, by: none, why: "main is for starting"},
+		{path: "test/...", by: []string{"test/...", "bench/..."}, why: "tests of the whole are not part of it"},
+		{path: "bench/...", by: []string{"bench/...", "test/..."}, why: "measurements are not part of what they measure"},
+	},
+}

@@ -1,0 +1,64 @@
+package cli
+
+import (
+	"testing"
+	"time"
+
+	"github.com/pollux-storage/pollux/internal/control"
+)
+
+func TestSizesAreWholeBlocks(t *testing.T) {
+	for text, want := range map[string]size{
+		"1": 4096, "4096": 4096, "4097": 8192,
+		"10G": 10 << 30, "10GiB": 10 << 30, "1.5T": 3 << 39,
+		"10GB": 10_000_003_072, // 10 times 10^9, rounded up
+	} {
+		var z size
+		if err := z.Set(text); err != nil || z != want {
+			t.Errorf("%s: %d, %v instead of %d", text, z, err, want)
+		}
+	}
+}
+
+func TestSizeSurvivesItsOwnText(t *testing.T) {
+	for _, want := range []size{4096, 3 << 30, 10_000_003_072, 1<<62 - 4096} {
+		var z size
+		if err := z.Set(want.String()); err != nil || z != want {
+			t.Errorf("%s: %d, %v instead of %d", want.String(), z, err, want)
+		}
+	}
+}
+
+func TestDurations(t *testing.T) {
+	for d, want := range map[time.Duration]string{
+		1234 * time.Nanosecond:          "0s",
+		1234567 * time.Nanosecond:       "1.23ms",
+		31_512 * time.Microsecond:       "31.5ms",
+		1_234_567_890 * time.Nanosecond: "1.23s",
+	} {
+		if got := took(control.Duration(d)); got != want {
+			t.Errorf("%d ns took %s instead of %s", d, got, want)
+		}
+	}
+	for d, want := range map[time.Duration]string{
+		0: "-", 59 * time.Second: "59s", 61 * time.Second: "1m1s",
+		25*time.Hour + time.Minute: "1d1h", 2*time.Hour + 3*time.Minute: "2h3m",
+	} {
+		if got := uptime(control.Duration(d)); got != want {
+			t.Errorf("uptime %v is %s instead of %s", d, got, want)
+		}
+	}
+}
+
+func TestShellQuote(t *testing.T) {
+	for word, want := range map[string]string{
+		"nbd://127.0.0.11:10809/disk1": "nbd://127.0.0.11:10809/disk1",
+		"nbd+unix:///d?socket=/s":      "'nbd+unix:///d?socket=/s'",
+		"it's":                         `'it'\''s'`,
+		"":                             "''",
+	} {
+		if got := shellQuote(word); got != want {
+			t.Errorf("%q is quoted as %s", word, got)
+		}
+	}
+}

@@ -1,0 +1,141 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/pollux-storage/pollux/internal/config"
+	"github.com/pollux-storage/pollux/internal/control"
+)
+
+// reportFD is the descriptor on which a detached agent tells the command that
+// started it how the start went: one outcome as JSON.
+const reportFD = 3
+
+// outcome of a detached start.
+type outcome struct {
+	Ready bool           `json:"ready"`
+	Error *control.Error `json:"error,omitempty"`
+}
+
+// spawn starts this program again as a detached agent and waits until the
+// pair serves. An agent that ends earlier gives its error to the caller.
+func (o *upOptions) spawn(ctx context.Context, cfg *config.Config) error {
+	self, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("where this program is: %w", err)
+	}
+	log, err := openLog(cfg)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	reports, report, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer reports.Close()
+
+	words := []string{"up", "--report", "--dir", cfg.Dir}
+	if o.config != "" {
+		file, err := filepath.Abs(o.config)
+		if err != nil {
+			return fmt.Errorf("settings %q: %w", o.config, err)
+		}
+		words = append(words, "--config", file)
+	}
+	if o.first.name != "" {
+		words = append(words, "--first-volume", o.first.String())
+	}
+	cmd := exec.Command(self, words...)
+	cmd.Args[0] = os.Args[0]
+	cmd.Dir = "/" // hold no directory of the caller's
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.ExtraFiles = []*os.File{report}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	err = cmd.Start()
+	report.Close()
+	if err != nil {
+		return fmt.Errorf("starting the agent: %w", err)
+	}
+	got := make(chan error, 1)
+	go func() { got <- readOutcome(reports, log.Name()) }()
+	select {
+	case err := <-got:
+		if err == nil {
+			return cmd.Process.Release()
+		}
+		return err
+	case <-ctx.Done():
+		return fmt.Errorf("interrupted; the agent (pid %d) goes on starting: %w", cmd.Process.Pid, ctx.Err())
+	}
+}
+
+// readOutcome returns what the detached agent reports.
+func readOutcome(reports *os.File, log string) error {
+	var out outcome
+	if err := json.NewDecoder(reports).Decode(&out); err != nil {
+		return fmt.Errorf("the agent ended before it was ready; its last words are in %s", log)
+	}
+	if out.Error != nil {
+		return out.Error
+	}
+	return nil
+}
+
+// detached is the life of a detached agent. Its end by a signal leaves the
+// guests as they are.
+func (o *upOptions) detached(ctx context.Context, cfg *config.Config) error {
+	// Guests must not inherit the pipe, or the caller would wait for them.
+	unix.CloseOnExec(reportFD)
+	report := os.NewFile(reportFD, "report")
+	client, err := o.client()
+	if err != nil {
+		return err
+	}
+	agent, err := o.startAgent(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	defer agent.leave()
+	ready := make(chan error, 1)
+	go func() { ready <- o.ready(ctx, client) }()
+	for {
+		select {
+		case <-agent.ended:
+			if ready != nil { // nobody has heard of the failure yet
+				err := agent.err
+				if err == nil {
+					err = errors.New("the agent ended before it was ready")
+				}
+				tell(report, outcome{Error: control.AsError(err)})
+			}
+			return agent.err
+		case err := <-ready:
+			ready = nil
+			out := outcome{Ready: err == nil}
+			if err != nil {
+				// The agent goes on: guests may come up yet, and those that
+				// are up serve.
+				out.Error = control.AsError(err)
+			}
+			tell(report, out)
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// tell reports an outcome. A caller that has gone does not need it.
+func tell(report *os.File, out outcome) {
+	_ = json.NewEncoder(report).Encode(out)
+	_ = report.Close()
+}

@@ -1,0 +1,53 @@
+package cli
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/pollux-storage/pollux/internal/control"
+)
+
+func newVolume(s *session) *cobra.Command {
+	return group("volume", groupStorage, "Create, list and change volumes",
+		"Volumes are thin: they take the space of what was written.",
+		newVolumeCreate(s), newVolumeList(s), newVolumeShow(s),
+		newVolumeResize(s), newVolumeRename(s), newVolumeDelete(s))
+}
+
+// printVolume shows one volume and how to reach it.
+func (s *session) printVolume(v control.Volume) error {
+	if s.json {
+		return s.printJSON(v)
+	}
+	return table(s.out, [][]string{
+		{"volume", v.Name},
+		{"size", fmt.Sprintf("%s (%d bytes)", humanSize(v.Size), v.Size)},
+		{"used", humanSize(v.Used)},
+		{"guest", v.Guest},
+		{"pool", v.Pool},
+		{"created", when(v.Created)},
+		{"nbd", v.NBD},
+		{"nbd_unix", v.NBDUnix},
+	})
+}
+
+// volumeNames completes the name of a volume in a shell.
+func (s *session) volumeNames(c *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	client, err := s.client()
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveError
+	}
+	volumes, err := client.Volumes(c.Context())
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveError
+	}
+	var names []string
+	for _, v := range volumes {
+		names = append(names, v.Name)
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
+}

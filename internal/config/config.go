@@ -1,0 +1,414 @@
+// Package config holds the settings of a pair: their file, their defaults and
+// what makes them valid.
+//
+// Settings come from DIR/config.yaml, or the file that the user names, over
+// defaults that need no file at all. What the pair itself must remember from
+// one run to the next (ports it chose, devices that were added by a command)
+// is kept apart in DIR/state.json, which [Load] lays over the file. The agent
+// writes the outcome to DIR/run/effective.json; guests read that and nothing
+// else, so that all processes of a pair agree.
+package config
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/goccy/go-yaml"
+)
+
+// Config are the settings of a pair.
+type Config struct {
+	// Dir is the directory of the pair, absolute.
+	Dir string `yaml:"-" json:"dir"`
+	// RegionDir is where the regions' memory is mounted. Default DIR/region.
+	RegionDir string `yaml:"region_dir" json:"region_dir"`
+	// Guests are one or two. Default: a and b.
+	Guests []Guest `yaml:"guests" json:"guests"`
+	// Log is the size of each pool's operation log in shared memory.
+	Log Size `yaml:"log" json:"log"`
+	// Cache is the size of each guest's cache of clean blocks.
+	Cache Size `yaml:"cache" json:"cache"`
+	// Failover are the rules by which one guest takes over another.
+	Failover Failover `yaml:"failover" json:"failover"`
+	// NBD are the settings of the NBD servers.
+	NBD NBD `yaml:"nbd" json:"nbd"`
+	// Exports are settings of single volumes, by their names.
+	Exports map[string]Export `yaml:"exports" json:"exports,omitempty"`
+	// LogFile is the size at which a process's log file is renamed to .1.
+	LogFile Size `yaml:"log_file" json:"log_file"`
+	// EventFile is the size at which the event log is renamed to .1.
+	EventFile Size `yaml:"event_file" json:"event_file"`
+}
+
+// Guest are the settings of one guest and its identity.
+type Guest struct {
+	// Name is what commands call it: letters, digits and dashes.
+	Name string `yaml:"name" json:"name"`
+	// Address is the IP address of its identity.
+	Address string `yaml:"address" json:"address"`
+	// Port is the TCP port of its NBD server. 0 chooses a free one, once.
+	Port *int `yaml:"port" json:"port"`
+	// Socket is the unix socket of its NBD server. Default DIR/run/nbd-NAME.sock.
+	Socket string `yaml:"socket" json:"socket"`
+	// Pool is the guest's own pool.
+	Pool Pool `yaml:"pool" json:"pool"`
+}
+
+// Pool are the settings of a pool.
+type Pool struct {
+	// Name of the pool. Default pool-NAME.
+	Name string `yaml:"name" json:"name"`
+	// Devices are block devices or files. Default DIR/pool-NAME.img.
+	Devices []string `yaml:"devices" json:"devices"`
+	// Size is that of files which do not exist yet.
+	Size Size `yaml:"size" json:"size"`
+	// Manual leaves a pool that does not exist yet to `pollux pool create`.
+	Manual bool `yaml:"manual" json:"manual"`
+	// AcceptLoss opens the pool although its region is lost or damaged: what
+	// was acknowledged and not flushed is given up.
+	AcceptLoss bool `yaml:"accept_loss" json:"accept_loss,omitempty"`
+	// BatteryBacked says that the host's memory survives a power cut, so
+	// that a flush has nothing to do.
+	BatteryBacked bool `yaml:"battery_backed" json:"battery_backed,omitempty"`
+	// Create is set by the agent until the pool has been seen once: only then
+	// may empty devices be made a pool.
+	Create bool `yaml:"-" json:"create,omitempty"`
+}
+
+// Failover are the rules of takeover and giveback.
+type Failover struct {
+	// HangTimeout is how long a heartbeat may stand still.
+	HangTimeout time.Duration `yaml:"hang_timeout" json:"hang_timeout"`
+	// Heartbeat is how often a guest probes itself and beats.
+	Heartbeat time.Duration `yaml:"heartbeat" json:"heartbeat"`
+	// GivebackDelay is how long a guest that came back must be well before
+	// it is given its identity. Negative: only by command.
+	GivebackDelay time.Duration `yaml:"giveback_delay" json:"giveback_delay"`
+	// LockoutCount automatic givebacks within LockoutWindow are the last;
+	// after them a person must give back.
+	LockoutCount  int           `yaml:"lockout_count" json:"lockout_count"`
+	LockoutWindow time.Duration `yaml:"lockout_window" json:"lockout_window"`
+	// RestartDelay is the wait before a failed guest is started again; it
+	// doubles with each failure up to RestartMax.
+	RestartDelay time.Duration `yaml:"restart_delay" json:"restart_delay"`
+	RestartMax   time.Duration `yaml:"restart_max" json:"restart_max"`
+	// CrashLimit failures within CrashWindow stop the restarts.
+	CrashLimit  int           `yaml:"crash_limit" json:"crash_limit"`
+	CrashWindow time.Duration `yaml:"crash_window" json:"crash_window"`
+	// FenceTimeout bounds the wait for a killed guest's device locks.
+	FenceTimeout time.Duration `yaml:"fence_timeout" json:"fence_timeout"`
+}
+
+// NBD are settings of all exports.
+type NBD struct {
+	// TLS is "off", "allowed" or "required"; it concerns TCP and unix sockets
+	// alike.
+	TLS string `yaml:"tls" json:"tls"`
+	// Cert, Key and CA are PEM files. With CA, clients must show a
+	// certificate that it signed.
+	Cert string `yaml:"cert" json:"cert,omitempty"`
+	Key  string `yaml:"key" json:"key,omitempty"`
+	CA   string `yaml:"ca" json:"ca,omitempty"`
+	// Allow lists the addresses or prefixes that may connect over TCP; empty
+	// means all. An export's own list replaces it.
+	Allow []string `yaml:"allow" json:"allow,omitempty"`
+	// MaxConnections is the limit of connections to one identity.
+	MaxConnections int `yaml:"max_connections" json:"max_connections"`
+}
+
+// Export are settings of one volume's export.
+type Export struct {
+	ReadOnly bool     `yaml:"read_only" json:"read_only,omitempty"`
+	Allow    []string `yaml:"allow" json:"allow,omitempty"`
+}
+
+// Default ports, addresses and sizes.
+const (
+	DefaultPort     = 10809
+	DefaultPoolSize = Size(64 << 30)
+	minPoolSize     = Size(64 << 20)
+	minLog          = Size(8 << 20)
+	maxSocketPath   = 107 // sun_path without its final zero
+)
+
+// Load returns the settings of the pair in dir: defaults, then file (or
+// DIR/config.yaml where that exists and file is empty), then what the pair
+// remembers. The result is valid.
+func Load(dir, file string) (*Config, error) {
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, fmt.Errorf("directory %q: %w", dir, err)
+	}
+	c := &Config{}
+	name := file
+	if name == "" {
+		name = filepath.Join(abs, "config.yaml")
+	}
+	p, err := os.ReadFile(name)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && file == "":
+	case err != nil:
+		return nil, fmt.Errorf("read settings: %w", err)
+	default:
+		if c, err = Parse(p); err != nil {
+			return nil, fmt.Errorf("settings in %s: %w", name, err)
+		}
+	}
+	c.Dir = abs
+	c.setDefaults()
+	st, err := ReadState(abs)
+	if err != nil {
+		return nil, err
+	}
+	st.apply(c)
+	return c, c.Validate()
+}
+
+// Parse reads the text of a settings file. Unknown settings are errors.
+func Parse(p []byte) (*Config, error) {
+	c := &Config{}
+	if len(p) == 0 {
+		return c, nil
+	}
+	if err := yaml.UnmarshalWithOptions(p, c, yaml.Strict()); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+func or[T comparable](v *T, def T) {
+	var zero T
+	if *v == zero {
+		*v = def
+	}
+}
+
+// setDefaults fills in what the file left out.
+func (c *Config) setDefaults() {
+	if c.RegionDir == "" {
+		c.RegionDir = filepath.Join(c.Dir, "region")
+	} else if !filepath.IsAbs(c.RegionDir) {
+		c.RegionDir = filepath.Join(c.Dir, c.RegionDir)
+	}
+	if len(c.Guests) == 0 {
+		c.Guests = []Guest{{Name: "a"}, {Name: "b"}}
+	}
+	or(&c.Log, 256<<20)
+	or(&c.Cache, 256<<20)
+	or(&c.LogFile, 16<<20)
+	or(&c.EventFile, 4<<20)
+	f := &c.Failover
+	or(&f.HangTimeout, time.Second)
+	or(&f.Heartbeat, 50*time.Millisecond)
+	or(&f.GivebackDelay, 15*time.Second)
+	or(&f.LockoutCount, 2)
+	or(&f.LockoutWindow, 10*time.Minute)
+	or(&f.RestartDelay, 500*time.Millisecond)
+	or(&f.RestartMax, 30*time.Second)
+	or(&f.CrashLimit, 8)
+	or(&f.CrashWindow, 5*time.Minute)
+	or(&f.FenceTimeout, 5*time.Second)
+	or(&c.NBD.TLS, "off")
+	or(&c.NBD.MaxConnections, 1024)
+	for i := range c.Guests {
+		c.Guests[i].setDefaults(c.Dir, i)
+	}
+}
+
+func (g *Guest) setDefaults(dir string, i int) {
+	or(&g.Address, fmt.Sprintf("127.0.0.%d", 11+i))
+	if g.Port == nil {
+		p := DefaultPort
+		g.Port = &p
+	}
+	or(&g.Socket, filepath.Join(dir, "run", "nbd-"+g.Name+".sock"))
+	or(&g.Pool.Name, "pool-"+g.Name)
+	if len(g.Pool.Devices) == 0 && !g.Pool.Manual {
+		g.Pool.Devices = []string{filepath.Join(dir, "pool-"+g.Name+".img")}
+	}
+	or(&g.Pool.Size, DefaultPoolSize)
+	for i, d := range g.Pool.Devices {
+		if !filepath.IsAbs(d) {
+			g.Pool.Devices[i] = filepath.Join(dir, d)
+		}
+	}
+	if !filepath.IsAbs(g.Socket) {
+		g.Socket = filepath.Join(dir, g.Socket)
+	}
+}
+
+// Guest returns the settings of the named guest, or nil.
+func (c *Config) Guest(name string) *Guest {
+	for i := range c.Guests {
+		if c.Guests[i].Name == name {
+			return &c.Guests[i]
+		}
+	}
+	return nil
+}
+
+// Partner returns the name of the other guest, or "" when there is none.
+func (c *Config) Partner(name string) string {
+	for _, g := range c.Guests {
+		if g.Name != name {
+			return g.Name
+		}
+	}
+	return ""
+}
+
+// RunDir is where sockets and the state of this run are.
+func (c *Config) RunDir() string { return filepath.Join(c.Dir, "run") }
+
+// LogDir is where the processes' logs are.
+func (c *Config) LogDir() string { return filepath.Join(c.Dir, "log") }
+
+// RegionPath is the region file of an identity's pool.
+func (c *Config) RegionPath(identity string) string {
+	return filepath.Join(c.RegionDir, "pool-"+identity)
+}
+
+// Endpoint is the TCP address of the guest's identity.
+func (g *Guest) Endpoint() string { return net.JoinHostPort(g.Address, strconv.Itoa(*g.Port)) }
+
+// Validate says what is wrong with the settings, naming the setting.
+func (c *Config) Validate() error {
+	if n := len(c.Guests); n < 1 || n > 2 {
+		return fmt.Errorf("guests: there are %d; a pair has two, and one alone works unprotected", n)
+	}
+	if c.Log < minLog {
+		return fmt.Errorf("log: %s is too small, at least %s", c.Log, minLog)
+	}
+	if c.Cache < 1<<20 {
+		return fmt.Errorf("cache: %s is too small, at least 1MiB", c.Cache)
+	}
+	if err := c.Failover.validate(); err != nil {
+		return err
+	}
+	if err := c.NBD.validate(); err != nil {
+		return err
+	}
+	for name, e := range c.Exports {
+		if err := validateAllow(fmt.Sprintf("exports.%s.allow", name), e.Allow); err != nil {
+			return err
+		}
+	}
+	seen := map[string]string{}
+	once := func(what, value, setting string) error {
+		if prev, dup := seen[what+value]; dup {
+			return fmt.Errorf("%s: %s %s is that of %s already", setting, what, value, prev)
+		}
+		seen[what+value] = setting
+		return nil
+	}
+	for i := range c.Guests {
+		g := &c.Guests[i]
+		if err := g.validate(i); err != nil {
+			return err
+		}
+		at := func(s string) string { return fmt.Sprintf("guests[%d].%s", i, s) }
+		errs := []error{once("name", g.Name, at("name")), once("socket", g.Socket, at("socket")), once("pool name", g.Pool.Name, at("pool.name"))}
+		if *g.Port != 0 {
+			errs = append(errs, once("address", g.Endpoint(), at("address")))
+		}
+		for _, d := range g.Pool.Devices {
+			errs = append(errs, once("device", d, at("pool.devices")))
+		}
+		if err := errors.Join(errs...); err != nil {
+			return err
+		}
+		for _, s := range []string{g.Socket, filepath.Join(c.RunDir(), "guest-"+g.Name+".link")} {
+			if len(s) > maxSocketPath {
+				return fmt.Errorf("socket path %s has %d bytes, and the system allows %d: choose a shorter --dir", s, len(s), maxSocketPath)
+			}
+		}
+	}
+	return nil
+}
+
+func (g *Guest) validate(i int) error {
+	at := func(s string) string { return fmt.Sprintf("guests[%d].%s", i, s) }
+	if !validName(g.Name) {
+		return fmt.Errorf("%s: %q is not a name of 1 to 16 lower-case letters, digits and dashes", at("name"), g.Name)
+	}
+	if _, err := netip.ParseAddr(g.Address); err != nil {
+		return fmt.Errorf("%s: %q is not an IP address", at("address"), g.Address)
+	}
+	if *g.Port < 0 || *g.Port > 65535 {
+		return fmt.Errorf("%s: %d is not a port", at("port"), *g.Port)
+	}
+	if g.Pool.Size < minPoolSize {
+		return fmt.Errorf("%s: %s is too small, at least %s", at("pool.size"), g.Pool.Size, minPoolSize)
+	}
+	return nil
+}
+
+func validName(s string) bool {
+	if len(s) == 0 || len(s) > 16 || s[0] == '-' {
+		return false
+	}
+	for _, r := range s {
+		if (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '-' {
+			return false
+		}
+	}
+	return true
+}
+
+func (f *Failover) validate() error {
+	switch {
+	case f.Heartbeat < 5*time.Millisecond:
+		return fmt.Errorf("failover.heartbeat: %s is too short, at least 5ms", f.Heartbeat)
+	case f.HangTimeout < 4*f.Heartbeat:
+		return fmt.Errorf("failover.hang_timeout: %s must be at least four heartbeats of %s", f.HangTimeout, f.Heartbeat)
+	case f.LockoutCount < 1:
+		return fmt.Errorf("failover.lockout_count: %d, at least 1", f.LockoutCount)
+	case f.RestartDelay < 0 || f.RestartMax < f.RestartDelay:
+		return fmt.Errorf("failover.restart_delay: %s must lie between 0 and restart_max %s", f.RestartDelay, f.RestartMax)
+	case f.CrashLimit < 1:
+		return fmt.Errorf("failover.crash_limit: %d, at least 1", f.CrashLimit)
+	case f.FenceTimeout < 100*time.Millisecond:
+		return fmt.Errorf("failover.fence_timeout: %s is too short, at least 100ms", f.FenceTimeout)
+	}
+	return nil
+}
+
+func (n *NBD) validate() error {
+	switch n.TLS {
+	case "off":
+	case "allowed", "required":
+		if n.Cert == "" || n.Key == "" {
+			return fmt.Errorf("nbd.tls: %q needs nbd.cert and nbd.key", n.TLS)
+		}
+	default:
+		return fmt.Errorf("nbd.tls: %q is none of off, allowed, required", n.TLS)
+	}
+	if n.MaxConnections < 1 {
+		return fmt.Errorf("nbd.max_connections: %d, at least 1", n.MaxConnections)
+	}
+	return validateAllow("nbd.allow", n.Allow)
+}
+
+func validateAllow(setting string, list []string) error {
+	for _, s := range list {
+		if _, err := ParsePrefix(s); err != nil {
+			return fmt.Errorf("%s: %q is neither an address nor a prefix such as 10.0.0.0/8", setting, s)
+		}
+	}
+	return nil
+}
+
+// ParsePrefix reads an address or a prefix of an allow-list.
+func ParsePrefix(s string) (netip.Prefix, error) {
+	if a, err := netip.ParseAddr(s); err == nil {
+		return netip.PrefixFrom(a, a.BitLen()), nil
+	}
+	return netip.ParsePrefix(s)
+}

@@ -1,0 +1,125 @@
+package config
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestDefaults(t *testing.T) {
+	dir := t.TempDir()
+	c, err := Load(dir, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Guests[0].Endpoint() != "127.0.0.11:10809" || c.Guests[1].Endpoint() != "127.0.0.12:10809" {
+		t.Errorf("endpoints %s, %s", c.Guests[0].Endpoint(), c.Guests[1].Endpoint())
+	}
+	if c.Guests[0].Pool.Devices[0] != filepath.Join(dir, "pool-a.img") || c.Log != 256<<20 || c.Failover.HangTimeout != time.Second {
+		t.Errorf("%+v", c)
+	}
+	if c.Partner("a") != "b" || c.Partner("b") != "a" || c.Guest("c") != nil {
+		t.Error("partners are wrong")
+	}
+}
+
+func TestFileAndState(t *testing.T) {
+	dir := t.TempDir()
+	text := `
+log: 64MiB
+failover:
+  giveback_delay: 3s
+guests:
+  - name: left
+    address: 127.0.1.1
+    port: 0
+    pool: {devices: [x.img, /dev/sdz], size: 1G}
+`
+	if err := os.WriteFile(filepath.Join(dir, "config.yaml"), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	st := State{Guests: map[string]GuestState{"left": {Port: 4711, Adding: "/dev/sdy"}}}
+	if err := st.Write(dir); err != nil {
+		t.Fatal(err)
+	}
+	c, err := Load(dir, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := c.Guest("left")
+	if *g.Port != 4711 || c.Log != 64<<20 || g.Pool.Size != 1<<30 || c.Failover.GivebackDelay != 3*time.Second || c.Partner("left") != "" {
+		t.Errorf("%+v", c)
+	}
+	if got := strings.Join(g.Pool.Devices, " "); got != filepath.Join(dir, "x.img")+" /dev/sdz /dev/sdy" {
+		t.Error(got)
+	}
+	if err := os.MkdirAll(c.RunDir(), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.WriteEffective(); err != nil {
+		t.Fatal(err)
+	}
+	e, err := ReadEffective(dir)
+	if err != nil || e.Guest("left").Endpoint() != g.Endpoint() || e.Failover != c.Failover {
+		t.Errorf("%+v, %v", e, err)
+	}
+}
+
+func TestRefusals(t *testing.T) {
+	for text, want := range map[string]string{
+		"logg: 1G":                                  "logg",
+		"log: 1K":                                   "log: 1KiB is too small",
+		"log: lots":                                 "not a size",
+		"guests: [{name: A}]":                       "guests[0].name",
+		"guests: [{name: a, address: nowhere}]":     "guests[0].address",
+		"guests: [{name: a}, {name: a}]":            "that of guests[0].name already",
+		"guests: [{name: a}, {name: b}, {name: c}]": "there are 3",
+		"nbd: {tls: maybe}":                         "nbd.tls",
+		"nbd: {tls: required}":                      "needs nbd.cert",
+		"nbd: {allow: [10.0.0.0/99]}":               "nbd.allow",
+		"exports: {v: {allow: [x]}}":                "exports.v.allow",
+		"failover: {hang_timeout: 100ms}":           "failover.hang_timeout",
+		"failover: {heartbeat: 1ms}":                "failover.heartbeat",
+		"guests: [{name: a, port: 70000}]":          "guests[0].port",
+		"guests: [{name: a, pool: {size: 1M}}]":     "guests[0].pool.size",
+		"guests: [{name: a, socket: /" + strings.Repeat("x", 120) + "}]": "choose a shorter --dir",
+	} {
+		dir := t.TempDir()
+		file := filepath.Join(dir, "f.yaml")
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Load(dir, file); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: error %v lacks %q", text, err, want)
+		}
+	}
+}
+
+func TestSize(t *testing.T) {
+	for s, want := range map[string]Size{"0": 0, "4096": 4096, "64GiB": 64 << 30, "64g": 64 << 30, "1.5 T": 3 << 39, "500MB": 500e6, "9007199254740993": 9007199254740993} {
+		if got, err := ParseSize(s); err != nil || got != want {
+			t.Errorf("%s: %d, %v", s, got, err)
+		}
+	}
+	for _, s := range []string{"", "G", "-1", "1X", "9999999P"} {
+		if got, err := ParseSize(s); err == nil {
+			t.Errorf("%q gave %d", s, got)
+		}
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add([]byte("log: 1G\nguests: [{name: a, port: 0}]\n"))
+	f.Add([]byte("exports: {v: {read_only: true}}"))
+	f.Fuzz(func(t *testing.T, p []byte) {
+		c, err := Parse(p)
+		if err != nil {
+			return
+		}
+		c.Dir = "/x"
+		c.setDefaults()
+		_ = c.Validate()
+	})
+}

@@ -1,0 +1,270 @@
+package control
+
+import (
+	"encoding/json"
+	"math"
+	"time"
+)
+
+// Duration is a time.Duration that travels as a number of milliseconds.
+type Duration time.Duration
+
+// MarshalJSON writes milliseconds with microsecond precision.
+func (d Duration) MarshalJSON() ([]byte, error) {
+	return json.Marshal(math.Round(float64(d)/1e3) / 1e3)
+}
+
+// UnmarshalJSON reads milliseconds.
+func (d *Duration) UnmarshalJSON(p []byte) error {
+	var ms float64
+	if err := json.Unmarshal(p, &ms); err != nil {
+		return err
+	}
+	*d = Duration(ms * 1e6)
+	return nil
+}
+
+// String returns the duration as Go prints it.
+func (d Duration) String() string { return time.Duration(d).String() }
+
+// Status is everything that `pollux status` shows.
+type Status struct {
+	Agent        AgentStatus   `json:"agent"`
+	Protected    bool          `json:"protected"` // either guest may die now and nothing is lost
+	Guests       []GuestStatus `json:"guests"`
+	LastTakeover *Takeover     `json:"last_takeover,omitempty"`
+	Alerts       []string      `json:"alerts"` // what a person must look at
+	Notes        []string      `json:"notes,omitempty"`
+}
+
+// AgentStatus describes the host agent.
+type AgentStatus struct {
+	Running bool      `json:"running"`
+	PID     int       `json:"pid,omitempty"`
+	Version string    `json:"version,omitempty"`
+	Dir     string    `json:"dir"`
+	Socket  string    `json:"socket"`
+	Started time.Time `json:"started,omitzero"`
+	Uptime  Duration  `json:"uptime_ms"`
+}
+
+// The states of a guest as status shows them.
+const (
+	StateStarting  = "starting"      // its process runs and has not said hello
+	StateServing   = "serving"       // it serves at least one identity
+	StateWaiting   = "waiting"       // it is well; the partner serves its identity
+	StateTakeover  = "takeover"      // it is taking over an identity
+	StateReleasing = "releasing"     // it is handing an identity over
+	StateFailed    = "failed"        // its process ended; it will be started again
+	StateStopped   = "stopped"       // it was stopped, or crashed too often
+	StateHung      = "not answering" // its process runs and does not answer
+)
+
+// GuestStatus describes one guest and the identity of the same name.
+type GuestStatus struct {
+	Name       string         `json:"name"`
+	State      string         `json:"state"`
+	PID        int            `json:"pid"`
+	Serves     []string       `json:"serves"`        // identities that this guest serves now
+	ServedBy   string         `json:"served_by"`     // guest that serves this guest's identity, "" when none does
+	Pools      []string       `json:"pools"`         // pools that this guest owns now
+	Protected  bool           `json:"protected"`     // its partner would take over at once
+	Why        string         `json:"why,omitempty"` // why it is not protected
+	Address    string         `json:"address"`       // TCP address of its identity
+	Socket     string         `json:"socket"`        // unix socket of its identity
+	Exports    []Export       `json:"exports"`       // exports of its identity, whoever serves them
+	Region     []RegionStatus `json:"regions"`
+	Devices    []DeviceStatus `json:"devices"`
+	PoolStats  []PoolStatus   `json:"pool_stats"`
+	Memory     MemoryStatus   `json:"memory"`
+	Uptime     Duration       `json:"uptime_ms"`
+	Restarts   int            `json:"restarts"`
+	GivebackIn Duration       `json:"giveback_in_ms,omitempty"`      // until the automatic giveback to this guest
+	LockedOut  bool           `json:"giveback_locked_out,omitempty"` // automatic giveback was stopped, see alerts
+	Alerts     []string       `json:"alerts,omitempty"`
+}
+
+// Export is a volume as clients reach it.
+type Export struct {
+	Volume      string `json:"volume"`
+	Guest       string `json:"guest"` // the identity that clients know
+	ServedBy    string `json:"served_by"`
+	Size        int64  `json:"size"`
+	ReadOnly    bool   `json:"read_only,omitempty"`
+	NBD         string `json:"nbd"`
+	NBDUnix     string `json:"nbd_unix"`
+	Connections int    `json:"connections"`
+}
+
+// RegionStatus describes a region that a guest owns or maps.
+type RegionStatus struct {
+	Identity  string `json:"identity"`
+	Path      string `json:"path"`
+	Bytes     int64  `json:"bytes"`
+	HugePages bool   `json:"huge_pages"`
+	Mapped    string `json:"mapped"` // "owner" or "partner, read-only"
+	Heartbeat uint64 `json:"heartbeat"`
+	Note      string `json:"note,omitempty"`
+}
+
+// DeviceStatus describes an open device.
+type DeviceStatus struct {
+	Pool   string `json:"pool"`
+	Path   string `json:"path"`
+	Driver string `json:"driver"`
+	Size   int64  `json:"size"`
+	Direct bool   `json:"direct"`
+	Note   string `json:"note,omitempty"`
+}
+
+// PoolStatus are the figures of an open pool.
+type PoolStatus struct {
+	Name     string `json:"name"`
+	Identity string `json:"identity"`
+	Epoch    uint64 `json:"epoch"`
+	CP       uint64 `json:"cp"`
+	Capacity int64  `json:"capacity"`
+	Free     int64  `json:"free"`
+	LogBytes int64  `json:"log_bytes"`
+	LogUsed  int64  `json:"log_used"`
+	Dirty    int64  `json:"dirty_bytes"`
+	Error    string `json:"error,omitempty"` // why the newest consistency point failed
+}
+
+// MemoryStatus says what a guest takes.
+type MemoryStatus struct {
+	Resident int64 `json:"resident"` // of the process, shared memory included
+	Region   int64 `json:"region"`
+	Cache    int64 `json:"cache"`
+	Heap     int64 `json:"heap"`
+}
+
+// Step is one timed part of a takeover.
+type Step struct {
+	Name string   `json:"name"`
+	Took Duration `json:"took_ms"`
+}
+
+// Takeover is the record of one takeover or giveback.
+type Takeover struct {
+	Of      string    `json:"of"`   // the identity
+	By      string    `json:"by"`   // the guest that serves it since
+	Kind    string    `json:"kind"` // "takeover", "giveback"
+	Reason  string    `json:"reason"`
+	Planned bool      `json:"planned"`
+	Started time.Time `json:"started"` // when the end or hang was noticed, or the command came
+	Steps   []Step    `json:"steps"`
+	Total   Duration  `json:"total_ms"`
+	Error   string    `json:"error,omitempty"`
+}
+
+// CheckItem is one line of a dry run.
+type CheckItem struct {
+	Name string `json:"name"`
+	OK   bool   `json:"ok"`
+	Why  string `json:"why"`
+}
+
+// TakeoverCheck says whether a takeover would work now.
+type TakeoverCheck struct {
+	Of     string      `json:"of"`
+	By     string      `json:"by"`
+	OK     bool        `json:"ok"`
+	Checks []CheckItem `json:"checks"`
+}
+
+// Volume describes a volume.
+type Volume struct {
+	Name    string    `json:"name"`
+	Pool    string    `json:"pool"`
+	Guest   string    `json:"guest"` // its identity
+	Size    int64     `json:"size"`
+	Used    int64     `json:"used"`
+	Created time.Time `json:"created,omitzero"`
+	NBD     string    `json:"nbd"`
+	NBDUnix string    `json:"nbd_unix"`
+}
+
+// VolumeCreate asks for a new volume. Guest may be empty for the first one.
+type VolumeCreate struct {
+	Name  string `json:"name"`
+	Size  int64  `json:"size"`
+	Guest string `json:"guest,omitempty"`
+}
+
+// VolumeChange changes a volume; zero fields stay as they are.
+type VolumeChange struct {
+	Size   int64  `json:"size,omitempty"`
+	Rename string `json:"rename,omitempty"`
+}
+
+// Pool describes a pool, open or not.
+type Pool struct {
+	Name     string         `json:"name"`
+	ID       string         `json:"id,omitempty"`
+	Guest    string         `json:"guest"`
+	ServedBy string         `json:"served_by"`
+	State    string         `json:"state"` // "open", "closed", or why it does not open
+	Stats    PoolStatus     `json:"stats"`
+	Devices  []DeviceStatus `json:"devices"`
+	Volumes  int            `json:"volumes"`
+}
+
+// PoolCreate asks for a pool for a guest that has none.
+type PoolCreate struct {
+	Name     string   `json:"name"`
+	Guest    string   `json:"guest"`
+	Devices  []string `json:"devices"`             // paths; files that do not exist are created
+	Size     int64    `json:"size,omitempty"`      // of files that are created
+	LogBytes int64    `json:"log_bytes,omitempty"` // of the operation log in the region
+}
+
+// PoolAdd asks for one more device.
+type PoolAdd struct {
+	Device string `json:"device"`
+	Size   int64  `json:"size,omitempty"` // of a file that is created
+}
+
+// CheckReport is the outcome of a recount.
+type CheckReport struct {
+	OK     bool        `json:"ok"`
+	Online bool        `json:"online"`
+	Pools  []PoolCheck `json:"pools"`
+	Notes  []string    `json:"notes,omitempty"`
+}
+
+// PoolCheck is the outcome for one pool.
+type PoolCheck struct {
+	Pool     string   `json:"pool"`
+	Guest    string   `json:"guest"`
+	OK       bool     `json:"ok"`
+	Volumes  int      `json:"volumes"`
+	Blocks   int64    `json:"blocks"` // blocks in use by the recount
+	Problems []string `json:"problems"`
+	Took     Duration `json:"took_ms"`
+}
+
+// Event is one entry of the event log.
+type Event struct {
+	Seq     uint64            `json:"seq"`
+	Time    time.Time         `json:"time"`
+	Guest   string            `json:"guest,omitempty"`
+	Kind    string            `json:"kind"`
+	Message string            `json:"message"`
+	Fields  map[string]string `json:"fields,omitempty"`
+}
+
+// EventQuery chooses events.
+type EventQuery struct {
+	After  uint64 // only those with a higher Seq
+	Last   int    // at most so many of the past, 0 for all that are kept
+	Follow bool   // go on until the context ends
+}
+
+// The drills that can be run on a guest.
+const (
+	DrillKill    = "kill"    // SIGKILL
+	DrillHang    = "hang"    // SIGSTOP
+	DrillResume  = "resume"  // SIGCONT
+	DrillRestart = "restart" // stop it cleanly and start it again
+)

@@ -1,0 +1,147 @@
+package guest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"github.com/pollux-storage/pollux/hpdi"
+	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/control"
+	"github.com/pollux-storage/pollux/internal/partner"
+	"github.com/pollux-storage/pollux/internal/region"
+)
+
+// fakeStorage has pools without volumes' content: a device belongs to a pool
+// when it was made one here.
+type fakeStorage struct {
+	mu     sync.Mutex
+	labels map[string]Label // by the device's name
+	stores []*fakeStore     // all that were opened
+	stuck  bool             // stores cannot be released
+}
+
+func newFakeStorage() *fakeStorage { return &fakeStorage{labels: map[string]Label{}} }
+
+func (f *fakeStorage) Label(d hpdi.Device) (Label, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	l, ok := f.labels[d.Info().Name]
+	if !ok {
+		return l, fmt.Errorf("device %s %w", d.Info().Name, ErrNoPool)
+	}
+	return l, nil
+}
+
+func (f *fakeStorage) Create(_ context.Context, o CreateSpec) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, d := range o.Devices {
+		f.labels[d.Info().Name] = Label{Pool: block.PoolID{1, o.Identity[0]}, Name: o.Name, Identity: o.Identity}
+	}
+	return nil
+}
+
+func (f *fakeStorage) Open(_ context.Context, o OpenSpec) (Store, error) {
+	s := &fakeStore{devs: o.Devices, lost: make(chan error, 1), volumes: map[string]int64{}}
+	l, err := f.Label(o.Devices[0])
+	if err == nil {
+		s.name = l.Name
+		s.region, err = region.Open(o.RegionPath, false)
+		if err != nil {
+			s.region, err = region.Create(o.RegionPath, region.Options{Pool: l.Pool, Owner: o.Owner, LogBytes: 1 << 16})
+		}
+	}
+	if err != nil {
+		closeAll(o.Devices)
+		return nil, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	s.stuck = f.stuck
+	f.stores = append(f.stores, s)
+	return s, nil
+}
+
+func (f *fakeStorage) last() *fakeStore {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.stores) == 0 {
+		return nil
+	}
+	return f.stores[len(f.stores)-1]
+}
+
+type fakeStore struct {
+	name   string
+	devs   []hpdi.Device
+	region *region.Region
+	lost   chan error
+	stuck  bool
+	sick   atomic.Bool // the probe fails
+	how    atomic.Value
+
+	mu      sync.Mutex
+	volumes map[string]int64
+}
+
+func (s *fakeStore) Name() string { return s.name }
+func (s *fakeStore) Region() partner.Region {
+	return partner.Region{Path: s.region.Path(), Pool: s.region.Header().Pool, Bytes: 1}
+}
+func (s *fakeStore) Steps() []partner.Step { return []partner.Step{{Name: "fake", Took: 1}} }
+func (s *fakeStore) Run(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case err := <-s.lost:
+		return err
+	}
+}
+
+func (s *fakeStore) Probe(context.Context) error {
+	if s.sick.Load() {
+		return errors.New("stuck")
+	}
+	return nil
+}
+func (s *fakeStore) Beat()             { s.region.Beat() }
+func (s *fakeStore) Heartbeat() uint64 { return s.region.Heartbeat() }
+func (s *fakeStore) Volumes() []VolumeInfo {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out []VolumeInfo
+	for _, n := range sortedKeys(s.volumes) {
+		out = append(out, VolumeInfo{Name: n, Size: s.volumes[n]})
+	}
+	return out
+}
+func (s *fakeStore) Volume(string) (block.Volume, error) { return nil, block.ErrNotFound }
+func (s *fakeStore) CreateVolume(_ context.Context, name string, size int64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.volumes[name] = size
+	return nil
+}
+func (s *fakeStore) ResizeVolume(ctx context.Context, name string, size int64) error {
+	return s.CreateVolume(ctx, name, size)
+}
+func (s *fakeStore) RenameVolume(context.Context, string, string) error { return block.ErrUnsupported }
+func (s *fakeStore) DeleteVolume(context.Context, string) error         { return block.ErrUnsupported }
+func (s *fakeStore) AddDevice(context.Context, hpdi.Device) error       { return block.ErrUnsupported }
+func (s *fakeStore) Check(context.Context) (control.PoolCheck, error) {
+	return control.PoolCheck{}, nil
+}
+func (s *fakeStore) Stats() control.PoolStatus { return control.PoolStatus{Name: s.name} }
+func (s *fakeStore) end(how string) error {
+	if s.stuck {
+		return errors.New("requests are still under way")
+	}
+	s.how.Store(how)
+	closeAll(s.devs)
+	return s.region.Close()
+}
+func (s *fakeStore) Close(context.Context) error { return s.end("closed") }
+func (s *fakeStore) Release() error              { return s.end("released") }

@@ -1,0 +1,170 @@
+package guest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/pollux-storage/pollux/hpdi"
+	"github.com/pollux-storage/pollux/internal/cache"
+	"github.com/pollux-storage/pollux/internal/config"
+	"github.com/pollux-storage/pollux/internal/control"
+	"github.com/pollux-storage/pollux/internal/ondisk"
+	"github.com/pollux-storage/pollux/internal/partner"
+	"github.com/pollux-storage/pollux/internal/pool"
+)
+
+// Pools is the real Storage: package pool, with one cache for all of a
+// guest's pools.
+type Pools struct {
+	cache *cache.Cache
+	slots map[string]uint32 // of identities in the cache
+}
+
+// NewPools returns a storage with a cache as the settings say.
+func NewPools(cfg *config.Config) (*Pools, error) {
+	mem, err := hpdi.Alloc(int(cfg.Cache))
+	if err != nil {
+		return nil, fmt.Errorf("cache: %w", err)
+	}
+	p := &Pools{cache: cache.New(mem), slots: map[string]uint32{}}
+	for i, g := range cfg.Guests {
+		p.slots[g.Name] = uint32(i + 1)
+	}
+	return p, nil
+}
+
+// Label returns what a device says about its pool.
+func (p *Pools) Label(dev hpdi.Device) (Label, error) {
+	l, err := pool.ReadLabel(dev)
+	if errors.Is(err, ondisk.ErrMagic) {
+		return Label{}, fmt.Errorf("device %s %w", dev.Info().Name, ErrNoPool)
+	}
+	return Label{Pool: l.Pool, Name: l.Name, Identity: l.Identity}, err
+}
+
+// Create makes a pool.
+func (p *Pools) Create(ctx context.Context, o CreateSpec) error {
+	_, err := pool.Create(ctx, pool.CreateOptions{Name: o.Name, Identity: o.Identity, Devices: o.Devices, LogBytes: o.LogBytes})
+	return err
+}
+
+// Open opens a pool of the identity.
+func (p *Pools) Open(ctx context.Context, o OpenSpec) (Store, error) {
+	s, err := p.open(ctx, o)
+	if err != nil {
+		closeAll(o.Devices)
+		return nil, err
+	}
+	return s, nil
+}
+
+func (p *Pools) open(ctx context.Context, o OpenSpec) (*store, error) {
+	for _, d := range o.Devices {
+		l, err := p.Label(d)
+		if err != nil {
+			return nil, err
+		}
+		if l.Identity != o.Identity {
+			return nil, fmt.Errorf("device %s belongs to pool %s of %q, not of %q: correct the settings", d.Info().Name, l.Name, l.Identity, o.Identity)
+		}
+	}
+	q, err := pool.Open(ctx, pool.OpenOptions{
+		Devices: o.Devices, RegionPath: o.RegionPath, Cache: p.cache, CacheSlot: p.slots[o.Identity],
+		Owner: o.Owner, AcceptLoss: o.AcceptLoss, BatteryBacked: o.BatteryBacked,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &store{q}, nil
+}
+
+// store is an open pool.
+type store struct{ *pool.Pool }
+
+// releaseLimit bounds the wait for requests in flight, which were cut already.
+const releaseLimit = 3 * time.Second
+
+func (s *store) Region() partner.Region {
+	r := s.Pool.Region()
+	return partner.Region{Path: r.Path(), Pool: s.ID(), Bytes: int64(r.Header().Size)}
+}
+
+func (s *store) Steps() []partner.Step {
+	var out []partner.Step
+	for _, st := range s.OpenSteps() {
+		out = append(out, partner.Step{Name: st.Name, Took: st.Took})
+	}
+	return out
+}
+
+func (s *store) Beat()             { s.Pool.Region().Beat() }
+func (s *store) Heartbeat() uint64 { return s.Pool.Region().Heartbeat() }
+
+func (s *store) Volumes() []VolumeInfo {
+	var out []VolumeInfo
+	for _, v := range s.Pool.Volumes() {
+		out = append(out, VolumeInfo{Name: v.Name, Size: v.Size, Created: v.Created, Used: v.Used})
+	}
+	return out
+}
+
+func (s *store) CreateVolume(ctx context.Context, name string, size int64) error {
+	_, err := s.Pool.CreateVolume(ctx, name, size)
+	return err
+}
+
+func (s *store) Check(ctx context.Context) (control.PoolCheck, error) {
+	r, err := s.Pool.Check(ctx, pool.CheckOptions{Data: true})
+	return poolCheck(r), err
+}
+
+func poolCheck(r pool.CheckReport) control.PoolCheck {
+	c := control.PoolCheck{Pool: r.Pool, Volumes: r.Volumes, Blocks: r.DataBlocks + r.Pages, Problems: append([]string{}, r.Problems...)}
+	if r.MoreProblem > 0 {
+		c.Problems = append(c.Problems, fmt.Sprintf("and %d more", r.MoreProblem))
+	}
+	c.OK = len(c.Problems) == 0
+	return c
+}
+
+func (s *store) Stats() control.PoolStatus {
+	st := s.Pool.Stats()
+	return control.PoolStatus{
+		Name: s.Name(), Identity: s.Identity(), Epoch: uint64(s.Epoch()), CP: st.CP, Capacity: st.Bytes, Free: st.FreeBytes,
+		LogBytes: st.LogBytes, LogUsed: st.LogUsedBytes, Dirty: int64(st.DirtyBlocks) * 4096, Error: st.LastError,
+	}
+}
+
+func (s *store) Release() error {
+	ctx, cancel := context.WithTimeout(context.Background(), releaseLimit)
+	defer cancel()
+	return s.Pool.Release(ctx)
+}
+
+// CheckOffline recounts the pools of a pair that does not run. Locks keep it
+// from a pool that is open.
+func CheckOffline(ctx context.Context, cfg *config.Config) (control.CheckReport, error) {
+	r := control.CheckReport{OK: true, Pools: []control.PoolCheck{}}
+	p, err := NewPools(cfg)
+	if err != nil {
+		return r, err
+	}
+	for i := range cfg.Guests {
+		set := &cfg.Guests[i]
+		began := time.Now()
+		c, err := p.checkOffline(ctx, cfg, set)
+		if errors.Is(err, ErrNoPool) {
+			r.Notes = append(r.Notes, fmt.Sprintf("guest %s has no pool: %v", set.Name, err))
+			continue
+		}
+		if err != nil {
+			return r, fmt.Errorf("check pool %s: %w", set.Pool.Name, err)
+		}
+		c.Guest, c.Took = set.Name, control.Duration(time.Since(began))
+		r.OK = r.OK && c.OK
+		r.Pools = append(r.Pools, c)
+	}
+	return r, nil
+}

@@ -1,0 +1,114 @@
+package guest
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/pollux-storage/pollux/internal/config"
+	"github.com/pollux-storage/pollux/internal/identity"
+)
+
+// firstFD is where a guest's process finds what it inherits: the listener of
+// its line, then the sockets of all identities in the order of the settings.
+const firstFD = 3
+
+// Args are the arguments of a guest's process after the command's name.
+func Args(dir, name string, inc uint64) []string {
+	return []string{"--dir", dir, "--guest", name, "--incarnation", strconv.FormatUint(inc, 10)}
+}
+
+// Main is the life of a guest's process.
+func Main(ctx context.Context, args []string) error {
+	fl := flag.NewFlagSet("guest-process", flag.ContinueOnError)
+	dir := fl.String("dir", "", "directory of the pair")
+	name := fl.String("guest", "", "name of the guest")
+	inc := fl.Uint64("incarnation", 0, "number of this start")
+	if err := fl.Parse(args); err != nil {
+		return err
+	}
+	if err := awaitRecord(os.Stdin); err != nil {
+		return err
+	}
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil)).With("guest", *name, "incarnation", *inc)
+	ctx, stop := signal.NotifyContext(ctx, unix.SIGTERM)
+	defer stop()
+	// What happens to the agent's terminal does not concern a guest.
+	signal.Ignore(unix.SIGINT, unix.SIGHUP)
+
+	err := runProcess(ctx, *dir, *name, *inc, log)
+	if err != nil {
+		log.Error("guest ends", "error", err)
+	} else {
+		log.Info("guest ends")
+	}
+	return err
+}
+
+// awaitRecord waits until whoever started this process has recorded it. An
+// error says that it died before: no agent would ever find this guest.
+func awaitRecord(stdin io.Reader) error {
+	if _, err := io.ReadFull(stdin, make([]byte, 1)); err != nil {
+		return fmt.Errorf("the agent died before it had recorded this guest: %w", err)
+	}
+	return nil
+}
+
+func runProcess(ctx context.Context, dir, name string, inc uint64, log *slog.Logger) error {
+	cfg, err := config.ReadEffective(dir)
+	if err != nil {
+		return err
+	}
+	if cfg.Guest(name) == nil {
+		return fmt.Errorf("there is no guest %q in the settings", name)
+	}
+	ln, sockets, err := inherited(cfg)
+	if err != nil {
+		return err
+	}
+	st, err := NewPools(cfg)
+	if err != nil {
+		return err
+	}
+	log.Info("guest starts", "pid", os.Getpid())
+	return Run(ctx, Options{Config: cfg, Name: name, Inc: inc, Sockets: sockets, Line: ln, Storage: st, Logger: log})
+}
+
+// inherited takes the descriptors that the agent passed.
+func inherited(cfg *config.Config) (*net.UnixListener, []*identity.Sockets, error) {
+	take := func(i int, what string) *os.File {
+		fd := firstFD + i
+		unix.CloseOnExec(fd)
+		return os.NewFile(uintptr(fd), what)
+	}
+	f := take(0, "line")
+	if f == nil {
+		return nil, nil, errors.New("no line to the agent was inherited: guests are started by the agent, with `pollux up`")
+	}
+	ln, err := net.FileListener(f)
+	_ = f.Close()
+	if err != nil {
+		return nil, nil, fmt.Errorf("line to the agent: %w", err)
+	}
+	line, ok := ln.(*net.UnixListener)
+	if !ok {
+		return nil, nil, errors.New("line to the agent is not a unix socket")
+	}
+	var names []string
+	var files []*os.File
+	for i, g := range cfg.Guests {
+		names = append(names, g.Name)
+		files = append(files, take(2*i+1, "TCP socket of "+g.Name), take(2*i+2, "unix socket of "+g.Name))
+	}
+	sockets, err := identity.FromFiles(names, files)
+	return line, sockets, err
+}

@@ -1,0 +1,381 @@
+package guest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"runtime/metrics"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/pollux-storage/pollux/hpdi/file"
+	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/control"
+	"github.com/pollux-storage/pollux/internal/partner"
+	"github.com/pollux-storage/pollux/internal/region"
+)
+
+// handlers answer on the guest's control socket, for what it holds.
+func (g *Guest) handlers() control.Handlers {
+	return control.Handlers{
+		Status:        g.status,
+		Volumes:       g.volumes,
+		Volume:        g.volume,
+		CreateVolume:  g.createVolume,
+		ChangeVolume:  g.changeVolume,
+		DeleteVolume:  g.deleteVolume,
+		Pools:         g.pools,
+		CreatePool:    g.createPool,
+		AddDevice:     g.addDevice,
+		CheckTakeover: g.checkTakeover,
+		Check:         g.check,
+	}
+}
+
+func (g *Guest) status(ctx context.Context) (control.Status, error) {
+	s := control.GuestStatus{
+		Name: g.opt.Name, PID: os.Getpid(), Uptime: control.Duration(time.Since(g.started)),
+		Serves: []string{}, Pools: []string{}, Exports: []control.Export{},
+	}
+	if set := g.cfg.Guest(g.opt.Name); set != nil {
+		s.Address, s.Socket = set.Endpoint(), set.Socket
+	}
+	var view partner.View
+	phases := map[string]partner.Phase{}
+	err := g.ask(ctx, func() {
+		view = g.m.View()
+		for _, h := range g.m.Holds() {
+			phases[h.Identity] = h.Phase
+		}
+		for id, r := range g.watches {
+			s.Region = append(s.Region, regionStatus(id, r, "partner, read-only"))
+		}
+	})
+	if err != nil {
+		return control.Status{}, err
+	}
+	s.State = state(g.opt.Name, phases)
+	s.GivebackIn, s.LockedOut = control.Duration(view.GivebackIn), view.Lockout
+	for _, k := range sortedKeys(view.Alerts) {
+		s.Alerts = append(s.Alerts, view.Alerts[k])
+	}
+	for _, t := range g.all() {
+		if phases[t.identity] == partner.PhaseServing {
+			s.Serves = append(s.Serves, t.identity)
+		}
+		g.describe(&s, t)
+	}
+	if phases[g.opt.Name] == partner.PhaseServing {
+		s.ServedBy = g.opt.Name
+	}
+	s.Memory.Resident = resident()
+	s.Memory.Cache = int64(g.cfg.Cache)
+	s.Memory.Heap = heap()
+	g.mu.Lock()
+	last := g.last
+	g.mu.Unlock()
+	return control.Status{Guests: []control.GuestStatus{s}, LastTakeover: last}, nil
+}
+
+func state(self string, phases map[string]partner.Phase) string {
+	for id, p := range phases {
+		if p == partner.PhaseReleasing {
+			return control.StateReleasing
+		}
+		if p != partner.PhaseServing && id != self {
+			return control.StateTakeover
+		}
+	}
+	for _, p := range phases {
+		if p == partner.PhaseServing {
+			return control.StateServing
+		}
+	}
+	if len(phases) > 0 {
+		return control.StateStarting
+	}
+	return control.StateWaiting
+}
+
+// describe adds what a tenancy has to show.
+func (g *Guest) describe(s *control.GuestStatus, t *tenancy) {
+	st := t.open()
+	if st == nil {
+		return
+	}
+	s.Pools = append(s.Pools, st.Name())
+	stats := st.Stats()
+	s.PoolStats = append(s.PoolStats, stats)
+	if stats.Error != "" {
+		s.Alerts = append(s.Alerts, fmt.Sprintf("pool %s cannot write to its devices: %s", stats.Name, stats.Error))
+	}
+	for _, v := range g.list(t, st) {
+		s.Exports = append(s.Exports, control.Export{
+			Volume: v.Name, Guest: t.identity, ServedBy: g.opt.Name, Size: v.Size,
+			ReadOnly: g.cfg.Exports[v.Name].ReadOnly, NBD: v.NBD, NBDUnix: v.NBDUnix, Connections: t.connections(v.Name),
+		})
+	}
+	for _, d := range t.devices {
+		i := d.Info()
+		s.Devices = append(s.Devices, control.DeviceStatus{Pool: st.Name(), Path: i.Name, Driver: i.Driver, Size: i.Size, Direct: i.Direct, Note: i.Note})
+	}
+	r := st.Region()
+	s.Memory.Region += r.Bytes
+	s.Region = append(s.Region, control.RegionStatus{Identity: t.identity, Path: r.Path, Bytes: r.Bytes, Mapped: "owner", Heartbeat: st.Heartbeat()})
+}
+
+func (t *tenancy) connections(volume string) int {
+	t.mu.Lock()
+	srv := t.server
+	t.mu.Unlock()
+	n := 0
+	if srv != nil {
+		for _, c := range srv.Connections() {
+			if c.Export == volume {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+func regionStatus(id string, r *region.Region, mapped string) control.RegionStatus {
+	return control.RegionStatus{Identity: id, Path: r.Path(), Bytes: int64(r.Header().Size), Mapped: mapped, Heartbeat: r.Heartbeat()}
+}
+
+func (g *Guest) list(t *tenancy, st Store) []control.Volume {
+	set := g.cfg.Guest(t.identity)
+	var out []control.Volume
+	for _, v := range st.Volumes() {
+		c := control.Volume{Name: v.Name, Pool: st.Name(), Guest: t.identity, Size: v.Size, Used: v.Used, Created: v.Created}
+		c.NBD, c.NBDUnix = URIs(set, v.Name)
+		out = append(out, c)
+	}
+	return out
+}
+
+func (g *Guest) volumes(context.Context) ([]control.Volume, error) {
+	out := []control.Volume{}
+	for _, t := range g.all() {
+		if st := t.open(); st != nil {
+			out = append(out, g.list(t, st)...)
+		}
+	}
+	return out, nil
+}
+
+// find returns the tenancy that has a volume.
+func (g *Guest) find(name string) (*tenancy, Store, control.Volume, error) {
+	for _, t := range g.all() {
+		if st := t.open(); st != nil {
+			for _, v := range g.list(t, st) {
+				if v.Name == name {
+					return t, st, v, nil
+				}
+			}
+		}
+	}
+	return nil, nil, control.Volume{}, control.NewError(control.KindNotFound, fmt.Sprintf("there is no volume %q", name), "see `pollux volume list`")
+}
+
+func (g *Guest) volume(_ context.Context, name string) (control.Volume, error) {
+	_, _, v, err := g.find(name)
+	return v, err
+}
+
+// pool returns the store of an identity that this guest holds.
+func (g *Guest) pool(id string) (*tenancy, Store, error) {
+	t := g.tenant(id)
+	if t == nil {
+		return nil, nil, control.NewError(control.KindUnavailable, fmt.Sprintf("guest %s does not serve %s", g.opt.Name, id), "")
+	}
+	st := t.open()
+	if st == nil {
+		return t, nil, control.NewError(control.KindUnavailable, id+" has no pool", "make one with `pollux pool create`")
+	}
+	return t, st, nil
+}
+
+func (g *Guest) createVolume(ctx context.Context, c control.VolumeCreate) (control.Volume, error) {
+	_, st, err := g.pool(c.Guest)
+	if err != nil {
+		return control.Volume{}, err
+	}
+	if err := st.CreateVolume(ctx, c.Name, c.Size); err != nil {
+		return control.Volume{}, fmt.Errorf("create volume %q: %w", c.Name, err)
+	}
+	return g.volume(ctx, c.Name)
+}
+
+func (g *Guest) changeVolume(ctx context.Context, name string, c control.VolumeChange) (control.Volume, error) {
+	_, st, v, err := g.find(name)
+	if err != nil {
+		return v, err
+	}
+	if c.Size != 0 {
+		if err := st.ResizeVolume(ctx, name, c.Size); err != nil {
+			return v, fmt.Errorf("resize volume %q: %w", name, err)
+		}
+	}
+	if c.Rename != "" && c.Rename != name {
+		if err := st.RenameVolume(ctx, name, c.Rename); err != nil {
+			return v, fmt.Errorf("rename volume %q: %w", name, err)
+		}
+		name = c.Rename
+	}
+	return g.volume(ctx, name)
+}
+
+// deleteVolume deletes, and then ends connections: the name is not found any
+// more by then, so that no new one comes.
+func (g *Guest) deleteVolume(ctx context.Context, name string) error {
+	t, st, _, err := g.find(name)
+	if err != nil {
+		return err
+	}
+	if n := t.connections(name); n > 0 {
+		return control.NewError(control.KindRefused, fmt.Sprintf("volume %q has %d connections", name, n), "detach its clients first")
+	}
+	if err := st.DeleteVolume(ctx, name); err != nil {
+		return fmt.Errorf("delete volume %q: %w", name, err)
+	}
+	t.mu.Lock()
+	srv := t.server
+	t.mu.Unlock()
+	if srv != nil {
+		ctx, cancel := context.WithTimeout(ctx, grace)
+		defer cancel()
+		_ = srv.CloseExport(ctx, name) // clients that came in between are cut
+	}
+	return nil
+}
+
+func (g *Guest) pools(context.Context) ([]control.Pool, error) {
+	out := []control.Pool{}
+	for _, t := range g.all() {
+		st := t.open()
+		if st == nil {
+			continue
+		}
+		var s control.GuestStatus
+		g.describe(&s, t)
+		out = append(out, control.Pool{
+			Name: st.Name(), ID: st.Region().Pool.String(), Guest: t.identity, ServedBy: g.opt.Name, State: "open",
+			Stats: st.Stats(), Devices: s.Devices, Volumes: len(st.Volumes()),
+		})
+	}
+	return out, nil
+}
+
+// createPool makes the pool of an identity that this guest holds without one.
+// The devices are in the settings already; the agent put them there.
+func (g *Guest) createPool(ctx context.Context, c control.PoolCreate) (control.Pool, error) {
+	t := g.tenant(c.Guest)
+	if t == nil || t.open() != nil {
+		return control.Pool{}, control.NewError(control.KindRefused, fmt.Sprintf("%s has a pool already, or is not served by guest %s", c.Guest, g.opt.Name), "")
+	}
+	set := *g.settings(c.Guest)
+	set.Pool.Name = c.Name
+	devs, _, err := g.openDevices(&set)
+	if err == nil {
+		err = g.create(ctx, &set, devs)
+	}
+	if err != nil {
+		closeAll(devs)
+		return control.Pool{}, err
+	}
+	st, err := g.opt.Storage.Open(t.ctx, OpenSpec{Identity: c.Guest, Owner: g.opt.Name, Devices: devs, RegionPath: g.cfg.RegionPath(c.Guest)})
+	if err != nil {
+		return control.Pool{}, err
+	}
+	t.mu.Lock()
+	if t.gone || t.store != nil {
+		t.mu.Unlock()
+		return control.Pool{}, errors.Join(control.NewError(control.KindUnavailable, c.Guest+" moved meanwhile", "try again"), st.Release())
+	}
+	t.store, t.devices = st, devs
+	t.mu.Unlock()
+	g.begin(t)
+	g.step(partner.Message{Kind: partner.KindOpened, Identity: c.Guest, Term: t.term, Region: st.Region()})
+	return g.poolOf(ctx, c.Guest)
+}
+
+func (g *Guest) poolOf(ctx context.Context, id string) (control.Pool, error) {
+	all, err := g.pools(ctx)
+	for _, p := range all {
+		if p.Guest == id {
+			return p, nil
+		}
+	}
+	return control.Pool{}, errors.Join(err, fmt.Errorf("pool of %s: %w", id, block.ErrNotFound))
+}
+
+func (g *Guest) addDevice(ctx context.Context, name string, c control.PoolAdd) (control.Pool, error) {
+	for _, t := range g.all() {
+		st := t.open()
+		if st == nil || st.Name() != name {
+			continue
+		}
+		d, err := file.Open(c.Device, file.Options{Lock: true})
+		if err != nil {
+			return control.Pool{}, fmt.Errorf("device %s: %w", c.Device, err)
+		}
+		if err = blank(d); err == nil {
+			err = st.AddDevice(ctx, d)
+		}
+		if err != nil {
+			_ = d.Close()
+			return control.Pool{}, fmt.Errorf("add device %s: %w", c.Device, err)
+		}
+		t.mu.Lock()
+		t.devices = append(t.devices[:len(t.devices):len(t.devices)], d)
+		t.mu.Unlock()
+		return g.poolOf(ctx, t.identity)
+	}
+	return control.Pool{}, control.NewError(control.KindNotFound, fmt.Sprintf("guest %s has no open pool %q", g.opt.Name, name), "see `pollux pool list`")
+}
+
+func (g *Guest) check(ctx context.Context) (control.CheckReport, error) {
+	r := control.CheckReport{OK: true, Online: true, Pools: []control.PoolCheck{}}
+	for _, t := range g.all() {
+		st := t.open()
+		if st == nil {
+			continue
+		}
+		began := time.Now()
+		p, err := st.Check(ctx)
+		if err != nil {
+			return r, fmt.Errorf("check pool %s: %w", st.Name(), err)
+		}
+		p.Pool, p.Guest, p.Took = st.Name(), t.identity, control.Duration(time.Since(began))
+		p.OK = len(p.Problems) == 0
+		r.OK = r.OK && p.OK
+		r.Pools = append(r.Pools, p)
+	}
+	return r, nil
+}
+
+// resident is the process's memory, shared mappings included, in bytes.
+func resident() int64 {
+	b, err := os.ReadFile("/proc/self/statm")
+	if err != nil {
+		return 0
+	}
+	f := strings.Fields(string(b))
+	if len(f) < 2 {
+		return 0
+	}
+	pages, _ := strconv.ParseInt(f[1], 10, 64)
+	return pages * int64(os.Getpagesize())
+}
+
+func heap() int64 {
+	s := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}}
+	metrics.Read(s)
+	if s[0].Value.Kind() != metrics.KindUint64 {
+		return 0
+	}
+	return int64(s[0].Value.Uint64())
+}

@@ -1,0 +1,91 @@
+package guest
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/pollux-storage/pollux/hpdi"
+	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/control"
+	"github.com/pollux-storage/pollux/internal/partner"
+)
+
+// Storage opens and makes pools. The real one is made of package pool.
+type Storage interface {
+	// Open opens the pool of devices, which it owns from then on and closes
+	// also when it fails. ErrNoPool: none of the devices belongs to a pool.
+	Open(ctx context.Context, o OpenSpec) (Store, error)
+	// Create makes an empty pool on devices that hold nothing. They stay open.
+	Create(ctx context.Context, o CreateSpec) error
+	// Label says which pool a device belongs to; ErrNoPool when to none.
+	Label(dev hpdi.Device) (Label, error)
+}
+
+// ErrNoPool says that a device belongs to no pool.
+var ErrNoPool = errors.New("belongs to no pool")
+
+// Label is what a device says about its pool.
+type Label struct {
+	Pool     block.PoolID
+	Name     string
+	Identity string
+}
+
+// OpenSpec says which pool to open.
+type OpenSpec struct {
+	Identity   string
+	Owner      string // guest that takes ownership
+	Devices    []hpdi.Device
+	RegionPath string
+	AcceptLoss bool
+	// BatteryBacked makes flushes free.
+	BatteryBacked bool
+}
+
+// CreateSpec says which pool to make.
+type CreateSpec struct {
+	Name     string
+	Identity string
+	Devices  []hpdi.Device
+	LogBytes int64
+}
+
+// VolumeInfo describes a volume of a store.
+type VolumeInfo struct {
+	Name    string
+	Size    int64
+	Used    int64
+	Created time.Time
+}
+
+// Store is an open pool.
+type Store interface {
+	Name() string
+	// Region describes the region as it is announced.
+	Region() partner.Region
+	// Steps are the timed parts of Open.
+	Steps() []partner.Step
+	// Run keeps the pool going until ctx ends or the pool can go on no more:
+	// block.ErrStale when another guest owns it.
+	Run(ctx context.Context) error
+	// Probe passes the way of a write up to log publication.
+	Probe(ctx context.Context) error
+	// Beat advances the heartbeat in the region.
+	Beat()
+	Heartbeat() uint64
+	Volumes() []VolumeInfo
+	Volume(name string) (block.Volume, error)
+	CreateVolume(ctx context.Context, name string, size int64) error
+	ResizeVolume(ctx context.Context, name string, size int64) error
+	RenameVolume(ctx context.Context, old, name string) error
+	DeleteVolume(ctx context.Context, name string) error
+	AddDevice(ctx context.Context, dev hpdi.Device) error
+	// Check recounts; Problems are what is wrong, the error why it could not.
+	Check(ctx context.Context) (control.PoolCheck, error)
+	Stats() control.PoolStatus
+	// Close ends cleanly: nothing is left in the region, which is removed.
+	Close(ctx context.Context) error
+	// Release leaves at once; the log stays in the region for the next owner.
+	Release() error
+}

@@ -1,0 +1,425 @@
+package guest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/pollux-storage/pollux/hpdi"
+	"github.com/pollux-storage/pollux/hpdi/file"
+	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/config"
+	"github.com/pollux-storage/pollux/internal/control"
+	"github.com/pollux-storage/pollux/internal/export/nbd"
+	"github.com/pollux-storage/pollux/internal/identity"
+	"github.com/pollux-storage/pollux/internal/partner"
+)
+
+// grace is how long clients' requests in flight may take at a handover.
+const grace = 200 * time.Millisecond
+
+// tenancy is an identity that this guest holds: its open pool, if it has one,
+// and the server that its clients talk to.
+type tenancy struct {
+	identity string
+	term     uint64
+	ctx      context.Context // ends when the pool is given up
+	cancel   context.CancelFunc
+	wg       sync.WaitGroup // of everything that uses the store
+
+	mu      sync.Mutex // guards what follows
+	store   Store      // nil when the identity has no pool
+	devices []hpdi.Device
+	server  *nbd.Server
+	gone    bool // given up; store and devices are closed or being closed
+	steps   []partner.Step
+}
+
+// stopwatch collects timed steps.
+type stopwatch struct {
+	at    time.Time
+	steps []partner.Step
+}
+
+func (s *stopwatch) lap(name string) {
+	now := time.Now()
+	s.steps = append(s.steps, partner.Step{Name: name, Took: now.Sub(s.at)})
+	s.at = now
+}
+
+// open takes the locks of an identity's devices and opens its pool.
+func (g *Guest) open(a partner.Action, since time.Time) {
+	w := &stopwatch{at: since}
+	name := "start"
+	switch {
+	case a.Message.Basis == partner.BasisFenced:
+		name = "fence"
+	case a.Message.Basis == partner.BasisReleased:
+		name = "release"
+	}
+	w.lap(name)
+	t, err := g.openTenancy(a, w)
+	if err != nil {
+		g.log.Error("open failed", "identity", a.Identity, "error", err)
+		g.step(partner.Message{Kind: partner.KindOpenFailed, Identity: a.Identity, Term: a.Term, Reason: err.Error(), Steps: w.steps})
+		return
+	}
+	t.steps = w.steps
+	m := partner.Message{Kind: partner.KindOpened, Identity: a.Identity, Term: a.Term}
+	if t.store != nil {
+		m.Region = t.store.Region()
+	}
+	g.mu.Lock()
+	g.tenants[a.Identity] = t
+	closing := g.closing
+	g.mu.Unlock()
+	if closing {
+		_ = g.leave(t, Store.Release)
+		return
+	}
+	g.begin(t)
+	g.step(m)
+}
+
+func (g *Guest) openTenancy(a partner.Action, w *stopwatch) (*tenancy, error) {
+	set := g.settings(a.Identity)
+	if set == nil {
+		return nil, fmt.Errorf("there are no settings for %s", a.Identity)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	t := &tenancy{identity: a.Identity, term: a.Term, ctx: ctx, cancel: cancel}
+	devs, fresh, err := g.openDevices(set)
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	w.lap("lock devices")
+	if len(devs) == 0 {
+		return t, nil // no pool yet
+	}
+	if fresh && !a.Takeover {
+		err = g.create(ctx, set, devs)
+		w.lap("create pool")
+	} else {
+		devs, err = g.withoutCandidate(a.Identity, devs)
+	}
+	if err == nil {
+		t.devices = devs
+		t.store, err = g.opt.Storage.Open(ctx, OpenSpec{
+			Identity: a.Identity, Owner: g.opt.Name, Devices: devs, RegionPath: g.cfg.RegionPath(a.Identity),
+			AcceptLoss: set.Pool.AcceptLoss, BatteryBacked: set.Pool.BatteryBacked,
+		})
+		devs = nil // the store's now, or closed
+	}
+	if err != nil {
+		cancel()
+		closeAll(devs)
+		if set.Pool.Manual && errors.Is(err, ErrNoPool) {
+			return &tenancy{identity: a.Identity, term: a.Term, ctx: ctx, cancel: cancel}, nil
+		}
+		return nil, err
+	}
+	w.steps = append(w.steps, t.store.Steps()...)
+	w.at = time.Now()
+	return t, nil
+}
+
+// create makes the identity's pool on devices that hold nothing.
+func (g *Guest) create(ctx context.Context, set *config.Guest, devs []hpdi.Device) error {
+	for _, d := range devs {
+		if err := blank(d); err != nil {
+			return err
+		}
+	}
+	return g.opt.Storage.Create(ctx, CreateSpec{Name: set.Pool.Name, Identity: set.Name, Devices: devs, LogBytes: int64(g.cfg.Log)})
+}
+
+// openDevices opens the identity's devices under their locks. Locks that a
+// killed guest's last I/O still holds are waited for. Fresh says that a
+// pool may be made of them: it never was, and no device belongs to one.
+func (g *Guest) openDevices(set *config.Guest) (devs []hpdi.Device, fresh bool, err error) {
+	deadline := time.Now().Add(g.cfg.Failover.FenceTimeout)
+	fresh = set.Pool.Create // else it does not matter, and costs a read
+	for _, path := range set.Pool.Devices {
+		d, err := openLocked(path, deadline)
+		if err == nil {
+			devs = append(devs, d)
+			if fresh {
+				_, lerr := g.opt.Storage.Label(d)
+				fresh = errors.Is(lerr, ErrNoPool)
+			}
+		}
+		if err != nil {
+			closeAll(devs)
+			return nil, false, fmt.Errorf("device %s of %s: %w", path, set.Name, err)
+		}
+	}
+	return devs, fresh, nil
+}
+
+// withoutCandidate leaves out a device whose addition was begun and did not
+// come as far as its label.
+func (g *Guest) withoutCandidate(identity string, devs []hpdi.Device) ([]hpdi.Device, error) {
+	st, err := config.ReadState(g.cfg.Dir)
+	if err != nil {
+		return devs, err
+	}
+	adding := st.Guests[identity].Adding
+	if adding == "" || len(devs) < 2 {
+		return devs, nil
+	}
+	last := devs[len(devs)-1]
+	if _, err := g.opt.Storage.Label(last); last.Info().Name == adding && errors.Is(err, ErrNoPool) {
+		return devs[:len(devs)-1], last.Close()
+	}
+	return devs, nil
+}
+
+func openLocked(path string, deadline time.Time) (hpdi.Device, error) {
+	for {
+		d, err := file.Open(path, file.Options{Lock: true})
+		if !errors.Is(err, hpdi.ErrLocked) || time.Now().After(deadline) {
+			return d, err
+		}
+		time.Sleep(time.Millisecond) // the kernel tells nobody when a lock goes
+	}
+}
+
+func closeAll(devs []hpdi.Device) {
+	for _, d := range devs {
+		_ = d.Close() // nothing was written through it
+	}
+}
+
+// blank refuses a device that holds something, as far as its beginning shows.
+func blank(d hpdi.Device) error {
+	q, err := d.NewQueue(1)
+	if err != nil {
+		return err
+	}
+	buf, err := hpdi.Alloc(min(64<<10, int(d.Info().Size)))
+	if err != nil {
+		return errors.Join(err, q.Close())
+	}
+	defer func() { _ = hpdi.Free(buf) }()
+	err = errors.Join(hpdi.Do(q, &hpdi.Request{Op: hpdi.OpRead, Vec: [][]byte{buf}}), q.Close())
+	if err != nil {
+		return err
+	}
+	if slices.ContainsFunc(buf, func(b byte) bool { return b != 0 }) {
+		return fmt.Errorf("device %s holds something that is not Pollux's: empty its first 64 KiB if it is not needed, or name another device: %w", d.Info().Name, block.ErrExists)
+	}
+	return nil
+}
+
+// begin starts what keeps an open pool going.
+func (g *Guest) begin(t *tenancy) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.store == nil || t.gone {
+		return
+	}
+	t.wg.Go(func() {
+		err := t.store.Run(t.ctx)
+		if t.ctx.Err() != nil {
+			return
+		}
+		if err == nil {
+			err = errors.New("its consistency points ended")
+		}
+		g.log.Error("pool stopped", "identity", t.identity, "error", err)
+		g.wg.Go(func() { g.lose(t, err) })
+	})
+	t.wg.Go(func() { g.beat(t) })
+	for _, d := range t.devices {
+		t.wg.Go(func() { g.watchDevice(t, d) })
+	}
+}
+
+// serve accepts the clients of an identity. It is called by the loop.
+func (g *Guest) serve(a partner.Action) {
+	t := g.tenant(a.Identity)
+	if t == nil || t.term != a.Term {
+		return // lost meanwhile
+	}
+	w := &stopwatch{at: time.Now()}
+	if err := g.startServer(t); err != nil {
+		g.log.Error("serve failed", "identity", a.Identity, "error", err)
+		g.wg.Go(func() { g.lose(t, err) })
+		return
+	}
+	w.lap("serve")
+	steps := append(t.steps, w.steps...)
+	since := g.noticed[a.Identity]
+	g.record(a, since, steps)
+	g.m.Step(partner.Message{Kind: partner.KindServeDone, Identity: a.Identity, Term: a.Term, Steps: steps, Since: since.UnixNano()})
+}
+
+// record keeps what was taken over, for status without the agent.
+func (g *Guest) record(a partner.Action, since time.Time, steps []partner.Step) {
+	total := time.Since(since)
+	g.log.Info("serving", "identity", a.Identity, "after", total)
+	if a.Identity == g.opt.Name {
+		return
+	}
+	t := &control.Takeover{Of: a.Identity, By: g.opt.Name, Kind: "takeover", Started: since, Total: control.Duration(total)}
+	for _, s := range steps {
+		t.Steps = append(t.Steps, control.Step{Name: s.Name, Took: control.Duration(s.Took)})
+	}
+	g.mu.Lock()
+	g.last = t
+	g.mu.Unlock()
+}
+
+func (g *Guest) startServer(t *tenancy) error {
+	srv, err := g.newServer(t)
+	if err != nil {
+		return err
+	}
+	i := slices.IndexFunc(g.opt.Sockets, func(s *identity.Sockets) bool { return s.Name == t.identity })
+	if i < 0 {
+		return fmt.Errorf("there are no sockets of %s", t.identity)
+	}
+	lns, err := g.opt.Sockets[i].Listeners()
+	if err != nil {
+		return err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.gone {
+		for _, l := range lns {
+			_ = l.Close()
+		}
+		return nil // released before it served
+	}
+	t.server = srv
+	for _, l := range lns {
+		t.wg.Go(func() { g.accept(t, srv, l) })
+	}
+	return nil
+}
+
+func (g *Guest) accept(t *tenancy, srv *nbd.Server, l net.Listener) {
+	err := srv.Serve(t.ctx, l)
+	_ = l.Close()
+	if err != nil && !errors.Is(err, nbd.ErrServerClosed) && t.ctx.Err() == nil {
+		g.log.Error("server ended", "identity", t.identity, "error", err)
+		g.wg.Go(func() { g.lose(t, err) })
+	}
+}
+
+// leave ends the tenancy: clients first, within the grace, then everything
+// that uses the store, then end, which gives the store up.
+func (g *Guest) leave(t *tenancy, end func(Store) error) error {
+	t.mu.Lock()
+	if t.gone {
+		t.mu.Unlock()
+		return nil
+	}
+	t.gone = true
+	srv := t.server
+	t.mu.Unlock()
+	if srv != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), grace)
+		if err := srv.Shutdown(ctx); err != nil {
+			g.log.Info("clients were cut", "identity", t.identity, "error", err)
+		}
+		cancel()
+	}
+	t.cancel()
+	t.wg.Wait()
+	g.mu.Lock()
+	if g.tenants[t.identity] == t {
+		delete(g.tenants, t.identity)
+	}
+	g.mu.Unlock()
+	if t.store == nil {
+		return nil
+	}
+	return end(t.store)
+}
+
+// release hands an identity over.
+func (g *Guest) release(a partner.Action) {
+	w := &stopwatch{at: time.Now()}
+	since := w.at
+	if t := g.tenant(a.Identity); t != nil {
+		if err := g.leave(t, Store.Release); err != nil {
+			g.die(fmt.Errorf("release %s: %w", a.Identity, err))
+			return
+		}
+	}
+	w.lap("release")
+	g.log.Info("released", "identity", a.Identity, "after", time.Since(since))
+	g.step(partner.Message{Kind: partner.KindReleaseDone, Identity: a.Identity, Term: a.Term, Steps: w.steps, Since: since.UnixNano()})
+}
+
+// lose gives up an identity whose pool or server ended by itself.
+func (g *Guest) lose(t *tenancy, why error) {
+	if err := g.leave(t, Store.Release); err != nil {
+		g.die(fmt.Errorf("give up %s: %w", t.identity, err))
+		return
+	}
+	g.step(partner.Message{Kind: partner.KindLost, Identity: t.identity, Term: t.term, Reason: why.Error()})
+}
+
+// die ends the guest at once, when it cannot let go of a pool otherwise: the
+// end of the process is the fence, and the partner takes over.
+func (g *Guest) die(err error) {
+	g.post(func() {
+		if g.fatal == nil {
+			g.fatal = err
+		}
+		g.stop()
+	})
+}
+
+// closeAll ends the guest's pools cleanly.
+func (g *Guest) closeAll() error {
+	g.mu.Lock()
+	g.closing = true
+	g.mu.Unlock()
+	var errs []error
+	for _, t := range g.all() {
+		errs = append(errs, g.leave(t, func(s Store) error {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+			defer cancel()
+			return s.Close(ctx)
+		}))
+	}
+	return errors.Join(errs...)
+}
+
+func (g *Guest) tenant(identity string) *tenancy {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.tenants[identity]
+}
+
+// all returns the tenancies in the order of the settings.
+func (g *Guest) all() []*tenancy {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	var out []*tenancy
+	for _, s := range g.cfg.Guests {
+		if t := g.tenants[s.Name]; t != nil {
+			out = append(out, t)
+		}
+	}
+	return out
+}
+
+// settings returns those of an identity as they are now: devices may have
+// been added since the start.
+func (g *Guest) settings(identity string) *config.Guest {
+	cfg, err := config.ReadEffective(g.cfg.Dir)
+	if err != nil {
+		g.log.Warn("settings of the start are used", "error", err)
+		cfg = g.cfg
+	}
+	return cfg.Guest(identity)
+}

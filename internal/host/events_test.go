@@ -1,0 +1,90 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/pollux-storage/pollux/internal/control"
+)
+
+func TestEventsAreBoundedAndNumbered(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "events.log")
+	l, err := openEvents(path, 4096)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 200 {
+		if err := l.add(control.Event{Kind: "k", Message: strings.Repeat("x", 50)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l.close()
+	for _, p := range []string{path, path + ".1"} {
+		if st, err := os.Stat(p); err != nil || st.Size() > 4096 {
+			t.Errorf("%s: %v, %v", p, st, err)
+		}
+	}
+	// A crash cut the last line.
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _ = f.WriteString(`{"seq":201,"ki`)
+	_ = f.Close()
+	l, err = openEvents(path, 4096)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.close()
+	if err := l.add(control.Event{Kind: "next"}); err != nil {
+		t.Fatal(err)
+	}
+	got, _ := l.since(199)
+	if len(got) != 2 || got[1].Seq != 201 || got[1].Kind != "next" {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestEventsFollow(t *testing.T) {
+	l, err := openEvents(filepath.Join(t.TempDir(), "events.log"), 1<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.close()
+	synctest.Test(t, func(t *testing.T) {
+		l.more = make(chan struct{}) // of the bubble
+		end := make(chan struct{})
+		stop := errors.New("enough")
+		done := make(chan error, 1)
+		n := 0
+		go func() {
+			done <- l.serve(context.Background(), control.EventQuery{Follow: true}, end, func(control.Event) error {
+				if n++; n == 3 {
+					return stop
+				}
+				return nil
+			})
+		}()
+		for range 3 {
+			time.Sleep(time.Hour)
+			if err := l.add(control.Event{Kind: "k"}); err != nil {
+				t.Error(err)
+			}
+		}
+		if err := <-done; !errors.Is(err, stop) {
+			t.Error(err)
+		}
+	})
+}
+
+func FuzzParseEvent(f *testing.F) {
+	f.Add([]byte(`{"seq":1,"time":"2025-01-01T00:00:00Z","kind":"k","fields":{"a":"b"}}`))
+	f.Add([]byte(`{"seq":-1}`))
+	f.Fuzz(func(t *testing.T, p []byte) { _, _ = parseEvent(p) })
+}

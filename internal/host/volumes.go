@@ -1,0 +1,342 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/pollux-storage/pollux/internal/config"
+	"github.com/pollux-storage/pollux/internal/control"
+)
+
+// holder returns a client of the guest that serves an identity.
+func (a *agent) holder(ctx context.Context, id string) (*control.Client, error) {
+	if _, err := a.known(id); err != nil {
+		return nil, err
+	}
+	s, err := a.snapshot(ctx)
+	if err != nil {
+		return nil, err
+	}
+	t := s.titles[id]
+	if t.Holder == "" || !s.seats[t.Holder].Linked {
+		return nil, control.NewError(control.KindUnavailable, "no guest serves "+id+" now", "see `pollux status`")
+	}
+	return a.client(t.Holder), nil
+}
+
+func (a *agent) volumes(ctx context.Context) ([]control.Volume, error) {
+	s, err := a.snapshot(ctx)
+	if err != nil {
+		return nil, err
+	}
+	got, errs := askAll(ctx, a, s, func(ctx context.Context, c *control.Client) ([]control.Volume, error) { return c.Volumes(ctx) })
+	out := []control.Volume{}
+	for _, g := range a.names() {
+		if err := errs[g]; err != nil {
+			return nil, fmt.Errorf("guest %s: %w", g, err)
+		}
+		out = append(out, got[g]...)
+	}
+	// By identity, whoever serves it now.
+	slices.SortStableFunc(out, func(x, y control.Volume) int {
+		return slices.Index(a.names(), x.Guest) - slices.Index(a.names(), y.Guest)
+	})
+	return out, nil
+}
+
+func (a *agent) volume(ctx context.Context, name string) (control.Volume, error) {
+	all, err := a.volumes(ctx)
+	if err != nil {
+		return control.Volume{}, err
+	}
+	for _, v := range all {
+		if v.Name == name {
+			return v, nil
+		}
+	}
+	return control.Volume{}, control.NewError(control.KindNotFound, fmt.Sprintf("there is no volume %q", name), "see `pollux volume list`")
+}
+
+// free makes sure that a name is not taken on either guest, so that a volume's
+// name alone says which it is.
+func (a *agent) free(ctx context.Context, name string) error {
+	v, err := a.volume(ctx, name)
+	switch {
+	case err == nil:
+		return control.NewError(control.KindExists, fmt.Sprintf("there is a volume %q already, on guest %s", name, v.Guest), "choose another name")
+	case control.KindOf(err) == control.KindNotFound:
+		return nil
+	}
+	return err
+}
+
+func (a *agent) createVolume(ctx context.Context, c control.VolumeCreate) (control.Volume, error) {
+	a.change.Lock()
+	defer a.change.Unlock()
+	if c.Guest == "" {
+		c.Guest = a.names()[0]
+	}
+	cl, err := a.holder(ctx, c.Guest)
+	if err != nil {
+		return control.Volume{}, err
+	}
+	if err := a.free(ctx, c.Name); err != nil {
+		return control.Volume{}, err
+	}
+	v, err := cl.CreateVolume(ctx, c)
+	if err == nil {
+		a.event(c.Guest, "volume-created", map[string]string{"volume": c.Name}, "volume %s of %s is created", c.Name, config.Size(v.Size))
+	}
+	return v, err
+}
+
+func (a *agent) changeVolume(ctx context.Context, name string, c control.VolumeChange) (control.Volume, error) {
+	a.change.Lock()
+	defer a.change.Unlock()
+	v, err := a.volume(ctx, name)
+	if err != nil {
+		return v, err
+	}
+	if c.Rename != "" && c.Rename != name {
+		if err := a.free(ctx, c.Rename); err != nil {
+			return v, err
+		}
+	}
+	cl, err := a.holder(ctx, v.Guest)
+	if err != nil {
+		return v, err
+	}
+	v, err = cl.ChangeVolume(ctx, name, c)
+	if err == nil {
+		what := fmt.Sprintf("volume %s has %s now", v.Name, config.Size(v.Size))
+		if name != v.Name {
+			what = fmt.Sprintf("volume %s is called %s now", name, v.Name)
+		}
+		a.event(v.Guest, "volume-changed", map[string]string{"volume": v.Name}, "%s", what)
+	}
+	return v, err
+}
+
+func (a *agent) deleteVolume(ctx context.Context, name string) error {
+	a.change.Lock()
+	defer a.change.Unlock()
+	v, err := a.volume(ctx, name)
+	if err != nil {
+		return err
+	}
+	cl, err := a.holder(ctx, v.Guest)
+	if err != nil {
+		return err
+	}
+	if err := cl.DeleteVolume(ctx, name); err != nil {
+		return err
+	}
+	a.event(v.Guest, "volume-deleted", map[string]string{"volume": name}, "volume %s is deleted", name)
+	return nil
+}
+
+func (a *agent) pools(ctx context.Context) ([]control.Pool, error) {
+	s, err := a.snapshot(ctx)
+	if err != nil {
+		return nil, err
+	}
+	got, _ := askAll(ctx, a, s, func(ctx context.Context, c *control.Client) ([]control.Pool, error) { return c.Pools(ctx) })
+	out := []control.Pool{}
+	for _, g := range a.settings().Guests {
+		p := control.Pool{Name: g.Pool.Name, Guest: g.Name, State: "closed", Devices: []control.DeviceStatus{}}
+		if g.Pool.Manual {
+			p.State = "not created"
+		}
+		for _, d := range g.Pool.Devices {
+			p.Devices = append(p.Devices, control.DeviceStatus{Pool: p.Name, Path: d})
+		}
+		for _, list := range got {
+			for _, q := range list {
+				if q.Guest == g.Name {
+					p = q
+				}
+			}
+		}
+		if p.State == "not created" && len(p.Devices) == 0 {
+			continue
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}
+
+func (a *agent) pool(ctx context.Context, name string) (control.Pool, error) {
+	all, err := a.pools(ctx)
+	if err != nil {
+		return control.Pool{}, err
+	}
+	for _, p := range all {
+		if p.Name == name {
+			return p, nil
+		}
+	}
+	return control.Pool{}, control.NewError(control.KindNotFound, fmt.Sprintf("there is no pool %q", name), "see `pollux pool list`")
+}
+
+// createPool makes the pool of a guest that has none.
+func (a *agent) createPool(ctx context.Context, c control.PoolCreate) (control.Pool, error) {
+	a.change.Lock()
+	defer a.change.Unlock()
+	g, err := a.known(c.Guest)
+	if err != nil {
+		return control.Pool{}, err
+	}
+	if !g.Pool.Manual || len(g.Pool.Devices) > 0 {
+		return control.Pool{}, control.NewError(control.KindExists, fmt.Sprintf("guest %s has pool %s", c.Guest, g.Pool.Name),
+			"a guest has one pool: add devices to it with `pollux pool add`")
+	}
+	if c.Name == "" || len(c.Devices) == 0 {
+		return control.Pool{}, control.NewError(control.KindInvalid, "a pool needs a name and at least one device", "")
+	}
+	cl, err := a.holder(ctx, c.Guest)
+	if err != nil {
+		return control.Pool{}, err
+	}
+	size := c.Size
+	if size == 0 {
+		size = int64(g.Pool.Size)
+	}
+	var made []string
+	for i, d := range c.Devices {
+		c.Devices[i] = a.absolute(d)
+		ok, err := makeFile(c.Devices[i], size)
+		if err != nil {
+			removeAll(made)
+			return control.Pool{}, control.NewError(control.KindInvalid, fmt.Sprintf("device %s: %v", d, err), "")
+		}
+		if ok {
+			made = append(made, c.Devices[i])
+		}
+	}
+	set := func(pool string, devices []string) error {
+		return a.remember(func(st *config.State, cfg *config.Config) {
+			gs := st.Guests[c.Guest]
+			gs.Pool, gs.Devices, gs.Created = pool, devices, pool != ""
+			st.Guests[c.Guest] = gs
+			p := &cfg.Guest(c.Guest).Pool
+			p.Devices, p.Manual, p.Create = devices, pool == "", false
+			if pool != "" {
+				p.Name = pool
+			}
+		})
+	}
+	if err := set(c.Name, c.Devices); err != nil {
+		return control.Pool{}, err
+	}
+	p, err := cl.CreatePool(ctx, c)
+	if err != nil {
+		removeAll(made)
+		return p, errors.Join(err, set("", nil))
+	}
+	a.event(c.Guest, "pool-created", map[string]string{"pool": c.Name}, "pool %s is created", c.Name)
+	return p, nil
+}
+
+// addDevice adds a device to a pool. The settings name it before its label
+// does, so that a crash in between leaves a device that is known and unused,
+// never one that is needed and unknown.
+func (a *agent) addDevice(ctx context.Context, name string, c control.PoolAdd) (control.Pool, error) {
+	a.change.Lock()
+	defer a.change.Unlock()
+	p, err := a.pool(ctx, name)
+	if err != nil {
+		return p, err
+	}
+	g, err := a.known(p.Guest)
+	if err != nil {
+		return p, err
+	}
+	cl, err := a.holder(ctx, p.Guest)
+	if err != nil {
+		return p, err
+	}
+	if c.Device == "" {
+		return p, control.NewError(control.KindInvalid, "a device is needed", "")
+	}
+	c.Device = a.absolute(c.Device)
+	if slices.Contains(g.Pool.Devices, c.Device) {
+		return p, control.NewError(control.KindExists, fmt.Sprintf("device %s is part of pool %s already", c.Device, name), "")
+	}
+	size := c.Size
+	if size == 0 {
+		size = int64(g.Pool.Size)
+	}
+	made, err := makeFile(c.Device, size)
+	if err != nil {
+		return p, control.NewError(control.KindInvalid, fmt.Sprintf("device %s: %v", c.Device, err), "")
+	}
+	devices := slices.Clone(g.Pool.Devices)
+	set := func(devs []string, adding string) error {
+		return a.remember(func(st *config.State, cfg *config.Config) {
+			gs := st.Guests[p.Guest]
+			gs.Devices, gs.Adding = devs, adding
+			st.Guests[p.Guest] = gs
+			all := slices.Clone(devs)
+			if adding != "" {
+				all = append(all, adding)
+			}
+			cfg.Guest(p.Guest).Pool.Devices = all
+		})
+	}
+	if err := set(devices, c.Device); err != nil {
+		return p, err
+	}
+	got, err := cl.AddDevice(ctx, name, c)
+	if err != nil {
+		// Without an answer from the guest, the device may be part of the
+		// pool: its label will tell.
+		if k := control.KindOf(err); k != control.KindUnavailable && k != control.KindTimeout && ctx.Err() == nil {
+			err = errors.Join(err, set(devices, ""))
+			if made {
+				removeAll([]string{c.Device})
+			}
+		}
+		return p, err
+	}
+	a.event(p.Guest, "device-added", map[string]string{"pool": name, "device": c.Device}, "device %s is part of pool %s", c.Device, name)
+	return got, set(append(devices, c.Device), "")
+}
+
+// absolute makes paths of devices mean the same to all processes.
+func (a *agent) absolute(path string) string {
+	if filepath.IsAbs(path) {
+		return path
+	}
+	return filepath.Join(a.settings().Dir, path)
+}
+
+func removeAll(paths []string) {
+	for _, p := range paths {
+		_ = os.Remove(p)
+	}
+}
+
+func (a *agent) check(ctx context.Context) (control.CheckReport, error) {
+	s, err := a.snapshot(ctx)
+	if err != nil {
+		return control.CheckReport{}, err
+	}
+	r := control.CheckReport{OK: true, Online: true, Pools: []control.PoolCheck{}}
+	got, errs := askAll(ctx, a, s, func(ctx context.Context, c *control.Client) (control.CheckReport, error) { return c.Check(ctx) })
+	for _, g := range a.names() {
+		if err := errs[g]; err != nil {
+			return r, fmt.Errorf("check by guest %s: %w", g, err)
+		}
+		if s.titles[g].Holder == "" {
+			r.Notes = append(r.Notes, "nobody serves "+g+": its pool was not checked")
+			r.OK = false
+		}
+		r.OK = r.OK && (got[g].OK || !s.seats[g].Linked)
+		r.Pools = append(r.Pools, got[g].Pools...)
+	}
+	return r, nil
+}
