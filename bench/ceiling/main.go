@@ -1,0 +1,139 @@
+// Command ceiling serves memory over NBD with Pollux's own protocol layer and
+// nothing behind it: no log, no space, no device, no check. No server built on
+// that layer can be faster, so its numbers are the ceiling in the benchmarks.
+// It is of no other use: a write in progress is visible to readers.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"runtime/pprof"
+	"sync"
+	"syscall"
+
+	"github.com/pollux-storage/pollux/hpdi"
+	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/export/nbd"
+)
+
+func main() {
+	socket := flag.String("socket", "", "path of the Unix socket to serve on")
+	size := flag.Int64("size", 1<<30, "bytes of memory to serve")
+	profile := flag.String("cpuprofile", "", "write a CPU profile to this file")
+	flag.Parse()
+	if err := run(*socket, *size, *profile); err != nil {
+		fmt.Fprintln(os.Stderr, "ceiling:", err)
+		os.Exit(1)
+	}
+}
+
+func run(socket string, size int64, profile string) error {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	mem, err := hpdi.Alloc(int(size))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = hpdi.Free(mem) }() // the process ends anyhow
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	srv, err := nbd.New(nbd.Config{Exports: only{&memory{mem: mem}}, Logger: log})
+	if err != nil {
+		return err
+	}
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = l.Close() }() // removes the socket
+	if profile != "" {
+		f, err := os.Create(profile)
+		if err != nil {
+			return err
+		}
+		if err := pprof.StartCPUProfile(f); err != nil {
+			return err
+		}
+		defer pprof.StopCPUProfile()
+	}
+	if err := srv.Serve(ctx, l); !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+// only is a list of one export.
+type only struct{ v *memory }
+
+func (o only) Lookup(name string) (nbd.Export, error) {
+	if name != "memory" {
+		return nbd.Export{}, block.ErrNotFound
+	}
+	return nbd.Export{Name: "memory", Volume: o.v}, nil
+}
+
+func (o only) List() []nbd.Export { return []nbd.Export{{Name: "memory", Volume: o.v}} }
+
+// memory is a block.Volume that is a piece of memory.
+type memory struct {
+	mem    []byte
+	writes sync.Pool
+}
+
+func (m *memory) Info() block.VolumeInfo {
+	return block.VolumeInfo{ID: 1, Name: "memory", Size: int64(len(m.mem))}
+}
+
+func (m *memory) TryRead(p []byte, off int64) (bool, error) {
+	copy(p, m.mem[off:])
+	return true, nil
+}
+
+func (m *memory) Read(_ context.Context, p []byte, off int64) error {
+	copy(p, m.mem[off:])
+	return nil
+}
+
+func (m *memory) TryStage(off int64, n int) (block.Write, error) {
+	w, ok := m.writes.Get().(*write)
+	if !ok {
+		w = &write{m: m}
+	}
+	w.bufs[0] = m.mem[off : off+int64(n)]
+	return w, nil
+}
+
+func (m *memory) Stage(_ context.Context, off int64, n int) (block.Write, error) {
+	return m.TryStage(off, n)
+}
+
+func (m *memory) Trim(_ context.Context, off, n int64) error {
+	clear(m.mem[off : off+n])
+	return nil
+}
+
+func (m *memory) WriteZeroes(ctx context.Context, off, n int64, _ bool) error {
+	return m.Trim(ctx, off, n)
+}
+
+func (m *memory) Flush(context.Context) error { return nil }
+
+func (m *memory) Status(_ context.Context, off, n int64, _ int, ext []block.Extent) ([]block.Extent, error) {
+	return append(ext, block.Extent{Offset: off, Length: n}), nil
+}
+
+// write gives out the memory itself.
+type write struct {
+	m    *memory
+	bufs [1][]byte
+}
+
+func (w *write) Buffers() [][]byte            { return w.bufs[:] }
+func (w *write) TryCommit() (bool, error)     { w.Abort(); return true, nil }
+func (w *write) Commit(context.Context) error { w.Abort(); return nil }
+func (w *write) Abort()                       { w.m.writes.Put(w) }

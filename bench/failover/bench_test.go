@@ -1,0 +1,70 @@
+package main
+
+import (
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestRank(t *testing.T) {
+	var v []float64
+	for i := range 100 {
+		v = append(v, float64(i+1))
+	}
+	for percent, want := range map[float64]float64{50: 50, 90: 90, 99: 99, 100: 100, 0: 1} {
+		if got := rank(v, percent); got != want {
+			t.Errorf("p%v is %v, want %v", percent, got, want)
+		}
+	}
+	if got := rank(v[:10], 99); got != 10 {
+		t.Errorf("p99 of ten is %v", got)
+	}
+	if got := rank(nil, 50); got != 0 {
+		t.Errorf("p50 of none is %v", got)
+	}
+}
+
+func TestWatch(t *testing.T) {
+	at := time.Unix(0, 0)
+	w := watch{last: at, connects: 3, began: 3}
+	for _, r := range []struct {
+		gap      time.Duration
+		connects int
+	}{{5, 3}, {70, 4}, {9, 4}, {80, 5}, {1, 5}} {
+		at = at.Add(r.gap * time.Millisecond)
+		w.reply(at, r.connects)
+	}
+	if ms(w.pause) != 70 || ms(w.after) != 80 || ms(w.longest) != 80 || w.replies != 5 {
+		t.Errorf("%+v", w)
+	}
+}
+
+func TestReport(t *testing.T) {
+	rep := &report{}
+	kill, hang := rep.add(caseKill, "kill -9"), rep.add(caseHang, "SIGSTOP")
+	for range 100 {
+		kill.Samples = append(kill.Samples, sample{Pause: 30, Total: 20, Steps: []namedTime{{"map", 1}, {"serve", 2}, {"map", 3}}})
+	}
+	kill.Samples[7].Pause = 5000 // beyond the 99th percentile
+	hang.Samples = []sample{{Pause: 1400}, {Pause: 1200}}
+	rep.finish()
+	if err := rep.judge(); err != nil {
+		t.Error(err)
+	}
+	if s := kill.Steps[1]; s.Name != "map" || s.P50 != 4 {
+		t.Errorf("%+v", kill.Steps)
+	}
+	var b strings.Builder
+	rep.print(&b)
+	for _, want := range []string{"| kill -9 | 100 | 30.0 | 30.0 | 30.0 | 5000.0 |", "| kill -9 | all steps | 20.00 | 20.00 |", "| SIGSTOP | 2 |"} {
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("no %q in\n%s", want, b.String())
+		}
+	}
+	kill.Samples[8].Pause = 101
+	hang.Samples[0].Pause = 1501
+	rep.finish()
+	if err := rep.judge(); err == nil || strings.Count(err.Error(), "promised") != 2 {
+		t.Error(err)
+	}
+}

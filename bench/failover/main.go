@@ -1,0 +1,159 @@
+// Command failover measures how long a client waits when a guest fails.
+//
+//	go run ./bench/failover        the tables to stdout, all samples to out/failover.json
+//
+// A probe writes and reads 4 KiB blocks of one volume over a unix socket, one
+// request at a time, and compares what it reads with what it wrote. In each
+// round the guest that serves the volume is hurt at a random moment, and the
+// pause is the time from the last reply before the fault to the first reply
+// of the survivor, as the probe sees them. Then the failed guest comes back and is
+// given its identity again by command, so that each round begins alike. Log,
+// cache and hang timeout are the defaults; only restarts are quicker and never
+// given up, because a pair that fails a hundred times is not expected to.
+//
+// The cases:
+//
+//   - kill: SIGKILL.
+//   - hang: SIGSTOP. Nothing tells the pair; the heartbeat stands still until
+//     the hang timeout, and the fence kills the guest.
+//   - busy: SIGKILL, while a second client keeps sixteen random 4 KiB writes in
+//     flight to another volume of the same guest. It runs in the process of
+//     the probe and competes with it for processors.
+//   - qemu: SIGKILL, with an unmodified QEMU NBD client (qemu-storage-daemon
+//     with reconnect-delay=10) between probe and pair. The probe's connection
+//     to QEMU holds; the pause is the longest silence on it.
+//   - giveback: the planned return after each kill.
+//
+// The probe's own client connects again every millisecond. What a client with
+// another habit sees is its habit, and the qemu case shows that of QEMU.
+//
+// The steps are those that the pair itself reports with each takeover; they
+// begin when the end or hang of a guest was noticed. Percentiles are the
+// nearest rank: p99 of fewer than 100 rounds is the maximum.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"syscall"
+	"time"
+
+	"github.com/pollux-storage/pollux/test/pair"
+)
+
+// What the project promises; see -check.
+const (
+	killLimit = 100 * time.Millisecond  // 99th percentile
+	hangLimit = 1500 * time.Millisecond // maximum
+)
+
+// options are the flags.
+type options struct {
+	pollux string
+	dir    string
+	out    string
+	rounds int
+	hangs  int
+	busy   int
+	qemu   int
+	seed   uint64
+	tcp    bool
+	check  bool
+	limit  time.Duration
+}
+
+func main() {
+	// QEMU dies with the thread that started it, see startQEMU.
+	runtime.LockOSThread()
+	var o options
+	flag.StringVar(&o.pollux, "pollux", "bin/pollux", "the program to measure")
+	flag.StringVar(&o.dir, "dir", "", "where the pair's folder is made (default the system's temporary folder)")
+	flag.StringVar(&o.out, "out", "out/failover.json", "where the numbers go")
+	flag.IntVar(&o.rounds, "rounds", 100, "rounds of SIGKILL")
+	flag.IntVar(&o.hangs, "hangs", 10, "rounds of SIGSTOP")
+	flag.IntVar(&o.busy, "busy", 20, "rounds of SIGKILL under full load")
+	flag.IntVar(&o.qemu, "qemu", 20, "rounds of SIGKILL with QEMU's NBD client")
+	flag.Uint64Var(&o.seed, "seed", uint64(time.Now().UnixNano()), "of the moments of the faults and of the load")
+	flag.BoolVar(&o.tcp, "tcp", false, "connect over TCP instead of unix sockets")
+	flag.BoolVar(&o.check, "check", true, "fail when the pauses are longer than promised")
+	flag.DurationVar(&o.limit, "limit", 30*time.Minute, "for everything together")
+	flag.Parse()
+	if err := run(o); err != nil {
+		fmt.Fprintln(os.Stderr, "bench/failover:", err)
+		os.Exit(1)
+	}
+}
+
+func run(o options) error {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	ctx, cancel := context.WithTimeoutCause(ctx, o.limit, fmt.Errorf("it took longer than %v, see -limit: %w", o.limit, context.DeadlineExceeded))
+	defer cancel()
+	if min(o.rounds, o.hangs, o.busy, o.qemu) < 0 || o.rounds+o.hangs+o.busy+o.qemu == 0 {
+		return errors.New("numbers of rounds are 0 or more, and not all 0")
+	}
+	if o.qemu > 0 {
+		if _, err := exec.LookPath(qemuProgram); err != nil {
+			return fmt.Errorf("%w: install it with `make deps`, or leave the case out with -qemu 0", err)
+		}
+	}
+	bin, err := filepath.Abs(o.pollux)
+	if err != nil {
+		return err
+	}
+	rep := newReport(ctx, bin, o)
+	if err := measure(ctx, o, bin, rep); err != nil {
+		return err
+	}
+	rep.finish()
+	rep.print(os.Stdout)
+	if err := writeJSON(o.out, rep); err != nil {
+		return err
+	}
+	if o.check {
+		return rep.judge()
+	}
+	return nil
+}
+
+// measure runs a pair from up to down, and all cases in between.
+func measure(ctx context.Context, o options, bin string, rep *report) (err error) {
+	p, err := pair.New(bin, o.dir, pair.Settings{Failover: []string{
+		"giveback_delay: -1s", "restart_delay: 50ms", "restart_max: 500ms", "crash_limit: 1000000",
+	}})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		switch cause := context.Cause(ctx); {
+		case cause != nil:
+			err = cause // whatever else failed, failed because of it
+		case err != nil:
+			err = fmt.Errorf("seed %d: %w\n%s", o.seed, err, p.Logs(25))
+		}
+		// Also after an interrupt nothing may stay behind.
+		down, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+		defer cancel()
+		err = errors.Join(err, p.Remove(down))
+	}()
+	if err := p.Up(ctx); err != nil {
+		return err
+	}
+	b := &bench{options: o, pair: p, report: rep}
+	for _, c := range b.cases() {
+		if err := b.run(ctx, c); err != nil {
+			return fmt.Errorf("case %s: %w", c.name, err)
+		}
+	}
+	if _, err := p.Check(ctx); err != nil {
+		return fmt.Errorf("after all rounds: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,133 @@
+// Command nbd measures Pollux beside other NBD servers: the same client (fio
+// with its nbd engine), Unix sockets, files on the same disk, in turn.
+//
+//	go run ./bench/nbd                     the table of rows, to stdout and out/bench.json
+//	go run ./bench/nbd -memory             what a guest's memory does under a long random load
+//
+// Every run of fio has a time limit, every server is ended by its process
+// number, and the working directory is removed.
+//
+// What the comparison leaves out: the peers acknowledge a write from the page
+// cache (or the disk, with direct I/O) of one process that nobody takes over;
+// Pollux acknowledges it from memory that a second guest would serve, and its
+// numbers include the consistency points that run meanwhile. The page cache's
+// own writing to disk costs the peers time only when it falls into a run; it
+// is not counted as their CPU, because the kernel does it.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// options are the flags.
+type options struct {
+	pollux   string
+	dir      string
+	out      string
+	size     int64
+	runtime  time.Duration
+	n        int
+	servers  string
+	rows     string
+	memory   bool
+	duration time.Duration
+	iops     int
+	keep     bool
+}
+
+func main() {
+	// Children die with the thread that started them, see start.
+	runtime.LockOSThread()
+	var o options
+	var size string
+	flag.StringVar(&o.pollux, "pollux", "bin/pollux", "the program to measure; empty leaves it out")
+	flag.StringVar(&o.dir, "dir", "", "where the files of all servers are made, on the disk to be measured (default a new folder in ./out)")
+	flag.StringVar(&o.out, "out", "out/bench.json", "where the numbers go")
+	flag.StringVar(&size, "size", "1GiB", "data set of each server")
+	flag.DurationVar(&o.runtime, "runtime", 5*time.Second, "length of each run")
+	flag.IntVar(&o.n, "n", 3, "how often each row is measured; the median counts")
+	flag.StringVar(&o.servers, "servers", "", "only servers whose names contain one of these words, separated by commas")
+	flag.StringVar(&o.rows, "rows", "", "only rows whose names contain one of these words, separated by commas")
+	flag.BoolVar(&o.memory, "memory", false, "watch the memory of a guest instead")
+	flag.DurationVar(&o.duration, "duration", 10*time.Minute, "with -memory: length of the load")
+	flag.IntVar(&o.iops, "iops", 6000, "with -memory: limit of the load, half of it writes; it bounds the disk space that is filled")
+	flag.BoolVar(&o.keep, "keep", false, "leave the working directory and its logs")
+	flag.Parse()
+	var err error
+	if o.size, err = parseSize(size); err == nil {
+		err = run(o)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench/nbd:", err)
+		os.Exit(1)
+	}
+}
+
+func run(o options) error {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	if o.n < 1 || o.runtime < time.Second || o.size < 64<<20 {
+		return fmt.Errorf("-n is at least 1, -runtime at least 1s, -size at least 64MiB")
+	}
+	if o.dir == "" {
+		o.dir = "out"
+	}
+	if err := os.MkdirAll(o.dir, 0o755); err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp(o.dir, "nbd-")
+	if err != nil {
+		return err
+	}
+	if dir, err = filepath.Abs(dir); err != nil {
+		return err
+	}
+	if !o.keep {
+		defer func() { _ = os.RemoveAll(dir) }() // only files of ours
+	}
+	if o.pollux != "" {
+		if o.pollux, err = filepath.Abs(o.pollux); err != nil {
+			return err
+		}
+	}
+	if o.memory {
+		return watchMemory(ctx, o, dir)
+	}
+	return compare(ctx, o, dir)
+}
+
+// parseSize reads a number with KiB, MiB or GiB behind it.
+func parseSize(s string) (int64, error) {
+	var n int64
+	var unit string
+	if _, err := fmt.Sscanf(s, "%d%s", &n, &unit); err != nil && unit != "" {
+		return 0, fmt.Errorf("size %q: %w", s, err)
+	}
+	shift, ok := map[string]uint{"": 0, "B": 0, "KiB": 10, "MiB": 20, "GiB": 30, "TiB": 40}[unit]
+	if !ok || n <= 0 || n > 1<<60>>shift {
+		return 0, fmt.Errorf("size %q: use a number with KiB, MiB or GiB behind it", s)
+	}
+	return n << shift, nil
+}
+
+// chosen reports whether name contains one of the words of a list.
+func chosen(name, list string) bool {
+	if list == "" {
+		return true
+	}
+	for _, w := range strings.Split(list, ",") {
+		if strings.Contains(name, strings.TrimSpace(w)) {
+			return true
+		}
+	}
+	return false
+}
