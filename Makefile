@@ -1,0 +1,61 @@
+# Pollux. `make help` lists what there is.
+#
+# Everything a target needs is installed by `make deps`: Debian packages with
+# apt-get when run by root, Go modules and tools by the go command itself.
+
+GO      ?= go
+DIR     ?= ./pollux-data
+BIN     := bin/pollux
+
+# The whole test run is bounded; a hanging test prints its goroutines and fails.
+TEST_TIMEOUT ?= 12m
+ROUNDS       ?= 300
+
+# SEED=n repeats one run of the seeded tests.
+ifneq ($(SEED),)
+export POLLUX_SEED := $(SEED)
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help build run test lint fmt deps demo bench soak clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## build bin/pollux
+	$(GO) build -o $(BIN) ./cmd/pollux
+
+run: build ## build, start the pair in the foreground on ./pollux-data, show how to attach
+	$(BIN) up --dir $(DIR) --first-volume disk1=10GiB
+
+# The same seed each time: what fails here was broken by a change. `make soak`
+# draws new ones.
+test: deps lint ## everything that must pass: lint, then all tests with the race detector
+	POLLUX_SEED=$${POLLUX_SEED:-1} POLLUX_REQUIRE_CLIENTS=1 $(GO) test -race -timeout $(TEST_TIMEOUT) ./...
+
+lint: ## gofmt, go vet, staticcheck
+	@bad=$$(gofmt -l $$(git ls-files --cached --others --exclude-standard '*.go')); \
+	if [ -n "$$bad" ]; then echo "not formatted (run make fmt):"; echo "$$bad"; exit 1; fi
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+
+fmt: ## format all Go files
+	gofmt -w $$(git ls-files --cached --others --exclude-standard '*.go')
+
+deps: ## install what tests, demo and benchmarks need; without root, say what is missing
+	@scripts/deps
+	@$(GO) mod download
+
+demo: build deps ## import a real image, kill a guest in the middle, prove that nothing was lost
+	$(GO) run ./test/demo -pollux $(BIN)
+
+bench: build deps ## measure against other NBD servers, and the pause at a failover
+	$(GO) run ./bench/nbd -pollux $(BIN)
+	$(GO) run ./bench/failover -pollux $(BIN)
+
+soak: deps ## import a Debian system under fire, then a long campaign of faults (ROUNDS=300; SEED=n draws the same ones again)
+	POLLUX_SOAK=1 $(GO) test -count=1 -timeout 30m -v -run Import ./test/e2e
+	$(GO) test -count=1 -timeout 0 -v ./test/campaign -rounds $(ROUNDS)
+
+clean: ## remove what build and tests leave; keeps ./pollux-data
+	rm -rf bin out
