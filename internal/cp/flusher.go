@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
 	"sync/atomic"
 
 	"github.com/pollux-storage/pollux/internal/block"
@@ -20,15 +19,16 @@ import (
 // record says where. Before the first one since the pool was opened, and when
 // the area is full, a flush is served by a consistency point instead.
 //
-// mu is held during the I/O of a flush and from the choice of a chain position
-// until the commit that carries it is durable. Readers and writers never take
-// it.
+// The turn is held during the I/O of a flush and from the choice of a chain
+// position until the commit that carries it is durable. It is a channel and not
+// a mutex so that a flush whose client has gone does not wait for it. Readers
+// and writers never take it.
 type Flusher struct {
 	log    *oplog.Log
 	commit func(ctx context.Context) error // makes a consistency point
 
-	mu       sync.Mutex
-	disk     *oplog.Disk
+	turn     chan struct{} // holds one token while nobody has the turn
+	disk     *oplog.Disk   // of who has the turn, as all below but flushed
 	started  bool          // the chain has begun with a durable commit and can go on
 	starting bool          // the commit being made begins the chain anew
 	pos      oplog.DiskPos // in the newest durable commit
@@ -41,7 +41,9 @@ type Flusher struct {
 // of everything published before it was called.
 func NewFlusher(log *oplog.Log, disk *oplog.Disk, pos oplog.DiskPos, commit func(ctx context.Context) error) *Flusher {
 	// Whoever owned the pool before may have promised all that is in the log.
-	return &Flusher{log: log, disk: disk, pos: pos, promised: log.Head(), commit: commit}
+	f := &Flusher{log: log, disk: disk, pos: pos, promised: log.Head(), commit: commit, turn: make(chan struct{}, 1)}
+	f.unlock()
+	return f
 }
 
 // Flush returns once everything published before the call survives a power cut.
@@ -50,7 +52,7 @@ func (f *Flusher) Flush(ctx context.Context) error {
 	if f.flushed.Load() >= target {
 		return nil
 	}
-	done, err := f.try(target)
+	done, err := f.try(ctx, target)
 	if done || err != nil {
 		return err
 	}
@@ -61,9 +63,13 @@ func (f *Flusher) Flush(ctx context.Context) error {
 }
 
 // try flushes by an append to the chain; done is false when that cannot be.
-func (f *Flusher) try(target uint64) (done bool, err error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
+func (f *Flusher) try(ctx context.Context, target uint64) (done bool, err error) {
+	select {
+	case <-f.turn:
+	case <-ctx.Done():
+		return false, fmt.Errorf("wait for another flush: %w", ctx.Err())
+	}
+	defer f.unlock()
 	if f.flushed.Load() >= target {
 		return true, nil
 	}
@@ -85,8 +91,8 @@ func (f *Flusher) try(target uint64) (done bool, err error) {
 // Close frees memory; no flush may be under way or come.
 func (f *Flusher) Close() error { return f.disk.Close() }
 
-func (f *Flusher) lock()   { f.mu.Lock() }
-func (f *Flusher) unlock() { f.mu.Unlock() }
+func (f *Flusher) lock()   { <-f.turn }
+func (f *Flusher) unlock() { f.turn <- struct{}{} }
 
 // positionLocked returns where the flush log has to be scanned from once
 // everything up to seq is committed by point cp.

@@ -7,6 +7,7 @@ package devices
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -92,7 +93,13 @@ type IO struct {
 // Do carries out all ios, which may be on several devices, and waits for them.
 // Each IO has its own result; the error returned is the first of them.
 func (s *Set) Do(ios []*IO) error {
-	byDev := map[int][]*hpdi.Request{}
+	// Grouped in the order of first use, so that the same calls make the same
+	// run.
+	type group struct {
+		device int
+		reqs   []*hpdi.Request
+	}
+	var groups []group
 	for _, io := range ios {
 		io.req = hpdi.Request{
 			Op: io.Op, Offset: int64(io.At.Block()) * block.Size,
@@ -100,16 +107,19 @@ func (s *Set) Do(ios []*IO) error {
 		}
 		io.Err, io.done = nil, false
 		d := io.At.Device()
-		byDev[d] = append(byDev[d], &io.req)
-	}
-	if len(byDev) == 1 {
-		for d, reqs := range byDev {
-			s.runOn(d, reqs)
+		i := slices.IndexFunc(groups, func(g group) bool { return g.device == d })
+		if i < 0 {
+			i = len(groups)
+			groups = append(groups, group{device: d})
 		}
+		groups[i].reqs = append(groups[i].reqs, &io.req)
+	}
+	if len(groups) == 1 {
+		s.runOn(groups[0].device, groups[0].reqs)
 	} else {
 		var wg sync.WaitGroup
-		for d, reqs := range byDev {
-			wg.Go(func() { s.runOn(d, reqs) })
+		for _, g := range groups {
+			wg.Go(func() { s.runOn(g.device, g.reqs) })
 		}
 		wg.Wait()
 	}

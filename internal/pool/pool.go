@@ -151,9 +151,21 @@ func (p *Pool) Run(ctx context.Context) error {
 		if err := p.work(&t); err != nil {
 			p.failed(err)
 		}
-		var more chan struct{}
+		// In a fixed order and not by the lot of one select, so that the same
+		// events make the same run: the end, then jobs.
+		select {
+		case <-ctx.Done():
+			return nil
+		default:
+		}
+		select {
+		case j := <-p.jobs:
+			j.done <- p.runJob(j)
+			continue
+		default:
+		}
 		if p.loaded && p.machine.Folding() && !time.Now().Before(p.retryAt) {
-			more = closed // a fold goes on unless something else is to be done
+			continue // a fold goes on unless something else is to be done
 		}
 		select {
 		case <-ctx.Done():
@@ -162,16 +174,9 @@ func (p *Pool) Run(ctx context.Context) error {
 			j.done <- p.runJob(j)
 		case <-p.kick:
 		case <-tick.C:
-		case <-more:
 		}
 	}
 }
-
-var closed = func() chan struct{} {
-	c := make(chan struct{})
-	close(c)
-	return c
-}()
 
 func (p *Pool) failed(err error) {
 	p.lastError.Store(&err)
