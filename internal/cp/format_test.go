@@ -3,6 +3,7 @@ package cp
 import (
 	"bytes"
 	"encoding/hex"
+	"context"
 	"errors"
 	"flag"
 	"os"
