@@ -2,8 +2,8 @@ package cp
 
 import (
 	"bytes"
-	"encoding/hex"
 	"context"
+	"encoding/hex"
 	"errors"
 	"flag"
 	"os"
