@@ -43,6 +43,9 @@
 // needed; a host that loses power loses the region altogether, and then the
 // disk side counts.
 //
+// A [View] looks at the same memory and stores nothing: at the log of a guest
+// that is working, and at what a dead one left, damage included.
+//
 // An alternative is to keep checksums in the records only and to find the end
 // of the log by the first bad one. It was rejected because a flipped bit in
 // the last record would silently forget an acknowledged write.

@@ -8,6 +8,7 @@ import (
 
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/ondisk"
+	"github.com/pollux-storage/pollux/internal/planted"
 )
 
 // Config describes a new log.
@@ -25,11 +26,8 @@ type Config struct {
 //
 //	start <= tail <= head <= tail + slots
 type Log struct {
-	mem  []byte
-	geo  geometry
-	hdr  logHeader
-	seed uint32
-	out  mapped
+	memory
+	out mapped
 
 	head  atomic.Uint64 // last published
 	tail  atomic.Uint64 // last released
@@ -79,9 +77,8 @@ func Format(mem []byte, c Config) (*Log, error) {
 		return nil, fmt.Errorf("operation log of %d bytes payload in %d bytes: %w", c.PayloadBytes, len(mem), block.ErrInvalid)
 	}
 	l := &Log{
-		mem: mem,
-		geo: geometryFor(extentsIn(c.PayloadBytes), len(mem)),
-		out: mapped{unsafe.Pointer(unsafe.SliceData(mem))},
+		memory: memory{mem: mem, geo: geometryFor(extentsIn(c.PayloadBytes), len(mem))},
+		out:    mapped{unsafe.Pointer(unsafe.SliceData(mem))},
 	}
 	l.hdr = logHeader{
 		pool: c.Pool, epoch: c.Epoch, birth: c.Epoch, generation: 1,
@@ -146,12 +143,11 @@ func (l *Log) Free(ext []Extent) { l.arena.put(ext) }
 
 // Payload returns the memory of n consecutive extents. It is aligned to 4 KiB.
 func (l *Log) Payload(first Extent, n int) []byte {
-	from := l.geo.arena + int(first)*block.Size
-	to := from + n*block.Size
-	if n < 0 || uint64(first)+uint64(n) > l.geo.extents {
+	p := l.payload(first, n)
+	if p == nil {
 		panic(fmt.Sprintf("oplog: extents %d+%d of %d", first, n, l.geo.extents))
 	}
-	return l.mem[from:to:to]
+	return p
 }
 
 // Sum fills in the checksums of a write's payload.
@@ -159,20 +155,6 @@ func (l *Log) Sum(rec *Record) {
 	for i := range rec.Count {
 		rec.CRC[i] = ondisk.CRC(l.Payload(rec.First+Extent(i), 1))
 	}
-}
-
-// VerifyPayload returns the blocks of rec, counted from 0, whose payload is
-// not what was published, or nil.
-func (l *Log) VerifyPayload(rec *Record) (bad []int) {
-	if rec.Kind != KindWrite {
-		return nil
-	}
-	for i := range int(rec.Count) {
-		if ondisk.CRC(l.Payload(rec.First+Extent(i), 1)) != rec.CRC[i] {
-			bad = append(bad, i)
-		}
-	}
-	return bad
 }
 
 // Publish appends records, gives them consecutive positions from first on and
@@ -187,6 +169,9 @@ func publish[S sink](s S, l *Log, recs []Record) (first block.Seq, ok bool) {
 	head := l.head.Load()
 	if len(recs) == 0 || uint64(len(recs)) > l.geo.slots-(head-l.tail.Load()) {
 		return 0, false
+	}
+	if planted.Has(planted.PublishBeforeRecord) {
+		storeCell(s, &l.geo, headCellAt, block.Seq(head)+block.Seq(len(recs)), l.seed)
 	}
 	p := &l.scratch
 	for i := range recs {
@@ -210,9 +195,6 @@ func publish[S sink](s S, l *Log, recs []Record) (first block.Seq, ok bool) {
 	return block.Seq(head) + 1, true
 }
 
-// slot returns the place of a record in a ring, in bytes.
-func (l *Log) slot(seq block.Seq) int { return int(uint64(seq)%l.geo.slots) * recordSize }
-
 // Release forgets all records up to and including upTo, which must be
 // committed, and frees their extents and slots.
 func (l *Log) Release(upTo block.Seq) { release(l.out, l, upTo) }
@@ -227,7 +209,9 @@ func release[S sink](s S, l *Log, upTo block.Seq) {
 	}
 	// The tail first. The other way round, an extent could be filled anew
 	// while a record that recovery would replay still names it.
-	storeCell(s, &l.geo, tailCellAt, upTo, l.seed)
+	if !planted.Has(planted.ReleaseNotRecorded) {
+		storeCell(s, &l.geo, tailCellAt, upTo, l.seed)
+	}
 	// Records are read before their slots are given away by l.tail.
 	const chunk = 256
 	var batch [chunk]struct {
@@ -272,12 +256,6 @@ func (l *Log) Get(seq block.Seq) (Record, error) {
 		}
 	}
 	return Record{}, &DamageError{First: seq, Last: head, Why: "both copies of the record are bad"}
-}
-
-// read decodes copy c of a record.
-func (l *Log) read(c int, seq block.Seq, rec *Record) bool {
-	at := l.geo.ring[c] + l.slot(seq)
-	return rec.decode((*[recordSize]byte)(l.mem[at:]), l.seed, seq)
 }
 
 // Replay calls fn with the records after from, up to and including to, in
