@@ -31,6 +31,7 @@ var layers = [][]layer{
 		{path: "internal/block", only: none, why: "the vocabulary means the same everywhere because it depends on nothing"},
 		{path: "hpdi", only: none, why: "the device interface is public: a program outside must be able to use all of it, so it exports no internal type"},
 		{path: "internal/config", only: none, why: "configuration is plain data; who uses it decides what it means"},
+		{path: "internal/planted", only: none, why: "a planted fault is a condition in somebody else's code and knows nothing of it"},
 		{path: "internal/archtest", only: none, by: none, why: "it watches the program and is no part of it"},
 	},
 	{
@@ -42,12 +43,12 @@ var layers = [][]layer{
 		{path: "hpdi/...", only: []string{"hpdi"}, by: assemblers, why: "a driver is public and knows only the interface; nobody but who assembles the program knows a driver"},
 		{path: "internal/block/blocktest", only: []string{"hpdi", "internal/block"}, tests: true, why: "faults are injected by tests, never compiled into the program"},
 		{path: "internal/flashmap", only: []string{"hpdi", "internal/block", "internal/ondisk"}, why: "the flash layer is a device made of devices; volumes and names reach it only as extents and attributes"},
-		{path: "internal/cache", only: []string{"internal/block", "hpdi"}, why: "a frame is told by its key alone, whoever asks"},
-		{path: "internal/region", only: []string{"internal/block", "internal/ondisk"}, why: "a region is memory with sections; what is in them is their owners' business"},
+		{path: "internal/cache", only: []string{"internal/block", "internal/planted", "hpdi"}, why: "a frame is told by its key alone, whoever asks"},
+		{path: "internal/region", only: []string{"internal/block", "internal/ondisk", "internal/planted"}, why: "a region is memory with sections; what is in them is their owners' business"},
 	},
 	{
 		{path: "internal/devices", why: "the devices of a pool lie below everything that has an address on them"},
-		{path: "internal/oplog", only: []string{"internal/block", "internal/ondisk", "hpdi"}, why: "the log is given its memory and its device; it must be readable by a partner that has nothing else of the pool"},
+		{path: "internal/oplog", only: []string{"internal/block", "internal/ondisk", "internal/planted", "hpdi"}, why: "the log is given its memory and its device; it must be readable by a partner that has nothing else of the pool"},
 	},
 	{
 		{path: "internal/space", why: "free space is known by block, not by what the blocks are used for"},
@@ -72,7 +73,7 @@ var layers = [][]layer{
 	},
 	{
 		{path: "internal/export/...", only: []string{"internal/block"}, by: assemblers, why: "a protocol serves any block.Volume and must stay testable on one in memory"},
-		{path: "internal/partner", only: []string{"internal/block"}, by: assemblers, steps: true, why: "the takeover protocol is a pure machine: what it says must follow from what it was told"},
+		{path: "internal/partner", only: []string{"internal/block", "internal/planted"}, by: assemblers, steps: true, why: "the takeover protocol is a pure machine: what it says must follow from what it was told"},
 		{path: "internal/identity", only: []string{"internal/block"}, by: assemblers, why: "addresses and names are moved by who has fenced, and know nothing of what they lead to"},
 	},
 	{

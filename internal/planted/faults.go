@@ -1,0 +1,74 @@
+// Package planted names bugs that somebody could have made in this program
+// and, in builds with the tag planted, makes them: one at a time, chosen by
+// [Select] or the environment. A test that claims to find faults of a kind is
+// believed when it finds the planted ones of that kind.
+//
+// In all other builds [Has] is false at compile time and every use of it is
+// gone from the program. A fault has one place: a condition where a developer
+// might have made that very mistake, with no state or hook of its own.
+package planted
+
+// Fault is a planted bug, by its name.
+type Fault string
+
+// What is written, synced and committed in which order.
+const (
+	DataSyncMissing       Fault = "data-sync-missing"
+	RecordSyncMissing     Fault = "record-sync-missing"
+	SuperblockSyncMissing Fault = "superblock-sync-missing"
+	SyncFirstDeviceOnly   Fault = "sync-first-device-only"
+	SuperblockOneSlot     Fault = "superblock-one-slot"
+	ReuseBeforeCommit     Fault = "reuse-before-commit"
+	FreedAtFoldBegin      Fault = "freed-at-fold-begin"
+	ReleaseBeforeCommit   Fault = "release-before-commit"
+	IgnoredWriteError     Fault = "ignored-write-error"
+	IgnoredPageWriteError Fault = "ignored-page-write-error"
+	HolesAfterRuns        Fault = "holes-after-runs"
+	TrimNotCommitted      Fault = "trim-not-committed"
+	DeletedResurrected    Fault = "deleted-volume-resurrected"
+	JournalTailEarly      Fault = "journal-tail-early"
+	PublishBeforeRecord   Fault = "publish-before-record"
+	PublishBeforeChecksum Fault = "publish-before-checksum"
+	ReleaseNotRecorded    Fault = "release-not-recorded"
+	SingleHeaderCopy      Fault = "single-header-copy"
+	ReplayStartsLate      Fault = "replay-starts-late"
+	DoubleFree            Fault = "double-free"
+	FoldWithoutSuperblock Fault = "fold-without-superblock"
+	CountsWithoutJournal  Fault = "counts-without-journal"
+	OlderSuperblockWins   Fault = "older-superblock-wins"
+	JournalChainUnchecked Fault = "journal-chain-unchecked"
+	ReplaySkipsFirst      Fault = "replay-skips-first"
+	ReplaySkipsLast       Fault = "replay-skips-last"
+	ResizeNotCommitted    Fault = "resize-not-committed"
+	TornRecordAccepted    Fault = "torn-record-accepted"
+	TakeoverExtentsFree   Fault = "takeover-extents-free"
+	RegionReplaced        Fault = "region-replaced"
+	EpochNotRaised        Fault = "epoch-not-raised"
+	EpochUnchecked        Fault = "epoch-unchecked"
+	FlushWithoutSync      Fault = "flush-without-sync"
+	FlushPositionAhead    Fault = "flush-position-ahead"
+	FlushPositionKept     Fault = "flush-position-kept"
+	FlushCoversLess       Fault = "flush-covers-less"
+	FlushBeforeChain      Fault = "flush-before-chain"
+	FlushNonceReused      Fault = "flush-nonce-reused"
+	StaleCacheFrame       Fault = "stale-cache-frame"
+	ReadErrorAsZeroes     Fault = "read-error-as-zeroes"
+	ChecksumUnverified    Fault = "checksum-unverified"
+	DirtyReadOrder        Fault = "dirty-read-order"
+	OverlayOrder          Fault = "overlay-order"
+	HoleOrder             Fault = "hole-order"
+	PendingWithoutBirth   Fault = "pending-without-birth"
+	PartialBlockRace      Fault = "partial-block-race"
+	PartialBlockZeroRest  Fault = "partial-block-zero-rest"
+	TrimTakesEdges        Fault = "trim-takes-edges"
+	ReservationMissing    Fault = "reservation-missing"
+	ReservationLeak       Fault = "reservation-leak"
+	PermitLeak            Fault = "permit-leak"
+	SlopMissing           Fault = "slop-missing"
+	RelieveMissing        Fault = "relieve-missing"
+	TakeoverBeforeFence   Fault = "takeover-before-fence"
+	GiveBackBeforeRelease Fault = "give-back-before-release"
+	LateWatcher           Fault = "late-watcher"
+	HelloIgnored          Fault = "hello-ignored"
+	StaleTermAccepted     Fault = "stale-term-accepted"
+)
