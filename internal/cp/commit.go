@@ -2,6 +2,7 @@ package cp
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/internal/block"
@@ -10,6 +11,7 @@ import (
 	"github.com/pollux-storage/pollux/internal/dirty"
 	"github.com/pollux-storage/pollux/internal/ondisk"
 	"github.com/pollux-storage/pollux/internal/oplog"
+	"github.com/pollux-storage/pollux/internal/planted"
 	"github.com/pollux-storage/pollux/internal/space"
 )
 
@@ -89,6 +91,9 @@ func (m *Machine) collect(p *plan) {
 		}
 		lbas, slots, holes := p.gen.Blocks(id)
 		for _, r := range holes {
+			if planted.Has(planted.TrimNotCommitted) {
+				continue
+			}
 			p.Holes = append(p.Holes, volumeRange{id, r})
 		}
 		first := len(p.Holes)
@@ -142,6 +147,9 @@ func (m *Machine) write(p *plan) error {
 	if !m.journal.roomForCommit(roundUp(recordFixed + len(p.commit.append(nil)))) {
 		return ErrFoldFirst
 	}
+	if planted.Has(planted.ReleaseBeforeCommit) && p.gen != nil {
+		m.log.Release(p.gen.UpTo)
+	}
 	blocks := p.blocks
 	var batch []*devices.IO
 	n := 0
@@ -155,8 +163,11 @@ func (m *Machine) write(p *plan) error {
 			batch, n = batch[:0], 0
 		}
 	}
-	if err := m.Devices.Do(batch); err != nil {
+	if err := m.Devices.Do(batch); err != nil && !planted.Has(planted.IgnoredWriteError) {
 		return err
+	}
+	if planted.Has(planted.DataSyncMissing) {
+		return nil
 	}
 	return m.Devices.Sync()
 }
@@ -182,13 +193,24 @@ func (m *Machine) record(p *plan) error {
 	// from which it must be scanned and the commit that carries it.
 	m.flush.lock()
 	defer m.flush.unlock()
-	p.Flush = m.flush.positionLocked(p.Log, m.sb.Epoch, p.CP)
-	if err := m.journal.append(&record{Epoch: m.sb.Epoch, Type: typeCommit, Commit: p.commit}); err != nil {
+	if planted.Has(planted.ReplayStartsLate) {
+		p.Log = m.log.Head()
+	}
+	pos := m.flush.positionLocked(p.Log, m.sb.Epoch, p.CP)
+	p.Flush = pos
+	if planted.Has(planted.FlushPositionKept) && m.last.Flush.Nonce == pos.Nonce {
+		p.Flush = m.last.Flush
+	}
+	r := &record{Epoch: m.sb.Epoch, Type: typeCommit, Commit: p.commit}
+	if planted.Has(planted.DeletedResurrected) {
+		r.Commit.Catalogue = slices.DeleteFunc(slices.Clone(p.Catalogue), func(ch catalogue.Change) bool { return ch.Put == nil })
+	}
+	if err := m.journal.append(r); err != nil {
 		m.broken = fmt.Errorf("%w; the pool must be opened again", err)
 		m.flush.invalidateLocked()
 		return m.broken
 	}
-	m.flush.committedLocked(p.Log, p.Flush)
+	m.flush.committedLocked(p.Log, pos)
 	return nil
 }
 

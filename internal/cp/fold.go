@@ -12,6 +12,7 @@ import (
 	"github.com/pollux-storage/pollux/internal/catalogue"
 	"github.com/pollux-storage/pollux/internal/devices"
 	"github.com/pollux-storage/pollux/internal/ondisk"
+	"github.com/pollux-storage/pollux/internal/planted"
 	"github.com/pollux-storage/pollux/internal/space"
 )
 
@@ -275,6 +276,9 @@ func (f *fold) writeCatalogue() error {
 // commit makes the fold durable and installs it.
 func (f *fold) commit() error {
 	m := f.m
+	if planted.Has(planted.JournalTailEarly) {
+		f.sb.Journal = m.journal.next
+	}
 	pages := foldPages{Fold: f.sb.Fold, Taken: f.pages.taken, Freed: f.pages.freed}
 	if err := m.journal.append(&record{Epoch: m.sb.Epoch, Type: typeFold, Fold: pages}); err != nil {
 		if !errors.Is(err, errJournalFull) {
@@ -347,6 +351,13 @@ func (w *pageWriter) WritePage(page []byte) (block.Pointer, error) {
 // allocate returns a free block. Pages lie together because they are allocated
 // together; where the pool is nearly full it takes them one by one.
 func (w *pageWriter) allocate() (block.Physical, error) {
+	if n := len(w.freed) - 1; planted.Has(planted.ReuseBeforeCommit) && n >= 0 {
+		r := &w.freed[n]
+		if r.N--; r.N == 0 {
+			w.freed = w.freed[:n]
+		}
+		return r.At + block.Physical(r.N), nil
+	}
 	if len(w.spare) == 0 {
 		var err error
 		if w.spare, err = w.m.Space.Alloc(pageBatch/4, nil); err != nil {
@@ -366,6 +377,9 @@ func (w *pageWriter) allocate() (block.Physical, error) {
 
 // FreePage implements blockmap.PageWriter.
 func (w *pageWriter) FreePage(p block.Pointer) error {
+	if planted.Has(planted.FreedAtFoldBegin) {
+		return w.m.Space.Dec(space.Run{At: p.Phys, N: 1})
+	}
 	w.freed = addRun(w.freed, p.Phys)
 	return nil
 }
@@ -383,6 +397,9 @@ func addRun(runs []space.Run, at block.Physical) []space.Run {
 func (w *pageWriter) flush() error {
 	err := w.m.Devices.Do(w.ios)
 	w.ios = w.ios[:0]
+	if planted.Has(planted.IgnoredPageWriteError) {
+		return nil
+	}
 	return err
 }
 

@@ -6,6 +6,7 @@ import (
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/blockmap"
 	"github.com/pollux-storage/pollux/internal/catalogue"
+	"github.com/pollux-storage/pollux/internal/planted"
 )
 
 // installBlocks is about how many mappings are installed at a time: look-ups
@@ -39,6 +40,11 @@ func (m *Machine) install(c *commit, dropped func(block.Pointer)) {
 				}
 			}
 		})
+	}
+	if planted.Has(planted.HolesAfterRuns) {
+		for _, h := range c.Holes {
+			m.Map.Update(func(o *blockmap.Overlay) { punch(o, h, dropped) })
+		}
 	}
 	m.last = commit{CP: c.CP, Log: c.Log, Flush: c.Flush}
 }

@@ -8,6 +8,7 @@ import (
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/devices"
 	"github.com/pollux-storage/pollux/internal/ondisk"
+	"github.com/pollux-storage/pollux/internal/planted"
 )
 
 // errJournalFull says that a fold has to free journal space first.
@@ -77,8 +78,10 @@ func (j *journal) append(r *record) error {
 	if err := j.set.Do([]*devices.IO{{Op: hpdi.OpWrite, At: j.at(offset), Vec: [][]byte{buf}}}); err != nil {
 		return fmt.Errorf("write journal record %d: %w", r.Number, err)
 	}
-	if err := j.set.Sync(); err != nil {
-		return fmt.Errorf("journal record %d: %w", r.Number, err)
+	if !planted.Has(planted.RecordSyncMissing) {
+		if err := j.set.Sync(); err != nil {
+			return fmt.Errorf("journal record %d: %w", r.Number, err)
+		}
 	}
 	j.next = JournalPos{Offset: offset + uint64(len(buf)), Number: r.Number + 1, Prev: ondisk.CRC(buf)}
 	return nil
@@ -204,6 +207,9 @@ func (w *window) record(pos JournalPos) (r *record, offset uint64, n int, sum ui
 		r, n, sum, err := w.decode(offset % w.j.size)
 		if err != nil {
 			return nil, 0, 0, 0, err
+		}
+		if planted.Has(planted.JournalChainUnchecked) && r != nil && offset == pos.Offset {
+			return r, offset, n, sum, nil
 		}
 		if r != nil && r.Number == pos.Number && r.Prev == pos.Prev {
 			return r, offset, n, sum, nil

@@ -2,6 +2,7 @@ package cp
 
 import (
 	"fmt"
+	"slices"
 	"sync/atomic"
 
 	"github.com/pollux-storage/pollux/internal/block"
@@ -11,6 +12,7 @@ import (
 	"github.com/pollux-storage/pollux/internal/devices"
 	"github.com/pollux-storage/pollux/internal/dirty"
 	"github.com/pollux-storage/pollux/internal/oplog"
+	"github.com/pollux-storage/pollux/internal/planted"
 	"github.com/pollux-storage/pollux/internal/space"
 )
 
@@ -113,7 +115,7 @@ func (m *Machine) grow(records []*record) []*record {
 func (m *Machine) replay(r *record) error {
 	if r.Type == typeFold {
 		// Another fold's record is one that never got its superblock.
-		if r.Fold.Fold == m.sb.Fold {
+		if r.Fold.Fold == m.sb.Fold || planted.Has(planted.FoldWithoutSuperblock) {
 			m.meta = r.Fold
 		}
 		return nil
@@ -122,6 +124,9 @@ func (m *Machine) replay(r *record) error {
 	if c.CP != m.last.CP+1 || c.Log < m.last.Log {
 		return &block.CorruptError{What: "journal record", Where: fmt.Sprint(r.Number),
 			Why: fmt.Sprintf("consistency point %d at log position %d after %d at %d", c.CP, c.Log, m.last.CP, m.last.Log)}
+	}
+	if planted.Has(planted.ResizeNotCommitted) {
+		c.Catalogue = slices.DeleteFunc(c.Catalogue, func(ch catalogue.Change) bool { return ch.Put != nil && m.known(ch.Put.ID) })
 	}
 	m.install(c, func(block.Pointer) {})
 	return nil
@@ -268,6 +273,9 @@ func (m *Machine) LoadCounts() error {
 		if err := m.Space.Dec(r); err != nil {
 			return fmt.Errorf("pages of fold %d: %w", m.meta.Fold, err)
 		}
+	}
+	if planted.Has(planted.CountsWithoutJournal) {
+		return nil
 	}
 	return m.Map.OverlayPointers(func(p block.Pointer) error { return m.Space.Inc(space.Run{At: p.Phys, N: 1}) })
 }

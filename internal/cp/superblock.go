@@ -8,6 +8,7 @@ import (
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/devices"
 	"github.com/pollux-storage/pollux/internal/ondisk"
+	"github.com/pollux-storage/pollux/internal/planted"
 )
 
 // SuperblockAt returns the blocks of device 0 that hold the two copies of a
@@ -15,6 +16,9 @@ import (
 // the copies of one lie half a MiB apart.
 func SuperblockAt(generation uint64) [2]uint64 {
 	slot := generation % 2
+	if planted.Has(planted.SuperblockOneSlot) {
+		slot = 0
+	}
 	return [2]uint64{1 + slot, 129 + slot}
 }
 
@@ -33,6 +37,9 @@ func WriteSuperblock(set *devices.Set, s *Superblock) error {
 	}
 	if err := set.Do(ios); err != nil {
 		return fmt.Errorf("write superblock of generation %d: %w", s.Generation, err)
+	}
+	if planted.Has(planted.SuperblockSyncMissing) {
+		return nil
 	}
 	if err := set.Sync(); err != nil {
 		return fmt.Errorf("superblock of generation %d: %w", s.Generation, err)
@@ -53,6 +60,9 @@ func ReadSuperblock(set *devices.Set, pool block.PoolID) (*Superblock, error) {
 	var errs []error
 	for generation := range uint64(2) {
 		for _, b := range SuperblockAt(generation) {
+			if planted.Has(planted.OlderSuperblockWins) && newest != nil {
+				continue
+			}
 			if err := set.Do([]*devices.IO{{Op: hpdi.OpRead, At: block.At(0, b), Vec: [][]byte{buf}}}); err != nil {
 				errs = append(errs, err)
 				continue
