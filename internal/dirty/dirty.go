@@ -32,6 +32,7 @@ import (
 
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/oplog"
+	"github.com/pollux-storage/pollux/internal/planted"
 	"github.com/pollux-storage/pollux/internal/space"
 )
 
@@ -73,6 +74,11 @@ func New(o Options) *Set {
 }
 
 func (s *Set) findLocked(id block.VolumeID, lba block.Logical) (Slot, bool) {
+	if planted.Has(planted.DirtyReadOrder) && s.frozen != nil {
+		if slot, ok := s.frozen.find(id, lba); ok {
+			return slot, true
+		}
+	}
 	slot, ok := s.active.find(id, lba)
 	if !ok && s.frozen != nil {
 		slot, ok = s.frozen.find(id, lba)
@@ -128,6 +134,12 @@ func (s *Set) Restore(committed block.Seq) error {
 			Why: fmt.Sprintf("its last consistency points are missing: the operation log was released up to %d", tail)}
 	}
 	err := s.log.Replay(committed, s.log.Head(), func(r *oplog.Record) error {
+		if planted.Has(planted.ReplaySkipsFirst) && r.Seq == committed+1 {
+			return nil
+		}
+		if planted.Has(planted.ReplaySkipsLast) && r.Seq == s.log.Head() {
+			return nil
+		}
 		s.active.insert(r)
 		return nil
 	})
@@ -171,8 +183,13 @@ func (s *Set) Drop() {
 	s.drops++
 	s.mu.Unlock()
 	s.log.Release(g.UpTo)
-	s.space.Unreserve(g.reserved)
+	if !planted.Has(planted.ReservationLeak) {
+		s.space.Unreserve(g.reserved)
+	}
 	permits := g.permits
+	if planted.Has(planted.PermitLeak) {
+		permits = min(permits, int64(g.blocks))
+	}
 	g.reset()
 	s.mu.Lock()
 	s.spare = g

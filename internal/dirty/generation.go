@@ -6,6 +6,7 @@ import (
 
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/oplog"
+	"github.com/pollux-storage/pollux/internal/planted"
 	"github.com/pollux-storage/pollux/internal/space"
 )
 
@@ -96,7 +97,9 @@ func (g *Generation) insert(r *oplog.Record) {
 			}
 			return
 		}
-		g.forget(v, r.LBA, end)
+		if !planted.Has(planted.HoleOrder) {
+			g.forget(v, r.LBA, end)
+		}
 		v.holes = v.holes.Add(block.Range{Start: r.LBA, End: end})
 	default:
 		g.permits++
