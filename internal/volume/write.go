@@ -10,6 +10,7 @@ import (
 	"github.com/pollux-storage/pollux/internal/dirty"
 	"github.com/pollux-storage/pollux/internal/ondisk"
 	"github.com/pollux-storage/pollux/internal/oplog"
+	"github.com/pollux-storage/pollux/internal/planted"
 )
 
 // staged is a write whose payload is being received into extents of the log.
@@ -160,7 +161,7 @@ func (w *staged) Commit(ctx context.Context) error {
 		return err
 	}
 	err := w.publish(fill)
-	for try := 0; try < 2 && errors.Is(err, block.ErrNoSpace); try++ {
+	for try := 0; try < 2 && errors.Is(err, block.ErrNoSpace) && !planted.Has(planted.RelieveMissing); try++ {
 		w.v.Dirty.ReturnCredit()
 		if e := w.v.Relieve(ctx); e != nil {
 			err = e
@@ -225,6 +226,9 @@ func (w *staged) fill(e *dirty.Edge, wait bool) (ok bool, err error) {
 	rest := func(frame []byte) {
 		copy(page[:e.From], frame[:e.From])
 		copy(page[e.To:], frame[e.To:])
+		if planted.Has(planted.PartialBlockZeroRest) && e.From > 0 {
+			clear(page[e.To:])
+		}
 	}
 	switch {
 	case ptr[0].IsHole():
@@ -270,6 +274,9 @@ func (v *Volume) zero(ctx context.Context, what string, off, n int64) error {
 	w.v = v
 	end := off + n
 	first, last := (off+block.Size-1)/block.Size, end/block.Size // whole blocks
+	if planted.Has(planted.TrimTakesEdges) {
+		last = (end + block.Size - 1) / block.Size
+	}
 	switch {
 	case first > last: // less than one block, from within it
 		w.zeroEdge(off, end)
