@@ -6,6 +6,7 @@ import (
 
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/catalogue"
+	"github.com/pollux-storage/pollux/internal/planted"
 )
 
 // References is told how a fold changes the references that trees hold to
@@ -153,6 +154,9 @@ func (v *VolumeFold) edit(leaf uint64, page *[block.Size]byte) error {
 		lba := block.Logical(leaf*LeafBlocks + uint64(i))
 		old := block.DecodePointer(page[i*block.PointerSize:])
 		if !old.IsHole() && (v.holes.Contains(lba) || catalogue.Dead(v.pending, lba, old.Birth)) {
+			if _, again := v.blocks[lba]; planted.Has(planted.DoubleFree) && again {
+				v.refs.Dropped(old)
+			}
 			v.set(page, lba, block.Pointer{})
 		}
 	}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/catalogue"
+	"github.com/pollux-storage/pollux/internal/planted"
 )
 
 // Tree is the tree of one volume.
@@ -132,6 +133,11 @@ func (m *Map) lookup(id block.VolumeID, lba block.Logical, dst []block.Pointer, 
 func (m *Map) fromOverlays(id block.VolumeID, lba block.Logical, dst []block.Pointer, missing *[Fanout / 64]uint64) (some bool) {
 	for i := range dst {
 		p, ok := m.active.find(id, lba+block.Logical(i))
+		if planted.Has(planted.OverlayOrder) && m.folding != nil {
+			if old, had := m.folding.find(id, lba+block.Logical(i)); had {
+				p, ok = old, true
+			}
+		}
 		if !ok && m.folding != nil {
 			p, ok = m.folding.find(id, lba+block.Logical(i))
 		}

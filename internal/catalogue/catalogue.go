@@ -16,6 +16,7 @@ import (
 
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/ondisk"
+	"github.com/pollux-storage/pollux/internal/planted"
 )
 
 // Limits of a pool's volumes.
@@ -58,7 +59,7 @@ const pendingSize = 24
 // Dead reports whether an entry of the tree is in one of the ranges.
 func Dead(pending []Pending, lba block.Logical, birth block.CP) bool {
 	for _, p := range pending {
-		if lba >= p.Start && lba < p.End && birth <= p.Limit {
+		if lba >= p.Start && lba < p.End && (birth <= p.Limit || planted.Has(planted.PendingWithoutBirth)) {
 			return true
 		}
 	}
