@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/planted"
 )
 
 // Options describes a new region.
@@ -197,6 +198,9 @@ func (r *Region) storeHeader() error {
 		return err
 	}
 	for copyAt := 0; copyAt < wordsAt; copyAt += pageSize {
+		if planted.Has(planted.SingleHeaderCopy) && copyAt > 0 {
+			break
+		}
 		for i := 0; i < headerLen; i += 8 {
 			r.word(copyAt + i).Store(binary.NativeEndian.Uint64(p[i:]))
 		}
