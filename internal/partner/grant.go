@@ -1,6 +1,9 @@
 package partner
 
-import "time"
+import (
+	"github.com/pollux-storage/pollux/internal/planted"
+	"time"
+)
 
 // wantFence answers a guest that asks for its partner's fence.
 func (r *Referee) wantFence(s *seat, m Message) {
@@ -32,6 +35,14 @@ func (r *Referee) wantFence(s *seat, m Message) {
 		}
 		r.note(v.name, "fence", "%s asks to fence %s: %s", s.name, v.name, m.Reason)
 		r.kill(v, s.name, m.Reason)
+		if planted.Has(planted.TakeoverBeforeFence) {
+			for _, t := range r.titles {
+				if t.holder == v.name {
+					r.free(t)
+				}
+			}
+			r.confirm(s, v)
+		}
 	}
 }
 
@@ -60,7 +71,7 @@ func (r *Referee) grantable(t *title) bool {
 		return false
 	}
 	for _, s := range r.seats {
-		if s.alive && !s.known {
+		if s.alive && !s.known && !planted.Has(planted.HelloIgnored) {
 			return false
 		}
 	}

@@ -3,6 +3,8 @@ package partner
 import (
 	"fmt"
 	"time"
+
+	"github.com/pollux-storage/pollux/internal/planted"
 )
 
 // Config are the rules of a [Machine].
@@ -345,6 +347,9 @@ func (m *Machine) release(h *hold, msg Message) {
 func (m *Machine) startRelease(h *hold, identity string) {
 	h.phase, h.leave = PhaseReleasing, false
 	m.do(Action{Do: DoRelease, Identity: identity, Term: h.term})
+	if planted.Has(planted.GiveBackBeforeRelease) {
+		m.send(Message{Kind: KindReleased, Identity: identity, Term: h.term, Reason: h.reason, Planned: h.planned})
+	}
 }
 
 func (m *Machine) partnerUp(msg Message) {

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"github.com/pollux-storage/pollux/internal/planted"
 )
 
 func (m *Machine) regionAnnounced(msg Message) {
@@ -71,7 +73,7 @@ func (m *Machine) restartCounts() {
 func (m *Machine) Tick(now time.Time) {
 	late := now.Sub(m.now) > m.cfg.LateAfter
 	m.now = now
-	if late {
+	if late && !planted.Has(planted.LateWatcher) {
 		m.restartCounts()
 	}
 	m.watchBeats()
