@@ -19,6 +19,7 @@ import (
 	"github.com/pollux-storage/pollux/internal/devices"
 	"github.com/pollux-storage/pollux/internal/dirty"
 	"github.com/pollux-storage/pollux/internal/oplog"
+	"github.com/pollux-storage/pollux/internal/planted"
 	"github.com/pollux-storage/pollux/internal/region"
 	"github.com/pollux-storage/pollux/internal/space"
 	"github.com/pollux-storage/pollux/internal/volume"
@@ -229,7 +230,12 @@ func (op *opener) newRegion() (err error) {
 // attachLog opens the log in an adopted region, or fills that of a new one
 // from the flush log.
 func (op *opener) attachLog() (err error) {
-	if id, _ := op.region.Committed(); op.region.Header().ID == op.sb.RegionID {
+	id, _ := op.region.Committed()
+	adopted := op.region.Header().ID == op.sb.RegionID
+	if planted.Has(planted.RegionReplaced) && op.region.Header().Owner != op.o.Owner {
+		adopted = false
+	}
+	if adopted {
 		if id > op.machine.CP() {
 			return &block.CorruptError{What: "metadata journal", Where: "pool " + op.label.Name,
 				Why: fmt.Sprintf("it ends at consistency point %d although %d was made", op.machine.CP(), id)}
@@ -334,6 +340,9 @@ func (op *opener) allocRun(n int) (first oplog.Extent, ok bool) {
 // pool before stops at its next step.
 func (op *opener) takeOwnership() error {
 	op.epoch = max(op.sb.Epoch, op.region.Epoch()) + 1
+	if planted.Has(planted.EpochNotRaised) {
+		op.epoch--
+	}
 	err := op.machine.Rewrite(func(sb *cp.Superblock) {
 		sb.Epoch, sb.RegionID, sb.BootID = op.epoch, op.region.Header().ID, op.boot
 	})
