@@ -154,8 +154,10 @@ func (v *VolumeFold) edit(leaf uint64, page *[block.Size]byte) error {
 		lba := block.Logical(leaf*LeafBlocks + uint64(i))
 		old := block.DecodePointer(page[i*block.PointerSize:])
 		if !old.IsHole() && (v.holes.Contains(lba) || catalogue.Dead(v.pending, lba, old.Birth)) {
-			if _, again := v.blocks[lba]; planted.Has(planted.DoubleFree) && again {
-				v.refs.Dropped(old)
+			if planted.Has(planted.DoubleFree) {
+				if _, again := v.blocks[lba]; again {
+					v.refs.Dropped(old)
+				}
 			}
 			v.set(page, lba, block.Pointer{})
 		}
