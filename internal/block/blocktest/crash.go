@@ -211,21 +211,11 @@ func (d *Crash) run(r *hpdi.Request) *change {
 	}
 	if r.Op == hpdi.OpFlush {
 		if ok {
-			m.flushLocked()
+			m.flushLocked(func(c *change) bool { return c.reaped })
 		}
 		return nil
 	}
-	m.seq++
-	c := &change{seq: m.seq, op: r.Op, off: r.Offset, n: r.Bytes()}
-	if r.Op == hpdi.OpWrite {
-		c.data = make([]byte, 0, c.n)
-		for _, v := range r.Vec {
-			c.data = append(c.data, v...)
-		}
-	}
-	m.pending = append(m.pending, c)
-	m.visible.apply(c, m.choice(c))
-	return c
+	return m.addLocked(r, 0)
 }
 
 // crashQueue runs requests as they are submitted and returns them, in an order

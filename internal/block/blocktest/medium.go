@@ -26,7 +26,11 @@ type change struct {
 	n      int64
 	data   []byte // of a write
 	reaped bool   // its request was returned by Wait: the next flush covers it
+	tear   uint64 // not 0: only some sectors reached the medium, by this seed
 }
+
+// arrived tells which sectors of a write reached the device at all.
+func (c *change) arrived(sector int64) bool { return c.tear == 0 || mix(c.tear, uint64(sector))&1 == 0 }
 
 // medium is what is behind a Crash: it outlives the handles to it.
 type medium struct {
@@ -57,11 +61,26 @@ func (m *medium) readLocked(p []byte, off int64) {
 	}
 }
 
-// flushLocked makes all changes durable whose requests had completed.
-func (m *medium) flushLocked() {
+// addLocked makes a change of r, visible at once and not durable.
+func (m *medium) addLocked(r *hpdi.Request, tear uint64) *change {
+	m.seq++
+	c := &change{seq: m.seq, op: r.Op, off: r.Offset, n: r.Bytes(), tear: tear}
+	if r.Op == hpdi.OpWrite {
+		c.data = make([]byte, 0, c.n)
+		for _, v := range r.Vec {
+			c.data = append(c.data, v...)
+		}
+	}
+	m.pending = append(m.pending, c)
+	m.visible.apply(c, m.choice(c))
+	return c
+}
+
+// flushLocked makes the changes durable that are covered.
+func (m *medium) flushLocked(covered func(*change) bool) {
 	kept := m.pending[:0]
 	for i, c := range m.pending {
-		if !c.reaped && !m.overlaidLocked(i) {
+		if !covered(c) && !m.overlaidLocked(i, covered) {
 			kept = append(kept, c)
 			continue
 		}
@@ -73,10 +92,10 @@ func (m *medium) flushLocked() {
 
 // overlaidLocked reports whether a later change that a flush covers overlaps
 // change i. Reads see the later one, so i must not outlive it as pending.
-func (m *medium) overlaidLocked(i int) bool {
+func (m *medium) overlaidLocked(i int, covered func(*change) bool) bool {
 	c := m.pending[i]
 	for _, o := range m.pending[i+1:] {
-		if o.reaped && o.off < c.off+c.n && c.off < o.off+o.n {
+		if covered(o) && o.off < c.off+c.n && c.off < o.off+o.n {
 			return true
 		}
 	}
@@ -85,8 +104,11 @@ func (m *medium) overlaidLocked(i int) bool {
 
 // choice returns which sectors a change affects while power is on; nil is
 // all. For a discard it is by seed, and a pure function of the change, so that
-// what reads see is what a flush keeps.
+// what reads see is what a flush keeps; and so it is for what arrived torn.
 func (m *medium) choice(c *change) func(int64) bool {
+	if c.tear != 0 {
+		return c.arrived
+	}
 	if c.op != hpdi.OpDiscard {
 		return nil
 	}
@@ -193,10 +215,10 @@ func (m *medium) afterCutLocked(mode CutMode, seed uint64) image {
 		switch rng.IntN(3) {
 		case 0: // dropped
 		case 1:
-			im.apply(c, nil)
+			im.apply(c, c.arrived)
 		case 2:
 			tear := rng.Uint64()
-			im.apply(c, func(sector int64) bool { return mix(tear, uint64(sector))&1 == 0 })
+			im.apply(c, func(sector int64) bool { return c.arrived(sector) && mix(tear, uint64(sector))&1 == 0 })
 		}
 	}
 	return im
