@@ -1,0 +1,251 @@
+package sim
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"strings"
+)
+
+// drawer makes a random script.
+type drawer struct {
+	rng   *rand.Rand
+	lines []Line
+	vols  []drawnVolume
+	disks []string
+	ids   []string
+	made  int
+	kinds []string // of faults, repeated by weight
+}
+
+type drawnVolume struct {
+	name string
+	size int64
+}
+
+// Draw returns the script of a seed: a pair of some shape, clients at work,
+// and faults of the kinds that the seed has chosen, so that each run looks
+// longer at some of them.
+func Draw(seed uint64) *Script {
+	d := &drawer{rng: rand.New(rand.NewPCG(seed, 0x73696d))}
+	d.say("seed %d", seed)
+	d.shape()
+	d.chooseKinds()
+	for range 4 + d.rng.IntN(28) {
+		d.traffic()
+		if d.chance(2) {
+			d.say("ops %d", 1+d.rng.IntN(60))
+		}
+		if d.chance(3) {
+			d.say("sleep %dus", 10+d.rng.IntN(1<<(4+d.rng.IntN(16))))
+		}
+		for range d.rng.IntN(3) {
+			d.fault()
+		}
+		if d.chance(8) {
+			d.say("settle")
+		}
+	}
+	return &Script{Name: fmt.Sprintf("seed %d", seed), Lines: d.lines}
+}
+
+func (d *drawer) say(format string, args ...any) {
+	d.lines = append(d.lines, Line{strings.Fields(fmt.Sprintf(format, args...)), len(d.lines) + 1})
+}
+
+func (d *drawer) chance(n int) bool { return d.rng.IntN(n) == 0 }
+
+func (d *drawer) pick(words ...string) string { return words[d.rng.IntN(len(words))] }
+
+// shape draws guests, pools and volumes.
+func (d *drawer) shape() {
+	d.ids = []string{"a", "b"}
+	if d.chance(10) {
+		d.say("alone")
+		d.ids = d.ids[:1]
+	}
+	for _, id := range d.ids {
+		disks, size := 1, 48
+		if d.chance(4) {
+			disks = 2 + d.rng.IntN(2)
+		}
+		if d.chance(6) {
+			size = 12 + d.rng.IntN(4) // little room: space must come back in time
+		}
+		extra := ""
+		if d.chance(10) {
+			extra = " battery"
+		}
+		d.say("pool %s disks=%d size=%dM%s", id, disks, size, extra)
+		for i := range disks {
+			d.disks = append(d.disks, fmt.Sprintf("%s%d", id, i))
+		}
+	}
+	if d.chance(3) {
+		d.say("interval %dms", 5+d.rng.IntN(300))
+	}
+	if d.chance(3) {
+		d.say("giveback-delay %s", d.pick("never", "0s", "100ms", "5s"))
+	}
+	for i := range 1 + d.rng.IntN(3) {
+		d.volume(fmt.Sprintf("volume v%d on %s", i, d.ids[i%len(d.ids)]), fmt.Sprintf("v%d", i))
+	}
+}
+
+func (d *drawer) volume(prefix, name string) {
+	size := int64(1+d.rng.IntN(8)) << 20
+	if d.chance(5) {
+		size = int64(1+d.rng.IntN(64)) << 30 // thin
+	}
+	d.say("%s %s", prefix, sizeText(size))
+	d.vols = append(d.vols, drawnVolume{name, size})
+}
+
+// chooseKinds draws which faults the run is about.
+func (d *drawer) chooseKinds() {
+	all := []string{"kill", "kill", "kill", "hang", "agent", "line", "move", "power", "cut", "slow", "error", "stick", "damage", "pool", "catalogue", "clock"}
+	for range 2 + d.rng.IntN(5) {
+		k := all[d.rng.IntN(len(all))]
+		if k == "damage" && !d.chance(3) {
+			continue // it allows so much that little is left to check
+		}
+		for range 1 + d.rng.IntN(4) {
+			d.kinds = append(d.kinds, k)
+		}
+	}
+	d.kinds = append(d.kinds, "kill", "pool")
+}
+
+// traffic lets clients ask for some things, mostly in few places, so that
+// requests meet.
+func (d *drawer) traffic() {
+	if len(d.vols) == 0 {
+		return
+	}
+	v := d.vols[d.rng.IntN(len(d.vols))]
+	hot := d.rng.Int64N(max(1, v.size/4096-64)) &^ 0xff
+	for range 1 + d.rng.IntN(1<<(1+d.rng.IntN(6))) {
+		c := fmt.Sprintf("c%d", 1+d.rng.IntN(4))
+		off, n := d.place(v.size, hot*4096)
+		fua := ""
+		if d.chance(12) {
+			fua = " fua"
+		}
+		switch k := d.rng.IntN(100); {
+		case k < 55:
+			d.say("%s write %s %s %s%s", c, v.name, sizeText(off), sizeText(n), fua)
+		case k < 80:
+			d.say("%s read %s %s %s", c, v.name, sizeText(off), sizeText(n))
+		case k < 88:
+			if d.chance(4) {
+				n = min(v.size-off, 1<<(12+d.rng.IntN(15)))
+			}
+			d.say("%s %s %s %s %s%s", c, d.pick("trim", "zero"), v.name, sizeText(off), sizeText(n), fua)
+		case k < 96:
+			d.say("%s flush %s", c, v.name)
+		default: // much of it, so that the log fills
+			for i := range int64(8) {
+				d.say("%s write %s %s 256K", c, v.name, sizeText(min(off+i<<18, v.size-1<<18)))
+			}
+		}
+	}
+}
+
+// place draws offset and length of a request, near hot most times.
+func (d *drawer) place(size, hot int64) (off, n int64) {
+	blocks := int64(32)
+	off = hot + d.rng.Int64N(blocks)*4096
+	if d.chance(10) {
+		off = d.rng.Int64N(size/4096) * 4096
+	}
+	n = (1 + d.rng.Int64N(int64(1)<<d.rng.IntN(5))) * 4096
+	if d.chance(4) {
+		off += d.rng.Int64N(4096)
+		n = 1 + d.rng.Int64N(3*4096)
+	}
+	off = min(off, size-1)
+	return off, min(n, size-off)
+}
+
+func (d *drawer) fault() {
+	g := d.ids[d.rng.IntN(len(d.ids))]
+	disk := d.disks[d.rng.IntN(len(d.disks))]
+	switch d.kinds[d.rng.IntN(len(d.kinds))] {
+	case "kill":
+		if d.chance(3) {
+			d.say("kill %s", g)
+		} else {
+			d.say("kill %s after %d", g, 1+d.rng.IntN(1<<(1+d.rng.IntN(9))))
+		}
+	case "hang":
+		d.say("hang %s", g)
+		if d.chance(2) {
+			d.say("sleep %dms", d.rng.IntN(2500))
+		}
+		if d.chance(2) {
+			d.say("thaw %s", g)
+		}
+	case "agent":
+		d.say("agent %s", d.pick("dies", "starts", "starts"))
+	case "line":
+		d.say("line %s %s", g, d.pick("breaks", "slow", "fast", "repeats 3"))
+	case "move":
+		d.say("%s %s", d.pick("takeover", "giveback"), g)
+	case "power":
+		d.say("power cut %s", d.pick("random", "random", "drop", "keep"))
+	case "cut":
+		d.say("cut c%d", 1+d.rng.IntN(4))
+	case "slow":
+		d.say("disk %s slow %d", disk, 1+d.rng.IntN(200))
+	case "error":
+		d.say("disk %s %s %s times %d", disk, d.pick("fails", "fails-late"), d.pick("read", "write", "write", "sync"), 1+d.rng.IntN(5))
+	case "stick":
+		d.say("disk %s sticks", disk)
+		d.say("sleep %dms", d.rng.IntN(4000))
+		d.say("disk %s goes-on", disk)
+	case "damage":
+		d.damage(disk)
+	case "pool":
+		d.say("%s %s", d.pick("commit", "commit", "fold", "check"), g)
+	case "catalogue":
+		d.catalogue(g)
+	case "clock":
+		d.say("clock %s %dms", g, d.rng.IntN(5000))
+	}
+}
+
+func (d *drawer) damage(disk string) {
+	switch d.rng.IntN(4) {
+	case 0:
+		d.say("disk %s rots", disk)
+	case 1:
+		d.say("disk %s flips read times %d", disk, 1+d.rng.IntN(3))
+	case 2:
+		d.say("disk %s %s write", disk, d.pick("loses", "misdirects"))
+	case 3:
+		d.say("disk %s loses sync", disk)
+	}
+}
+
+func (d *drawer) catalogue(g string) {
+	if len(d.vols) == 0 || d.chance(3) {
+		d.made++
+		name := fmt.Sprintf("n%d", d.made)
+		d.volume(fmt.Sprintf("create %s on %s", name, g), name)
+		return
+	}
+	i := d.rng.IntN(len(d.vols))
+	v := &d.vols[i]
+	switch d.rng.IntN(3) {
+	case 0:
+		v.size += int64(1+d.rng.IntN(256)) * 4096
+		d.say("resize %s %s", v.name, sizeText(v.size))
+	case 1:
+		d.made++
+		to := fmt.Sprintf("r%d", d.made)
+		d.say("rename %s %s", v.name, to)
+		v.name = to
+	case 2:
+		d.say("delete %s", v.name)
+		d.vols = append(d.vols[:i], d.vols[i+1:]...)
+	}
+}

@@ -1,0 +1,257 @@
+package sim
+
+import (
+	"slices"
+	"time"
+
+	"github.com/pollux-storage/pollux/internal/partner"
+)
+
+// host is the agent and what it remembers of guests.
+type host struct {
+	w     *World
+	names []string
+	ref   *partner.Referee // nil while there is no agent
+	life  int              // of the agent
+	incs  map[string]uint64
+	cmd   uint64
+	done  map[uint64]string // outcomes of commands
+	down  bool
+}
+
+func (w *World) other(g string) string {
+	for _, o := range w.host.names {
+		if o != g {
+			return o
+		}
+	}
+	return ""
+}
+
+// startAgent begins a referee. It learns of processes as from a state file.
+func (w *World) startAgent() {
+	h := &w.host
+	if h.ref != nil {
+		return
+	}
+	cfg := w.opt.Referee
+	cfg.Guests = h.names
+	h.ref = partner.NewReferee(cfg, time.Now())
+	h.life++
+	w.log("the agent starts")
+	for _, g := range h.names {
+		if p := w.procs[g]; p != nil {
+			h.ref.Step(partner.Message{Kind: partner.KindStarted, Guest: g, Inc: p.inc})
+		}
+	}
+	for _, g := range h.names {
+		if p := w.procs[g]; p != nil && p.reaped {
+			h.ref.Step(partner.Message{Kind: partner.KindReaped, Guest: g, Inc: p.inc, Reason: "died while there was no agent"})
+		}
+	}
+	for _, g := range h.names {
+		if p := w.procs[g]; p != nil && !p.dead.Load() {
+			p.line.connect()
+		}
+	}
+	h.tick(h.life)
+}
+
+// killAgent ends the agent; what was on the lines to it is lost.
+func (w *World) killAgent() {
+	if w.host.ref == nil {
+		return
+	}
+	w.log("the agent dies")
+	w.host.ref = nil
+	for _, g := range w.host.names {
+		if p := w.procs[g]; p != nil {
+			p.line.cut(w.rng.IntN(len(p.line.guest) + 1))
+		}
+	}
+}
+
+func (h *host) tick(life int) {
+	if h.ref == nil || h.life != life {
+		return
+	}
+	h.ref.Tick(time.Now())
+	h.carryOut()
+	h.w.after(tick, nil, "", func() { h.tick(life) })
+}
+
+func (h *host) step(m partner.Message) {
+	if h.ref != nil {
+		h.ref.Tick(time.Now())
+		h.ref.Step(m)
+		h.carryOut()
+	}
+}
+
+func (h *host) carryOut() {
+	w := h.w
+	for h.ref != nil {
+		acts := h.ref.Ready()
+		if len(acts) == 0 {
+			return
+		}
+		for _, a := range acts {
+			if a.Do != partner.DoSend {
+				w.log("host> %s", a)
+			}
+			switch a.Do {
+			case partner.DoSend:
+				if p := w.procs[a.To]; p != nil {
+					p.line.toGuest(a.Message)
+				}
+			case partner.DoStart:
+				w.spawn(a.Guest)
+				p := w.procs[a.Guest]
+				h.ref.Step(partner.Message{Kind: partner.KindStarted, Guest: a.Guest, Inc: p.inc, Known: true})
+				life := h.life
+				w.after(w.between(time.Millisecond, 30*time.Millisecond), nil, "", func() {
+					if h.life == life && h.ref != nil && !p.dead.Load() {
+						p.line.connect()
+					}
+				})
+			case partner.DoKill:
+				if p := w.procs[a.Guest]; p != nil && p.inc == a.Inc {
+					w.kill(p, "is fenced")
+				}
+			case partner.DoDone:
+				h.done[a.Cmd] = a.Text
+			}
+		}
+	}
+}
+
+func (h *host) reaped(p *proc, why string) {
+	h.step(partner.Message{Kind: partner.KindReaped, Guest: p.name, Inc: p.inc, Reason: why})
+}
+
+// move asks for a takeover or giveback, as a person does.
+func (h *host) move(id, to, why string) uint64 {
+	h.cmd++
+	h.step(partner.Message{Kind: partner.KindMove, Identity: id, To: to, Cmd: h.cmd, Reason: why, Planned: true})
+	return h.cmd
+}
+
+// line is what agent and one run of a guest talk over: two streams that keep
+// their order. What was sent when it breaks is lost, or read to its end.
+type line struct {
+	p      *proc
+	up     bool
+	eof    bool // the guest has yet to read that the line ended
+	host   []partner.Message
+	guest  []partner.Message
+	slow   bool
+	repeat int // so many of the next messages arrive twice
+}
+
+func (l *line) latency() time.Duration {
+	if l.slow || l.p.w.chance(50) {
+		return l.p.w.between(0, 300*time.Millisecond)
+	}
+	return l.p.w.between(10*time.Microsecond, 200*time.Microsecond)
+}
+
+// connect opens the line; the guest reads an old one to its end first.
+func (l *line) connect() {
+	if l.up {
+		return
+	}
+	l.up = true
+	l.send(&l.guest, partner.Message{Kind: partner.KindAgentBack}, l.deliverGuest)
+}
+
+// cut breaks the line. The guest will read what was sent up to keep messages.
+func (l *line) cut(keep int) {
+	l.host = nil
+	if !l.up {
+		return
+	}
+	l.up, l.eof = false, true
+	l.guest = slices.DeleteFunc(l.guest[:keep], func(m partner.Message) bool { return m.Kind == partner.KindAgentBack })
+	l.p.w.after(l.latency(), l.p, "", l.deliverGuest)
+}
+
+func (l *line) send(q *[]partner.Message, m partner.Message, deliver func()) {
+	*q = append(*q, m)
+	l.p.w.after(l.latency(), l.p, "", deliver)
+	if l.repeat > 0 && m.Kind != partner.KindAgentBack {
+		l.repeat--
+		*q = append(*q, m)
+		l.p.w.after(l.latency(), l.p, "", deliver)
+	}
+}
+
+func (l *line) toHost(m partner.Message) {
+	if !l.up {
+		return
+	}
+	// What was sent is on its way even if the guest hangs or dies now.
+	l.host = append(l.host, m)
+	l.p.w.after(l.latency(), nil, "", l.deliverHost)
+	if l.repeat > 0 {
+		l.repeat--
+		l.host = append(l.host, m)
+		l.p.w.after(l.latency(), nil, "", l.deliverHost)
+	}
+	l.p.w.count(l.p, "sends "+m.String())
+}
+
+func (l *line) toGuest(m partner.Message) {
+	if l.up && !l.p.dead.Load() {
+		l.send(&l.guest, m, l.deliverGuest)
+	}
+}
+
+func (l *line) deliverGuest() {
+	p := l.p
+	if l.eof && (len(l.guest) == 0 || l.guest[0].Kind == partner.KindAgentBack) {
+		l.eof = false
+		p.input(partner.Message{Kind: partner.KindAgentLost})
+		if len(l.guest) > 0 {
+			p.w.after(l.latency(), p, "", l.deliverGuest)
+		}
+		return
+	}
+	if len(l.guest) == 0 {
+		return
+	}
+	m := l.guest[0]
+	l.guest = l.guest[1:]
+	if m.Kind == partner.KindAgentBack && !l.up {
+		return // that line is gone again
+	}
+	p.w.count(p, "reads "+m.String())
+	if !p.dead.Load() {
+		p.input(m)
+	}
+}
+
+func (l *line) deliverHost() {
+	if len(l.host) == 0 || l.p.w.host.ref == nil || l.p.reaped {
+		return
+	}
+	m := l.host[0]
+	l.host = l.host[1:]
+	l.p.w.host.step(m)
+}
+
+// breaks breaks the line while both ends live, and mends it.
+func (l *line) breaks() {
+	w := l.p.w
+	if !l.up || w.host.ref == nil {
+		return
+	}
+	w.log("the line to %s breaks", l.p.name)
+	l.cut(w.rng.IntN(len(l.guest) + 1))
+	w.host.step(partner.Message{Kind: partner.KindLinkDown, Guest: l.p.name, Inc: l.p.inc})
+	life := w.host.life
+	w.after(w.between(0, 50*time.Millisecond), nil, "", func() {
+		if w.host.life == life && w.host.ref != nil && !l.p.dead.Load() {
+			l.connect()
+		}
+	})
+}

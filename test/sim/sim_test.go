@@ -1,0 +1,96 @@
+package sim
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+var (
+	seeds = flag.Int("seeds", 0, "number of random runs")
+	first = flag.Uint64("first", 0, "seed of the first random run; 0 draws one")
+	trail = flag.Int("trace", 60, "lines of trace to show of a failing run")
+)
+
+// TestScenarios plays the scenarios that people wrote.
+func TestScenarios(t *testing.T) {
+	files, err := filepath.Glob("testdata/*.txt")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no scenarios: %v", err)
+	}
+	for _, f := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(f), ".txt"), func(t *testing.T) {
+			text, err := os.ReadFile(f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s, err := Parse(f, string(text))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if r := Run(t, s, *trail); r.Err != nil {
+				t.Fatalf("%v\nthe end of the trace:\n%s", r.Err, r.Trace)
+			}
+		})
+	}
+}
+
+// TestRandom plays random runs. A failing one is shrunk and printed.
+func TestRandom(t *testing.T) {
+	from, n := *first, *seeds
+	if from == 0 {
+		from = uint64(time.Now().UnixNano()) >> 20
+		if s, err := strconv.ParseUint(os.Getenv("POLLUX_SEED"), 10, 64); err == nil {
+			from = s
+		}
+	}
+	if n == 0 {
+		n = 30
+	}
+	t.Logf("%d runs from seed %d", n, from)
+	var ops, requests int64
+	began := time.Now()
+	for i := range uint64(n) {
+		r := Run(t, Draw(from+i), 0)
+		ops, requests = ops+r.Ops, requests+int64(r.Requests)
+		if r.Err != nil {
+			report(t, from+i, r.Err)
+		}
+	}
+	t.Logf("%d runs, %d requests, %d counted operations, %.1f runs a second", n, requests, ops, float64(n)/time.Since(began).Seconds())
+}
+
+// report shrinks a failing seed and ends the test.
+func report(t *testing.T, seed uint64, err error) {
+	t.Helper()
+	t.Logf("seed %d: %v", seed, err)
+	small := Shrink(Draw(seed), 300, func(s *Script) bool { return kindOf(Run(t, s, 0).Err) == kindOf(err) })
+	r := Run(t, small, *trail)
+	t.Fatalf("seed %d fails: %v\nplay it again with: go test ./test/sim -run TestRandom -first=%d -seeds=1\n"+
+		"shrunk to this scenario, which fails with: %v\n----\n%s----\nthe end of its trace:\n%s", seed, err, seed, r.Err, small, r.Trace)
+}
+
+// TestReplay plays runs twice: the traces must be the same to the byte.
+func TestReplay(t *testing.T) {
+	for seed := range uint64(10) {
+		a, b := Run(t, Draw(seed), 1<<20), Run(t, Draw(seed), 1<<20)
+		if a.Hash != b.Hash {
+			t.Fatalf("seed %d: %s", seed, difference(a.Trace, b.Trace))
+		}
+	}
+}
+
+func difference(a, b string) string {
+	x, y := strings.Split(a, "\n"), strings.Split(b, "\n")
+	for i := range min(len(x), len(y)) {
+		if x[i] != y[i] {
+			return fmt.Sprintf("the traces part in line %d:\n%s\n%s\n%s", i, strings.Join(x[max(0, i-5):i], "\n"), x[i], y[i])
+		}
+	}
+	return fmt.Sprintf("one trace has %d lines, the other %d", len(x), len(y))
+}
