@@ -39,13 +39,14 @@ import (
 // Set is the dirty index of one pool. Its methods may be called concurrently
 // except where they say otherwise.
 type Set struct {
-	log     *oplog.Log
-	space   *space.Space
-	owned   func() error // nil while this guest owns the pool
-	permits *semaphore.Weighted
-	used    atomic.Int64 // permits in use
-	due     int64        // so many in use make a consistency point due
-	full    func()       // called, without locks, when somebody has to wait for room
+	log      *oplog.Log
+	space    *space.Space
+	owned    func() error // nil while this guest owns the pool
+	permits  *semaphore.Weighted
+	capacity int          // of permits
+	used     atomic.Int64 // permits in use
+	due      int64        // so many in use make a consistency point due
+	full     func()       // called, without locks, when somebody has to wait for room
 
 	mu     sync.RWMutex
 	active *Generation
@@ -59,6 +60,11 @@ type Set struct {
 type Options struct {
 	Log   *oplog.Log
 	Space *space.Space
+	// Permits is how many extents and records may be in use at once; the
+	// log's capacity if 0. A log that came back from its devices is larger
+	// than the pool's log was: more must not be published into it, or it would
+	// not fit the next time.
+	Permits int
 	// Owned returns an error, of kind block.ErrStale, once another guest has
 	// taken the pool. It is called for each publication and must be fast.
 	Owned func() error
@@ -69,8 +75,12 @@ type Options struct {
 
 // New returns an empty index over an empty or just replayed log.
 func New(o Options) *Set {
-	return &Set{log: o.Log, space: o.Space, owned: o.Owned, full: o.Full, due: int64(o.Log.Capacity() / 4),
-		permits: semaphore.NewWeighted(int64(o.Log.Capacity())), active: newGeneration()}
+	n := o.Log.Capacity()
+	if o.Permits > 0 {
+		n = min(n, o.Permits)
+	}
+	return &Set{log: o.Log, space: o.Space, owned: o.Owned, full: o.Full, due: int64(n / 4), capacity: n,
+		permits: semaphore.NewWeighted(int64(n)), active: newGeneration()}
 }
 
 func (s *Set) findLocked(id block.VolumeID, lba block.Logical) (Slot, bool) {

@@ -9,7 +9,7 @@ import (
 )
 
 // Capacity returns the number of permits there are.
-func (s *Set) Capacity() int { return s.log.Capacity() }
+func (s *Set) Capacity() int { return s.capacity }
 
 // Acquire waits for room for n blocks of payload and returns their extents.
 func (s *Set) Acquire(ctx context.Context, n int, dst []oplog.Extent) ([]oplog.Extent, error) {

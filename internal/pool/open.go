@@ -182,10 +182,12 @@ func (op *opener) buildLayers() (err error) {
 // names, and otherwise makes a new one if nothing can be lost by it.
 func (op *opener) openRegion() error {
 	sb := op.sb
+	// Memory does not outlive a boot of the host, unless it has a battery.
+	exists := sb.RegionID != "" && (sb.BootID == op.boot || op.o.BatteryBacked)
 	r, err := region.Open(op.o.RegionPath, false)
 	if err == nil {
 		h := r.Header()
-		if h.Pool == sb.Pool && h.ID == sb.RegionID && sb.BootID == op.boot {
+		if h.Pool == sb.Pool && h.ID == sb.RegionID && exists {
 			op.region = r
 			return nil
 		}
@@ -205,7 +207,7 @@ func (op *opener) openRegion() error {
 	} else if !errors.Is(err, fs.ErrNotExist) && !op.o.AcceptLoss {
 		return fmt.Errorf("region of pool %s: %w", op.label.Name, err)
 	}
-	if sb.RegionID != "" && sb.BootID == op.boot && !op.o.AcceptLoss {
+	if exists && !op.o.AcceptLoss {
 		return fmt.Errorf("open pool %s, region %s at %s: %w", op.label.Name, sb.RegionID, op.o.RegionPath, ErrRegionLost)
 	}
 	return op.newRegion()
@@ -356,7 +358,7 @@ func (op *opener) takeOwnership() error {
 // start assembles what serves requests.
 func (op *opener) start(ctx context.Context) error {
 	p := op.Pool
-	p.dirty = dirty.New(dirty.Options{Log: p.log, Space: p.space, Owned: p.owned, Full: p.wake})
+	p.dirty = dirty.New(dirty.Options{Log: p.log, Space: p.space, Permits: int(p.label.LogBytes / block.Size), Owned: p.owned, Full: p.wake})
 	if err := p.dirty.Restore(p.machine.Committed()); err != nil {
 		return fmt.Errorf("open pool %s: %w", p.label.Name, err)
 	}
