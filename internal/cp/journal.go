@@ -208,7 +208,7 @@ func (w *window) record(pos JournalPos) (r *record, offset uint64, n int, sum ui
 		if err != nil {
 			return nil, 0, 0, 0, err
 		}
-		if planted.Has(planted.JournalChainUnchecked) && r != nil && offset == pos.Offset {
+		if planted.Has(planted.JournalChainUnchecked) && r != nil && offset == pos.Offset && offset < w.j.tail+w.j.size {
 			return r, offset, n, sum, nil
 		}
 		if r != nil && r.Number == pos.Number && r.Prev == pos.Prev {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/planted"
 )
 
 // queueDepth is how many requests one caller has in flight at a device; idle
@@ -218,6 +219,9 @@ func (s *Set) Sync() error {
 	errs := make([]error, len(devs))
 	var wg sync.WaitGroup
 	for i, m := range devs {
+		if planted.Has(planted.SyncFirstDeviceOnly) && i > 0 {
+			continue
+		}
 		if !m.dirty.Swap(false) {
 			continue
 		}
