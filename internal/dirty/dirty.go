@@ -143,14 +143,13 @@ func (s *Set) Restore(committed block.Seq) error {
 		return &block.CorruptError{What: "metadata journal", Where: fmt.Sprintf("log position %d", committed),
 			Why: fmt.Sprintf("its last consistency points are missing: the operation log was released up to %d", tail)}
 	}
-	from, to := committed, s.log.Head()
-	if planted.Has(planted.ReplaySkipsFirst) {
-		from++
-	}
-	if planted.Has(planted.ReplaySkipsLast) && to > from {
-		to--
-	}
-	err := s.log.Replay(from, to, func(r *oplog.Record) error {
+	err := s.log.Replay(committed, s.log.Head(), func(r *oplog.Record) error {
+		if planted.Has(planted.ReplaySkipsFirst) && s.active.permits == 0 {
+			r.Kind = oplog.KindNop
+		}
+		if planted.Has(planted.ReplaySkipsLast) && r.Seq == s.log.Head() {
+			r.Kind = oplog.KindNop
+		}
 		s.active.insert(r)
 		return nil
 	})
