@@ -58,9 +58,11 @@ func (r *Referee) restart(m Message) {
 }
 
 // Tick tells the referee the time: it starts guests that are due, fences one
-// that does not release, and tries again what failed.
+// that does not release or answer, and tries again what failed.
 func (r *Referee) Tick(now time.Time) {
+	late := now.Sub(r.now) >= r.cfg.AnswerTimeout/2
 	r.now = now
+	r.listen(late)
 	for _, g := range r.cfg.Guests {
 		s := r.seats[g]
 		if !s.alive && !s.starting && !s.stopped && !r.down && !now.Before(s.startAt) {
@@ -105,6 +107,9 @@ func (r *Referee) Next() time.Time {
 		}
 		if s.alive && !s.linked {
 			earlier(s.since.Add(r.cfg.HelloTimeout))
+		}
+		if !s.asked.IsZero() {
+			earlier(s.asked.Add(r.cfg.AnswerTimeout / 4))
 		}
 	}
 	for _, t := range r.titles {

@@ -199,6 +199,8 @@ func (m *Machine) Step(msg Message) {
 		} else {
 			m.raise("device:"+msg.Identity, msg.Reason)
 		}
+	case KindPing:
+		m.send(Message{Kind: KindPong})
 	case KindStop:
 		m.do(Action{Do: DoStop})
 	default:

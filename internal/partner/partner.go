@@ -33,6 +33,8 @@
 //   - What is sent on a line is read on that line or lost: a guest reads a line
 //     to its end before it answers on the next one, and answers made for one
 //     line are never sent on another. So a hello is the truth.
+//   - Whoever holds an identity is watched: by its partner, through the heartbeat
+//     of its regions, or by the referee, which asks it.
 //   - A stuck device is an alert and never a reason to take over.
 package partner
 
@@ -65,6 +67,8 @@ const (
 	KindRefused Kind = "refused"
 	// KindStop: close everything cleanly and end.
 	KindStop Kind = "stop"
+	// KindPing: answer KindPong.
+	KindPing Kind = "ping"
 )
 
 // Messages from a guest to the referee. KindRegion and KindMapped are also
@@ -85,6 +89,8 @@ const (
 	// KindFailed: the guest could not open the identity's pool and holds
 	// nothing of it.
 	KindFailed Kind = "failed"
+	// KindPong: the guest's loop turns.
+	KindPong Kind = "pong"
 )
 
 // What a driver tells its machine.

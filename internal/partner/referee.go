@@ -23,6 +23,9 @@ type RefereeConfig struct {
 	// HelloTimeout is how long a living guest may be off the line; then it is
 	// killed, for nothing is known about it.
 	HelloTimeout time.Duration
+	// AnswerTimeout is how long a guest that its partner does not watch may
+	// leave the agent without an answer; then it is fenced.
+	AnswerTimeout time.Duration
 }
 
 // Referee is the part of the protocol that runs in the host agent. It is not
@@ -46,6 +49,8 @@ type seat struct {
 	linked   bool      // it said hello on the present line
 	known    bool      // what it holds is known, because it said so or began with nothing
 	since    time.Time // since when it lives without being linked
+	heard    time.Time // its last message, while it is asked for answers
+	asked    time.Time // the last question, zero when somebody else watches
 	killing  bool
 	noticed  time.Time // when what it is killed for was noticed
 	why      string    // what it is killed for
@@ -90,6 +95,9 @@ func NewReferee(cfg RefereeConfig, now time.Time) *Referee {
 	}
 	if r.cfg.HelloTimeout == 0 {
 		r.cfg.HelloTimeout = 10 * time.Second
+	}
+	if r.cfg.AnswerTimeout == 0 {
+		r.cfg.AnswerTimeout = 3 * time.Second
 	}
 	for _, g := range cfg.Guests {
 		r.seats[g] = &seat{name: g, known: true, startAt: now, regions: map[string]Message{}, mapped: map[string]uint64{}}
@@ -245,7 +253,10 @@ func (r *Referee) fromGuest(m Message) {
 	if !s.linked {
 		return
 	}
+	s.heard = r.now
 	switch m.Kind {
+	case KindPong:
+		return
 	case KindWantFence:
 		r.wantFence(s, m)
 		return
