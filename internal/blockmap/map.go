@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"slices"
 	"sync"
 
 	"github.com/pollux-storage/pollux/internal/block"
@@ -213,17 +212,6 @@ func (m *Map) EndFold(trees map[block.VolumeID]Tree) {
 	m.generation++
 }
 
-// Roots returns the roots of all trees, those of deleted volumes included.
-func (m *Map) Roots() []block.Pointer {
-	m.mu.RLock()
-	defer m.mu.RUnlock()
-	var roots []block.Pointer
-	for _, t := range m.trees {
-		roots = append(roots, t.Root)
-	}
-	return roots
-}
-
 // Unfinished reports whether another fold would free something.
 func (m *Map) Unfinished() bool {
 	m.mu.RLock()
@@ -234,55 +222,6 @@ func (m *Map) Unfinished() bool {
 		}
 	}
 	return false
-}
-
-// Pointers calls fn for every reference that the map holds: the pages of the
-// trees in roots and what their leaves point at, and the overlay entries. It
-// reads all pages; nothing may change meanwhile.
-func (m *Map) Pointers(roots []block.Pointer, fn func(p block.Pointer, page bool) error) error {
-	for _, root := range roots {
-		err := Walk(m.pages, root, func(p block.Pointer, level int, leaf uint64) (bool, error) {
-			if err := fn(p, true); err != nil || level > 0 {
-				return true, err
-			}
-			return false, m.leafPointers(p, leaf, fn)
-		})
-		if err != nil {
-			return err
-		}
-	}
-	return m.OverlayPointers(func(p block.Pointer) error { return fn(p, false) })
-}
-
-// MappedLeaves returns the numbers of the leaves of a volume that map
-// anything, in tree or overlays, ascending.
-func (m *Map) MappedLeaves(id block.VolumeID) ([]uint64, error) {
-	for {
-		leaves, gen, err := m.mappedLeaves(id)
-		if err == nil || !errors.Is(err, block.ErrCorrupt) || !m.newer(gen) {
-			return leaves, err
-		}
-	}
-}
-
-func (m *Map) mappedLeaves(id block.VolumeID) (leaves []uint64, gen uint64, err error) {
-	m.mu.RLock()
-	root := m.trees[id].Root
-	gen = m.generation
-	for _, o := range []*Overlay{m.active, m.folding} {
-		if o != nil && o.vols[id] != nil {
-			leaves = slices.AppendSeq(leaves, o.vols[id].pages.Leaves)
-		}
-	}
-	m.mu.RUnlock()
-	err = Walk(m.pages, root, func(_ block.Pointer, level int, leaf uint64) (bool, error) {
-		if level == 0 {
-			leaves = append(leaves, leaf)
-		}
-		return true, nil
-	})
-	slices.Sort(leaves)
-	return slices.Compact(leaves), gen, err
 }
 
 // newer reports whether a fold has installed new roots since generation gen.
@@ -303,19 +242,4 @@ func (m *Map) OverlayPointers(fn func(p block.Pointer) error) error {
 		}
 	}
 	return m.active.each(visit)
-}
-
-func (m *Map) leafPointers(p block.Pointer, leaf uint64, fn func(block.Pointer, bool) error) error {
-	var entries [Fanout]block.Pointer
-	if err := m.pages.View(p, func(page []byte) { decodePage(page, &entries) }); err != nil {
-		return pageError(err, 0, leaf)
-	}
-	for _, e := range entries {
-		if !e.IsHole() {
-			if err := fn(e, false); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
 }

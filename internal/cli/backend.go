@@ -23,8 +23,9 @@ type backend struct {
 	agent func(ctx context.Context, cfg *config.Config, log io.Writer) error
 	// guest is the whole life of a guest's process.
 	guest func(ctx context.Context, args []string) error
-	// check recounts the pools of a pair that does not run.
-	check func(ctx context.Context, cfg *config.Config) (control.CheckReport, error)
+	// check recounts the pools of a pair that does not run; tell, if not nil,
+	// hears how far it has come.
+	check func(ctx context.Context, cfg *config.Config, tell func(control.CheckProgress)) (control.CheckReport, error)
 }
 
 // system is the backend of the real program.

@@ -22,9 +22,10 @@ func newCheck(s *session) *cobra.Command {
 		Use: "check", GroupID: groupPair,
 		Short: "Recount everything and compare",
 		Long: `Recount the blocks that the volumes use and compare them with what the pools
-say of themselves. On a running pair it works beside the clients; with nothing
-running it opens the pools itself, as a guest does when it starts, and closes
-them again. It repairs nothing.
+say of themselves, and read and verify all metadata and data. On a running pair
+it works beside the clients; with nothing running it reads the devices and
+regions itself, under the locks of the devices. It writes nothing then, and
+repairs nothing. On a terminal a line tells how far it has come.
 
 The exit status is 6 when there are problems.`,
 		Args: args(),
@@ -40,13 +41,13 @@ func (o *checkOptions) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r, err := client.Check(ctx)
+	r, err := o.online(ctx, client)
 	if err != nil && control.KindOf(err) == control.KindNotRunning {
 		cfg, cerr := o.settings()
 		if cerr != nil {
 			return usagef("%w", cerr)
 		}
-		r, err = o.backend.check(ctx, cfg)
+		r, err = o.offline(ctx, cfg)
 	}
 	if err != nil {
 		return err
@@ -60,6 +61,23 @@ func (o *checkOptions) run(ctx context.Context) error {
 		return &statusError{exitProblems, errReported}
 	}
 	return err
+}
+
+func (o *checkOptions) online(ctx context.Context, client *control.Client) (control.CheckReport, error) {
+	if o.watched {
+		l := &progressLine{w: o.err, now: o.now}
+		defer l.watch(ctx, client)()
+	}
+	return client.Check(ctx)
+}
+
+func (o *checkOptions) offline(ctx context.Context, cfg *config.Config) (control.CheckReport, error) {
+	if !o.watched {
+		return o.backend.check(ctx, cfg, nil)
+	}
+	l := &progressLine{w: o.err, now: o.now}
+	defer l.clear()
+	return o.backend.check(ctx, cfg, l.show)
 }
 
 // settings returns those of the pair that does not run: those that it ran

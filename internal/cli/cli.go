@@ -33,6 +33,7 @@ type session struct {
 	out      io.Writer
 	err      io.Writer
 	terminal bool // a person types at in
+	watched  bool // a person reads err as it is written
 	now      func() time.Time
 
 	backend backend
@@ -48,7 +49,7 @@ func Main(args []string) int { return run(args, system) }
 func run(args []string, b backend) int {
 	s := &session{
 		in: os.Stdin, out: os.Stdout, err: os.Stderr,
-		terminal: isTerminal(os.Stdin), now: time.Now,
+		terminal: isTerminal(os.Stdin), watched: isTerminal(os.Stderr), now: time.Now,
 		backend: b,
 	}
 	// The first signal asks the command to end in its own way; the second

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -47,6 +48,27 @@ func TestDurations(t *testing.T) {
 		if got := uptime(control.Duration(d)); got != want {
 			t.Errorf("uptime %v is %s instead of %s", d, got, want)
 		}
+	}
+}
+
+// What a terminal shows while a check runs: one line, each text written over
+// the one before, and nothing at the end.
+func TestProgressLine(t *testing.T) {
+	var out strings.Builder
+	now := time.Unix(0, 0)
+	l := &progressLine{w: &out, now: func() time.Time { return now }}
+	l.show(control.CheckProgress{Pool: "pool-a", Phase: "metadata", Done: 8 << 20})
+	l.show(control.CheckProgress{Pool: "pool-a", Phase: "data", Done: 1 << 30, Total: 4 << 30})
+	now = now.Add(2 * time.Second)
+	l.show(control.CheckProgress{Pool: "pool-a", Phase: "data", Done: 2 << 30, Total: 4 << 30})
+	l.show(control.CheckProgress{Pool: "pool-a", Phase: "data", Done: 4 << 30, Total: 4 << 30})
+	l.clear()
+	last := "pool-a: data, 2.0 GiB of 4.0 GiB (50%), 512 MiB/s, 4s left"
+	end := "pool-a: data, 4.0 GiB of 4.0 GiB (100%), 1.5 GiB/s"
+	want := "\rpool-a: metadata, 8.0 MiB\rpool-a: data, 1.0 GiB of 4.0 GiB (25%)\r" + last +
+		"\r" + end + strings.Repeat(" ", len(last)-len(end)) + "\r" + strings.Repeat(" ", len(end)) + "\r"
+	if got := out.String(); got != want {
+		t.Errorf("shown:\n%q\nwant\n%q", got, want)
 	}
 }
 

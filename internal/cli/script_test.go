@@ -238,7 +238,7 @@ var fake = backend{
 		fmt.Println("guest", args)
 		return nil
 	},
-	check: func(_ context.Context, cfg *config.Config) (control.CheckReport, error) {
+	check: func(_ context.Context, cfg *config.Config, _ func(control.CheckProgress)) (control.CheckReport, error) {
 		return answer[control.CheckReport](filepath.Join(cfg.Dir, "answers"), "check", "offline")
 	},
 }

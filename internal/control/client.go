@@ -209,6 +209,16 @@ func (c *Client) Check(ctx context.Context) (CheckReport, error) {
 	return r, nil
 }
 
+// Checking tells how far the checks under way have come. It asks the guests
+// themselves: they do the work, whoever asked for it.
+func (c *Client) Checking(ctx context.Context) (all []CheckProgress, err error) {
+	parts, err := askGuests[[]CheckProgress](ctx, c, http.MethodGet, "/v1/check")
+	for _, p := range parts {
+		all = append(all, p...)
+	}
+	return all, err
+}
+
 // Events calls f for each event, oldest first, and with q.Follow goes on
 // until ctx ends or f returns an error.
 func (c *Client) Events(ctx context.Context, q EventQuery, f func(Event) error) error {

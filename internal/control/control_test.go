@@ -139,6 +139,9 @@ func TestFallbackToGuests(t *testing.T) {
 			Check: func(context.Context) (CheckReport, error) {
 				return CheckReport{OK: g == "a", Pools: []PoolCheck{{Pool: g}}}, nil
 			},
+			Checking: func(context.Context) ([]CheckProgress, error) {
+				return []CheckProgress{{Pool: g, Phase: "data", Done: 1, Total: 2}}, nil
+			},
 		})
 	}
 	st, err := c.Status(t.Context())
@@ -150,6 +153,9 @@ func TestFallbackToGuests(t *testing.T) {
 	}
 	if r, err := c.Check(t.Context()); err != nil || r.OK || len(r.Pools) != 2 {
 		t.Fatalf("%+v, %v", r, err)
+	}
+	if p, err := c.Checking(t.Context()); err != nil || len(p) != 2 || p[1] != (CheckProgress{Pool: "b", Phase: "data", Done: 1, Total: 2}) {
+		t.Fatalf("%+v, %v", p, err)
 	}
 	if _, err := c.CreateVolume(t.Context(), VolumeCreate{Name: "x"}); KindOf(err) != KindNotRunning {
 		t.Fatalf("create without an agent: %v", err)

@@ -33,6 +33,7 @@ type Handlers struct {
 	Giveback      func(ctx context.Context, guest string) (Takeover, error)
 	Drill         func(ctx context.Context, guest, drill string) error
 	Check         func(ctx context.Context) (CheckReport, error)
+	Checking      func(ctx context.Context) ([]CheckProgress, error)
 	// Events calls emit for each event until there is none left, or, when
 	// following, until ctx ends or emit returns an error.
 	Events func(ctx context.Context, q EventQuery, emit func(Event) error) error
@@ -91,6 +92,7 @@ func (h Handlers) mux() *http.ServeMux {
 	m.HandleFunc("POST /v1/guests/{name}/giveback", getNamed(h.Giveback))
 	m.HandleFunc("POST /v1/guests/{name}/drill/{drill}", h.drill)
 	m.HandleFunc("POST /v1/check", get(h.Check))
+	m.HandleFunc("GET /v1/check", get(h.Checking))
 	m.HandleFunc("GET /v1/events", h.events)
 	m.HandleFunc("POST /v1/down", h.down)
 	m.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {

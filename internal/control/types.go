@@ -244,6 +244,15 @@ type PoolCheck struct {
 	Took     Duration `json:"took_ms"`
 }
 
+// CheckProgress tells how far a check of a pool has come.
+type CheckProgress struct {
+	Pool  string `json:"pool"`
+	Guest string `json:"guest"`
+	Phase string `json:"phase"` // "metadata", then "data"
+	Done  int64  `json:"done"`  // bytes read in this phase
+	Total int64  `json:"total"` // bytes of it, 0 when that is not known
+}
+
 // Event is one entry of the event log.
 type Event struct {
 	Seq     uint64            `json:"seq"`

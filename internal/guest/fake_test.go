@@ -131,6 +131,8 @@ func (s *fakeStore) ResizeVolume(ctx context.Context, name string, size int64) e
 func (s *fakeStore) RenameVolume(context.Context, string, string) error { return block.ErrUnsupported }
 func (s *fakeStore) DeleteVolume(context.Context, string) error         { return block.ErrUnsupported }
 func (s *fakeStore) AddDevice(context.Context, hpdi.Device) error       { return block.ErrUnsupported }
+func (s *fakeStore) Checking() (now control.CheckProgress, ok bool)     { return now, false }
+
 func (s *fakeStore) Check(context.Context) (control.PoolCheck, error) {
 	return control.PoolCheck{}, nil
 }

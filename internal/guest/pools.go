@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/pollux-storage/pollux/hpdi"
@@ -36,7 +37,9 @@ func NewPools(cfg *config.Config) (*Pools, error) {
 }
 
 // Label returns what a device says about its pool.
-func (p *Pools) Label(dev hpdi.Device) (Label, error) {
+func (p *Pools) Label(dev hpdi.Device) (Label, error) { return readLabel(dev) }
+
+func readLabel(dev hpdi.Device) (Label, error) {
 	l, err := pool.ReadLabel(dev)
 	if errors.Is(err, ondisk.ErrMagic) {
 		return Label{}, fmt.Errorf("device %s %w", dev.Info().Name, ErrNoPool)
@@ -77,11 +80,14 @@ func (p *Pools) open(ctx context.Context, o OpenSpec) (*store, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &store{q}, nil
+	return &store{Pool: q}, nil
 }
 
 // store is an open pool.
-type store struct{ *pool.Pool }
+type store struct {
+	*pool.Pool
+	checking atomic.Pointer[pool.CheckProgress] // of the newest check under way
+}
 
 // releaseLimit bounds the wait for requests in flight, which were cut already.
 const releaseLimit = 3 * time.Second
@@ -116,8 +122,19 @@ func (s *store) CreateVolume(ctx context.Context, name string, size int64) error
 }
 
 func (s *store) Check(ctx context.Context) (control.PoolCheck, error) {
-	r, err := s.Pool.Check(ctx, pool.CheckOptions{Data: true})
+	p := &pool.CheckProgress{}
+	s.checking.Store(p)
+	defer s.checking.CompareAndSwap(p, nil)
+	r, err := s.Pool.Check(ctx, pool.CheckOptions{Data: true, Progress: p})
 	return poolCheck(r), err
+}
+
+func (s *store) Checking() (control.CheckProgress, bool) {
+	p := s.checking.Load()
+	if p == nil {
+		return control.CheckProgress{}, false
+	}
+	return progressOf(p), true
 }
 
 func poolCheck(r pool.CheckReport) control.PoolCheck {
@@ -141,30 +158,4 @@ func (s *store) Release() error {
 	ctx, cancel := context.WithTimeout(context.Background(), releaseLimit)
 	defer cancel()
 	return s.Pool.Release(ctx)
-}
-
-// CheckOffline recounts the pools of a pair that does not run. Locks keep it
-// from a pool that is open.
-func CheckOffline(ctx context.Context, cfg *config.Config) (control.CheckReport, error) {
-	r := control.CheckReport{OK: true, Pools: []control.PoolCheck{}}
-	p, err := NewPools(cfg)
-	if err != nil {
-		return r, err
-	}
-	for i := range cfg.Guests {
-		set := &cfg.Guests[i]
-		began := time.Now()
-		c, err := p.checkOffline(ctx, cfg, set)
-		if errors.Is(err, ErrNoPool) {
-			r.Notes = append(r.Notes, fmt.Sprintf("guest %s has no pool: %v", set.Name, err))
-			continue
-		}
-		if err != nil {
-			return r, fmt.Errorf("check pool %s: %w", set.Pool.Name, err)
-		}
-		c.Guest, c.Took = set.Name, control.Duration(time.Since(began))
-		r.OK = r.OK && c.OK
-		r.Pools = append(r.Pools, c)
-	}
-	return r, nil
 }

@@ -31,6 +31,7 @@ func (g *Guest) handlers() control.Handlers {
 		AddDevice:     g.addDevice,
 		CheckTakeover: g.checkTakeover,
 		Check:         g.check,
+		Checking:      g.checking,
 	}
 }
 
@@ -355,6 +356,22 @@ func (g *Guest) check(ctx context.Context) (control.CheckReport, error) {
 		r.Pools = append(r.Pools, p)
 	}
 	return r, nil
+}
+
+// checking tells how far the checks under way have come.
+func (g *Guest) checking(context.Context) ([]control.CheckProgress, error) {
+	all := []control.CheckProgress{}
+	for _, t := range g.all() {
+		st := t.open()
+		if st == nil {
+			continue
+		}
+		if p, ok := st.Checking(); ok {
+			p.Pool, p.Guest = st.Name(), t.identity
+			all = append(all, p)
+		}
+	}
+	return all, nil
 }
 
 // resident is the process's memory, shared mappings included, in bytes.

@@ -83,6 +83,8 @@ type Store interface {
 	AddDevice(ctx context.Context, dev hpdi.Device) error
 	// Check recounts; Problems are what is wrong, the error why it could not.
 	Check(ctx context.Context) (control.PoolCheck, error)
+	// Checking tells how far a Check under way has come.
+	Checking() (now control.CheckProgress, ok bool)
 	Stats() control.PoolStatus
 	// Close ends cleanly: nothing is left in the region, which is removed.
 	Close(ctx context.Context) error

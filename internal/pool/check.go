@@ -4,18 +4,34 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
+	"sync/atomic"
 
 	"github.com/pollux-storage/pollux/internal/block"
-	"github.com/pollux-storage/pollux/internal/blockio"
-	"github.com/pollux-storage/pollux/internal/blockmap"
-	"github.com/pollux-storage/pollux/internal/catalogue"
-	"github.com/pollux-storage/pollux/internal/space"
+	"github.com/pollux-storage/pollux/internal/oplog"
 )
 
 // CheckOptions says how thorough a check is.
 type CheckOptions struct {
 	// Data reads every block that a volume refers to and verifies it.
 	Data bool
+	// Progress, if not nil, is kept up to date.
+	Progress *CheckProgress
+}
+
+// CheckProgress tells how far a check has come, to whoever asks.
+type CheckProgress struct {
+	data        atomic.Bool
+	done, total atomic.Int64
+}
+
+// Load returns the phase, and how many bytes of it are done and how many it
+// has; a total of 0 is not known yet.
+func (p *CheckProgress) Load() (phase string, done, total int64) {
+	if phase = "metadata"; p.data.Load() {
+		phase = "data"
+	}
+	return phase, p.done.Load() * block.Size, p.total.Load() * block.Size
 }
 
 // CheckReport is what a check found.
@@ -33,7 +49,58 @@ type CheckReport struct {
 // maxProblems bounds the list of a report.
 const maxProblems = 100
 
-func (r *CheckReport) problem(format string, args ...any) {
+// checker is a check under way. Its memory is bounded whatever the size of the
+// pool and of its volumes: the recount takes a window of the pool's blocks at a
+// time (see countWindow), a walk of a tree holds the entries of walkGroup pages
+// a level, data is read in batches of dataLeaves leaves, all through the
+// buffers of one bulk reader. What grows with the pool is the cache of its
+// owner, of a settled size, and the counts and overlays that an open pool has
+// anyway.
+type checker struct {
+	*Pool
+	o    CheckOptions
+	bulk *bulk
+
+	// loadCounts fills have with the counts in use of a window.
+	loadCounts func(ctx context.Context, w *window) error
+	log        logReader // nil when nothing is in a log
+	window     uint64    // blocks that are recounted at once
+	// pass runs fn unless the pool was closed.
+	pass func(fn func() error) error
+
+	mu     sync.Mutex  // guards what follows while pages are read
+	report CheckReport //
+	// whole is false when a page could not be read: it hides what is below
+	// it, so the recount would only repeat that.
+	whole bool
+}
+
+// logReader is an operation log, of a serving pool or only looked at.
+type logReader interface {
+	Head() block.Seq
+	Get(block.Seq) (oplog.Record, error)
+	VerifyPayload(*oplog.Record) []int
+}
+
+func (p *Pool) newChecker(o CheckOptions) (*checker, error) {
+	if o.Progress == nil {
+		o.Progress = &CheckProgress{}
+	}
+	b, err := newBulk(p.set)
+	if err != nil {
+		return nil, err
+	}
+	return &checker{Pool: p, o: o, bulk: b, window: countWindow, report: CheckReport{Pool: p.label.Name}, whole: true}, nil
+}
+
+func (c *checker) problem(format string, args ...any) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.problemLocked(format, args...)
+}
+
+func (c *checker) problemLocked(format string, args ...any) {
+	r := &c.report
 	if len(r.Problems) == maxProblems {
 		r.MoreProblem++
 		return
@@ -46,181 +113,70 @@ func (r *CheckReport) problem(format string, args ...any) {
 // between two consistency points: requests are served meanwhile, from room
 // that the log has. Data is read afterwards, beside everything else.
 func (p *Pool) Check(ctx context.Context, o CheckOptions) (CheckReport, error) {
-	var report CheckReport
-	err := p.do(ctx, func() (err error) {
-		report, err = p.check(ctx)
-		return err
-	})
-	if err == nil && o.Data {
-		err = p.checkData(ctx, &report)
-	}
-	return report, err
-}
-
-// CheckOffline opens a pool that nobody serves, checks it and releases it: the
-// operation log, if there is one, stays as it was.
-func CheckOffline(ctx context.Context, open OpenOptions, o CheckOptions) (CheckReport, error) {
-	p, err := Open(ctx, open)
+	c, err := p.newChecker(o)
 	if err != nil {
 		return CheckReport{}, err
 	}
-	report, err := CheckReport{}, p.load()
-	if err == nil {
-		report, err = p.check(ctx)
-	}
-	if err == nil && o.Data {
-		err = p.checkData(ctx, &report)
-	}
-	if e := p.Release(ctx); err == nil {
-		err = e
-	}
-	return report, err
-}
-
-// check does the part that needs everything to stand still.
-func (p *Pool) check(ctx context.Context) (CheckReport, error) {
-	r := CheckReport{Pool: p.label.Name, Volumes: len(p.catalogue.List())}
-	if p.machine.Folding() {
-		if err := p.foldAll(); p.machine.Broken() != nil {
-			return r, err
-		} else if err != nil {
-			// It has given back what it took, so all can be counted.
-			r.problem("%v", err)
+	defer c.bulk.close()
+	c.loadCounts, c.log = c.countsInMemory, p.log
+	c.pass = func(fn func() error) error {
+		if !p.gate.Enter() {
+			return fmt.Errorf("pool %s: %w", p.label.Name, block.ErrClosed)
 		}
+		defer p.gate.Exit()
+		return fn()
 	}
-	if err := p.checkCopies(&r); err != nil {
-		return r, err
-	}
-	recount := space.New()
-	defer recount.Close()
-	sb := p.machine.Superblock()
-	for _, d := range sb.Devices {
-		if err := recount.AddDevice(d.Blocks, d.First); err != nil {
-			return r, err
-		}
-	}
-	count := func(ptr block.Pointer, page bool) error {
-		if page {
-			r.Pages++
-		} else {
-			r.DataBlocks++
-		}
-		if err := recount.Inc(space.Run{At: ptr.Phys, N: 1}); err != nil {
-			r.problem("reference to block %v: %v", ptr, err)
-			return ctx.Err()
-		}
-		return ctx.Err()
-	}
-	// A page that cannot be read hides what is below it, so the recount
-	// would only repeat that.
-	readable := true
-	if err := p.bmap.Pointers(p.bmap.Roots(), count); err != nil {
-		readable = false
-		r.problem("%v", err)
-	}
-	roots := []block.Pointer{sb.Catalogue}
-	for _, d := range sb.Devices {
-		roots = append(roots, d.Counts)
-	}
-	for _, root := range roots {
-		err := blockmap.Walk(p.reader, root, func(ptr block.Pointer, level int, _ uint64) (bool, error) {
-			if level == 0 {
-				// Leaves are not read by Walk, so their content is proved here.
-				if err := p.reader.View(ptr, func([]byte) {}); err != nil {
-					r.problem("%v", err)
-				}
-			}
-			return true, count(ptr, true)
-		})
-		if err != nil {
-			readable = false
-			r.problem("%v", err)
-		}
-	}
-	if err := ctx.Err(); err != nil {
-		return r, err
-	}
-	if readable {
-		err := p.space.Compare(recount, func(at block.Physical, have, want int) {
-			r.problem("block %v has reference count %d, %d references were found", at, have, want)
-		})
-		if err != nil {
-			r.problem("%v", err)
-		}
-	}
-	return r, p.checkLog(&r)
-}
-
-// checkLog verifies the records and payload that are not committed.
-func (p *Pool) checkLog(r *CheckReport) error {
-	for seq := p.machine.Committed() + 1; seq <= p.log.Head(); seq++ {
-		rec, err := p.log.Get(seq)
-		if err != nil {
-			r.problem("operation log: %v", err)
-			return nil
-		}
-		r.LogRecords++
-		for _, i := range p.log.VerifyPayload(&rec) {
-			r.problem("operation log, position %d: payload of block %d of volume %d is damaged", seq, rec.LBA+block.Logical(i), rec.Volume)
-		}
-	}
-	return nil
-}
-
-// checkData reads every block that a volume refers to, from the devices
-// whatever the cache holds.
-func (p *Pool) checkData(ctx context.Context, r *CheckReport) error {
-	if !p.gate.Enter() {
-		return fmt.Errorf("pool %s: %w", p.label.Name, block.ErrClosed)
-	}
-	defer p.gate.Exit()
-	for _, v := range p.catalogue.List() {
-		leaves, err := p.bmap.MappedLeaves(v.ID)
-		if err != nil {
-			r.problem("volume %q: %v", v.Name, err)
-		}
-		for _, leaf := range leaves {
-			if err := ctx.Err(); err != nil {
+	err = p.do(ctx, func() error {
+		if p.machine.Folding() {
+			if err := p.foldAll(); p.machine.Broken() != nil {
 				return err
+			} else if err != nil {
+				// It has given back what it took, so all can be counted.
+				c.problem("%v", err)
 			}
-			p.checkLeaf(r, v, block.Logical(leaf*blockmap.LeafBlocks))
 		}
+		if err := p.space.CheckFree(); err != nil {
+			c.problem("%v", err)
+		}
+		return c.still(ctx)
+	})
+	if err == nil && o.Data {
+		err = c.data(ctx)
 	}
-	return nil
+	return c.report, err
 }
 
-// checkLeaf verifies the blocks that one leaf maps.
-func (p *Pool) checkLeaf(r *CheckReport, v catalogue.Volume, first block.Logical) {
-	var ptrs [blockmap.LeafBlocks]block.Pointer
-	var now [1]block.Pointer
-	if err := p.bmap.Lookup(v.ID, first, ptrs[:]); err != nil {
-		r.problem("volume %q from block %d on: %v", v.Name, first, err)
+// still does the part that needs everything to stand still.
+func (c *checker) still(ctx context.Context) error {
+	c.report.Volumes = len(c.catalogue.List())
+	if err := c.copies(); err != nil {
+		return err
+	}
+	if err := c.recount(ctx); err != nil {
+		return err
+	}
+	c.records()
+	return ctx.Err()
+}
+
+// records verifies the records and payload that are not committed.
+func (c *checker) records() {
+	if c.log == nil {
 		return
 	}
-	fetches, lbas := p.fetches(ptrs[:], first)
-	r.BlocksRead += int64(len(fetches))
-	if p.reader.ReadAll(fetches) == nil {
-		return
-	}
-	for i := range fetches {
-		err := p.reader.ReadAll(fetches[i : i+1])
-		if err == nil {
-			continue
+	for seq := c.machine.Committed() + 1; seq <= c.log.Head(); seq++ {
+		rec, err := c.log.Get(seq)
+		if err != nil {
+			c.problem("operation log: %v", err)
+			return
 		}
-		// What was overwritten before it was read may have been reused, so
-		// the map is asked after the read.
-		if e := p.bmap.Lookup(v.ID, lbas[i], now[:1]); e != nil || now[0] == fetches[i].Ptr {
-			r.problem("block %d of volume %q: %v", lbas[i], v.Name, errors.Join(err, e))
+		c.report.LogRecords++
+		for _, i := range c.log.VerifyPayload(&rec) {
+			c.problem("operation log, position %d: payload of block %d of volume %d is damaged", seq, rec.LBA+block.Logical(i), rec.Volume)
 		}
 	}
 }
 
-func (p *Pool) fetches(ptrs []block.Pointer, first block.Logical) (fetches []blockio.Fetch, lbas []block.Logical) {
-	for i, ptr := range ptrs {
-		if !ptr.IsHole() {
-			fetches = append(fetches, blockio.Fetch{Ptr: ptr})
-			lbas = append(lbas, first+block.Logical(i))
-		}
-	}
-	return fetches, lbas
-}
+// isDevice says whether err is of a device or a pool's state, and no finding
+// about what is stored.
+func isDevice(err error) bool { return err != nil && !errors.Is(err, block.ErrCorrupt) }

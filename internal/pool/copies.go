@@ -9,26 +9,26 @@ import (
 	"github.com/pollux-storage/pollux/internal/devices"
 )
 
-// checkCopies proves both copies of each label and of the newest superblock:
+// copies proves both copies of each label and of the newest superblock:
 // one of them is enough to open the pool, so that damage of the other goes
 // unnoticed until it is too late. The superblock's copies are written anew by
 // each fold.
-func (p *Pool) checkCopies(r *CheckReport) error {
+func (c *checker) copies() error {
 	buf, err := hpdi.Alloc(block.Size)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = hpdi.Free(buf) }()
 	read := func(what string, at block.Physical, prove func() error) {
-		err := p.set.Do([]*devices.IO{{Op: hpdi.OpRead, At: at, Vec: [][]byte{buf}}})
+		err := c.set.Do([]*devices.IO{{Op: hpdi.OpRead, At: at, Vec: [][]byte{buf}}})
 		if err == nil {
 			err = prove()
 		}
 		if err != nil {
-			r.problem("copy of the %s at block %v: %v", what, at, err)
+			c.problem("copy of the %s at block %v: %v", what, at, err)
 		}
 	}
-	sb := p.machine.Superblock()
+	sb := c.machine.Superblock()
 	for i, d := range sb.Devices {
 		for _, b := range labelBlocks {
 			read("label", block.At(i, b), func() error {

@@ -151,8 +151,13 @@ func (x *decayed) try(dev int, b int64, rng *rand.Rand) {
 		}
 	}
 	r.newCache()
+	looked, lookErr := r.look()
+	silent := lookErr == nil && len(looked.Problems) == 0
 	if err := r.open(); err != nil {
 		x.refused++
+		if silent {
+			x.t.Errorf("%s: does not open, and an offline check found nothing: %v", what, err)
+		}
 		if !errors.Is(err, block.ErrCorrupt) {
 			x.t.Errorf("%s: does not open, and not because of damage: %v", what, err)
 		}
@@ -171,6 +176,9 @@ func (x *decayed) try(dev int, b int64, rng *rand.Rand) {
 		problems++ // the counts themselves are damaged
 	} else if err != nil {
 		x.t.Errorf("%s: check: %v", what, err)
+	}
+	if bad > 0 && silent {
+		x.t.Errorf("%s: an offline check found nothing although a read failed", what)
 	}
 	switch {
 	case bad > 0 && problems == 0:

@@ -307,36 +307,3 @@ func (s *Space) Count(p block.Physical) int {
 	}
 	return int(d.counts[p.Block()])
 }
-
-// Compare calls report for every block whose count differs from what other
-// has for it, with both counts. The two must have the same devices. It also
-// proves the free totals of s against its counts.
-func (s *Space) Compare(other *Space, report func(p block.Physical, have, want int)) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	var free int64
-	for i, d := range s.devs {
-		o := other.devs[i]
-		for t := range d.trackFree {
-			lo, hi := d.trackRange(t)
-			n := 0
-			for b := lo; b < hi; b++ {
-				if d.counts[b] != o.counts[b] {
-					report(block.At(i, b), int(d.counts[b]), int(o.counts[b]))
-				}
-				if d.counts[b] == 0 {
-					n++
-				}
-			}
-			if n != int(d.trackFree[t]) {
-				return &block.CorruptError{What: "free count", Where: fmt.Sprintf("track %d of device %d", t, i),
-					Why: fmt.Sprintf("%d instead of %d", d.trackFree[t], n)}
-			}
-			free += int64(n)
-		}
-	}
-	if free != s.free {
-		return &block.CorruptError{What: "free count", Where: "the pool", Why: fmt.Sprintf("%d instead of %d", s.free, free)}
-	}
-	return nil
-}

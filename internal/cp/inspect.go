@@ -1,0 +1,181 @@
+package cp
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"github.com/pollux-storage/pollux/hpdi"
+	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/devices"
+	"github.com/pollux-storage/pollux/internal/ondisk"
+	"github.com/pollux-storage/pollux/internal/space"
+)
+
+// SuperblockCopy is what a place for a copy of a superblock holds.
+type SuperblockCopy struct {
+	At         block.Physical
+	Superblock *Superblock // nil when there is no valid one
+	// Err says why nothing was decoded, or why it cannot be the pool's.
+	Err error
+	// Wins says that a pool which is opened now starts from it.
+	Wins bool
+}
+
+// InspectSuperblocks reads all places of superblocks on device 0, whatever
+// they hold, and says which of them counts. It changes nothing.
+func InspectSuperblocks(set *devices.Set, pool block.PoolID) ([]SuperblockCopy, error) {
+	buf, err := hpdi.Alloc(block.Size)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = hpdi.Free(buf) }()
+	var copies []SuperblockCopy
+	var newest uint64
+	for generation := range uint64(2) {
+		for _, b := range SuperblockAt(generation) {
+			c := SuperblockCopy{At: block.At(0, b)}
+			c.Err = set.Do([]*devices.IO{{Op: hpdi.OpRead, At: c.At, Vec: [][]byte{buf}}})
+			if c.Err == nil {
+				c.Superblock, c.Err = DecodeSuperblock(buf)
+			}
+			if c.Err == nil && c.Superblock.Pool != pool {
+				c.Err = fmt.Errorf("it is of pool %v: %w", c.Superblock.Pool, block.ErrCorrupt)
+			}
+			if c.Err == nil {
+				newest = max(newest, c.Superblock.Generation)
+			}
+			copies = append(copies, c)
+		}
+	}
+	for i := range copies {
+		c := &copies[i]
+		c.Wins = c.Err == nil && c.Superblock.Generation == newest
+	}
+	return copies, nil
+}
+
+// JournalRecord describes a record of the metadata journal.
+type JournalRecord struct {
+	At     block.Physical
+	Offset uint64 // virtual
+	Bytes  int
+	Number uint64
+	Epoch  block.Epoch
+	Prev   uint32 // checksum of the record before
+	Sum    uint32 // of this one
+
+	Fold bool // a fold's record, else a consistency point's
+	// Of a consistency point.
+	CP        block.CP
+	Log       block.Seq
+	Mappings  int // blocks that were mapped, in Runs pieces
+	Runs      int
+	Holes     int // ranges
+	Catalogue int // changes of the list of volumes
+	// Of a fold.
+	FoldNumber   uint64
+	Taken, Freed int  // metadata blocks
+	Used         bool // it belongs to the superblock that replay starts from
+}
+
+// JournalEnd says where a chain of records ends, and why.
+type JournalEnd struct {
+	At     block.Physical
+	Offset uint64
+	Number uint64 // of the record that would be next
+	Why    string
+	// Damage says that this is not where it ought to end: a record that
+	// follows exists.
+	Damage error
+}
+
+// InspectJournal follows the chain of journal records from the place that sb
+// names, in a journal of so many blocks from start on, and calls fn for each.
+// It changes nothing and needs nothing else of the pool. The error is of a
+// device, or of fn.
+func InspectJournal(set *devices.Set, sb *Superblock, start, blocks uint64, fn func(JournalRecord) error) (JournalEnd, error) {
+	j := journal{set: set, pool: sb.Pool, start: start, size: blocks * block.Size}
+	w := &window{j: &j}
+	defer w.free()
+	for j.next = sb.Journal; ; {
+		r, offset, n, sum, err := w.record(j.next)
+		if err != nil {
+			return JournalEnd{}, err
+		}
+		if r == nil {
+			break
+		}
+		d := describe(r, sb.Fold)
+		d.At, d.Offset, d.Bytes, d.Sum = j.at(offset), offset, n, sum
+		if err := fn(d); err != nil {
+			return JournalEnd{}, err
+		}
+		j.next = JournalPos{Offset: offset + uint64(n), Number: r.Number + 1, Prev: sum}
+	}
+	end := JournalEnd{At: j.at(j.next.Offset), Offset: j.next.Offset, Number: j.next.Number}
+	var err error
+	if end.Why, err = w.whyNot(j.next); err != nil {
+		return end, err
+	}
+	if end.Damage = j.damaged(); end.Damage != nil && !errors.Is(end.Damage, block.ErrCorrupt) {
+		return end, end.Damage
+	}
+	return end, nil
+}
+
+func describe(r *record, fold uint64) JournalRecord {
+	d := JournalRecord{Number: r.Number, Epoch: r.Epoch, Prev: r.Prev}
+	if r.Type == typeFold {
+		d.Fold, d.FoldNumber, d.Used = true, r.Fold.Fold, r.Fold.Fold == fold
+		d.Taken, d.Freed = blocksOf(r.Fold.Taken), blocksOf(r.Fold.Freed)
+		return d
+	}
+	c := &r.Commit
+	d.CP, d.Log, d.Holes, d.Runs, d.Catalogue = c.CP, c.Log, len(c.Holes), len(c.Runs), len(c.Catalogue)
+	for i := range c.Runs {
+		d.Mappings += len(c.Runs[i].Sums)
+	}
+	return d
+}
+
+func blocksOf(runs []space.Run) (n int) {
+	for _, r := range runs {
+		n += r.N
+	}
+	return n
+}
+
+// whyNot says why no record of the chain is at pos: about the place right
+// there, or, when nothing can be there, about the start of the area.
+func (w *window) whyNot(pos JournalPos) (string, error) {
+	off := pos.Offset % w.j.size
+	b, err := w.bytes(off, block.Size)
+	if err != nil {
+		return "", err
+	}
+	if _, err := ondisk.Open(b, ondisk.KindJournal, journalVersion); errors.Is(err, ondisk.ErrMagic) {
+		return "no record begins there", nil
+	}
+	n, ok := recordLength(b)
+	if !ok {
+		return fmt.Sprintf("what begins there claims a length of %d bytes", binary.LittleEndian.Uint32(b[12:])), nil
+	}
+	if b, err = w.bytes(off, n); errors.Is(err, errBeyond) {
+		return "what begins there claims to reach beyond the end of the journal", nil
+	} else if err != nil {
+		return "", err
+	}
+	r, _, err := decodeRecord(b, w.j.pool)
+	switch {
+	case err != nil:
+		return fmt.Sprintf("the record there is not whole: %v", err), nil
+	case r.Number != pos.Number:
+		return fmt.Sprintf("record %d is there, of an earlier lap", r.Number), nil
+	}
+	return fmt.Sprintf("the record there follows one with checksum %08x, not %08x", r.Prev, pos.Prev), nil
+}
+
+// FoldPages returns the metadata blocks that the last fold took and freed:
+// the trees of counts do not know of them yet.
+func (m *Machine) FoldPages() (taken, freed []space.Run) { return m.meta.Taken, m.meta.Freed }

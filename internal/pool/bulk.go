@@ -1,0 +1,126 @@
+package pool
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+
+	"github.com/pollux-storage/pollux/hpdi"
+	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/devices"
+	"github.com/pollux-storage/pollux/internal/ondisk"
+)
+
+const (
+	// bulkRun is the size of one request at most, in blocks, and bulkWorkers
+	// how many are under way. Together they keep a disk and two cores busy and
+	// leave room for the requests of clients.
+	bulkRun     = block.TrackBlocks
+	bulkWorkers = 4
+	// bulkGap is how many unwanted blocks are read rather than begin another
+	// request.
+	bulkGap = 8
+)
+
+// bulk reads many blocks in the order of the devices, past the cache: what
+// reads everything once would only push out what clients use.
+type bulk struct {
+	set *devices.Set
+	mem []byte // a buffer for each worker
+}
+
+func newBulk(set *devices.Set) (*bulk, error) {
+	mem, err := hpdi.Alloc(bulkWorkers * bulkRun * block.Size)
+	if err != nil {
+		return nil, err
+	}
+	return &bulk{set, mem}, nil
+}
+
+func (b *bulk) close() { _ = hpdi.Free(b.mem) }
+
+// read reads the blocks that ptr names, counted from 0 to n-1, and calls fn
+// with each one's content or the reason why it cannot be had. Several calls of
+// fn are made at the same time. Only the end of ctx is an error.
+func (b *bulk) read(ctx context.Context, n int, ptr func(i int) block.Pointer, fn func(i int, frame []byte, err error)) error {
+	order := make([]int32, n)
+	for i := range order {
+		order[i] = int32(i)
+	}
+	slices.SortFunc(order, func(x, y int32) int {
+		p, q := ptr(int(x)).Phys, ptr(int(y)).Phys
+		switch {
+		case p < q:
+			return -1
+		case p > q:
+			return 1
+		}
+		return 0
+	})
+	runs := make(chan []int32)
+	var workers sync.WaitGroup
+	for buf := range slices.Chunk(b.mem, bulkRun*block.Size) {
+		workers.Go(func() {
+			for run := range runs {
+				b.readRun(run, buf, ptr, fn)
+			}
+		})
+	}
+	err := error(nil)
+	for len(order) > 0 && err == nil {
+		k := runLength(order, ptr)
+		select {
+		case runs <- order[:k]:
+		case <-ctx.Done():
+			err = ctx.Err()
+		}
+		order = order[k:]
+	}
+	close(runs)
+	workers.Wait()
+	return err
+}
+
+// runLength returns how many of the ordered blocks one request reads.
+func runLength(order []int32, ptr func(i int) block.Pointer) int {
+	first := ptr(int(order[0])).Phys
+	last := first
+	for k := 1; k < len(order); k++ {
+		p := ptr(int(order[k])).Phys
+		if p-first >= bulkRun || p-last > bulkGap+1 {
+			return k
+		}
+		last = p
+	}
+	return len(order)
+}
+
+func (b *bulk) readRun(run []int32, buf []byte, ptr func(i int) block.Pointer, fn func(int, []byte, error)) {
+	first := ptr(int(run[0])).Phys
+	blocks := int(ptr(int(run[len(run)-1])).Phys-first) + 1
+	io := &devices.IO{Op: hpdi.OpRead, At: first, Vec: [][]byte{buf[:blocks*block.Size]}}
+	err := b.set.Do([]*devices.IO{io})
+	for _, i := range run {
+		p := ptr(int(i))
+		frame := buf[int(p.Phys-first)*block.Size:][:block.Size]
+		bad := err
+		if err != nil && blocks > 1 {
+			// One bad sector must not hide its neighbours.
+			io := &devices.IO{Op: hpdi.OpRead, At: p.Phys, Vec: [][]byte{frame}}
+			bad = b.set.Do([]*devices.IO{io})
+		}
+		if bad == nil {
+			bad = prove(p, frame)
+		}
+		fn(int(i), frame, bad)
+	}
+}
+
+// prove compares a block with the checksum of its pointer.
+func prove(p block.Pointer, frame []byte) error {
+	if sum := ondisk.CRC(frame); sum != p.Sum {
+		return &block.CorruptError{What: "block", Where: p.String(), Why: fmt.Sprintf("checksum %08x instead of %08x", sum, p.Sum)}
+	}
+	return nil
+}

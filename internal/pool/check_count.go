@@ -1,0 +1,287 @@
+package pool
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/pollux-storage/pollux/hpdi"
+	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/blockmap"
+	"github.com/pollux-storage/pollux/internal/space"
+)
+
+const (
+	// countWindow is how many of the pool's blocks are recounted at once, in
+	// two bytes each: 256 MiB for 512 GiB, touched only where blocks are in
+	// use. A larger pool takes one walk of its trees for each 512 GiB.
+	countWindow = 128 << 20
+	// walkGroup is how many pages a walk reads together. Their entries are
+	// held at each level.
+	walkGroup = 256
+)
+
+// window is the range [lo, hi) of the blocks of all devices, taken as one
+// sequence, with two counts for each.
+type window struct {
+	lo, hi     uint64
+	base       []uint64 // of each device in the sequence, and the end of the last
+	mem        []byte
+	want, have []byte // parts of mem: by the recount; in use
+}
+
+func newWindow(devs []uint64, size uint64) (*window, error) {
+	w := &window{base: []uint64{0}}
+	for _, n := range devs {
+		w.base = append(w.base, w.end()+n)
+	}
+	size = min(size, w.end())
+	mem, err := hpdi.Alloc(int(2 * size))
+	if err != nil {
+		return nil, fmt.Errorf("recount of %d blocks: %w", size, err)
+	}
+	w.mem, w.want, w.have = mem, mem[:size:size], mem[size:]
+	return w, nil
+}
+
+func (w *window) end() uint64 { return w.base[len(w.base)-1] }
+
+// free frees the window's memory.
+func (w *window) free() { _ = hpdi.Free(w.mem) }
+
+// at returns the place of a block within the window.
+func (w *window) at(p block.Physical) (i uint64, ok bool) {
+	dev := p.Device()
+	if dev >= len(w.base)-1 || p.Block() >= w.base[dev+1]-w.base[dev] {
+		return 0, false
+	}
+	i = w.base[dev] + p.Block()
+	return i - w.lo, i >= w.lo && i < w.hi
+}
+
+// block is the reverse of at.
+func (w *window) block(i uint64) block.Physical {
+	dev, exact := slices.BinarySearch(w.base, w.lo+i)
+	if !exact {
+		dev--
+	}
+	for w.base[dev+1] == w.base[dev] { // a device without blocks
+		dev++
+	}
+	return block.At(dev, w.lo+i-w.base[dev])
+}
+
+// add changes the count of each block of a run that is in the window.
+func (w *window) add(counts []byte, r space.Run, up bool) error {
+	for b := r.At; b < r.At+block.Physical(r.N); b++ {
+		i, ok := w.at(b)
+		switch {
+		case !ok:
+		case up && counts[i] == 255:
+			return fmt.Errorf("reference count of block %v is at its limit: %w", b, block.ErrUnsupported)
+		case up:
+			counts[i]++
+		case counts[i] == 0:
+			return &block.CorruptError{What: "reference count", Where: "block " + b.String(), Why: "a free block was freed"}
+		default:
+			counts[i]--
+		}
+	}
+	return nil
+}
+
+// recount counts all references anew, a window at a time, and compares. With
+// the first window it proves each metadata page.
+func (c *checker) recount(ctx context.Context) error {
+	sb := c.machine.Superblock()
+	var devs []uint64
+	for _, d := range sb.Devices {
+		devs = append(devs, d.Blocks)
+	}
+	w, err := newWindow(devs, c.window)
+	if err != nil {
+		return err
+	}
+	defer w.free()
+	for ; w.lo < w.end(); w.lo = w.hi {
+		w.hi = min(w.lo+c.window, w.end())
+		if err := c.references(ctx, w); err != nil {
+			return err
+		}
+		if !c.whole {
+			return nil
+		}
+		if err := c.loadCounts(ctx, w); isDevice(err) {
+			return err
+		} else if err != nil {
+			c.problem("%v", err)
+			return nil
+		}
+		for i := range w.hi - w.lo {
+			if w.have[i] != w.want[i] {
+				c.problem("block %v has reference count %d, %d references were found", w.block(i), w.have[i], w.want[i])
+			}
+		}
+		clear(w.want)
+		clear(w.have)
+	}
+	return nil
+}
+
+// references counts what maps, catalogue, count trees and overlays refer to.
+func (c *checker) references(ctx context.Context, w *window) error {
+	first := w.lo == 0
+	sb := c.machine.Superblock()
+	one := func(p block.Pointer) { // of those to metadata: mu is held
+		if dev := p.Phys.Device(); dev >= len(sb.Devices) || p.Phys.Block() < sb.Devices[dev].First || p.Phys.Block() >= sb.Devices[dev].Blocks {
+			if first {
+				c.problemLocked("reference to block %v: outside the pool's data area", p)
+			}
+			return
+		}
+		if err := w.add(w.want, space.Run{At: p.Phys, N: 1}, true); err != nil {
+			c.problemLocked("reference to block %v: %v", p, err)
+		}
+	}
+	page := func(p block.Pointer) {
+		if one(p); first {
+			c.report.Pages++
+			c.o.Progress.done.Add(1)
+		}
+	}
+	data := func(p block.Pointer) {
+		if one(p); first {
+			c.report.DataBlocks++
+		}
+	}
+	for _, t := range c.bmap.Trees() {
+		err := c.walk(ctx, t.Root, page, func(_ uint64, frame []byte) {
+			for i := range blockmap.Fanout {
+				if p := block.DecodePointer(frame[i*block.PointerSize:]); !p.IsHole() {
+					data(p)
+				}
+			}
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if err := c.bmap.OverlayPointers(func(p block.Pointer) error {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		data(p)
+		return nil
+	}); err != nil {
+		return err
+	}
+	roots := []block.Pointer{sb.Catalogue}
+	for _, d := range sb.Devices {
+		roots = append(roots, d.Counts)
+	}
+	for _, root := range roots {
+		if err := c.walk(ctx, root, page, func(uint64, []byte) {}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// node is a page of a tree, and the first leaf below it.
+type node struct {
+	ptr  block.Pointer
+	leaf uint64
+}
+
+// walk reads all pages of a tree, page by page proved by its parent. It calls
+// page for each and leaf for the content of each leaf, with mu held. A page
+// that cannot be read is a problem.
+func (c *checker) walk(ctx context.Context, root block.Pointer, page func(block.Pointer), leaf func(leaf uint64, frame []byte)) error {
+	if root.IsHole() {
+		return nil
+	}
+	return c.walkLevel(ctx, []node{{ptr: root}}, blockmap.Top, page, leaf)
+}
+
+func (c *checker) walkLevel(ctx context.Context, nodes []node, level int, page func(block.Pointer), leaf func(uint64, []byte)) error {
+	for group := range slices.Chunk(nodes, walkGroup) {
+		var children []node
+		err := c.bulk.read(ctx, len(group), func(i int) block.Pointer { return group[i].ptr }, func(i int, frame []byte, err error) {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			n := group[i]
+			page(n.ptr)
+			switch {
+			case err != nil:
+				c.whole = false
+				c.problemLocked("metadata page of level %d above leaf %d: %v", level, n.leaf, err)
+			case level == 0:
+				leaf(n.leaf, frame)
+			default:
+				for i := range uint64(blockmap.Fanout) {
+					if p := block.DecodePointer(frame[i*block.PointerSize:]); !p.IsHole() {
+						children = append(children, node{p, n.leaf + i<<((level-1)*space.TreeBits)})
+					}
+				}
+			}
+		})
+		if err != nil {
+			return err
+		}
+		if level > 0 {
+			slices.SortFunc(children, func(a, b node) int { return int(a.leaf) - int(b.leaf) })
+			if err := c.walkLevel(ctx, children, level-1, page, leaf); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// countsInMemory takes the counts of an open pool.
+func (c *checker) countsInMemory(_ context.Context, w *window) error {
+	for dev := range len(w.base) - 1 {
+		lo, hi := max(w.lo, w.base[dev]), min(w.hi, w.base[dev+1])
+		if lo < hi {
+			c.space.Counts(dev, lo-w.base[dev], w.have[lo-w.lo:hi-w.lo])
+		}
+	}
+	return nil
+}
+
+// countsStored puts the counts together from what is stored: the trees of
+// counts, the pages of the last fold and the overlays.
+func (c *checker) countsStored(ctx context.Context, w *window) error {
+	sb := c.machine.Superblock()
+	for dev, d := range sb.Devices {
+		err := c.walk(ctx, d.Counts, func(block.Pointer) {}, func(leaf uint64, frame []byte) {
+			for i, n := range frame {
+				at := block.At(dev, leaf*block.Size+uint64(i))
+				if n == 0 {
+					continue
+				}
+				if at.Block() >= d.Blocks {
+					c.problemLocked("block %v has reference count %d and is outside the device", at, n)
+				} else if i, ok := w.at(at); ok {
+					w.have[i] = n
+				}
+			}
+		})
+		if err != nil {
+			return err
+		}
+	}
+	taken, freed := c.machine.FoldPages()
+	for _, r := range taken {
+		if err := w.add(w.have, r, true); err != nil {
+			return err
+		}
+	}
+	for _, r := range freed {
+		if err := w.add(w.have, r, false); err != nil {
+			return err
+		}
+	}
+	return c.bmap.OverlayPointers(func(p block.Pointer) error {
+		return w.add(w.have, space.Run{At: p.Phys, N: 1}, true)
+	})
+}
