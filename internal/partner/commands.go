@@ -31,7 +31,7 @@ func (r *Referee) move(m Message) {
 	}
 	t.to, t.cmd, t.planned, t.reason = to.name, m.Cmd, true, m.Reason
 	t.since = r.now
-	t.failedBy, t.wait = "", 0
+	clear(t.failed)
 	if t.holder == "" {
 		// Left by a guest that died and was not taken over.
 		t.deaths = 0
@@ -87,7 +87,7 @@ func (r *Referee) Tick(now time.Time) {
 				r.kill(s, t.to, "it did not release "+id)
 			}
 		}
-		if t.holder == "" && !now.Before(t.retryAt) {
+		if t.holder == "" && t.retryDue(now) {
 			r.place(id, BasisReleased)
 		}
 	}
@@ -115,7 +115,9 @@ func (r *Referee) Next() time.Time {
 	for _, t := range r.titles {
 		earlier(t.moveEnd)
 		if t.holder == "" {
-			earlier(t.retryAt)
+			for _, b := range t.failed {
+				earlier(b.at)
+			}
 		}
 	}
 	return next

@@ -80,7 +80,7 @@ func (r *Referee) grantable(t *title) bool {
 
 // barred tells whether the guest failed to open the identity just now.
 func (r *Referee) barred(t *title, s *seat) bool {
-	return t.failedBy == s.name && r.now.Before(t.retryAt)
+	return r.now.Before(t.failed[s.name].at)
 }
 
 func (r *Referee) grant(id string, t *title, s *seat, basis string) {

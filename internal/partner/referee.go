@@ -78,10 +78,26 @@ type title struct {
 	reason string
 	since  time.Time
 	deaths int // guests that died while they opened it, in a row
-	// A guest that failed to open it is not asked again before retryAt.
-	failedBy string
-	retryAt  time.Time
-	wait     time.Duration
+	// failed are the guests that could not open it. Each has a wait of its
+	// own, so that two that both fail do not hand it to and fro.
+	failed map[string]backoff
+}
+
+// backoff says when a guest that failed to open an identity is asked again.
+type backoff struct {
+	at   time.Time
+	wait time.Duration // until then; the next is twice as long
+}
+
+// retryDue tells whether some guest that failed may be asked again, or none
+// has failed.
+func (t *title) retryDue(now time.Time) bool {
+	for _, b := range t.failed {
+		if !now.Before(b.at) {
+			return true
+		}
+	}
+	return len(t.failed) == 0
 }
 
 // NewReferee returns a referee at a time, for guests none of which runs. A
@@ -101,7 +117,7 @@ func NewReferee(cfg RefereeConfig, now time.Time) *Referee {
 	}
 	for _, g := range cfg.Guests {
 		r.seats[g] = &seat{name: g, known: true, startAt: now, regions: map[string]Message{}, mapped: map[string]uint64{}}
-		r.titles[g] = &title{}
+		r.titles[g] = &title{failed: map[string]backoff{}}
 	}
 	return r
 }
@@ -277,7 +293,8 @@ func (r *Referee) fromGuest(m Message) {
 	switch m.Kind {
 	case KindServing:
 		t.phase = PhaseServing
-		t.deaths, t.failedBy, t.wait = 0, "", 0
+		t.deaths = 0
+		clear(t.failed)
 		r.clear("open:" + m.Identity)
 		r.settle(m.Identity, t, "")
 	case KindReleased:
@@ -321,9 +338,8 @@ func (r *Referee) settle(identity string, t *title, problem string) {
 
 func (r *Referee) openFailed(s *seat, t *title, m Message) {
 	r.free(t)
-	t.failedBy = s.name
-	t.wait = min(max(2*t.wait, time.Second), 30*time.Second)
-	t.retryAt = r.now.Add(t.wait)
+	wait := min(max(2*t.failed[s.name].wait, time.Second), 30*time.Second)
+	t.failed[s.name] = backoff{r.now.Add(wait), wait}
 	r.raise("open:"+m.Identity, fmt.Sprintf("%s could not serve %s: %s", s.name, m.Identity, m.Reason))
 	r.settle(m.Identity, t, m.Reason)
 	r.place(m.Identity, BasisReleased)
@@ -369,7 +385,8 @@ func (r *Referee) hello(s *seat, m Message) {
 		held[h.Identity] = true
 		t.holder, t.term, t.phase = s.name, h.Term, h.Phase
 	}
-	for id, t := range r.titles {
+	for _, id := range r.cfg.Guests {
+		t := r.titles[id]
 		if t.holder != s.name {
 			continue
 		}
