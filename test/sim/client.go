@@ -107,9 +107,11 @@ func (w *World) sessions() []*session {
 	return all
 }
 
-// idle says that no client waits for anything.
+// idle says that no client waits for anything that it can get.
 func (w *World) idle() bool {
-	return !slices.ContainsFunc(w.sessions(), func(s *session) bool { return len(s.todo)+len(s.flying) > 0 })
+	return !slices.ContainsFunc(w.sessions(), func(s *session) bool {
+		return len(s.todo)+len(s.flying) > 0 && !w.pools[s.identity].lost()
+	})
 }
 
 func (s *session) add(r *request) {
@@ -287,7 +289,7 @@ func write(ctx context.Context, v block.Volume, off int64, data []byte, pause ti
 func (c *conn) reply(r *request, data []byte, err error) {
 	w := c.s.w
 	if c.p.hung {
-		c.p.frozen = append(c.p.frozen, &event{run: func() { c.reply(r, data, err) }})
+		c.p.freeze(func() { c.reply(r, data, err) })
 		return
 	}
 	if errors.Is(err, context.Canceled) || errors.Is(err, block.ErrClosed) || errors.Is(err, block.ErrStale) {

@@ -209,7 +209,7 @@ func (h *handle) submit(f *flight) {
 		return
 	}
 	if h.p.hung {
-		h.p.frozen = append(h.p.frozen, &event{run: func() { h.submit(f) }})
+		h.p.freeze(func() { h.submit(f) })
 		return
 	}
 	if h.closed || d.holder != h {
@@ -285,7 +285,7 @@ func (d *disk) complete(f *flight) {
 		}
 		if h.p.hung {
 			// Nobody is there to see it.
-			h.p.frozen = append(h.p.frozen, &event{run: func() { d.complete(f) }})
+			h.p.freeze(func() { d.complete(f) })
 			return
 		}
 		if !f.arrived {

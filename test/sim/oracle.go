@@ -89,6 +89,9 @@ func (pl *pool) refused(err error) {
 	pl.w.violate("the pool of %s does not open: %v", pl.identity, err)
 }
 
+// lost tells whether damage keeps the pool shut.
+func (pl *pool) lost() bool { return pl.damaged && pl.refusal != nil }
+
 // adopted takes note of a pool that was just opened by t. A log that was
 // carried over must hold exactly what was published; after a power cut a
 // prefix of it with all that was flushed.
@@ -311,7 +314,7 @@ func (w *World) answered(r *request, data []byte, err error) {
 	v := pl.volumes[r.s.volume]
 	if err != nil {
 		r.s.errs = append(r.s.errs, err)
-		if len(r.published) > 0 && r.tries == 1 {
+		if len(r.published) > 0 && r.tries == 1 && !r.fua { // of a FUA the flush may have failed
 			w.violate("%s failed (%v) and took effect", r, err)
 		}
 		if !pl.mayFail(r, err) {

@@ -214,22 +214,19 @@ func (p *proc) open(a partner.Action) {
 				}
 			}
 		}
-		w.post(nil, func() {
-			if p.dead.Load() {
-				p.wg.Go(func() { t.abandon(q) })
-				return
-			}
-			p.opened(t, q, err)
-		})
+		w.post(nil, func() { p.opened(t, q, err) })
 	})
 }
 
 // opened takes in what opening a pool came to.
 func (p *proc) opened(t *tenant, q *spool.Pool, err error) {
 	w := p.w
+	if p.dead.Load() {
+		p.wg.Go(func() { t.abandon(q) })
+		return
+	}
 	if p.hung {
-		p.frozen = append(p.frozen, &event{run: func() { p.opened(t, q, err) }})
-		t.pool = q // so that it is found should the guest be killed
+		p.freeze(func() { p.opened(t, q, err) })
 		return
 	}
 	m := partner.Message{Kind: partner.KindOpened, Identity: t.identity, Term: t.term}
@@ -390,12 +387,19 @@ func (w *World) kill(p *proc, why string) {
 				})
 			}
 		}
-		w.scribble(id)
+		if t.pool != nil && !t.closed.Load() {
+			w.scribble(id)
+		}
 	}
 	p.cancel()
 	for _, h := range p.handles {
 		if !h.orphan && (!h.closed || len(h.flying) > 0) {
 			h.desert()
+		}
+	}
+	for _, e := range p.frozen {
+		if e.always {
+			e.run()
 		}
 	}
 	p.frozen, p.hung = nil, false
@@ -422,6 +426,9 @@ func (w *World) reap(p *proc, why string) {
 	}
 	w.host.reaped(p, why)
 }
+
+// freeze puts off what a hung guest has begun until it goes on, or dies.
+func (p *proc) freeze(run func()) { p.frozen = append(p.frozen, &event{run: run, always: true}) }
 
 // hang stops a guest until thaw.
 func (w *World) hang(p *proc) {

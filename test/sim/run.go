@@ -236,19 +236,8 @@ func (w *World) finish() error {
 		}
 	}
 	w.startAgent()
-	lost := func() bool { // damage may keep a pool shut
-		for _, id := range w.host.names {
-			if pl := w.pools[id]; pl.refusal != nil && pl.damaged {
-				return true
-			}
-		}
-		return false
-	}
-	if !w.until(patience, func() bool { return w.protected() || lost() }) && w.fail == nil {
+	if !w.until(patience, w.protected) && w.fail == nil {
 		w.violate("the pair does not recover: %s", w.waiting())
-	}
-	if lost() {
-		return w.fail
 	}
 	steps := []func() error{w.settle, w.verify, w.atRest, w.settle}
 	for _, step := range steps {

@@ -14,6 +14,7 @@ import (
 var (
 	seeds = flag.Int("seeds", 0, "number of random runs")
 	first = flag.Uint64("first", 0, "seed of the first random run; 0 draws one")
+	tries = flag.Int("shrink", 300, "runs to spend on making a failing script smaller")
 	trail = flag.Int("trace", 60, "lines of trace to show of a failing run")
 )
 
@@ -69,7 +70,7 @@ func TestRandom(t *testing.T) {
 func report(t *testing.T, seed uint64, err error) {
 	t.Helper()
 	t.Logf("seed %d: %v", seed, err)
-	small := Shrink(Draw(seed), 300, func(s *Script) bool { return kindOf(Run(t, s, 0).Err) == kindOf(err) })
+	small := Shrink(Draw(seed), *tries, func(s *Script) bool { return kindOf(Run(t, s, 0).Err) == kindOf(err) })
 	r := Run(t, small, *trail)
 	t.Fatalf("seed %d fails: %v\nplay it again with: go test ./test/sim -run TestRandom -first=%d -seeds=1\n"+
 		"shrunk to this scenario, which fails with: %v\n----\n%s----\nthe end of its trace:\n%s", seed, err, seed, r.Err, small, r.Trace)

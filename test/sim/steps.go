@@ -122,11 +122,33 @@ func (w *World) doClient(l Line) error {
 	return nil
 }
 
+// settle waits until all clients have their answers. While something hinders
+// that, it does not insist.
 func (w *World) settle() error {
+	if w.hindered() {
+		w.until(5*time.Second, w.idle)
+		return nil
+	}
 	if !w.until(patience, w.idle) && w.fail == nil {
 		w.violate("starvation: %s", w.waiting())
 	}
 	return nil
+}
+
+// hindered tells whether a fault lasts because of which requests may have to
+// wait.
+func (w *World) hindered() bool {
+	for _, d := range w.disks {
+		if d.stuck || len(d.faults) > 0 || d.slow > 20 {
+			return true
+		}
+	}
+	for _, p := range w.procs {
+		if p.hung {
+			return true
+		}
+	}
+	return w.host.ref == nil
 }
 
 // waiting describes the requests that have no answer.
@@ -365,11 +387,11 @@ func (w *World) ask(id string, what string, run func(ctx context.Context, p *spo
 	return err
 }
 
-// sure ends the doubt about volumes that a command has brought, unless nobody
-// answered.
+// sure ends the doubt about volumes that a command has brought, unless it had no
+// answer or one that leaves it open.
 func (pl *pool) sure(err error, names ...string) {
 	for _, n := range names {
-		if !errors.Is(err, errNobody) {
+		if err == nil || errors.Is(err, block.ErrNoSpace) {
 			delete(pl.unsure, n)
 		}
 	}
@@ -605,10 +627,11 @@ func (w *World) alerted(g, key string) bool {
 	return p != nil && p.alerts[key] != ""
 }
 
-// protected says that every identity is served and every guest is up.
+// protected says that every identity is served, but for pools that are damaged
+// and refused, and that every guest is up.
 func (w *World) protected() bool {
 	for _, id := range w.host.names {
-		if p, _ := w.serving(id); p == nil || p.hung {
+		if p, _ := w.serving(id); (p == nil || p.hung) && !w.pools[id].lost() {
 			return false
 		}
 		if p := w.procs[id]; p == nil || p.dead.Load() {

@@ -67,6 +67,9 @@ type event struct {
 	what  string
 	owner *proc // whose instructions it takes, nil for the surroundings
 	run   func()
+	// always says that it must run even if the owner dies while it hangs, for
+	// product code waits for it.
+	always bool
 }
 
 type events []*event
@@ -91,7 +94,7 @@ func (q *events) Pop() any {
 // owner hangs, and never happens once it is dead.
 func (w *World) after(d time.Duration, owner *proc, what string, run func()) {
 	w.n++
-	heap.Push(&w.queue, &event{time.Now().Add(d), w.n, what, owner, run})
+	heap.Push(&w.queue, &event{at: time.Now().Add(d), n: w.n, what: what, owner: owner, run: run})
 }
 
 // inbox is where goroutines of product code leave what the World shall do.
