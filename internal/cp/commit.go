@@ -204,6 +204,7 @@ func (m *Machine) record(p *plan) error {
 	if planted.Has(planted.FlushBeforeChain) && m.flush.starting {
 		// Flushes go on while the record that names their chain is written.
 		m.flush.started = true
+		m.flush.flushed.Store(uint64(m.last.Log))
 		m.flush.unlock()
 		defer m.flush.lock()
 	}

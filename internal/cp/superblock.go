@@ -16,9 +16,6 @@ import (
 // the copies of one lie half a MiB apart.
 func SuperblockAt(generation uint64) [2]uint64 {
 	slot := generation % 2
-	if planted.Has(planted.SuperblockOneSlot) {
-		slot = 0
-	}
 	return [2]uint64{1 + slot, 129 + slot}
 }
 

@@ -17,7 +17,6 @@ const (
 	RecordSyncMissing     Fault = "record-sync-missing"
 	SuperblockSyncMissing Fault = "superblock-sync-missing"
 	SyncFirstDeviceOnly   Fault = "sync-first-device-only"
-	SuperblockOneSlot     Fault = "superblock-one-slot"
 	ReuseBeforeCommit     Fault = "reuse-before-commit"
 	FreedAtFoldBegin      Fault = "freed-at-fold-begin"
 	ReleaseBeforeCommit   Fault = "release-before-commit"

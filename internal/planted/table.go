@@ -31,7 +31,6 @@ var table = []Info{
 	{string(ResizeNotCommitted), "replay skips changes of volumes that it knows already: a resize or new name is gone after a takeover", "internal/cp: Machine.replay", recovery},
 	{string(CountsWithoutJournal), "recovery does not count the blocks that only the journal maps, so they are given out again", "internal/cp: Machine.LoadCounts", accounting},
 	{string(SuperblockSyncMissing), "journal space and pages are reused before the superblock that frees them is durable", "internal/cp: WriteSuperblock", durability},
-	{string(SuperblockOneSlot), "all generations of the superblock go to one slot: a torn write leaves none", "internal/cp: SuperblockAt", durability},
 	{string(OlderSuperblockWins), "the first valid superblock is taken, not the newest", "internal/cp: ReadSuperblock", recovery},
 	{string(FlushCoversLess), "a flush that waited for another counts as done with it, although that one had looked at the log before: the bug of group commits", "internal/cp: Flusher.try", durability},
 	{string(FlushBeforeChain), "flushes append to a chain that no durable commit names yet", "internal/cp: Machine.record", durability},

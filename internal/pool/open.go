@@ -235,7 +235,7 @@ func (op *opener) attachLog() (err error) {
 	id, _ := op.region.Committed()
 	adopted := op.region.Header().ID == op.sb.RegionID
 	if planted.Has(planted.RegionReplaced) && op.region.Header().Owner != op.o.Owner {
-		adopted = false
+		adopted, op.payload = false, op.label.LogBytes
 	}
 	if adopted {
 		if id > op.machine.CP() {
