@@ -51,19 +51,23 @@ type Volume interface {
 // MaxIO is the largest single read or write in bytes.
 const MaxIO = 32 << 20
 
-// Write is a staged write. Exactly one of Commit and Abort must be called,
-// by one goroutine.
+// Write is a staged write, of one goroutine. It ends with a TryCommit that
+// returns true or an error, with Commit, whatever it returns, or with Abort;
+// one of these must happen, and nothing may be called afterwards.
+//
+// So an error of TryCommit or Commit consumes the write: nothing was written,
+// its memory has been given back, and Abort must not be called.
 type Write interface {
 	// Buffers returns the memory that the payload is to be received into;
-	// their lengths add up to the length of the write. They are invalid after
-	// Commit or Abort.
+	// their lengths add up to the length of the write. They are invalid once
+	// the write has ended.
 	Buffers() [][]byte
 	// TryCommit publishes the write as Commit does and returns true, or does
-	// nothing and returns false when that would have to wait (a partial block
-	// whose rest must be read from a device).
+	// nothing and returns false when that would have to wait (for a partial
+	// block whose rest must be read from a device, or for space to be freed).
 	TryCommit() (bool, error)
 	// Commit publishes the write: after it returns nil the write may be
-	// acknowledged. With an error nothing was written.
+	// acknowledged.
 	Commit(ctx context.Context) error
 	// Abort gives the memory back. Nothing was written.
 	Abort()
