@@ -34,6 +34,32 @@ func (m mapped) seal(off int, v uint64) {
 	atomic.StoreUint64((*uint64)(unsafe.Add(m.base, off)), v)
 }
 
+// Store is one word that a publication stores, at an offset in the section.
+type Store struct {
+	Off  int
+	Word [8]byte
+}
+
+// Stores returns what publishing recs stores, in order, and stores nothing: a
+// process may die after any of them. The log must be a copy that is thrown away,
+// for it takes recs for published. It returns nil when they do not fit.
+func (l *Log) Stores(recs []Record) []Store {
+	var r listing
+	publish(&r, l, recs)
+	return r.stores
+}
+
+// listing is a sink that writes down.
+type listing struct{ stores []Store }
+
+func (r *listing) word(off int, v uint64) {
+	s := Store{Off: off}
+	binary.NativeEndian.PutUint64(s.Word[:], v)
+	r.stores = append(r.stores, s)
+}
+
+func (r *listing) seal(off int, v uint64) { r.word(off, v) }
+
 // fixed returns the word whose bytes in memory are v in little-endian order.
 func fixed(v uint64) uint64 {
 	var b [8]byte

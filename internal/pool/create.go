@@ -19,6 +19,10 @@ const (
 	minLog     = 1 << 20
 	maxLog     = 64 << 30
 	maxName    = 64
+
+	// minJournal takes the largest consistency point of the smallest log, and
+	// the fold after it.
+	minJournal = 12 * block.Size
 )
 
 // CreateOptions says what pool to make.
@@ -27,6 +31,9 @@ type CreateOptions struct {
 	Identity string // of the guest that the pool belongs to
 	Devices  []hpdi.Device
 	LogBytes int64 // payload of the operation log; 256 MiB if 0
+	// JournalBytes is the size of the metadata journal, by the sizes of log and
+	// devices if 0. A small one makes folds frequent.
+	JournalBytes int64
 	// Force allows devices that are labelled already. All that is on them is
 	// lost.
 	Force bool
@@ -47,15 +54,18 @@ func (o *CreateOptions) Validate() error {
 		return fmt.Errorf("a pool of %d devices; 1 to %d are possible: %w", len(o.Devices), maxDevices, block.ErrInvalid)
 	case o.LogBytes < minLog || o.LogBytes > maxLog || o.LogBytes%block.Size != 0:
 		return fmt.Errorf("operation log of %d bytes; %d to %d in steps of %d are possible: %w", o.LogBytes, minLog, int64(maxLog), block.Size, block.ErrInvalid)
+	case o.JournalBytes != 0 && (o.JournalBytes < max(minJournal, o.LogBytes/32) || o.JournalBytes%block.Size != 0):
+		return fmt.Errorf("metadata journal of %d bytes; %d and more are possible, in steps of %d: %w", o.JournalBytes, max(minJournal, o.LogBytes/32), block.Size, block.ErrInvalid)
 	}
 	return nil
 }
 
 // layout divides device 0: labels and superblocks, the metadata journal, the
 // flush log, data. The journal takes 32 of the largest consistency points, and
-// more on large devices, whose folds list more pages. The flush log is twice
-// the operation log and some, so that all that is uncommitted always fits.
-func layout(index int, blocks uint64, logBytes int64) Layout {
+// more on large devices, whose folds list more pages, unless journalBytes is
+// given. The flush log is twice the operation log and some, so that all that is
+// uncommitted always fits.
+func layout(index int, blocks uint64, logBytes, journalBytes int64) Layout {
 	if index > 0 {
 		return Layout{First: block.TrackBlocks}
 	}
@@ -64,10 +74,13 @@ func layout(index int, blocks uint64, logBytes int64) Layout {
 	const mib = 1 << 20 / block.Size
 	journal := max(logBlocks*40*32/block.Size, blocks/8192)
 	journal = track(min(max(journal, 4*mib), 256*mib))
+	if journalBytes > 0 {
+		journal = uint64(journalBytes) / block.Size
+	}
 	l := Layout{Journal: block.TrackBlocks, JournalBlocks: journal}
 	l.Flush = l.Journal + l.JournalBlocks
 	l.FlushBlocks = track(2*logBlocks + mib)
-	l.First = l.Flush + l.FlushBlocks
+	l.First = track(l.Flush + l.FlushBlocks)
 	return l
 }
 
@@ -119,7 +132,7 @@ func newLabel(o CreateOptions, id block.PoolID, index int, dev hpdi.Device) (Lab
 	}
 	l := Label{Pool: id, Index: index, Name: o.Name, Identity: o.Identity, Blocks: uint64(info.Size) / block.Size, LogBytes: o.LogBytes}
 	_, _ = rand.Read(l.Device[:])
-	l.Layout = layout(index, l.Blocks, o.LogBytes)
+	l.Layout = layout(index, l.Blocks, o.LogBytes, o.JournalBytes)
 	if need := l.Layout.First + 4*block.TrackBlocks; l.Blocks < need {
 		return Label{}, fmt.Errorf("device %s has %d bytes; with an operation log of %d it needs at least %d: %w",
 			info.Name, info.Size, o.LogBytes, need*block.Size, block.ErrInvalid)

@@ -16,7 +16,7 @@ var update = flag.Bool("update", false, "write golden files anew")
 func testLabel() Label {
 	return Label{
 		Pool: block.PoolID{1, 2, 3, 4}, Device: block.DeviceID{0xd0, 0xd1}, Name: "pool", Identity: "a",
-		Blocks: 65536, LogBytes: testLog, Layout: layout(0, 65536, testLog),
+		Blocks: 65536, LogBytes: testLog, Layout: layout(0, 65536, testLog, 0),
 	}
 }
 
