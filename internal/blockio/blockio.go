@@ -120,14 +120,16 @@ type Fetch struct {
 // and the rest at once. Each has its own result; the error returned is the
 // first of them.
 func (r *Reader) ReadAll(fetches []Fetch) error {
+	var first error
 	for chunk := range slices.Chunk(fetches, bounceBlocks) {
 		// A reader holds one buffer at a time, so that readers cannot wait for
-		// each other in a circle.
-		if err := r.readChunk(chunk); err != nil {
-			return err
+		// each other in a circle. An error ends nothing: a fetch that was not
+		// tried would look like one that succeeded.
+		if err := r.readChunk(chunk); err != nil && first == nil {
+			first = err
 		}
 	}
-	return nil
+	return first
 }
 
 func (r *Reader) readChunk(fetches []Fetch) error {
