@@ -201,13 +201,6 @@ func (m *Machine) record(p *plan) error {
 	if planted.Has(planted.FlushPositionKept) && m.last.Flush.Nonce == pos.Nonce {
 		p.Flush = m.last.Flush
 	}
-	if planted.Has(planted.FlushBeforeChain) && m.flush.starting {
-		// Flushes go on while the record that names their chain is written.
-		m.flush.started = true
-		m.flush.flushed.Store(uint64(m.last.Log))
-		m.flush.unlock()
-		defer m.flush.lock()
-	}
 	r := &record{Epoch: m.sb.Epoch, Type: typeCommit, Commit: p.commit}
 	if planted.Has(planted.DeletedResurrected) {
 		r.Commit.Catalogue = slices.DeleteFunc(slices.Clone(p.Catalogue), func(ch catalogue.Change) bool { return ch.Put == nil })

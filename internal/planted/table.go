@@ -33,7 +33,7 @@ var table = []Info{
 	{string(SuperblockSyncMissing), "journal space and pages are reused before the superblock that frees them is durable", "internal/cp: WriteSuperblock", durability},
 	{string(OlderSuperblockWins), "the first valid superblock is taken, not the newest", "internal/cp: ReadSuperblock", recovery},
 	{string(FlushCoversLess), "a flush that waited for another counts as done with it, although that one had looked at the log before: the bug of group commits", "internal/cp: Flusher.try", durability},
-	{string(FlushBeforeChain), "flushes append to a chain that no durable commit names yet", "internal/cp: Machine.record", durability},
+	{string(FlushBeforeChain), "the flush log's chain begins when the pool is opened: flushes append to it before a durable commit names it", "internal/cp: NewFlusher", durability},
 	{string(FlushNonceReused), "every chain of the flush log has the same nonce: batches of an earlier one pass for its own, as with a reused salt", "internal/cp: Flusher.positionLocked", recovery},
 	{string(PublishBeforeRecord), "the position counts as published before the record is stored: a death in between looks like lost records", "internal/oplog: publish", recovery},
 	{string(ReleaseNotRecorded), "a release is not stored in the region: recovery replays records whose extents are in use again", "internal/oplog: release", recovery},
