@@ -69,3 +69,7 @@ func (m *Map) Trees() map[block.VolumeID]Tree {
 	}
 	return all
 }
+
+// LeavesBelow returns how many leaves are below a page of a level, 1 for a
+// leaf itself.
+func LeavesBelow(level int) uint64 { return 1 << (level * fanBits) }

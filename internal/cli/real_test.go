@@ -50,6 +50,8 @@ func TestRealPair(t *testing.T) {
 			"pids":      findPIDs,
 			"same":      same,
 			"killagent": killAgent,
+			"regionof":  findRegion,
+			"flip":      flip,
 		},
 	})
 }
@@ -75,6 +77,39 @@ func statusOf(ts *testscript.TestScript, flags ...string) (st control.Status) {
 	ts.Check(ts.Exec("pollux", append([]string{"status", "--json"}, flags...)...))
 	ts.Check(json.Unmarshal([]byte(ts.ReadFile("stdout")), &st))
 	return st
+}
+
+// findRegion puts the file of the first guest's own region into a variable:
+// regionof VARIABLE.
+func findRegion(ts *testscript.TestScript, neg bool, words []string) {
+	if neg || len(words) != 1 {
+		ts.Fatalf("usage: regionof VARIABLE")
+	}
+	for _, r := range statusOf(ts).Guests[0].Region {
+		if r.Mapped == "owner" {
+			ts.Setenv(words[0], r.Path)
+			return
+		}
+	}
+	ts.Fatalf("the guest has no region")
+}
+
+// flip changes a byte of a file: flip FILE OFFSET.
+func flip(ts *testscript.TestScript, neg bool, words []string) {
+	if neg || len(words) != 2 {
+		ts.Fatalf("usage: flip FILE OFFSET")
+	}
+	at, err := strconv.ParseInt(words[1], 10, 64)
+	ts.Check(err)
+	f, err := os.OpenFile(ts.MkAbs(words[0]), os.O_RDWR, 0)
+	ts.Check(err)
+	var b [1]byte
+	_, err = f.ReadAt(b[:], at)
+	ts.Check(err)
+	b[0] ^= 1
+	_, err = f.WriteAt(b[:], at)
+	ts.Check(err)
+	ts.Check(f.Close())
 }
 
 // findPIDs puts the guests' processes into a variable: pids VARIABLE.

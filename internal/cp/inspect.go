@@ -9,6 +9,7 @@ import (
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/devices"
 	"github.com/pollux-storage/pollux/internal/ondisk"
+	"github.com/pollux-storage/pollux/internal/oplog"
 	"github.com/pollux-storage/pollux/internal/space"
 )
 
@@ -23,7 +24,8 @@ type SuperblockCopy struct {
 }
 
 // InspectSuperblocks reads all places of superblocks on device 0, whatever
-// they hold, and says which of them counts. It changes nothing.
+// they hold, and says which of them counts: of those of the given pool, or of
+// any if that is zero. It changes nothing.
 func InspectSuperblocks(set *devices.Set, pool block.PoolID) ([]SuperblockCopy, error) {
 	buf, err := hpdi.Alloc(block.Size)
 	if err != nil {
@@ -39,7 +41,7 @@ func InspectSuperblocks(set *devices.Set, pool block.PoolID) ([]SuperblockCopy, 
 			if c.Err == nil {
 				c.Superblock, c.Err = DecodeSuperblock(buf)
 			}
-			if c.Err == nil && c.Superblock.Pool != pool {
+			if c.Err == nil && pool != (block.PoolID{}) && c.Superblock.Pool != pool {
 				c.Err = fmt.Errorf("it is of pool %v: %w", c.Superblock.Pool, block.ErrCorrupt)
 			}
 			if c.Err == nil {
@@ -69,7 +71,8 @@ type JournalRecord struct {
 	// Of a consistency point.
 	CP        block.CP
 	Log       block.Seq
-	Mappings  int // blocks that were mapped, in Runs pieces
+	Flush     oplog.DiskPos // where the flush log has to be scanned from
+	Mappings  int           // blocks that were mapped, in Runs pieces
 	Runs      int
 	Holes     int // ranges
 	Catalogue int // changes of the list of volumes
@@ -115,7 +118,7 @@ func InspectJournal(set *devices.Set, sb *Superblock, start, blocks uint64, fn f
 	}
 	end := JournalEnd{At: j.at(j.next.Offset), Offset: j.next.Offset, Number: j.next.Number}
 	var err error
-	if end.Why, err = w.whyNot(j.next); err != nil {
+	if end.Why, end.Damage, err = w.whyNot(j.next); err != nil || end.Damage != nil {
 		return end, err
 	}
 	if end.Damage = j.damaged(); end.Damage != nil && !errors.Is(end.Damage, block.ErrCorrupt) {
@@ -132,7 +135,7 @@ func describe(r *record, fold uint64) JournalRecord {
 		return d
 	}
 	c := &r.Commit
-	d.CP, d.Log, d.Holes, d.Runs, d.Catalogue = c.CP, c.Log, len(c.Holes), len(c.Runs), len(c.Catalogue)
+	d.CP, d.Log, d.Flush, d.Holes, d.Runs, d.Catalogue = c.CP, c.Log, c.Flush, len(c.Holes), len(c.Runs), len(c.Catalogue)
 	for i := range c.Runs {
 		d.Mappings += len(c.Runs[i].Sums)
 	}
@@ -146,34 +149,37 @@ func blocksOf(runs []space.Run) (n int) {
 	return n
 }
 
-// whyNot says why no record of the chain is at pos: about the place right
-// there, or, when nothing can be there, about the start of the area.
-func (w *window) whyNot(pos JournalPos) (string, error) {
+// whyNot says why no record of the chain is at pos, and whether one ought to
+// be.
+func (w *window) whyNot(pos JournalPos) (why string, damage, err error) {
 	off := pos.Offset % w.j.size
 	b, err := w.bytes(off, block.Size)
 	if err != nil {
-		return "", err
+		return "", nil, err
 	}
 	if _, err := ondisk.Open(b, ondisk.KindJournal, journalVersion); errors.Is(err, ondisk.ErrMagic) {
-		return "no record begins there", nil
+		return "no record begins there", nil, nil
 	}
 	n, ok := recordLength(b)
 	if !ok {
-		return fmt.Sprintf("what begins there claims a length of %d bytes", binary.LittleEndian.Uint32(b[12:])), nil
+		return fmt.Sprintf("what begins there claims a length of %d bytes", binary.LittleEndian.Uint32(b[12:])), nil, nil
 	}
 	if b, err = w.bytes(off, n); errors.Is(err, errBeyond) {
-		return "what begins there claims to reach beyond the end of the journal", nil
+		return "what begins there claims to reach beyond the end of the journal", nil, nil
 	} else if err != nil {
-		return "", err
+		return "", nil, err
 	}
 	r, _, err := decodeRecord(b, w.j.pool)
 	switch {
 	case err != nil:
-		return fmt.Sprintf("the record there is not whole: %v", err), nil
+		return fmt.Sprintf("the record there is not whole: %v", err), nil, nil
 	case r.Number != pos.Number:
-		return fmt.Sprintf("record %d is there, of an earlier lap", r.Number), nil
+		return fmt.Sprintf("record %d is there, of an earlier lap", r.Number), nil, nil
 	}
-	return fmt.Sprintf("the record there follows one with checksum %08x, not %08x", r.Prev, pos.Prev), nil
+	// Records are synced one after the other: this one was made after a whole
+	// predecessor.
+	why = fmt.Sprintf("it follows a record with checksum %08x, and the one before it has %08x", r.Prev, pos.Prev)
+	return why, &block.CorruptError{What: "journal record", Where: fmt.Sprintf("device block %v, record %d", w.j.at(pos.Offset), pos.Number), Why: why}, nil
 }
 
 // FoldPages returns the metadata blocks that the last fold took and freed:

@@ -1,0 +1,247 @@
+package cli
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/pollux-storage/pollux/internal/dump"
+)
+
+// The results of package dump, as people see them. For programs they are what
+// they are there.
+type (
+	dumpedLabels      dump.Labels
+	dumpedSuperblocks dump.Superblocks
+	dumpedJournal     dump.Journal
+	dumpedLog         dump.FlushLog
+	dumpedRegion      dump.Region
+	dumpedMap         dump.Map
+	dumpedCounts      dump.Counts
+)
+
+func (d *dumpedLabels) found() *dump.Found      { return &d.Found }
+func (d *dumpedSuperblocks) found() *dump.Found { return &d.Found }
+func (d *dumpedJournal) found() *dump.Found     { return &d.Found }
+func (d *dumpedLog) found() *dump.Found         { return &d.Found }
+func (d *dumpedRegion) found() *dump.Found      { return &d.Found }
+func (d *dumpedMap) found() *dump.Found         { return &d.Found }
+func (d *dumpedCounts) found() *dump.Found      { return &d.Found }
+
+// cells makes a row of a table.
+func cells(values ...any) []string {
+	row := make([]string, len(values))
+	for i, v := range values {
+		row[i] = orDash(fmt.Sprint(v))
+	}
+	return row
+}
+
+// columns shows things side by side: a row for each of their facts.
+func columns(s *session, names []string, facts [][]string) error {
+	rows := make([][]string, len(names))
+	for i, n := range names {
+		rows[i] = []string{n}
+		for _, f := range facts {
+			rows[i] = append(rows[i], orDash(f[i]))
+		}
+	}
+	return table(s.out, rows)
+}
+
+// extent shows a range of blocks, nothing for none.
+func extent(first, n uint64) string {
+	if n == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%d to %d", first, first+n-1)
+}
+
+func yes(v bool) string {
+	if v {
+		return "yes"
+	}
+	return "no"
+}
+
+func (d *dumpedLabels) print(s *session) error {
+	var facts [][]string
+	for _, l := range d.Copies {
+		if !l.Valid {
+			facts = append(facts, append(cells(l.Block, "no"), make([]string, 9)...))
+			continue
+		}
+		facts = append(facts, cells(l.Block, "yes", l.Name, l.Pool, l.Owner, l.Number, l.Device, l.Blocks,
+			extent(l.Journal, l.JournalBlocks), extent(l.Flush, l.FlushBlocks), fmt.Sprintf("%d to %d", l.Data, l.Blocks-1)))
+	}
+	return columns(s, []string{"block", "valid", "pool", "pool id", "guest", "device number", "device id", "blocks",
+		"journal", "flush log", "data"}, facts)
+}
+
+func (d *dumpedSuperblocks) print(s *session) error {
+	names := []string{"block", "valid", "counts", "generation", "epoch", "consistency point", "log position", "fold", "used blocks",
+		"journal from", "flush log from", "catalogue", "region", "boot", "devices"}
+	var facts [][]string
+	for _, b := range d.Slots {
+		if b.Pool == "" {
+			facts = append(facts, append(cells(b.Block, "no", "no"), make([]string, len(names)-3)...))
+			continue
+		}
+		facts = append(facts, cells(b.Block, yes(b.Valid), yes(b.Wins), b.Generation, b.Epoch, b.CP, b.Log, b.Fold, b.Used,
+			fmt.Sprintf("record %d", b.JournalNumber), fmt.Sprintf("batch %d", b.FlushBatch), b.Catalogue, b.RegionID, b.BootID, len(b.Devices)))
+	}
+	if err := columns(s, names, facts); err != nil {
+		return err
+	}
+	for _, b := range d.Slots {
+		if !b.Wins {
+			fmt.Fprintf(s.out, "block %d does not count: %s\n", b.Block, b.Why)
+		}
+	}
+	return nil
+}
+
+func (d *dumpedJournal) print(s *session) error {
+	fmt.Fprintf(s.out, "journal of pool %s: blocks %s\n", d.Pool, extent(d.Start, d.Blocks))
+	rows := [][]string{{"RECORD", "BLOCK", "BYTES", "EPOCH", "PREV", "SUM", "KIND", "CP", "LOG", "CONTENT"}}
+	for _, r := range d.Records {
+		cp, log := strconv.FormatUint(r.CP, 10), strconv.FormatUint(r.Log, 10)
+		content := fmt.Sprintf("%d mappings in %d runs, %d holes, %d changes of volumes", r.Mappings, r.Runs, r.Holes, r.Changes)
+		if r.Kind == "fold" {
+			cp, log = "", ""
+			content = fmt.Sprintf("fold %d: %d pages taken, %d freed", r.Fold, r.Taken, r.Freed)
+			if !r.Used {
+				content += "; it never got its superblock"
+			}
+		}
+		rows = append(rows, cells(r.Number, r.Block, r.Bytes, r.Epoch, r.Prev, r.Sum, r.Kind, cp, log, content))
+	}
+	if err := table(s.out, rows); err != nil {
+		return err
+	}
+	return printEnd(s, "record", d.End)
+}
+
+func printEnd(s *session, what string, e dump.End) error {
+	if e.Next == 0 {
+		_, err := fmt.Fprintln(s.out, e.Why)
+		return err
+	}
+	_, err := fmt.Fprintf(s.out, "the chain ends before %s %d, at byte %d of the device: %s\n", what, e.Next, e.At, e.Why)
+	return err
+}
+
+func (d *dumpedLog) print(s *session) error {
+	fmt.Fprintf(s.out, "flush log of pool %s: %s from byte %d on\n", d.Pool, humanSize(d.Bytes), d.Start)
+	rows := [][]string{{"BATCH", "AT", "BYTES", "EPOCH", "FIRST", "LAST", "RECORDS", "PAYLOAD", "DAMAGED", "FLUSHED BY THEN"}}
+	for _, b := range d.Batches {
+		rows = append(rows, cells(b.Number, b.At, b.Bytes, b.Epoch, b.First, b.Last, b.Records, b.Payload, b.Damaged, b.Durable))
+	}
+	if err := table(s.out, rows); err != nil {
+		return err
+	}
+	return printEnd(s, "batch", d.End)
+}
+
+func (d *dumpedRegion) print(s *session) error {
+	var facts [][]string
+	for _, h := range d.Headers {
+		if !h.Valid {
+			facts = append(facts, append(cells(h.At, "no", "no"), make([]string, 6)...))
+			continue
+		}
+		facts = append(facts, cells(h.At, "yes", yes(h.Wins), h.Generation, h.ID, h.Pool, h.Owner, h.Epoch, h.BootID))
+	}
+	if err := columns(s, []string{"header at", "valid", "counts", "generation", "region", "pool id", "owner", "epoch", "boot"}, facts); err != nil {
+		return err
+	}
+	fmt.Fprintf(s.out, "\nepoch now %d, %s, heartbeat %d, announced %d times, consistency point %d committed the log up to %d\n",
+		d.Epoch, orDash(d.State), d.Heartbeat, d.Announced, d.CP, d.Committed)
+	if l := d.Log; l != nil {
+		fmt.Fprintf(s.out, "operation log at byte %d: epoch %d, generation %d, %d extents, %d slots, begun after %d, released up to %d, published up to %d\n",
+			l.Offset, l.Epoch, l.Generation, l.Extents, l.Slots, l.Start, l.Tail, l.Head)
+	}
+	rows := [][]string{{"POSITION", "KIND", "VOLUME", "BLOCK", "BLOCKS", "EXTENT", "VERDICT"}}
+	for _, r := range d.Records {
+		ext := ""
+		if r.Kind == "write" {
+			ext = strconv.FormatUint(uint64(r.Extent), 10)
+		}
+		rows = append(rows, cells(r.Seq, r.Kind, r.Volume, r.LBA, r.Blocks, ext, r.Verdict))
+	}
+	return table(s.out, rows)
+}
+
+// pageRows shows pages of a tree.
+func pageRows(pages []dump.Page) [][]string {
+	rows := [][]string{{"LEVEL", "FROM BLOCK", "PLACE", "WRITTEN BY CP", "CHECKSUM", "ENTRIES", "VERDICT"}}
+	for _, p := range pages {
+		verdict := "good"
+		if !p.OK {
+			verdict = "BAD"
+		}
+		rows = append(rows, cells(p.Level, p.First, p.Place, p.Birth, p.Sum, p.Entries, verdict))
+	}
+	return rows
+}
+
+func (d *dumpedMap) print(s *session) error {
+	rows := [][]string{{"ID", "VOLUME", "SIZE", "BLOCKS IN TREE", "ROOT", "TRIMMED"}}
+	for _, v := range d.Volumes {
+		name := v.Name
+		if name == "" {
+			name = "(deleted)"
+		}
+		var trimmed []string
+		for _, r := range v.Pending {
+			trimmed = append(trimmed, fmt.Sprintf("%d-%d up to cp %d", r.Start, r.End-1, r.Limit))
+		}
+		rows = append(rows, cells(v.ID, name, humanSize(v.Size), v.Used, v.Root, strings.Join(trimmed, ", ")))
+	}
+	if err := table(s.out, rows); err != nil {
+		return err
+	}
+	fmt.Fprintf(s.out, "pool %s: %d mappings are in the journal and not in the trees\n", d.Pool, d.Unfolded)
+	if len(d.Pages) > 0 {
+		if err := table(s.out, pageRows(d.Pages)); err != nil {
+			return err
+		}
+	}
+	if b := d.Block; b != nil {
+		content := "good"
+		switch {
+		case !b.OK:
+			content = "BAD"
+		case b.Sum == "":
+			content = "zeroes"
+		}
+		inTree := b.InTree
+		if b.Dead {
+			inTree += ", trimmed"
+		}
+		if b.From != "journal" && !b.Dead {
+			fmt.Fprintf(s.out, "block %d: %s, checksum %s, content %s\n", b.LBA, b.Now, orDash(b.Sum), content)
+			return nil
+		}
+		fmt.Fprintf(s.out, "block %d: %s, from the journal (tree: %s), checksum %s, content %s\n", b.LBA, b.Now, inTree, orDash(b.Sum), content)
+	}
+	return nil
+}
+
+func (d *dumpedCounts) print(s *session) error {
+	for _, c := range d.Blocks {
+		fmt.Fprintf(s.out, "%d blocks with count %d\n", c.Blocks, c.Count)
+	}
+	fmt.Fprintf(s.out, "pool %s: %d mappings are in the journal and not counted yet\n", d.Pool, d.Unfolded)
+	rows := [][]string{{"DEVICE", "FROM BLOCK", "BLOCKS", "COUNT"}}
+	for _, r := range d.Runs {
+		rows = append(rows, cells(r.Device, r.First, r.Blocks, r.Count))
+	}
+	if err := table(s.out, rows); err != nil {
+		return err
+	}
+	if len(d.Bad) > 0 {
+		return table(s.out, pageRows(d.Bad))
+	}
+	return nil
+}

@@ -1,0 +1,177 @@
+package dump
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/oplog"
+	"github.com/pollux-storage/pollux/internal/region"
+)
+
+// Region is a region file and the operation log in it.
+type Region struct {
+	Found
+	File      string      `json:"file"`
+	Bytes     int64       `json:"bytes"`
+	Headers   []Header    `json:"headers"`
+	Heartbeat uint64      `json:"heartbeat"`
+	Epoch     uint64      `json:"epoch"` // the word that the owner looks at
+	State     string      `json:"state"`
+	Announced uint64      `json:"announced"`
+	CP        uint64      `json:"cp"`        // newest consistency point
+	Committed uint64      `json:"committed"` // log position of it
+	Log       *LogFacts   `json:"log,omitempty"`
+	Records   []LogRecord `json:"records"`
+}
+
+// Header is a copy of a region's header.
+type Header struct {
+	At         int64  `json:"at"`
+	Valid      bool   `json:"valid"`
+	Wins       bool   `json:"wins"`
+	Why        string `json:"why,omitempty"`
+	Generation uint64 `json:"generation,omitempty"`
+	ID         string `json:"id,omitempty"`
+	Pool       string `json:"pool,omitempty"`
+	Owner      string `json:"owner,omitempty"`
+	Epoch      uint64 `json:"epoch,omitempty"`
+	BootID     string `json:"boot,omitempty"`
+}
+
+// LogFacts are what the header of an operation log says, and its positions.
+type LogFacts struct {
+	Offset     int64  `json:"offset"` // of the section in the file
+	Pool       string `json:"pool"`
+	Epoch      uint64 `json:"epoch"`
+	Birth      uint64 `json:"birth"` // epoch in which it was made
+	Generation uint64 `json:"generation"`
+	Extents    uint64 `json:"extents"`
+	Slots      uint64 `json:"slots"`
+	Start      uint64 `json:"start"`
+	Tail       uint64 `json:"tail"` // released up to
+	Head       uint64 `json:"head"` // published up to
+}
+
+// LogRecord is a record of an operation log.
+type LogRecord struct {
+	Seq     uint64 `json:"seq"`
+	Kind    string `json:"kind,omitempty"`
+	Volume  uint32 `json:"volume,omitempty"`
+	LBA     uint64 `json:"lba"`
+	Blocks  uint64 `json:"blocks"`
+	Extent  uint32 `json:"extent"`
+	OK      bool   `json:"ok"`
+	Verdict string `json:"verdict"`
+}
+
+// ReadRegion shows a region file, of a guest that works, of one that died, or
+// a copy of either.
+func ReadRegion(path string, o Options) (*Region, error) {
+	in, err := region.Inspect(path)
+	if err != nil {
+		return nil, err
+	}
+	r := &Region{Found: o.found(), File: path, Bytes: in.Bytes, Headers: []Header{}, Records: []LogRecord{}}
+	r.Live = false // looking at memory needs no lock
+	for _, c := range in.Copies {
+		h := Header{At: c.At, Valid: c.Err == nil, Wins: c.Wins, Why: text(c.Err)}
+		if c.Err == nil {
+			x := c.Header
+			h.Generation, h.ID, h.Pool, h.Owner, h.Epoch, h.BootID = c.Generation, x.ID, x.Pool.String(), x.Owner, uint64(x.Epoch), x.BootID
+		} else {
+			r.bad("header of the region at byte %d: %v", c.At, c.Err)
+		}
+		r.Headers = append(r.Headers, h)
+	}
+	r.Damage = append(r.Damage, in.Odd...)
+	if in.Valid() {
+		r.words(in)
+		r.log(in)
+	}
+	return r, in.Close()
+}
+
+func (r *Region) words(in *region.Inspection) {
+	cp, seq := in.Committed()
+	r.Heartbeat, r.Epoch, r.State, r.Announced = in.Heartbeat(), uint64(in.Epoch()), in.State().String(), in.Announced()
+	r.CP, r.Committed = uint64(cp), uint64(seq)
+	if h := in.Header(); h.Epoch != in.Epoch() {
+		r.Notes = append(r.Notes, fmt.Sprintf("the header is of epoch %d and the word that the owner looks at is %d: "+
+			"somebody is taking the pool over, or died over it", h.Epoch, r.Epoch))
+	}
+}
+
+func (r *Region) log(in *region.Inspection) {
+	mem := in.Log()
+	if mem == nil {
+		return
+	}
+	offset := in.Header().Sections[0].Offset
+	v, err := oplog.OpenView(mem)
+	if err != nil {
+		r.bad("section at byte %d: %v", offset, err)
+		return
+	}
+	bad, lost := v.Damage()
+	for _, e := range bad {
+		r.Notes = append(r.Notes, e.Error()+"; its twin counts")
+	}
+	if lost != nil {
+		r.bad("section at byte %d: %v", offset, lost)
+	}
+	h, err := v.Header()
+	if err != nil {
+		r.bad("section at byte %d: %v", offset, err)
+		return
+	}
+	tail, head := v.Tail(), v.Head()
+	r.Log = &LogFacts{
+		Offset: offset, Pool: h.Pool.String(), Epoch: uint64(h.Epoch), Birth: uint64(h.Birth), Generation: h.Generation,
+		Extents: h.Extents, Slots: h.Slots, Start: uint64(h.Start), Tail: uint64(tail), Head: uint64(head),
+	}
+	for seq := tail + 1; seq <= head; seq++ {
+		rec := r.look(v, seq)
+		if rec != nil && r.row() {
+			r.Records = append(r.Records, *rec)
+		}
+	}
+	// After the head of a log that lost its end a record may still be whole.
+	if _, err := v.Get(head + 1); errors.Is(err, block.ErrCorrupt) && v.Head() == head {
+		r.bad("%v", err)
+	}
+}
+
+// look verifies one record and its payload. It returns nil when the record was
+// released meanwhile.
+func (r *Region) look(v *oplog.View, seq block.Seq) *LogRecord {
+	out := &LogRecord{Seq: uint64(seq), OK: true, Verdict: "good"}
+	rec, half, err := v.Look(seq)
+	if errors.Is(err, block.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		out.OK, out.Verdict = false, "LOST"
+		r.bad("%v", err)
+		return out
+	}
+	out.Kind, out.Volume, out.LBA, out.Blocks, out.Extent = rec.Kind.String(), uint32(rec.Volume), uint64(rec.LBA), rec.Count, uint32(rec.First)
+	if len(half) > 0 {
+		// A guest that died over it leaves the last record so.
+		out.Verdict = "one copy"
+		for _, e := range half {
+			r.Notes = append(r.Notes, e.Error()+"; its twin counts")
+		}
+	}
+	var blocks []string
+	for _, i := range v.VerifyPayload(&rec) {
+		blocks = append(blocks, fmt.Sprint(uint64(rec.LBA)+uint64(i)))
+	}
+	// The extents may have been used again since the record was released.
+	if len(blocks) > 0 && v.Tail() < seq {
+		out.OK, out.Verdict = false, "PAYLOAD "+strings.Join(blocks, ",")
+		r.bad("log record %d: payload of block %s of volume %d is damaged", seq, strings.Join(blocks, ", "), rec.Volume)
+	}
+	return out
+}
