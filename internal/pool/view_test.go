@@ -356,3 +356,49 @@ func TestBulkRead(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A check that reads data does not keep a pool from being handed over.
+func TestCloseEndsCheck(t *testing.T) {
+	r := newRig(t, 1, testSize)
+	f := r.faulty()
+	r.mustOpen()
+	v := r.volume("v", 512<<20)
+	for i := range 2 * dataLeaves { // two batches
+		if err := write(v, int64(i)<<20, pattern(byte(i%250+1))); err != nil {
+			t.Fatal(err)
+		}
+		if i%100 == 99 {
+			if err := r.Fold(context.Background()); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := r.Commit(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	var p [1]block.Pointer
+	if err := r.bmap.Lookup(1, 0, p[:]); err != nil {
+		t.Fatal(err)
+	}
+	reading, goOn := make(chan struct{}), make(chan struct{})
+	f[0].Add(blocktest.Rule{Op: hpdi.OpRead, Offset: int64(p[0].Phys.Block()) * block.Size, Length: block.Size, Count: 1,
+		Hold: func(*hpdi.Request) { close(reading); <-goOn }})
+	checked := make(chan error)
+	go func() {
+		report, err := r.Check(context.Background(), CheckOptions{Data: true})
+		if report.BlocksRead == 0 || report.BlocksRead >= 2*dataLeaves {
+			t.Errorf("%d blocks were read", report.BlocksRead)
+		}
+		checked <- err
+	}()
+	<-reading
+	r.stop()
+	r.gate.Close()
+	close(goOn)
+	if err := <-checked; !errors.Is(err, block.ErrClosed) {
+		t.Errorf("the check ended with %v", err)
+	}
+	if err := r.Pool.Release(context.Background()); err != nil {
+		t.Error(err)
+	}
+}
