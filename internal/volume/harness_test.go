@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/pollux-storage/pollux/hpdi"
@@ -37,7 +38,7 @@ type rig struct {
 	buf   []byte
 
 	lost    error        // what owned returns
-	full    int          // calls of full
+	full    atomic.Int64 // calls of full
 	relieve func() error // nil: relieves nothing
 }
 
@@ -83,7 +84,7 @@ func newRig(t testing.TB, o options) *rig {
 	s := &Store{Map: blockmap.NewMap(reader), Reader: reader, Gate: &Gate{}}
 	s.Map.AddVolume(1, blockmap.Tree{})
 	s.Dirty = dirty.New(dirty.Options{Log: r.log, Space: r.space,
-		Owned: func() error { return r.lost }, Full: func() { r.full++ }})
+		Owned: func() error { return r.lost }, Full: func() { r.full.Add(1) }})
 	s.Flush = func(context.Context) error { return errFlush }
 	s.Relieve = func(context.Context) error {
 		if r.relieve == nil {

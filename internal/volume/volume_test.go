@@ -1,21 +1,16 @@
 package volume
 
 import (
-	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"math"
-	"math/rand/v2"
 	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 
-	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/block/blocktest"
-	"github.com/pollux-storage/pollux/internal/oplog"
 )
 
 // every request on a range, for tables.
@@ -182,164 +177,6 @@ func TestGate(t *testing.T) {
 	}
 }
 
-// What was lost of the log's memory is an error, whoever wants it, and is not
-// taken into new blocks under a good checksum.
-func TestDamagedLog(t *testing.T) {
-	ctx := context.Background()
-	const size = 16 * block.Size
-	r := newRig(t, options{size: size, extents: 32, cache: 1 << 20})
-	good := pattern(1, size)
-	r.must(r.write(0, good))
-	g := r.Dirty.Freeze()
-	_, slots, _ := g.Blocks(1)
-	r.log.Payload(slots[5].Extent, 1)[99] ^= 2
-	got := make([]byte, size)
-	for name, err := range map[string]error{
-		"read":     r.Read(ctx, got, 0),
-		"try read": func() error { _, err := r.TryRead(got[:100], 5*block.Size); return err }(),
-	} {
-		if !errors.Is(err, block.ErrCorrupt) || !strings.Contains(err.Error(), "block 5 of volume vol") {
-			t.Errorf("%s: %v", name, err)
-		}
-	}
-	r.reads(0, good[:5*block.Size])
-	r.reads(6*block.Size, good[6*block.Size:])
-	for _, try := range []bool{true, false} {
-		w, err := r.Stage(ctx, 5*block.Size+1, 10)
-		r.must(err)
-		receive(t, w, pattern(2, 10))
-		if try {
-			ok, e := w.TryCommit()
-			if err = e; ok {
-				t.Error("committed")
-			}
-		} else {
-			err = w.Commit(ctx)
-		}
-		r.want(err, block.ErrCorrupt)
-	}
-	r.want(r.Trim(ctx, 5*block.Size+1, 10), block.ErrCorrupt)
-	// Other blocks of it can be written in part, and this one as a whole.
-	r.must(r.write(4*block.Size+1, pattern(2, 10)))
-	r.must(r.write(5*block.Size, pattern(3, block.Size)))
-	r.reads(5*block.Size, pattern(3, block.Size))
-	r.settled()
-}
-
-var errBroken = errors.New("broken")
-
-// Device errors come out as they are; damage says where it is.
-func TestDeviceErrors(t *testing.T) {
-	ctx := context.Background()
-	const size = 2048 * block.Size
-	r := newRig(t, options{size: size, extents: 64, cache: 0})
-	r.must(r.write(0, pattern(1, 16*block.Size)))
-	r.must(r.write(300*block.Size, pattern(1, block.Size)))
-	r.drain()
-	bad := r.where(3)
-	r.fault.Add(blocktest.Rule{Op: hpdi.OpRead, Err: errBroken, Offset: int64(bad.Phys.Block()) * block.Size, Length: block.Size})
-	p := make([]byte, 3*block.Size)
-	r.want(r.Read(ctx, p, 2*block.Size), errBroken)
-	r.want(r.write(3*block.Size+1, pattern(2, 10)), errBroken)
-	r.want(r.Trim(ctx, 3*block.Size+1, 2*block.Size), errBroken)
-	r.fault.Clear()
-	r.reads(0, pattern(1, 16*block.Size)) // nothing of what failed was written
-
-	r.crash.Corrupt(int64(bad.Phys.Block())*block.Size, 1)
-	err := r.Read(ctx, p, 2*block.Size)
-	if r.want(err, block.ErrCorrupt); err == nil || !strings.Contains(err.Error(), "volume vol: bytes [8192, 20480)") {
-		t.Errorf("%v does not say where", err)
-	}
-	r.want(r.write(3*block.Size+1, pattern(2, 10)), block.ErrCorrupt)
-	r.must(r.write(3*block.Size, pattern(2, block.Size)))
-	r.reads(3*block.Size, pattern(2, block.Size))
-	r.drain()
-
-	// A page of the map.
-	r.Fold()
-	r.fault.Add(blocktest.Rule{Op: hpdi.OpRead, Err: errBroken})
-	r.want(r.Read(ctx, p, 0), errBroken)
-	_, err = r.Status(ctx, 0, size, 9, nil)
-	r.want(err, errBroken)
-	w, err := r.Stage(ctx, 1, 1)
-	r.must(err)
-	if ok, err := w.TryCommit(); ok || err != nil {
-		t.Errorf("a page that is not in memory: %v %v", ok, err)
-	}
-	r.want(w.Commit(ctx), errBroken)
-	r.fault.Clear()
-	root := r.Map.Trees()[1].Root
-	r.crash.Corrupt(int64(root.Phys.Block())*block.Size, 1)
-	r.want(r.Read(ctx, p, 0), block.ErrCorrupt)
-	r.want(r.write(1, []byte{1}), block.ErrCorrupt)
-	r.settled()
-}
-
-// A block is read, and before the device has it, is committed anew and its old
-// place used for something else. The reader starts again.
-func TestStaleRead(t *testing.T) {
-	ctx := context.Background()
-	const size = 64 * block.Size
-	r := newRig(t, options{size: size, extents: 64, cache: 0})
-	r.must(r.write(0, pattern(1, 8*block.Size)))
-	r.drain()
-	for _, inPart := range []bool{false, true} {
-		old := r.where(2)
-		gate := blocktest.NewGate()
-		r.fault.Add(blocktest.Rule{Op: hpdi.OpRead, Hold: gate.Hold})
-		done := make(chan error, 1)
-		got := make([]byte, 4*block.Size)
-		go func() {
-			if inPart { // a partial block's rest
-				done <- r.write(2*block.Size+100, pattern(9, 50))
-			} else {
-				done <- r.Read(ctx, got, block.Size)
-			}
-		}()
-		<-gate.Arrived()
-		r.must(r.write(2*block.Size, pattern(5, block.Size)))
-		r.drain()
-		if r.where(2) == old {
-			t.Fatal("the block did not move")
-		}
-		r.crash.Corrupt(int64(old.Phys.Block())*block.Size, 255) // used anew
-		gate.Open()
-		r.must(<-done)
-		r.fault.Clear()
-		want := pattern(1, 8*block.Size)
-		copy(want[2*block.Size:], pattern(5, block.Size))
-		if inPart {
-			copy(want[2*block.Size+100:], pattern(9, 50))
-		} else if mismatch(got, want[block.Size:5*block.Size]) >= 0 {
-			t.Error("read something else")
-		}
-		r.reads(0, want)
-	}
-	r.settled()
-}
-
-// A reader that loses each race gives up in the end.
-func TestStaleForEver(t *testing.T) {
-	r := newRig(t, options{size: 8 * block.Size, extents: 64, cache: 0})
-	r.must(r.write(0, pattern(1, block.Size)))
-	r.drain()
-	moves := 0
-	r.fault.Add(blocktest.Rule{Op: hpdi.OpRead, Hold: func(*hpdi.Request) {
-		moves++
-		old := r.where(0)
-		r.must(r.write(0, pattern(byte(moves), block.Size)))
-		r.drain()
-		r.crash.Corrupt(int64(old.Phys.Block())*block.Size, 255)
-	}})
-	r.want(r.Read(context.Background(), make([]byte, block.Size), 0), errStale)
-	if moves != staleTries+1 {
-		t.Errorf("%d attempts", moves)
-	}
-	r.fault.Clear()
-	r.reads(0, pattern(byte(moves), block.Size))
-	r.settled()
-}
-
 // What would need a device, room or space is left to who can wait, and no
 // device is asked.
 func TestTryNeverWaits(t *testing.T) {
@@ -401,9 +238,9 @@ func TestTryNeverWaits(t *testing.T) {
 
 	held, err := r.TryStage(0, 13*block.Size)
 	r.must(err)
-	full := r.full
-	if w, err := r.TryStage(0, 1); w != nil || err != nil || r.full == full {
-		t.Errorf("a full log: %v %v, said %d times", w, err, r.full-full)
+	full := r.full.Load()
+	if w, err := r.TryStage(0, 1); w != nil || err != nil || r.full.Load() == full {
+		t.Errorf("a full log: %v %v, said %d times", w, err, r.full.Load()-full)
 	}
 	if r.fault.Hits() != 0 {
 		t.Error("a device was asked")
@@ -538,116 +375,5 @@ func TestWritesEnd(t *testing.T) {
 		t.Error("nothing to wait for, and yet it was not committed")
 	}
 	free("a commit", 5)
-	r.settled()
-}
-
-// A log that lacks extents although it has permits: a trim with partial ends
-// fails and keeps nothing.
-func TestExtentsLost(t *testing.T) {
-	ctx := context.Background()
-	r := newRig(t, options{size: 1 << 20, extents: 2})
-	r.must(r.write(0, pattern(1, 2*block.Size)))
-	for at := block.Size; at < len(r.mem)-block.Size; at += 64 {
-		// Both copies of the record: it is number 1 and a write.
-		if binary.LittleEndian.Uint64(r.mem[at:]) == 1 && r.mem[at+24] == byte(oplog.KindWrite) {
-			r.mem[at] ^= 0xff
-		}
-	}
-	r.drain()
-	if n := r.log.ExtentsFree(); n != 0 {
-		t.Fatalf("%d extents are free; the damage missed its aim", n)
-	}
-	r.want(r.Trim(ctx, 100, 2*block.Size-100), block.ErrCorrupt)
-	_, err := r.TryStage(0, 1)
-	r.want(err, block.ErrCorrupt)
-	_, err = r.Stage(ctx, 0, 1)
-	r.want(err, block.ErrCorrupt)
-	r.must(r.Trim(ctx, 0, 2*block.Size)) // needs no extent
-	r.reads(0, make([]byte, 2*block.Size))
-	if n := r.Gate.n.Load(); n != 0 {
-		t.Errorf("%d requests in the gate", n)
-	}
-}
-
-// Writers to different parts of the same blocks never undo each other, while
-// consistency points and folds move the blocks under them.
-func TestWritersOfOneBlock(t *testing.T) {
-	ctx := context.Background()
-	const seed, writers, blocks = 3, 4, 3
-	const part = block.Size / writers
-	r := newRig(t, options{size: blocks * block.Size, extents: 64, cache: 64 << 10})
-	stop := make(chan struct{})
-	var moving, wg sync.WaitGroup
-	moving.Go(func() {
-		for i := 0; ; i++ {
-			select {
-			case <-stop:
-				return
-			default:
-			}
-			r.Point()
-			if i%3 == 0 {
-				r.Fold()
-			}
-			if i%2 == 0 {
-				r.forget()
-			}
-		}
-	})
-	var last [writers][]byte
-	for me := range writers {
-		wg.Go(func() {
-			rng := rand.New(rand.NewPCG(seed, uint64(me)))
-			mine := make([]byte, blocks*part) // my part of each block
-			last[me] = mine
-			for i := range 1000 {
-				b, in := rng.IntN(blocks), rng.IntN(part)
-				n := 1 + rng.IntN(part-in)
-				off := int64(b*block.Size + me*part + in)
-				p := pattern(byte(i), n)
-				var err error
-				switch rng.IntN(4) {
-				case 0:
-					clear(p)
-					err = r.Trim(ctx, off, int64(n))
-				case 1:
-					var w block.Write
-					if w, err = r.Stage(ctx, off, n); err == nil {
-						receive(t, w, p)
-						var ok bool
-						if ok, err = w.TryCommit(); !ok && err == nil {
-							err = w.Commit(ctx)
-						}
-					}
-				default:
-					err = r.write(off, p)
-				}
-				if err != nil {
-					t.Errorf("seed %d: %v", seed, err)
-					return
-				}
-				copy(mine[b*part+in:], p)
-				got := make([]byte, part)
-				if err := r.Read(ctx, got, int64(b*block.Size+me*part)); err != nil {
-					t.Errorf("seed %d: %v", seed, err)
-				}
-				if !bytes.Equal(got, mine[b*part:][:part]) {
-					t.Errorf("seed %d: writer %d, write %d: its part of block %d is lost", seed, me, i, b)
-					return
-				}
-			}
-		})
-	}
-	wg.Wait()
-	close(stop)
-	moving.Wait()
-	r.drain()
-	r.Fold()
-	r.forget()
-	for me, mine := range last {
-		for b := range blocks {
-			r.reads(int64(b*block.Size+me*part), mine[b*part:][:part])
-		}
-	}
 	r.settled()
 }
