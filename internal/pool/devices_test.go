@@ -285,3 +285,120 @@ func TestAddDevice(t *testing.T) {
 	verifyBlocks(t, v, holds)
 	r.shut()
 }
+
+// Adding a device fails at each of its steps, or the guest dies there. The
+// pool goes on without it, opens without it, and takes it the next time.
+func TestAddDeviceAgain(t *testing.T) {
+	ctx := context.Background()
+	errBroken := errors.New("broken")
+	for _, step := range []struct {
+		name string
+		own  bool // the new device fails, not the pool's
+		rule blocktest.Rule
+		dies bool
+	}{
+		{"first copy of the label", true, blocktest.Rule{Op: hpdi.OpWrite, Count: 1, Err: errBroken}, false},
+		{"second copy of the label", true, blocktest.Rule{Op: hpdi.OpWrite, Skip: 1, Count: 1, Err: errBroken}, false},
+		{"sync of the label", true, blocktest.Rule{Op: hpdi.OpFlush, Count: 1, Err: errBroken}, false},
+		{"superblock", false, blocktest.Rule{Op: hpdi.OpWrite, Count: 1, Err: errBroken}, false},
+		{"superblock that is there all the same", false, blocktest.Rule{Op: hpdi.OpWrite, Count: 2, Err: errBroken, Late: true}, false},
+		{"sync of the superblock", false, blocktest.Rule{Op: hpdi.OpFlush, Count: 1, Err: errBroken}, false},
+		{"superblock, and death", false, blocktest.Rule{Op: hpdi.OpWrite, Err: errBroken}, true},
+	} {
+		t.Run(step.name, func(t *testing.T) {
+			r := newRig(t, 1, smallest)
+			faults := r.faulty()
+			r.mustOpen()
+			v := r.volume("v", 1<<30)
+			d := blocktest.NewCrashWith(blocktest.CrashOptions{Name: "added", Size: 8 << 20, Seed: 5, Clock: r.clock, Direct: true})
+			add := func() (hpdi.Device, error) {
+				f := blocktest.NewFault(d, 1)
+				if step.own {
+					f.Add(step.rule)
+				} else {
+					faults[0].Add(step.rule)
+				}
+				return f, r.AddDevice(ctx, f)
+			}
+			before := r.Stats().Bytes
+			if _, err := add(); !errors.Is(err, errBroken) {
+				t.Fatalf("%v", err)
+			}
+			if now := r.Stats().Bytes; now != before {
+				t.Errorf("%d bytes after a failure, %d before", now, before)
+			}
+			holds := map[int64]byte{3: 7}
+			if step.dies {
+				r.die()
+				r.mustOpen() // without the device
+				v, _ = r.Volume("v")
+			}
+			faults[0].Clear()
+			if err := write(v, 3*block.Size, pattern(7)); err != nil {
+				t.Fatal(err)
+			}
+			if step.dies || step.name == "superblock that is there all the same" {
+				// What the superblock says now.
+				r.die()
+				r.mustOpen()
+				v, _ = r.Volume("v")
+				verifyBlocks(t, v, holds)
+			}
+			d = d.Reopen()
+			if err := r.AddDevice(ctx, d); err != nil {
+				t.Fatalf("again: %v", err)
+			}
+			if now := r.Stats().Bytes; now <= before {
+				t.Errorf("%d bytes, %d before", now, before)
+			}
+			if err := r.AddDevice(ctx, d); !errors.Is(err, block.ErrExists) {
+				t.Errorf("added twice: %v", err)
+			}
+			r.devs = append(r.devs, d)
+			r.die()
+			r.wrap = nil
+			r.mustOpen()
+			v, _ = r.Volume("v")
+			verifyBlocks(t, v, holds)
+			r.shut()
+		})
+	}
+}
+
+// A device that was labelled for a place which another one took since gets the
+// next; one of another pool is never taken.
+func TestAddDeviceLabelled(t *testing.T) {
+	ctx := context.Background()
+	r := newRig(t, 1, smallest)
+	other := newRig(t, 1, smallest)
+	r.mustOpen()
+	named := func(name string) *blocktest.Crash {
+		return blocktest.NewCrashWith(blocktest.CrashOptions{Name: name, Size: 8 << 20, Clock: r.clock, Direct: true})
+	}
+	late, first := named("late"), named("first")
+	l, err := newLabel(CreateOptions{Name: "p", Identity: "a", LogBytes: testLog}, r.label.Pool, 1, late)
+	if err = errors.Join(err, writeLabel(late, l)); err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range []*blocktest.Crash{first, late} {
+		if err := r.AddDevice(ctx, d); err != nil {
+			t.Fatal(err)
+		}
+		r.devs = append(r.devs, d)
+	}
+	if now, err := ReadLabel(late); err != nil || now.Index != 2 || now.Device != l.Device {
+		t.Errorf("%v %+v", err, now)
+	}
+	if err := r.AddDevice(ctx, other.devs[0]); !errors.Is(err, block.ErrExists) {
+		t.Errorf("a device of another pool: %v", err)
+	}
+	hurt := named("hurt")
+	hurt.Corrupt(0, 1)
+	if err := r.AddDevice(ctx, hurt); err != nil {
+		t.Errorf("a device with other content: %v", err)
+	}
+	r.devs = append(r.devs, hurt)
+	r.die()
+	r.mustOpen()
+	r.shut()
+}

@@ -2,7 +2,9 @@ package pool
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/pollux-storage/pollux/hpdi"
@@ -167,7 +169,8 @@ func (p *Pool) DeleteVolume(ctx context.Context, name string) error {
 	})
 }
 
-// AddDevice makes a device, opened under its lock, part of the pool.
+// AddDevice makes a device, opened under its lock, part of the pool. After an
+// error it may be called again with the same device.
 func (p *Pool) AddDevice(ctx context.Context, dev hpdi.Device) error {
 	return p.do(ctx, func() error {
 		if p.machine.Folding() {
@@ -175,11 +178,7 @@ func (p *Pool) AddDevice(ctx context.Context, dev hpdi.Device) error {
 				return err
 			}
 		}
-		index := p.set.Len()
-		if index >= maxDevices {
-			return fmt.Errorf("pool %s has %d devices, no more are possible: %w", p.label.Name, index, block.ErrInvalid)
-		}
-		l, err := newLabel(CreateOptions{Name: p.label.Name, Identity: p.label.Identity, LogBytes: p.label.LogBytes}, p.label.Pool, index, dev)
+		l, err := p.labelFor(dev)
 		if err != nil {
 			return err
 		}
@@ -194,8 +193,30 @@ func (p *Pool) AddDevice(ctx context.Context, dev hpdi.Device) error {
 		})
 		if err != nil {
 			p.set.RemoveLast()
-			return err
+			// The superblock may be there all the same, and the pool would
+			// not open without a device that nobody knows to be part of it.
+			return errors.Join(err, p.machine.Rewrite(func(*cp.Superblock) {}))
 		}
 		return p.space.AddDevice(l.Blocks, l.Layout.First)
 	})
+}
+
+// labelFor returns the label of a device that is about to join the pool. One
+// that an earlier AddDevice has labelled without finishing keeps its identity,
+// which a superblock may name by now.
+func (p *Pool) labelFor(dev hpdi.Device) (Label, error) {
+	sb := p.machine.Superblock()
+	index := len(sb.Devices)
+	if index >= maxDevices {
+		return Label{}, fmt.Errorf("pool %s has %d devices, no more are possible: %w", p.label.Name, index, block.ErrInvalid)
+	}
+	old, err := ReadLabel(dev)
+	unfinished := err == nil && old.Pool == p.label.Pool &&
+		!slices.ContainsFunc(sb.Devices, func(d cp.DeviceRoot) bool { return d.ID == old.Device })
+	l, err := newLabel(CreateOptions{Name: p.label.Name, Identity: p.label.Identity, LogBytes: p.label.LogBytes, Force: unfinished},
+		p.label.Pool, index, dev)
+	if unfinished {
+		l.Device = old.Device
+	}
+	return l, err
 }
