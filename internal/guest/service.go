@@ -323,7 +323,12 @@ func (g *Guest) addDevice(ctx context.Context, name string, c control.PoolAdd) (
 		if err != nil {
 			return control.Pool{}, fmt.Errorf("device %s: %w", c.Device, err)
 		}
-		if err = blank(d); err == nil {
+		// A device with a label is the store's to judge: it may be of an
+		// addition that failed half-way.
+		if _, err = g.opt.Storage.Label(d); errors.Is(err, ErrNoPool) {
+			err = blank(d)
+		}
+		if err == nil {
 			err = st.AddDevice(ctx, d)
 		}
 		if err != nil {
