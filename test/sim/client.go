@@ -63,6 +63,7 @@ type session struct {
 	flying   []*request
 	conn     *conn
 	seeking  bool
+	wait     time.Duration // before it looks for a server again
 	errs     []error // replies that were errors
 }
 
@@ -144,7 +145,8 @@ func (s *session) seek() {
 		return
 	}
 	s.seeking = true
-	s.w.after(s.w.between(100*time.Microsecond, 4*time.Millisecond), nil, "", func() {
+	s.wait = min(max(2*s.wait, 2*time.Millisecond), 100*time.Millisecond)
+	s.w.after(s.w.between(s.wait/16, s.wait), nil, "", func() {
 		s.seeking = false
 		if s.conn != nil {
 			return
@@ -154,6 +156,7 @@ func (s *session) seek() {
 			s.seek()
 			return
 		}
+		s.wait = 0
 		ctx, cancel := context.WithCancel(t.ctx)
 		s.conn = &conn{s: s, p: p, t: t, ctx: ctx, cancel: cancel, up: true}
 		s.w.log("%s connects to %s#%d", s.name, p.name, p.inc)

@@ -56,6 +56,8 @@ func (d *drawer) chance(n int) bool { return d.rng.IntN(n) == 0 }
 
 func (d *drawer) pick(words ...string) string { return words[d.rng.IntN(len(words))] }
 
+func (d *drawer) pick2(n ...int) int { return n[d.rng.IntN(len(n))] }
+
 // shape draws guests, pools and volumes.
 func (d *drawer) shape() {
 	d.ids = []string{"a", "b"}
@@ -72,8 +74,14 @@ func (d *drawer) shape() {
 			size = 12 + d.rng.IntN(4) // little room: space must come back in time
 		}
 		extra := ""
+		if !d.chance(3) {
+			extra = fmt.Sprintf(" journal=%dK", d.pick2(48, 64, 128, 512))
+			if size < 48 {
+				size -= 3 // as much as the journal is smaller
+			}
+		}
 		if d.chance(10) {
-			extra = " battery"
+			extra += " battery"
 		}
 		d.say("pool %s disks=%d size=%dM%s", id, disks, size, extra)
 		for i := range disks {
@@ -102,7 +110,7 @@ func (d *drawer) volume(prefix, name string) {
 
 // chooseKinds draws which faults the run is about.
 func (d *drawer) chooseKinds() {
-	all := []string{"kill", "kill", "kill", "hang", "agent", "line", "move", "power", "cut", "slow", "error", "stick", "damage", "pool", "catalogue", "clock"}
+	all := []string{"kill", "kill", "kill", "hang", "agent", "line", "move", "power", "cut", "slow", "error", "stick", "damage", "pool", "catalogue", "clock", "memory", "usurp"}
 	for range 2 + d.rng.IntN(5) {
 		k := all[d.rng.IntN(len(all))]
 		if k == "damage" && !d.chance(3) {
@@ -122,6 +130,10 @@ func (d *drawer) traffic() {
 		return
 	}
 	v := d.vols[d.rng.IntN(len(d.vols))]
+	if d.chance(6) {
+		d.churn(v)
+		return
+	}
 	hot := d.rng.Int64N(max(1, v.size/4096-64)) &^ 0xff
 	for range 1 + d.rng.IntN(1<<(1+d.rng.IntN(6))) {
 		c := fmt.Sprintf("c%d", 1+d.rng.IntN(4))
@@ -147,6 +159,21 @@ func (d *drawer) traffic() {
 				d.say("%s write %s %s 256K", c, v.name, sizeText(min(off+i<<18, v.size-1<<18)))
 			}
 		}
+	}
+}
+
+// churn writes and trims all over a volume, so that space has to come back.
+func (d *drawer) churn(v drawnVolume) {
+	size := min(v.size, 8<<20)
+	for range 8 + d.rng.IntN(48) {
+		c := fmt.Sprintf("c%d", 1+d.rng.IntN(4))
+		n := int64(16<<10) << d.rng.IntN(5)
+		off := d.rng.Int64N(max(1, size/n)) * n
+		if d.chance(8) {
+			d.say("%s trim %s %s %s", c, v.name, sizeText(off), sizeText(min(v.size-off, 8*n)))
+			continue
+		}
+		d.say("%s write %s %s %s", c, v.name, sizeText(off), sizeText(min(n, v.size-off)))
 	}
 }
 
@@ -208,6 +235,11 @@ func (d *drawer) fault() {
 		d.say("%s %s", d.pick("commit", "commit", "fold", "check"), g)
 	case "catalogue":
 		d.catalogue(g)
+	case "memory":
+		d.say("kill %s", g)
+		d.say("memory %s rots %s", g, d.pick("header", "ring", "header", "ring", "payload"))
+	case "usurp":
+		d.say("usurp %s", g)
 	case "clock":
 		d.say("clock %s %dms", g, d.rng.IntN(5000))
 	}

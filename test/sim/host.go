@@ -2,6 +2,7 @@ package sim
 
 import (
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/pollux-storage/pollux/internal/partner"
@@ -118,10 +119,24 @@ func (h *host) carryOut() {
 				if p := w.procs[a.Guest]; p != nil && p.inc == a.Inc {
 					w.kill(p, "is fenced")
 				}
+			case partner.DoNote:
+				w.justify(a)
 			case partner.DoDone:
 				h.done[a.Cmd] = a.Text
 			}
 		}
+	}
+}
+
+// justify holds a fence for silence against the silence that there was.
+func (w *World) justify(a partner.Action) {
+	p := w.procs[a.Guest]
+	if a.Key != "fence" || !strings.Contains(a.Text, "no heartbeat") || p == nil {
+		return
+	}
+	hang := w.opt.Machine.HangTimeout
+	if time.Since(p.beaten) < hang-5*tick && time.Since(p.wasSilent) > hang/2 {
+		w.violate("%s#%d is to be fenced (%s), and its heart beat %s ago", p.name, p.inc, a.Text, time.Since(p.beaten))
 	}
 }
 
@@ -145,7 +160,7 @@ type line struct {
 	host   []partner.Message
 	guest  []partner.Message
 	slow   bool
-	repeat int // so many of the next messages arrive twice
+	repeat int // so many of the next messages with a term come once more, later
 }
 
 func (l *line) latency() time.Duration {
@@ -178,10 +193,19 @@ func (l *line) cut(keep int) {
 func (l *line) send(q *[]partner.Message, m partner.Message, deliver func()) {
 	*q = append(*q, m)
 	l.p.w.after(l.latency(), l.p, "", deliver)
-	if l.repeat > 0 && m.Kind != partner.KindAgentBack {
+}
+
+// again lets a message come once more, some time later.
+func (l *line) again(m partner.Message, deliver func(partner.Message)) {
+	if l.repeat > 0 && m.Term > 0 {
 		l.repeat--
-		*q = append(*q, m)
-		l.p.w.after(l.latency(), l.p, "", deliver)
+		w := l.p.w
+		w.after(w.between(0, time.Second), nil, "", func() {
+			if !l.p.dead.Load() && !l.p.hung {
+				w.log("once more: %s", m)
+				deliver(m)
+			}
+		})
 	}
 }
 
@@ -192,17 +216,14 @@ func (l *line) toHost(m partner.Message) {
 	// What was sent is on its way even if the guest hangs or dies now.
 	l.host = append(l.host, m)
 	l.p.w.after(l.latency(), nil, "", l.deliverHost)
-	if l.repeat > 0 {
-		l.repeat--
-		l.host = append(l.host, m)
-		l.p.w.after(l.latency(), nil, "", l.deliverHost)
-	}
+	l.again(m, l.p.w.host.step)
 	l.p.w.count(l.p, "sends "+m.String())
 }
 
 func (l *line) toGuest(m partner.Message) {
 	if l.up && !l.p.dead.Load() {
 		l.send(&l.guest, m, l.deliverGuest)
+		l.again(m, l.p.input)
 	}
 }
 

@@ -37,39 +37,78 @@ func (w *World) loseRegion(pl *pool) error {
 
 // scribble leaves in a dead guest's log what publishing one more record would
 // have stored up to some instruction. It is a record that changes nothing, so
-// that it does not matter whether it counts.
+// that it does not matter whether it counts; or a write of which too little was
+// stored to count.
 func (w *World) scribble(id string) {
 	pl := w.pools[id]
 	if pl.region == nil || !w.chance(2) || pl.full() {
 		return // a full log has no room for a record that is not counted
 	}
-	mem := pl.region.Log() // the oracle's, read-only
-	after := make([]byte, len(mem)+block.Size)
-	after = alignedPart(after, len(mem))
-	copy(after, mem)
-	l, err := oplog.Attach(after)
+	mem := alignedPart(make([]byte, len(pl.region.Log())+block.Size), len(pl.region.Log()))
+	copy(mem, pl.region.Log())
+	l, err := oplog.Attach(mem)
 	if err != nil {
 		return
 	}
-	before := append([]byte(nil), after...)
-	if _, ok := l.Publish([]oplog.Record{{Kind: oplog.KindNop}}); !ok {
-		return
+	rec, most := oplog.Record{Kind: oplog.KindNop}, 1<<10
+	if w.chance(2) {
+		rec = oplog.Record{Kind: oplog.KindWrite, Volume: 1, Count: 1}
+		most = 8 // the first copy of the record lacks its last word
 	}
-	stores := changedWords(before, after)
+	stores := l.Stores([]oplog.Record{rec})
 	if len(stores) == 0 {
 		return
 	}
-	n := w.rng.IntN(len(stores) + 1)
-	w.log("the log of %s is left after %d of %d stores of a record", id, n, len(stores))
+	n := w.rng.IntN(min(most, len(stores)+1))
+	w.log("the log of %s is left after %d of %d stores of a %s", id, n, len(stores), rec.Kind)
+	w.store(pl, func(log []byte) {
+		for _, s := range stores[:n] {
+			copy(log[s.Off:], s.Word[:])
+		}
+	})
+}
+
+// store changes the log section of a region behind everybody's back.
+func (w *World) store(pl *pool, change func(log []byte)) {
 	r, err := region.Open(pl.path, false)
 	if err != nil {
-		return // being removed
+		return // it is being removed
 	}
-	defer func() { _ = r.Close() }()
-	live := r.Log()
-	for _, at := range stores[:n] {
-		copy(live[at:at+8], after[at:at+8])
+	change(r.Log())
+	_ = r.Close()
+}
+
+// rotMemory flips a bit in a log whose owner is dead: in a header page or a
+// ring, of which there are two, or in the payload of a record.
+func (w *World) rotMemory(pl *pool, where string) {
+	if pl.region == nil || len(pl.acting) > 0 {
+		return // only who opens it looks at both copies
 	}
+	n := len(pl.region.Log())
+	payload := int(0)
+	if head := pl.log.Head(); head > pl.log.Tail() {
+		if rec, err := pl.log.Get(head); err == nil && rec.Kind == oplog.KindWrite {
+			first := pl.log.Payload(rec.First, 1)
+			payload = int(uintptr(unsafe.Pointer(&first[0])) - uintptr(unsafe.Pointer(&pl.region.Log()[0])))
+		}
+	}
+	at := w.rng.IntN(block.Size)
+	switch where {
+	case "header":
+		if w.chance(2) {
+			at += n - block.Size
+		}
+	case "ring":
+		at += block.Size
+	case "payload":
+		if payload == 0 {
+			return
+		}
+		at += payload
+		pl.damaged = true
+	}
+	w.log("a bit of the %s of the log of %s flips", where, pl.identity)
+	w.store(pl, func(log []byte) { log[at] ^= 1 << w.rng.IntN(8) })
 }
 
 // full tells whether the log has no room for one more record.
@@ -86,35 +125,6 @@ func (pl *pool) full() bool {
 		}
 	}
 	return used >= logBytes/block.Size
-}
-
-// changedWords lists the words that a publication stored, in the order in which
-// it stores them (package oplog, doc.go): the record in the first ring and in
-// the second, each with its first word last, then the positions in the two
-// header pages.
-func changedWords(before, after []byte) []int {
-	var rings [2][]int
-	var cells []int
-	for at := 0; at < len(after); at += 8 {
-		if string(before[at:at+8]) == string(after[at:at+8]) {
-			continue
-		}
-		switch {
-		case at < block.Size || at >= len(after)-block.Size:
-			cells = append(cells, at)
-		case at < len(after)/2:
-			rings[0] = append(rings[0], at)
-		default:
-			rings[1] = append(rings[1], at)
-		}
-	}
-	var all []int
-	for _, r := range rings {
-		if len(r) > 0 {
-			all = append(append(all, r[1:]...), r[0])
-		}
-	}
-	return append(all, cells...)
 }
 
 // alignedPart returns n bytes of mem that begin at a multiple of the block size.

@@ -21,10 +21,13 @@ type pool struct {
 	slot       uint32 // in the guests' caches
 	disks      []*disk
 	path       string // of the region
+	journal    int64  // bytes of the metadata journal
 	battery    bool
 	acceptLoss bool
-	acting     []*proc // who may touch the devices
-	refusal    error   // why it could not be opened last
+	epoch      block.Epoch // of the last owner
+	usurped    bool        // somebody has raised the epoch since
+	acting     []*proc     // who may touch the devices
+	refusal    error       // why it could not be opened last
 
 	volumes map[string]*volume
 	unsure  map[string]bool // names that a command under way may make, remove or resize
@@ -126,6 +129,10 @@ func (w *World) adopted(p *proc, t *tenant) {
 		pl.powerLost = false
 		pl.truncate(head)
 	}
+	if t.pool.Epoch() <= pl.epoch {
+		w.violate("%s has the pool of %s at epoch %d, although %d was in use", p.name, t.identity, t.pool.Epoch(), pl.epoch)
+	}
+	pl.epoch, pl.usurped = t.pool.Epoch(), false
 	pl.compareVolumes(t.pool)
 }
 
@@ -214,6 +221,10 @@ func (w *World) observe() {
 func (pl *pool) publish(rec *oplog.Record) {
 	w := pl.w
 	if rec.Kind == oplog.KindNop {
+		return
+	}
+	if pl.usurped {
+		w.violate("record %d of %s is published by a guest that does not own the pool any more", rec.Seq, pl.identity)
 		return
 	}
 	v := pl.ids[rec.Volume]
@@ -359,21 +370,31 @@ func (pl *pool) mayFail(r *request, err error) bool {
 	return false
 }
 
-// crowded tells whether the pool may truly be full: what it must hold, what
-// the log may hold besides, and metadata take half of it or more.
+// crowded tells whether the pool may truly be full: with what it must hold, a
+// log full of new versions, and the metadata of both.
 func (pl *pool) crowded() bool {
-	var live, total int64
-	for _, v := range pl.volumes {
-		for _, h := range v.blocks {
+	live, leaves := int64(0), map[string]bool{}
+	for name, v := range pl.volumes {
+		for b, h := range v.blocks {
 			if len(h) > 0 && h[len(h)-1].page != nil {
 				live++
 			}
+			leaves[fmt.Sprint(name, b/256)] = true
 		}
 	}
-	for _, d := range pl.disks {
-		total += d.medium.Info().Size / block.Size
+	const logBlocks = logBytes / block.Size
+	var room int64
+	track := func(n int64) int64 { return (n + block.TrackBlocks - 1) &^ (block.TrackBlocks - 1) }
+	for i, d := range pl.disks {
+		first := int64(block.TrackBlocks)
+		if i == 0 { // labels and superblocks, journal, flush log (docs/format/label.md)
+			first = track(first + pl.journal/block.Size + track(2*logBlocks+block.TrackBlocks))
+		}
+		room += d.medium.Info().Size/block.Size - first
 	}
-	return 2*(live+1024+2*logBytes/block.Size) > total-5*block.TrackBlocks
+	room -= room / 8 // kept back for trims, deletes and metadata
+	// A leaf has a path above it, and is written anew beside the old one.
+	return live+logBlocks+8*int64(len(leaves))+128 > room
 }
 
 // judgeRead compares what a read brought with what was current at some moment

@@ -41,6 +41,9 @@ type proc struct {
 	killIn int64    // counted operations until it dies; 0 for never
 	skew   time.Duration
 
+	beaten    time.Time // the last heartbeat
+	wasSilent time.Time // the last one that followed a long silence
+
 	handles []*handle
 	tenants map[string]*tenant
 	watches map[string]*region.Region
@@ -103,11 +106,15 @@ func (p *proc) tick() {
 	p.carryOut()
 	for _, id := range sortedKeys(p.tenants) {
 		t := p.tenants[id]
-		if t.pool == nil || t.gone {
+		if t.pool == nil || t.closed.Load() {
 			continue
 		}
-		if err := t.pool.Probe(p.ctx); err == nil {
+		if t.gone || t.pool.Probe(p.ctx) == nil {
 			t.pool.Region().Beat()
+			if time.Since(p.beaten) > p.w.opt.Machine.HangTimeout/2 {
+				p.wasSilent = time.Now()
+			}
+			p.beaten = time.Now()
 		}
 	}
 	p.w.after(tick, p, "", p.tick)

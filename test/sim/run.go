@@ -113,9 +113,9 @@ func newWorld(seed uint64, dir string, keep int) *World {
 // set prepares the pair by the script's settings.
 func (w *World) set(s *Script) error {
 	type wanted struct {
-		disks   int
-		size    int64
-		battery bool
+		disks         int
+		size, journal int64
+		battery       bool
 	}
 	pools := map[string]wanted{"a": {disks: 1, size: diskSize}, "b": {disks: 1, size: diskSize}}
 	for _, l := range s.Lines {
@@ -140,6 +140,9 @@ func (w *World) set(s *Script) error {
 			if v, ok := l.option("size"); ok && err == nil {
 				p.size, err = bytesOf(v)
 			}
+			if v, ok := l.option("journal"); ok && err == nil {
+				p.journal, err = bytesOf(v)
+			}
 			p.battery = l.has("battery")
 			pools[l.arg(1)] = p
 		}
@@ -148,15 +151,19 @@ func (w *World) set(s *Script) error {
 		}
 	}
 	for i, id := range sortedKeys(pools) {
-		if err := w.makePool(id, uint32(i+1), pools[id].disks, pools[id].size, pools[id].battery); err != nil {
+		p := pools[id]
+		if err := w.makePool(id, uint32(i+1), p.disks, p.size, p.journal, p.battery); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (w *World) makePool(id string, slot uint32, disks int, size int64, battery bool) error {
-	pl := &pool{w: w, identity: id, slot: slot, path: filepath.Join(w.dir, "region-"+id), battery: battery,
+func (w *World) makePool(id string, slot uint32, disks int, size, journal int64, battery bool) error {
+	if journal == 0 {
+		journal = 4 << 20
+	}
+	pl := &pool{w: w, identity: id, slot: slot, journal: journal, path: filepath.Join(w.dir, "region-"+id), battery: battery,
 		volumes: map[string]*volume{}, unsure: map[string]bool{}, ids: map[block.VolumeID]*volume{}}
 	var devs []hpdi.Device
 	for i := range disks {
@@ -167,7 +174,7 @@ func (w *World) makePool(id string, slot uint32, disks int, size int64, battery 
 		devs = append(devs, d.medium)
 	}
 	w.pools[id] = pl
-	_, err := spool.Create(context.Background(), spool.CreateOptions{Name: "pool-" + id, Identity: id, Devices: devs, LogBytes: logBytes})
+	_, err := spool.Create(context.Background(), spool.CreateOptions{Name: "pool-" + id, Identity: id, Devices: devs, LogBytes: logBytes, JournalBytes: journal})
 	return err
 }
 

@@ -85,7 +85,7 @@ func (s *Script) String() string {
 //
 //	seed N                        latencies and fates are drawn from it
 //	alone                         a guest without partner
-//	pool ID [disks=N] [size=S] [battery]
+//	pool ID [disks=N] [size=S] [journal=S] [battery]
 //	volume NAME on ID SIZE
 //	interval D                    longest time between consistency points
 //	giveback-delay D              delay of automatic givebacks, or "never"

@@ -13,6 +13,7 @@ import (
 	"github.com/pollux-storage/pollux/internal/block/blocktest"
 	"github.com/pollux-storage/pollux/internal/partner"
 	spool "github.com/pollux-storage/pollux/internal/pool"
+	"github.com/pollux-storage/pollux/internal/region"
 )
 
 // patience is how long anything may take that nothing hinders.
@@ -37,7 +38,7 @@ func verbOf(l Line) verb {
 			w.pass(d)
 			return err
 		}
-	case "ops": // ops N: until so many operations were counted
+	case "ops": // ops N: until so many operations were counted, or nothing goes on
 		return (*World).doOps
 	case "kill": // kill GUEST [after N]
 		return (*World).doKill
@@ -49,6 +50,10 @@ func verbOf(l Line) verb {
 		return (*World).doAgent
 	case "line": // line GUEST breaks | slow | fast | repeats N
 		return (*World).doLine
+	case "memory": // memory IDENTITY rots header | ring | payload
+		return (*World).doMemory
+	case "usurp": // usurp IDENTITY: somebody else raises the epoch of its pool
+		return (*World).doUsurp
 	case "takeover", "giveback": // takeover IDENTITY
 		return (*World).doMove
 	case "power": // power cut [keep | drop]
@@ -173,7 +178,7 @@ func (w *World) waiting() string {
 func (w *World) doOps(l Line) error {
 	n, err := l.countOf("ops", 0)
 	end := w.ops + n
-	w.until(patience, func() bool { return w.ops >= end || w.idle() })
+	w.until(3*time.Second, func() bool { return w.ops >= end || w.idle() })
 	return err
 }
 
@@ -244,6 +249,30 @@ func (w *World) doLine(l Line) error {
 		return fmt.Errorf("a line cannot %q", l.arg(2))
 	}
 	return nil
+}
+
+func (w *World) doMemory(l Line) error {
+	pl, err := w.poolOf(l.arg(1))
+	if err == nil {
+		w.rotMemory(pl, l.arg(3))
+	}
+	return err
+}
+
+// doUsurp raises the epoch in a pool's region, as another guest does that took
+// the pool over without a fence: its owner must notice before it publishes.
+func (w *World) doUsurp(l Line) error {
+	pl, err := w.poolOf(l.arg(1))
+	if err != nil || pl.region == nil {
+		return err
+	}
+	r, err := region.Open(pl.path, false)
+	if err != nil {
+		return nil // it is being removed
+	}
+	defer func() { _ = r.Close() }()
+	pl.usurped = true
+	return r.SetOwner("usurper", r.Epoch()+1)
 }
 
 // doMove asks for a takeover or giveback; it does not wait for its end.
