@@ -29,7 +29,9 @@ type tenancy struct {
 	term     uint64
 	ctx      context.Context // ends when the pool is given up
 	cancel   context.CancelFunc
-	wg       sync.WaitGroup // of everything that uses the store
+	wg       sync.WaitGroup // of everything that uses the store but the heart
+	still    chan struct{}  // closed to stop the heart
+	heart    sync.WaitGroup
 
 	mu      sync.Mutex // guards what follows
 	store   Store      // nil when the identity has no pool
@@ -91,7 +93,7 @@ func (g *Guest) openTenancy(a partner.Action, w *stopwatch) (*tenancy, error) {
 		return nil, fmt.Errorf("there are no settings for %s", a.Identity)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	t := &tenancy{identity: a.Identity, term: a.Term, ctx: ctx, cancel: cancel}
+	t := &tenancy{identity: a.Identity, term: a.Term, ctx: ctx, cancel: cancel, still: make(chan struct{})}
 	devs, fresh, err := g.openDevices(set)
 	if err != nil {
 		cancel()
@@ -119,7 +121,7 @@ func (g *Guest) openTenancy(a partner.Action, w *stopwatch) (*tenancy, error) {
 		cancel()
 		closeAll(devs)
 		if set.Pool.Manual && errors.Is(err, ErrNoPool) {
-			return &tenancy{identity: a.Identity, term: a.Term, ctx: ctx, cancel: cancel}, nil
+			return &tenancy{identity: a.Identity, term: a.Term, ctx: ctx, cancel: cancel, still: make(chan struct{})}, nil
 		}
 		return nil, err
 	}
@@ -234,7 +236,7 @@ func (g *Guest) begin(t *tenancy) {
 		g.log.Error("pool stopped", "identity", t.identity, "error", err)
 		g.wg.Go(func() { g.lose(t, err) })
 	})
-	t.wg.Go(func() { g.beat(t) })
+	t.heart.Go(func() { g.beat(t) })
 	for _, d := range t.devices {
 		t.wg.Go(func() { g.watchDevice(t, d) })
 	}
@@ -313,7 +315,9 @@ func (g *Guest) accept(t *tenancy, srv *nbd.Server, l net.Listener) {
 }
 
 // leave ends the tenancy: clients first, within the grace, then everything
-// that uses the store, then end, which gives the store up.
+// that uses the store, then end, which gives the store up. The heart beats until
+// then: a device that is slow to end a consistency point is no reason for the
+// partner to fence this guest.
 func (g *Guest) leave(t *tenancy, end func(Store) error) error {
 	t.mu.Lock()
 	if t.gone {
@@ -332,6 +336,8 @@ func (g *Guest) leave(t *tenancy, end func(Store) error) error {
 	}
 	t.cancel()
 	t.wg.Wait()
+	close(t.still)
+	t.heart.Wait()
 	g.mu.Lock()
 	if g.tenants[t.identity] == t {
 		delete(g.tenants, t.identity)

@@ -10,17 +10,19 @@ import (
 )
 
 // beat probes a pool and advances its heartbeat for as long as both the probe
-// passes and the loop turns.
+// passes and the loop turns. A pool that is being given up serves nobody and is
+// not probed any more.
 func (g *Guest) beat(t *tenancy) {
 	every := g.cfg.Failover.Heartbeat
 	tk := time.NewTicker(every)
 	defer tk.Stop()
 	for {
-		if err := t.store.Probe(t.ctx); err == nil && g.loopTurns() {
+		leaving := t.ctx.Err() != nil
+		if (leaving || t.store.Probe(t.ctx) == nil) && g.loopTurns() {
 			t.store.Beat()
 		}
 		select {
-		case <-t.ctx.Done():
+		case <-t.still:
 			return
 		case <-tk.C:
 		}
