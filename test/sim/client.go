@@ -64,7 +64,7 @@ type session struct {
 	conn     *conn
 	seeking  bool
 	wait     time.Duration // before it looks for a server again
-	errs     []error // replies that were errors
+	errs     []error       // replies that were errors
 }
 
 // conn is one connection to a guest.
