@@ -182,7 +182,7 @@ func (c *commit) decode(d *ondisk.Decoder) {
 	for range runs {
 		r := mapRun{Volume: block.VolumeID(d.U32()), LBA: block.Logical(d.U64()), At: block.Physical(d.U64())}
 		n := d.Count(4)
-		if r.LBA >= catalogue.MaxSize/block.Size || n == 0 || r.At>>56 != 0 {
+		if n == 0 || r.LBA >= catalogue.MaxSize/block.Size || r.LBA+block.Logical(n) > catalogue.MaxSize/block.Size || r.At>>56 != 0 {
 			d.Fail("mapping of %d blocks at %d of volume %d to %v", n, r.LBA, r.Volume, r.At)
 			return
 		}
