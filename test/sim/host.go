@@ -135,9 +135,12 @@ func (w *World) justify(a partner.Action) {
 		return
 	}
 	hang := w.opt.Machine.HangTimeout
-	if time.Since(p.beaten) < hang-5*tick && time.Since(p.wasSilent) > hang/2 {
-		w.violate("%s#%d is to be fenced (%s), and its heart beat %s ago", p.name, p.inc, a.Text, time.Since(p.beaten))
+	for _, t := range p.tenants {
+		if time.Since(t.beaten) >= hang-5*tick || time.Since(t.wasSilent) <= hang/2 {
+			return
+		}
 	}
+	w.violate("%s#%d is to be fenced (%s), and its hearts beat", p.name, p.inc, a.Text)
 }
 
 func (h *host) reaped(p *proc, why string) {
@@ -195,9 +198,10 @@ func (l *line) send(q *[]partner.Message, m partner.Message, deliver func()) {
 	l.p.w.after(l.latency(), l.p, "", deliver)
 }
 
-// again lets a message come once more, some time later.
+// again lets a message come once more, some time later. A hello does not: it is
+// the first on its line, and so is the truth.
 func (l *line) again(m partner.Message, deliver func(partner.Message)) {
-	if l.repeat > 0 && m.Term > 0 {
+	if l.repeat > 0 && m.Term > 0 && m.Kind != partner.KindHello {
 		l.repeat--
 		w := l.p.w
 		w.after(w.between(0, time.Second), nil, "", func() {

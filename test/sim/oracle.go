@@ -86,7 +86,7 @@ func (v *volume) current(b block.Logical) []byte {
 // errors of devices while they last; nothing else.
 func (pl *pool) refused(err error) {
 	pl.refusal = err
-	if pl.damaged && errors.Is(err, block.ErrCorrupt) || pl.hindered && errors.Is(err, errMedium) {
+	if pl.usurped && errors.Is(err, block.ErrStale) || pl.damaged && errors.Is(err, block.ErrCorrupt) || pl.hindered && errors.Is(err, errMedium) {
 		return
 	}
 	pl.w.violate("the pool of %s does not open: %v", pl.identity, err)
@@ -329,7 +329,7 @@ func (w *World) answered(r *request, data []byte, err error) {
 			w.violate("%s failed (%v) and took effect", r, err)
 		}
 		if !pl.mayFail(r, err) {
-			w.violate("%s failed: %v", r, err)
+			w.violate("%s failed: %v%s", r, err, pl.figures())
 		}
 		return
 	}
@@ -355,11 +355,23 @@ func (w *World) answered(r *request, data []byte, err error) {
 	}
 }
 
+// figures says how full the pool is, for messages.
+func (pl *pool) figures() string {
+	_, t := pl.w.serving(pl.identity)
+	if t == nil {
+		return ""
+	}
+	s := t.pool.Stats()
+	need, room := pl.need(pl.shadow.seq)
+	return fmt.Sprintf(" (needed at most %d of %d blocks; it has %d, free %d, reserved %d, unfolded %d, log %d)", need, room, s.Bytes/block.Size, s.FreeBytes/block.Size,
+		s.ReservedBytes/block.Size, s.Unfolded, s.LogUsedBytes/block.Size)
+}
+
 // mayFail tells whether an error is what a person would expect now.
 func (pl *pool) mayFail(r *request, err error) bool {
 	switch {
 	case errors.Is(err, block.ErrNoSpace):
-		return pl.crowded()
+		return pl.crowded(r.since)
 	case errors.Is(err, errMedium):
 		return pl.hindered
 	case errors.Is(err, block.ErrCorrupt):
@@ -370,20 +382,25 @@ func (pl *pool) mayFail(r *request, err error) bool {
 	return false
 }
 
-// crowded tells whether the pool may truly be full: with what it must hold, a
-// log full of new versions, and the metadata of both.
-func (pl *pool) crowded() bool {
+// crowded tells whether the pool may truly have been full at some time since a
+// position of its log: with what it had to hold, a log full of new versions,
+// and the metadata of both.
+func (pl *pool) crowded(since block.Seq) bool {
+	need, room := pl.need(since)
+	return need > room
+}
+
+func (pl *pool) need(since block.Seq) (need, room int64) {
 	live, leaves := int64(0), map[string]bool{}
 	for name, v := range pl.volumes {
-		for b, h := range v.blocks {
-			if len(h) > 0 && h[len(h)-1].page != nil {
+		for b := range v.blocks {
+			if v.was(b, since, func(page []byte) bool { return !bytes.Equal(page, zeroPage[:]) }) {
 				live++
 			}
 			leaves[fmt.Sprint(name, b/256)] = true
 		}
 	}
 	const logBlocks = logBytes / block.Size
-	var room int64
 	track := func(n int64) int64 { return (n + block.TrackBlocks - 1) &^ (block.TrackBlocks - 1) }
 	for i, d := range pl.disks {
 		first := int64(block.TrackBlocks)
@@ -394,7 +411,7 @@ func (pl *pool) crowded() bool {
 	}
 	room -= room / 8 // kept back for trims, deletes and metadata
 	// A leaf has a path above it, and is written anew beside the old one.
-	return live+logBlocks+8*int64(len(leaves))+128 > room
+	return live + logBlocks + 8*int64(len(leaves)) + 192, room
 }
 
 // judgeRead compares what a read brought with what was current at some moment

@@ -41,9 +41,6 @@ type proc struct {
 	killIn int64    // counted operations until it dies; 0 for never
 	skew   time.Duration
 
-	beaten    time.Time // the last heartbeat
-	wasSilent time.Time // the last one that followed a long silence
-
 	handles []*handle
 	tenants map[string]*tenant
 	watches map[string]*region.Region
@@ -62,6 +59,9 @@ type tenant struct {
 	serving  bool
 	gone     bool        // being given up
 	closed   atomic.Bool // its region is unmapped
+
+	beaten    time.Time // the last heartbeat
+	wasSilent time.Time // the last one that followed a long silence
 }
 
 func (w *World) spawn(g string) {
@@ -111,10 +111,10 @@ func (p *proc) tick() {
 		}
 		if t.gone || t.pool.Probe(p.ctx) == nil {
 			t.pool.Region().Beat()
-			if time.Since(p.beaten) > p.w.opt.Machine.HangTimeout/2 {
-				p.wasSilent = time.Now()
+			if time.Since(t.beaten) > p.w.opt.Machine.HangTimeout/2 {
+				t.wasSilent = time.Now()
 			}
-			p.beaten = time.Now()
+			t.beaten = time.Now()
 		}
 	}
 	p.w.after(tick, p, "", p.tick)
@@ -454,7 +454,11 @@ func (w *World) thaw(p *proc) {
 	frozen := p.frozen
 	p.frozen = nil
 	for _, e := range frozen {
-		w.after(w.between(0, 100*time.Microsecond), p, e.what, e.run)
+		owner := p
+		if e.always {
+			owner = nil
+		}
+		w.after(w.between(0, 100*time.Microsecond), owner, e.what, e.run)
 	}
 }
 

@@ -435,7 +435,7 @@ func (pl *pool) tolerable(err error) bool {
 	case pl.hindered && strings.Contains(err.Error(), errMedium.Error()):
 		return true
 	}
-	return errors.Is(err, block.ErrNoSpace) && pl.crowded()
+	return errors.Is(err, block.ErrNoSpace) && pl.crowded(0)
 }
 
 func (w *World) askOnce(id string, run func(ctx context.Context, p *spool.Pool) error) error {
