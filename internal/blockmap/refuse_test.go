@@ -381,3 +381,22 @@ func TestTooManyPendingRanges(t *testing.T) {
 	}
 	want(t, m, 300, at(300, 1))
 }
+
+// While a fold is under way the newer overlay answers before the one that is
+// folded, that one before the tree, and holes are answers too.
+func TestLookupOrder(t *testing.T) {
+	m, _ := newMap(t)
+	set(m, 2, 0, 1, 300)
+	m.Update(func(o *Overlay) {
+		o.Punch(1, block.Range{Start: parentBlocks, End: parentBlocks + 9}, func(block.Pointer) {})
+	})
+	m.BeginFold()
+	set(m, 3, 1, parentBlocks+1)
+	m.Update(func(o *Overlay) { o.Punch(1, block.Range{Start: 290, End: 310}, func(block.Pointer) {}) })
+	want(t, m, 0, at(0, 2))
+	want(t, m, 1, at(1, 3))
+	want(t, m, 300, block.Pointer{})
+	want(t, m, parentBlocks, block.Pointer{})
+	want(t, m, parentBlocks+1, at(parentBlocks+1, 3))
+	want(t, m, 5*parentBlocks, at(5*parentBlocks, 1))
+}
