@@ -38,6 +38,13 @@ type request struct {
 	since     block.Seq
 	arrival   block.Seq // the head when it last arrived at a guest
 	published map[block.Logical]block.Seq
+	holes     []hole // long ranges instead of their blocks
+}
+
+// hole is a published range of zeroes.
+type hole struct {
+	block.Range
+	seq block.Seq
 }
 
 func (r *request) String() string {

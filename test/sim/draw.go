@@ -130,7 +130,11 @@ func (d *drawer) traffic() {
 		return
 	}
 	v := d.vols[d.rng.IntN(len(d.vols))]
-	if d.chance(6) {
+	switch {
+	case v.size >= 32<<30 && d.chance(3):
+		d.spread(v)
+		return
+	case d.chance(6):
 		d.churn(v)
 		return
 	}
@@ -174,6 +178,24 @@ func (d *drawer) churn(v drawnVolume) {
 			continue
 		}
 		d.say("%s write %s %s %s", c, v.name, sizeText(off), sizeText(min(n, v.size-off)))
+	}
+}
+
+// spread writes to so many far places that a trim of all of them cannot free
+// them at once, and then again into the trimmed range.
+func (d *drawer) spread(v drawnVolume) {
+	d.say("c1 spread %s 256M %d", v.name, v.size>>28)
+	if d.chance(2) {
+		d.say("settle")
+		d.say("fold %s", d.pick(d.ids...))
+	}
+	d.say("c2 trim %s 0 %s", v.name, sizeText(v.size))
+	for range 1 + d.rng.IntN(8) {
+		d.say("c3 write %s %dM 8K", v.name, d.rng.Int64N(v.size>>28)<<8)
+	}
+	if d.chance(2) {
+		d.say("settle")
+		d.say("fold %s", d.pick(d.ids...))
 	}
 }
 
@@ -237,7 +259,7 @@ func (d *drawer) fault() {
 		d.catalogue(g)
 	case "memory":
 		d.say("kill %s", g)
-		d.say("memory %s rots %s", g, d.pick("header", "ring", "header", "ring", "payload"))
+		d.say("memory %s rots %s", g, d.pick("region", "header", "record", "record", "payload"))
 	case "usurp":
 		d.say("usurp %s", g)
 	case "clock":

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"slices"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -78,37 +79,51 @@ func (w *World) store(pl *pool, change func(log []byte)) {
 	_ = r.Close()
 }
 
-// rotMemory flips a bit in a log whose owner is dead: in a header page or a
-// ring, of which there are two, or in the payload of a record.
+// rotMemory flips a bit in a region whose owner is dead: in a copy of the
+// region's or the log's header or of the newest record, of each of which there
+// are two, or in the payload of that record.
 func (w *World) rotMemory(pl *pool, where string) {
-	if pl.region == nil || len(pl.acting) > 0 {
+	if pl.region == nil || slices.ContainsFunc(pl.acting, func(p *proc) bool { return !p.dead.Load() }) {
 		return // only who opens it looks at both copies
 	}
-	n := len(pl.region.Log())
-	payload := int(0)
-	if head := pl.log.Head(); head > pl.log.Tail() {
-		if rec, err := pl.log.Get(head); err == nil && rec.Kind == oplog.KindWrite {
-			first := pl.log.Payload(rec.First, 1)
-			payload = int(uintptr(unsafe.Pointer(&first[0])) - uintptr(unsafe.Pointer(&pl.region.Log()[0])))
-		}
+	mem := alignedPart(make([]byte, len(pl.region.Log())+block.Size), len(pl.region.Log()))
+	copy(mem, pl.region.Log())
+	l, err := oplog.Attach(mem)
+	if err != nil || l.Head() == l.Tail() && (where == "record" || where == "payload") {
+		return
 	}
-	at := w.rng.IntN(block.Size)
+	at := w.rng.IntN(128)
 	switch where {
-	case "header":
+	case "region":
+		at += w.rng.IntN(2)*block.Size - int(pl.region.Header().Sections[0].Offset)
+	case "header": // its fields, or a position in it
+		at += w.rng.IntN(3) * 1024
 		if w.chance(2) {
-			at += n - block.Size
+			at += len(mem) - block.Size
 		}
-	case "ring":
-		at += block.Size
+	case "record":
+		if rec, err := l.Get(l.Head()); err != nil || rec.Kind == oplog.KindNop {
+			return // half-published: there may be one copy only
+		}
+		// A record is as large as its place is away from the next one.
+		const size = 64
+		next := l.Stores([]oplog.Record{{Kind: oplog.KindNop}})
+		at = next[0].Off&^(size-1) - size + w.rng.IntN(size)
+		if at < block.Size {
+			return // the newest one is at the end of its ring
+		}
 	case "payload":
-		if payload == 0 {
+		rec, err := l.Get(l.Head())
+		if err != nil || rec.Kind != oplog.KindWrite {
 			return
 		}
-		at += payload
+		page := l.Payload(rec.First, 1)
+		at += int(uintptr(unsafe.Pointer(&page[0])) - uintptr(unsafe.Pointer(&mem[0])))
 		pl.damaged = true
 	}
-	w.log("a bit of the %s of the log of %s flips", where, pl.identity)
-	w.store(pl, func(log []byte) { log[at] ^= 1 << w.rng.IntN(8) })
+	w.log("a bit of the %s of %s flips", where, pl.identity)
+	bit := byte(1) << w.rng.IntN(8)
+	w.store(pl, func(log []byte) { *(*byte)(unsafe.Add(unsafe.Pointer(&log[0]), at)) ^= bit })
 }
 
 // full tells whether the log has no room for one more record.

@@ -92,8 +92,15 @@ func (pl *pool) refused(err error) {
 	pl.w.violate("the pool of %s does not open: %v", pl.identity, err)
 }
 
-// lost tells whether damage keeps the pool shut.
-func (pl *pool) lost() bool { return pl.damaged && pl.refusal != nil }
+// lost tells whether damage keeps the pool shut, or from making consistency
+// points, so that its clients wait until somebody repairs it.
+func (pl *pool) lost() bool {
+	if !pl.damaged {
+		return false
+	}
+	_, t := pl.w.serving(pl.identity)
+	return pl.refusal != nil || t != nil && t.pool.Stats().LastError != ""
+}
 
 // adopted takes note of a pool that was just opened by t. A log that was
 // carried over must hold exactly what was published; after a power cut a
@@ -188,11 +195,8 @@ func (pl *pool) truncate(head block.Seq) {
 		}
 		for _, r := range s.flying {
 			r.since = min(r.since, head)
-			for b, seq := range r.published {
-				if seq > head {
-					delete(r.published, b)
-				}
-			}
+			maps.DeleteFunc(r.published, func(_ block.Logical, seq block.Seq) bool { return seq > head })
+			r.holes = slices.DeleteFunc(r.holes, func(h hole) bool { return h.seq > head })
 		}
 	}
 }
@@ -298,8 +302,23 @@ func (r *request) over(page []byte, b block.Logical) {
 	}
 }
 
+// longHole is the number of blocks from which zeroes are kept as a range.
+const longHole = 1 << 12
+
 // enter adds a record to the history of its blocks.
 func (pl *pool) enter(v *volume, asked []*request, rec *oplog.Record) {
+	end := rec.LBA + block.Logical(rec.Count)
+	if rec.Kind == oplog.KindZero && rec.Count >= longHole {
+		for _, r := range asked {
+			r.holes = append(r.holes, hole{block.Range{Start: rec.LBA, End: end}, rec.Seq})
+		}
+		for b, h := range v.blocks {
+			if b >= rec.LBA && b < end && len(h) > 0 {
+				v.blocks[b] = append(h, version{seq: rec.Seq})
+			}
+		}
+		return
+	}
 	for i := range rec.Count {
 		b := rec.LBA + block.Logical(i)
 		for _, r := range asked {
@@ -319,13 +338,33 @@ func (pl *pool) enter(v *volume, asked []*request, rec *oplog.Record) {
 	}
 }
 
+// all returns the newest position at which a part of the request was published,
+// or the first block that was not.
+func (r *request) all() (newest block.Seq, missing block.Logical, ok bool) {
+	end := block.Logical((r.off + r.n + block.Size - 1) / block.Size)
+	for b := block.Logical(r.off / block.Size); b < end; {
+		if seq, ok := r.published[b]; ok {
+			newest = max(newest, seq)
+			b++
+			continue
+		}
+		i := slices.IndexFunc(r.holes, func(h hole) bool { return h.Start <= b && b < h.End })
+		if i < 0 {
+			return 0, b, false
+		}
+		newest = max(newest, r.holes[i].seq)
+		b = r.holes[i].End
+	}
+	return newest, 0, true
+}
+
 // answered judges a reply that reached its client.
 func (w *World) answered(r *request, data []byte, err error) {
 	pl := w.pools[r.s.identity]
 	v := pl.volumes[r.s.volume]
 	if err != nil {
 		r.s.errs = append(r.s.errs, err)
-		if len(r.published) > 0 && r.tries == 1 && !r.fua { // of a FUA the flush may have failed
+		if len(r.published)+len(r.holes) > 0 && r.tries == 1 && !r.fua { // of a FUA the flush may have failed
 			w.violate("%s failed (%v) and took effect", r, err)
 		}
 		if !pl.mayFail(r, err) {
@@ -341,14 +380,9 @@ func (w *World) answered(r *request, data []byte, err error) {
 		pl.shadow.flushed = max(pl.shadow.flushed, r.arrival)
 		return
 	}
-	var newest block.Seq
-	for b := block.Logical(r.off / block.Size); int64(b)*block.Size < r.off+r.n; b++ {
-		seq, ok := r.published[b]
-		if !ok {
-			w.violate("%s was acknowledged, but its block %d was not published", r, b)
-			return
-		}
-		newest = max(newest, seq)
+	newest, missing, ok := r.all()
+	if !ok {
+		w.violate("%s was acknowledged, but its block %d was not published", r, missing)
 	}
 	if r.fua {
 		pl.shadow.flushed = max(pl.shadow.flushed, newest)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"strconv"
 	"strings"
 	"time"
 
@@ -50,7 +51,7 @@ func verbOf(l Line) verb {
 		return (*World).doAgent
 	case "line": // line GUEST breaks | slow | fast | repeats N
 		return (*World).doLine
-	case "memory": // memory IDENTITY rots header | ring | payload
+	case "memory": // memory IDENTITY rots region | header | record | payload
 		return (*World).doMemory
 	case "usurp": // usurp IDENTITY: somebody else raises the epoch of its pool
 		return (*World).doUsurp
@@ -98,8 +99,19 @@ func (w *World) identityOf(volume string) string {
 }
 
 // doClient: CLIENT write|read|trim|zero VOLUME OFFSET LENGTH [fua], CLIENT
-// flush VOLUME. It waits for nothing.
+// flush VOLUME, CLIENT spread VOLUME STEP COUNT, which writes a block at every
+// multiple of STEP. It waits for nothing.
 func (w *World) doClient(l Line) error {
+	if l.arg(1) == "spread" {
+		step, err := bytesOf(l.arg(3))
+		n, nerr := strconv.Atoi(l.arg(4))
+		for i := range int64(n) {
+			if err == nil && nerr == nil {
+				err = w.doClient(Line{[]string{l.arg(0), "write", l.arg(2), fmt.Sprint(i * step), "4096"}, l.Number})
+			}
+		}
+		return errors.Join(err, nerr)
+	}
 	r := &request{op: op(l.arg(1)), fua: l.has("fua")}
 	var err error
 	switch r.op {
