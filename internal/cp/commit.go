@@ -241,7 +241,11 @@ func (m *Machine) finish(p *plan) error {
 	for i, b := 0, p.blocks; i < len(p.runs); i++ {
 		for j := range p.runs[i].N {
 			ptr := block.Pointer{Phys: p.runs[i].At + block.Physical(j), Birth: p.CP, Sum: b[j].slot.Sum}
-			m.Reader.Put(ptr, m.log.Payload(b[j].slot.Extent, 1))
+			// A hit in the cache is not verified again: what was damaged in
+			// memory since it was published must not become one.
+			if page := m.log.Payload(b[j].slot.Extent, 1); ondisk.CRC(page) == ptr.Sum {
+				m.Reader.Put(ptr, page)
+			}
 		}
 		b = b[p.runs[i].N:]
 	}

@@ -86,6 +86,10 @@ func (w *World) rotMemory(pl *pool, where string) {
 	if pl.region == nil || slices.ContainsFunc(pl.acting, func(p *proc) bool { return !p.dead.Load() }) {
 		return // only who opens it looks at both copies
 	}
+	if pl.rotted == pl.epoch {
+		return // one copy of two, until the next owner has mended it
+	}
+	pl.rotted = pl.epoch
 	mem := alignedPart(make([]byte, len(pl.region.Log())+block.Size), len(pl.region.Log()))
 	copy(mem, pl.region.Log())
 	l, err := oplog.Attach(mem)

@@ -26,6 +26,7 @@ type pool struct {
 	acceptLoss bool
 	epoch      block.Epoch // of the last owner
 	usurped    bool        // somebody has raised the epoch since
+	rotted     block.Epoch // the last one after which memory was damaged
 	acting     []*proc     // who may touch the devices
 	refusal    error       // why it could not be opened last
 

@@ -4,18 +4,22 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
 
 var (
-	seeds = flag.Int("seeds", 0, "number of random runs")
-	first = flag.Uint64("first", 0, "seed of the first random run; 0 draws one")
-	tries = flag.Int("shrink", 300, "runs to spend on making a failing script smaller")
-	trail = flag.Int("trace", 60, "lines of trace to show of a failing run")
+	seeds   = flag.Int("seeds", 0, "number of random runs")
+	first   = flag.Uint64("first", 0, "seed of the first random run; 0 draws one")
+	tries   = flag.Int("shrink", 300, "runs to spend on making a failing script smaller")
+	workers = flag.Int("workers", 1, "processes that share the random runs")
+	stride  = flag.Uint64("stride", 1, "distance from one seed to the next")
+	trail   = flag.Int("trace", 60, "lines of trace to show of a failing run")
 )
 
 // TestScenarios plays the scenarios that people wrote.
@@ -51,19 +55,46 @@ func TestRandom(t *testing.T) {
 		}
 	}
 	if n == 0 {
-		n = 30
+		n = 60
+	}
+	if *workers > 1 {
+		soak(t, from, n)
+		return
 	}
 	t.Logf("%d runs from seed %d", n, from)
 	var ops, requests int64
 	began := time.Now()
 	for i := range uint64(n) {
-		r := Run(t, Draw(from+i), 0)
+		seed := from + i**stride
+		r := Run(t, Draw(seed), 0)
 		ops, requests = ops+r.Ops, requests+int64(r.Requests)
 		if r.Err != nil {
-			report(t, from+i, r.Err)
+			report(t, seed, r.Err)
 		}
 	}
-	t.Logf("%d runs, %d requests, %d counted operations, %.1f runs a second", n, requests, ops, float64(n)/time.Since(began).Seconds())
+	took := time.Since(began)
+	t.Logf("%d runs in %s, %d requests, %d counted operations, %.2f runs a second", n, took.Round(time.Second), requests, ops, float64(n)/took.Seconds())
+}
+
+// soak plays random runs in several processes, for a run has one processor.
+func soak(t *testing.T, from uint64, n int) {
+	began := time.Now()
+	var wg sync.WaitGroup
+	for i := range uint64(*workers) {
+		wg.Go(func() {
+			cmd := exec.Command(os.Args[0], "-test.run=^TestRandom$", "-test.v", "-test.timeout=0", fmt.Sprint("-first=", from+i),
+				fmt.Sprint("-stride=", *workers), fmt.Sprint("-seeds=", (n-int(i)+*workers-1) / *workers), fmt.Sprint("-trace=", *trail))
+			cmd.Env = append(os.Environ(), "GOMAXPROCS=1")
+			out, err := cmd.CombinedOutput()
+			t.Logf("%s", out)
+			if err != nil {
+				t.Errorf("worker %d: %v", i, err)
+			}
+		})
+	}
+	wg.Wait()
+	rate := float64(n) / time.Since(began).Seconds()
+	t.Logf("%d runs from seed %d with %d workers: %.2f a second, %.0f in a night of 10 hours", n, from, *workers, rate, rate*36000)
 }
 
 // report shrinks a failing seed and ends the test.
@@ -78,7 +109,12 @@ func report(t *testing.T, seed uint64, err error) {
 
 // TestReplay plays runs twice: the traces must be the same to the byte.
 func TestReplay(t *testing.T) {
-	for seed := range uint64(10) {
+	n := *seeds
+	if n == 0 {
+		n = 12
+	}
+	for i := range uint64(n) {
+		seed := *first + i
 		a, b := Run(t, Draw(seed), 1<<20), Run(t, Draw(seed), 1<<20)
 		if a.Hash != b.Hash {
 			t.Fatalf("seed %d: %s", seed, difference(a.Trace, b.Trace))
