@@ -50,6 +50,7 @@ type volume struct {
 	id     block.VolumeID
 	size   int64
 	gone   bool                        // deleted: what was under way may still be published
+	freed  block.Seq                   // the log's head when its deletion was answered
 	blocks map[block.Logical][]version // oldest first; none is zeroes
 }
 
@@ -411,6 +412,8 @@ func (pl *pool) mayFail(r *request, err error) bool {
 		return pl.hindered
 	case errors.Is(err, block.ErrCorrupt):
 		return pl.damaged
+	case errors.Is(err, block.ErrNotFound):
+		return pl.unsure[r.s.volume] // it may have another name by now
 	case errors.Is(err, block.ErrInvalid):
 		return r.off+r.n > pl.volumes[r.s.volume].size
 	}
@@ -427,12 +430,15 @@ func (pl *pool) crowded(since block.Seq) bool {
 
 func (pl *pool) need(since block.Seq) (need, room int64) {
 	live, leaves := int64(0), map[string]bool{}
-	for name, v := range pl.volumes {
+	for id, v := range pl.ids {
+		if v.gone && v.freed < since {
+			continue
+		}
 		for b := range v.blocks {
 			if v.was(b, since, func(page []byte) bool { return !bytes.Equal(page, zeroPage[:]) }) {
 				live++
 			}
-			leaves[fmt.Sprint(name, b/256)] = true
+			leaves[fmt.Sprint(id, b/256)] = true
 		}
 	}
 	const logBlocks = logBytes / block.Size

@@ -92,7 +92,9 @@ func soak(t *testing.T, from uint64, n int) {
 			}
 		})
 	}
-	wg.Wait()
+	if wg.Wait(); t.Failed() {
+		return
+	}
 	rate := float64(n) / time.Since(began).Seconds()
 	t.Logf("%d runs from seed %d with %d workers: %.2f a second, %.0f in a night of 10 hours", n, from, *workers, rate, rate*36000)
 }

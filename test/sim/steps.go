@@ -519,9 +519,13 @@ func (w *World) doVolume(l Line) error {
 	switch l.arg(0) {
 	case "delete":
 		w.forget(pl, v)
+		v.freed = block.Seq(1<<64 - 1) // as long as there is no answer
 		err = w.ask(id, l.String(), func(ctx context.Context, p *spool.Pool) error { return p.DeleteVolume(ctx, name) })
 		if errors.Is(err, block.ErrNotFound) {
 			err = nil
+		}
+		if err == nil {
+			v.freed = pl.shadow.seq
 		}
 	case "resize":
 		size, perr := bytesOf(l.arg(2))
