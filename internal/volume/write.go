@@ -151,23 +151,31 @@ func (w *staged) TryCommit() (bool, error) {
 // Commit implements block.Write.
 func (w *staged) Commit(ctx context.Context) error {
 	w.sum()
+	// However often a consistency point comes between, only the client decides
+	// how long to try. And once it has gone nothing may be published any more:
+	// it may have asked again elsewhere, had its answer, and written anew.
 	fill := func(e *dirty.Edge) error {
-		// However often a consistency point comes between, only the client
-		// decides how long to try.
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		_, err := w.fill(e, true)
-		return err
+		if _, err := w.fill(e, true); err != nil {
+			return err
+		}
+		return ctx.Err()
 	}
-	err := w.publish(fill)
+	err := ctx.Err()
+	if err == nil {
+		err = w.publish(fill)
+	}
 	for try := 0; try < 2 && errors.Is(err, block.ErrNoSpace) && !planted.Has(planted.RelieveMissing); try++ {
 		w.v.Dirty.ReturnCredit()
 		if e := w.v.Relieve(ctx); e != nil {
 			err = e
 			break
 		}
-		err = w.publish(fill)
+		if err = ctx.Err(); err == nil {
+			err = w.publish(fill)
+		}
 	}
 	if err != nil {
 		name := *w.v.name.Load()

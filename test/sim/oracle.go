@@ -152,6 +152,10 @@ func (pl *pool) compareVolumes(p *spool.Pool) {
 	for _, v := range p.Volumes() {
 		there[v.Name] = true
 		known := pl.volumes[v.Name]
+		if k := pl.ids[v.ID]; known == nil && k != nil && !k.gone && pl.unsure[k.name] && pl.unsure[v.Name] {
+			pl.w.renamed(pl, k, v.Name) // so that command came through
+			known = k
+		}
 		switch {
 		case pl.unsure[v.Name]:
 		case known == nil:

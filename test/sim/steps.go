@@ -543,10 +543,8 @@ func (w *World) doVolume(l Line) error {
 		pl.unsure[to] = true
 		err = w.ask(id, l.String(), func(ctx context.Context, p *spool.Pool) error { return p.RenameVolume(ctx, name, to) })
 		if err == nil || errors.Is(err, block.ErrNotFound) {
-			delete(pl.volumes, name)
-			v.name, err = to, nil
-			pl.volumes[to] = v
-			w.follow(name, to)
+			err = nil
+			w.renamed(pl, v, to)
 		}
 		pl.sure(err, to)
 	}
@@ -595,8 +593,12 @@ func (w *World) forget(pl *pool, v *volume) {
 	w.dropSessions(v.name)
 }
 
-// follow makes the sessions of a volume those of its new name.
-func (w *World) follow(name, to string) {
+// renamed gives a volume, and its sessions, a new name.
+func (w *World) renamed(pl *pool, v *volume, to string) {
+	name := v.name
+	delete(pl.volumes, name)
+	v.name = to
+	pl.volumes[to] = v
 	for _, s := range w.sessions() {
 		if s.volume == name {
 			s.volume = to
