@@ -456,7 +456,7 @@ func (pl *pool) need(since block.Seq) (need, room int64) {
 	}
 	room -= room / 8 // kept back for trims, deletes and metadata
 	// A leaf has a path above it, and is written anew beside the old one.
-	return live + logBlocks + 8*int64(len(leaves)) + 192, room
+	return live + logBlocks + 8*int64(len(leaves)) + 320, room
 }
 
 // judgeRead compares what a read brought with what was current at some moment
