@@ -45,6 +45,7 @@ type Set struct {
 	permits  *semaphore.Weighted
 	capacity int          // of permits
 	used     atomic.Int64 // permits in use
+	waiting  atomic.Int64 // requests that wait for permits
 	due      int64        // so many in use make a consistency point due
 	full     func()       // called, without locks, when somebody has to wait for room
 
@@ -211,13 +212,14 @@ func (s *Set) Drop() {
 type Usage struct {
 	Permits, Active, Frozen int64
 	Blocks                  int
+	Waiting                 int64 // requests that wait for room
 }
 
 // Usage returns the current usage.
 func (s *Set) Usage() Usage {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	u := Usage{Permits: int64(s.Capacity()), Active: s.active.permits, Blocks: s.active.blocks}
+	u := Usage{Permits: int64(s.Capacity()), Active: s.active.permits, Blocks: s.active.blocks, Waiting: s.waiting.Load()}
 	if s.frozen != nil {
 		u.Frozen = s.frozen.permits
 		u.Blocks += s.frozen.blocks

@@ -52,6 +52,8 @@ func (s *Set) Permit(ctx context.Context, n int) error {
 	if n > s.Capacity() {
 		return fmt.Errorf("write of %d blocks into a log of %d: %w", n, s.Capacity(), block.ErrInvalid)
 	}
+	s.waiting.Add(1)
+	defer s.waiting.Add(-1)
 	s.full()
 	if err := s.permits.Acquire(ctx, int64(n)); err != nil {
 		return fmt.Errorf("wait for room in the operation log: %w", err)

@@ -213,7 +213,7 @@ func (p *Pool) work(t *timing) error {
 	} else if t.busy = now; t.dirty.IsZero() {
 		t.dirty = now
 	}
-	if u.Frozen > 0 || u.Active >= u.Permits/4 || !t.dirty.IsZero() && now.Sub(t.dirty) >= p.opts.Interval {
+	if u.Frozen > 0 || u.Active >= u.Permits/4 || u.Active > 0 && u.Waiting > 0 || !t.dirty.IsZero() && now.Sub(t.dirty) >= p.opts.Interval {
 		t.dirty = time.Time{}
 		if err := p.commit(nil); err != nil {
 			return err

@@ -331,8 +331,12 @@ func (h *handle) desert() {
 			}
 			delay := w.between(0, 130*time.Millisecond)
 			last = max(last, delay)
-			fate, seed := w.rng.IntN(3), w.rng.Uint64()
-			w.after(delay, nil, "", func() { d.unless(func() { d.late(r, fate, seed) }) })
+			fate, seed, boot := w.rng.IntN(3), w.rng.Uint64(), w.boot
+			w.after(delay, nil, "", func() {
+				if w.boot == boot { // power that is cut ends it
+					d.unless(func() { d.late(r, fate, seed) })
+				}
+			})
 		}
 		f.q.finish(f.r, errDead)
 	}
@@ -348,6 +352,6 @@ func (d *disk) late(r *hpdi.Request, fate int, seed uint64) {
 		d.medium.Carry(r).Complete()
 	case 2:
 		d.w.log("late torn %s %d+%d of %s", r.Op, r.Offset/block.Size, r.Bytes()/block.Size, d.name)
-		d.medium.CarryTorn(r, seed)
+		d.medium.CarryTorn(r, seed).Complete()
 	}
 }

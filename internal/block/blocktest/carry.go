@@ -18,12 +18,13 @@ func (d *Crash) Carry(r *hpdi.Request) Carried { return Carried{d.m, d.run(r)} }
 
 // CarryTorn lets only some sectors of a write reach the medium, by seed: the
 // last request of somebody who died while it was under way.
-func (d *Crash) CarryTorn(r *hpdi.Request, seed uint64) {
+func (d *Crash) CarryTorn(r *hpdi.Request, seed uint64) Carried {
 	d.m.mu.Lock()
 	defer d.m.mu.Unlock()
-	if r.Op == hpdi.OpWrite && r.Check(d.Info()) == nil {
-		d.m.addLocked(r, seed|1)
+	if r.Op != hpdi.OpWrite || r.Check(d.Info()) != nil {
+		return Carried{}
 	}
+	return Carried{d.m, d.m.addLocked(r, seed|1)}
 }
 
 // Complete says that the submitter was told of the request's end: a barrier
