@@ -3,6 +3,7 @@ package pool
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/pollux-storage/pollux/hpdi"
@@ -154,8 +155,9 @@ func (c *checker) references(ctx context.Context, w *window) error {
 			c.report.DataBlocks++
 		}
 	}
-	for _, t := range c.bmap.Trees() {
-		err := c.walk(ctx, t.Root, page, func(_ uint64, frame []byte) {
+	trees := c.bmap.Trees()
+	for _, id := range slices.Sorted(maps.Keys(trees)) {
+		err := c.walk(ctx, trees[id].Root, page, func(_ uint64, frame []byte) {
 			for i := range blockmap.Fanout {
 				if p := block.DecodePointer(frame[i*block.PointerSize:]); !p.IsHole() {
 					data(p)
