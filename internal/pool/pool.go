@@ -177,8 +177,18 @@ func (p *Pool) Run(ctx context.Context) error {
 		case j := <-p.jobs:
 			j.done <- p.runJob(j)
 		case <-p.kick:
+			drain(tick.C) // one look serves both
 		case <-tick.C:
+			drain(p.kick)
 		}
+	}
+}
+
+// drain takes what is in c, if anything is.
+func drain[T any](c <-chan T) {
+	select {
+	case <-c:
+	default:
 	}
 }
 
