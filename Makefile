@@ -10,6 +10,7 @@ BIN     := bin/pollux
 # The whole test run is bounded; a hanging test prints its goroutines and fails.
 TEST_TIMEOUT ?= 12m
 ROUNDS       ?= 300
+SEEDS        ?= 2000
 
 # SEED=n repeats one run of the seeded tests.
 ifneq ($(SEED),)
@@ -17,7 +18,7 @@ export POLLUX_SEED := $(SEED)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test lint fmt deps demo bench soak clean
+.PHONY: help build run test lint fmt deps demo bench planted soak clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,14 +30,17 @@ run: build ## build, start the pair in the foreground on ./pollux-data, show how
 	$(BIN) up --dir $(DIR) --first-volume disk1=10GiB
 
 # The same seed each time: what fails here was broken by a change. `make soak`
-# draws new ones.
+# draws new ones. The simulator runs once more without the race detector, with
+# which nothing can be replayed.
 test: deps lint ## everything that must pass: lint, then all tests with the race detector
 	POLLUX_SEED=$${POLLUX_SEED:-1} POLLUX_REQUIRE_CLIENTS=1 $(GO) test -race -timeout $(TEST_TIMEOUT) ./...
+	POLLUX_SEED=$${POLLUX_SEED:-1} $(GO) test -timeout $(TEST_TIMEOUT) ./test/sim
 
 lint: ## gofmt, go vet, staticcheck
 	@bad=$$(gofmt -l $$(git ls-files --cached --others --exclude-standard '*.go')); \
 	if [ -n "$$bad" ]; then echo "not formatted (run make fmt):"; echo "$$bad"; exit 1; fi
 	$(GO) vet ./...
+	$(GO) vet -tags planted ./internal/planted ./test/sim
 	$(GO) tool staticcheck ./...
 
 fmt: ## format all Go files
@@ -53,7 +57,11 @@ bench: build deps ## measure against other NBD servers, and the pause at a failo
 	$(GO) run ./bench/nbd -pollux $(BIN)
 	$(GO) run ./bench/failover -pollux $(BIN)
 
-soak: deps ## import a Debian system under fire, then a long campaign of faults (ROUNDS=300; SEED=n draws the same ones again)
+planted: ## give the program each planted fault in turn: the simulator must find them all
+	$(GO) test -tags planted -count=1 -timeout 0 -v -run "TestPlanted|TestPlaces" ./internal/planted ./test/sim
+
+soak: deps ## random runs of the simulator on all cores (SEEDS=2000), a Debian system imported under fire, a campaign of faults (ROUNDS=300; SEED=n draws the same ones again)
+	$(GO) test -count=1 -timeout 0 -v -run TestRandom ./test/sim -seeds $(SEEDS) -workers $$(nproc) $(if $(SEED),-first $(SEED))
 	POLLUX_SOAK=1 $(GO) test -count=1 -timeout 30m -v -run Import ./test/e2e
 	$(GO) test -count=1 -timeout 0 -v ./test/campaign -rounds $(ROUNDS)
 
