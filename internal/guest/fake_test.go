@@ -80,7 +80,8 @@ type fakeStore struct {
 	region *region.Region
 	lost   chan error
 	stuck  bool
-	sick   atomic.Bool // the probe fails
+	sick   atomic.Bool                   // the probe fails
+	finish atomic.Pointer[chan struct{}] // Run does not return before it is closed
 	how    atomic.Value
 
 	mu      sync.Mutex
@@ -95,6 +96,9 @@ func (s *fakeStore) Steps() []partner.Step { return []partner.Step{{Name: "fake"
 func (s *fakeStore) Run(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
+		if c := s.finish.Load(); c != nil {
+			<-*c
+		}
 		return nil
 	case err := <-s.lost:
 		return err

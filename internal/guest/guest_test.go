@@ -302,6 +302,28 @@ func TestHeartbeat(t *testing.T) {
 	}
 }
 
+// TestHeartbeatWhileGivingUp: a slow device makes a giveback long. The guest is
+// well all the time, and its partner must see that.
+func TestHeartbeatWhileGivingUp(t *testing.T) {
+	b := newBench(t)
+	b.grant("a", partner.BasisStart, 1)
+	b.expect(partner.KindServing)
+	s := b.storage.last()
+	finish := make(chan struct{})
+	s.finish.Store(&finish)
+	b.line.Send(partner.Message{Kind: partner.KindRelease, Identity: "a", Term: 1, Reason: "test"})
+	end := time.Now().Add(30 * time.Second)
+	// The pool is given up once nothing can be probed any more.
+	s.sick.Store(true)
+	for first := s.Heartbeat(); s.Heartbeat() < first+4; {
+		if time.Now().After(end) {
+			t.Fatal("the heart stopped before the pool was given up")
+		}
+	}
+	close(finish)
+	b.expect(partner.KindReleased)
+}
+
 // TestAgentChanges: a new agent hears what is held and what was announced.
 func TestAgentChanges(t *testing.T) {
 	b := newBench(t)
