@@ -71,6 +71,7 @@ type watch struct {
 	region  Region
 	mapped  bool
 	beat    uint64
+	fresh   bool // it changed since the last Tick, which alone knows when
 	changed time.Time
 }
 
@@ -191,7 +192,7 @@ func (m *Machine) Step(msg Message) {
 		m.mapDone(msg)
 	case KindBeat:
 		if w := m.peer.regions[msg.Identity]; w != nil && w.mapped && w.beat != msg.Beat {
-			w.beat, w.changed = msg.Beat, m.now
+			w.beat, w.fresh = msg.Beat, true
 		}
 	case KindStuck:
 		if msg.Reason == "" {

@@ -73,6 +73,11 @@ func (m *Machine) restartCounts() {
 func (m *Machine) Tick(now time.Time) {
 	late := now.Sub(m.now) > m.cfg.LateAfter
 	m.now = now
+	for _, w := range m.peer.regions {
+		if w.fresh {
+			w.fresh, w.changed = false, now
+		}
+	}
 	if late && !planted.Has(planted.LateWatcher) {
 		m.restartCounts()
 	}
