@@ -40,10 +40,6 @@ type fault struct {
 	within [2]int64
 }
 
-// harmful says that a fault can take data away that a device had accepted, so
-// that reads may fail afterwards. Nothing may ever be read wrong.
-func (f *fault) harmful() bool { return f.kind == "loses" || f.kind == "misdirects" }
-
 // take returns what is wrong with a request, nil for nothing.
 func (d *disk) take(r *hpdi.Request) *fault {
 	for i, f := range d.faults {

@@ -17,7 +17,6 @@ type host struct {
 	incs  map[string]uint64
 	cmd   uint64
 	done  map[uint64]string // outcomes of commands
-	down  bool
 }
 
 func (w *World) other(g string) string {

@@ -78,8 +78,8 @@ func readAll(path string) string {
 	return string(p)
 }
 
-// plantedRuns plays scenarios and random runs until one fails, and writes a
-// line for each: its name, and what was found.
+// plantedRuns plays random runs until one fails, and writes a line for each: its
+// name, and what was found.
 func plantedRuns(t *testing.T) {
 	f, err := os.Create(*plantedChild)
 	if err != nil {

@@ -81,7 +81,8 @@ func (s *Script) String() string {
 	return b.String()
 }
 
-// settings lists the words that describe the pair before it starts.
+// isSetting tells whether a line describes the pair before it starts, and is no
+// step:
 //
 //	seed N                        latencies and fates are drawn from it
 //	alone                         a guest without partner
