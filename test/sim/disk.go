@@ -34,19 +34,15 @@ type disk struct {
 
 // fault is what a disk does wrong with some of the next requests.
 type fault struct {
-	op     hpdi.Op
-	kind   string // "fails", "fails-late", "flips", "loses", "misdirects"
-	left   int    // so many requests; -1 for all
-	within [2]int64
+	op   hpdi.Op
+	kind string // "fails", "fails-late", "flips", "loses", "misdirects"
+	left int    // so many requests; -1 for all
 }
 
 // take returns what is wrong with a request, nil for nothing.
 func (d *disk) take(r *hpdi.Request) *fault {
 	for i, f := range d.faults {
 		if f.op != r.Op || f.left == 0 {
-			continue
-		}
-		if f.within[1] > 0 && (r.Offset+r.Bytes() <= f.within[0] || r.Offset >= f.within[1]) {
 			continue
 		}
 		if f.left > 0 {

@@ -14,19 +14,18 @@ import (
 
 // pool is what the simulation knows of one identity's pool.
 type pool struct {
-	w          *World
-	identity   string
-	slot       uint32 // in the guests' caches
-	disks      []*disk
-	path       string // of the region
-	journal    int64  // bytes of the metadata journal
-	battery    bool
-	acceptLoss bool
-	epoch      block.Epoch // of the last owner
-	usurped    bool        // somebody has raised the epoch since
-	rotted     block.Epoch // the last one after which memory was damaged
-	acting     []*proc     // who may touch the devices
-	refusal    error       // why it could not be opened last
+	w        *World
+	identity string
+	slot     uint32 // in the guests' caches
+	disks    []*disk
+	path     string // of the region
+	journal  int64  // bytes of the metadata journal
+	battery  bool
+	epoch    block.Epoch // of the last owner
+	usurped  bool        // somebody has raised the epoch since
+	rotted   block.Epoch // the last one after which memory was damaged
+	acting   []*proc     // who may touch the devices
+	refusal  error       // why it could not be opened last
 
 	volumes map[string]*volume
 	unsure  map[string]bool // names that a command under way may make, remove or resize

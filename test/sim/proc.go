@@ -213,7 +213,7 @@ func (p *proc) open(a partner.Action) {
 		if err == nil {
 			q, err = spool.Open(ctx, spool.OpenOptions{
 				Devices: devs, RegionPath: pl.path, Cache: p.cache, CacheSlot: pl.slot, Owner: p.name,
-				AcceptLoss: pl.acceptLoss, BatteryBacked: pl.battery, Interval: w.opt.Interval, BootID: fmt.Sprint("boot", w.boot),
+				BatteryBacked: pl.battery, Interval: w.opt.Interval, BootID: fmt.Sprint("boot", w.boot),
 			})
 			if err != nil {
 				for _, d := range devs {

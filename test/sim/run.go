@@ -24,7 +24,6 @@ import (
 
 // Options are what a script does not say.
 type Options struct {
-	Keep     int // so many of the last lines of the trace are kept
 	Machine  partner.Config
 	Referee  partner.RefereeConfig
 	Interval time.Duration
