@@ -315,6 +315,8 @@ func (h *handle) desert() {
 	last := time.Duration(0)
 	for _, f := range slices.Clone(h.flying) {
 		h.land(f)
+		// Nobody will see the end of what has arrived, but a later sync covers it.
+		f.carried.Complete()
 		if !f.arrived && f.r.Op != hpdi.OpRead && f.fault == nil {
 			// The memory it came from is the dead guest's and goes on changing.
 			r := &hpdi.Request{Op: f.r.Op, Offset: f.r.Offset, Length: f.r.Length}
