@@ -222,6 +222,32 @@ func TestJournalDamageBeforeEnd(t *testing.T) {
 	}
 }
 
+// The padding of a record is not covered by its own checksum, only by the next
+// record's. The change of any of its bytes is found even when one record follows.
+func TestJournalDamageInPadding(t *testing.T) {
+	found := 0
+	for at := block.Size - 1; at > 0; at -= 37 {
+		j, dev, made := journalRig(t, 2)
+		if len(made) != 2 || len(made[0]) != block.Size {
+			t.Fatalf("%d records, the first of %d bytes", len(made), len(made[0]))
+		}
+		dev.Corrupt(int64(j.start)*block.Size+int64(at), 1)
+		k := &journal{set: j.set, pool: testPool, start: j.start, size: j.size}
+		if err := k.replay(JournalPos{Number: 1}, func(*record) error { return nil }); err != nil {
+			continue // not padding, or found at once
+		}
+		if err := k.damaged(); !errors.Is(err, block.ErrCorrupt) {
+			t.Fatalf("byte %d: replay ends at record %d, and nobody notices: %v", at, k.next.Number, err)
+		}
+		if k.next.Number == 2 {
+			found++
+		}
+	}
+	if found == 0 {
+		t.Error("no padding was changed")
+	}
+}
+
 // A flusher that has not committed all that was promised before it leaves the
 // old chain alone.
 func TestFlusherKeepsOldPromises(t *testing.T) {

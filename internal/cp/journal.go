@@ -114,8 +114,10 @@ func (j *journal) replay(pos JournalPos, fn func(*record) error) error {
 	return nil
 }
 
-// damaged looks for a record that follows the end that replay found, and
-// returns an error if one exists. It reads the whole area.
+// damaged looks for a record that follows the end that replay found, or that
+// should be the next and does not continue the chain, and returns an error if
+// one exists. No crash leaves one: a record is begun when the one before is
+// durable. It reads the whole area.
 func (j *journal) damaged() error {
 	w := &window{j: j}
 	defer w.free()
@@ -131,9 +133,12 @@ func (j *journal) damaged() error {
 		if err != nil {
 			return err
 		}
-		if r != nil && r.Number > j.next.Number {
-			return &block.CorruptError{What: "journal record", Where: fmt.Sprintf("device block %v, record %d", j.at(j.next.Offset), j.next.Number),
-				Why: fmt.Sprintf("it is unreadable although record %d exists", r.Number)}
+		switch where := fmt.Sprintf("device block %v, record %d", j.at(j.next.Offset), j.next.Number); {
+		case r == nil || r.Number < j.next.Number:
+		case r.Number == j.next.Number:
+			return &block.CorruptError{What: "journal record", Where: where, Why: "it does not continue the record before it, which was changed since"}
+		default:
+			return &block.CorruptError{What: "journal record", Where: where, Why: fmt.Sprintf("it is unreadable although record %d exists", r.Number)}
 		}
 	}
 	return nil
