@@ -9,7 +9,8 @@ type layer struct {
 	only []string
 	// by is who may import the package; nil is everyone of higher layers.
 	by []string
-	// tests says that only test files may import the package.
+	// tests says that only test files may import the package, and packages
+	// under test/.
 	tests bool
 	// steps says that the package is a step machine: it starts no goroutine,
 	// looks at no clock and touches neither files nor network, so that tests
