@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -252,9 +253,17 @@ func notReady(st control.Status) string {
 	for _, g := range st.Guests {
 		if g.State != control.StateServing && g.State != control.StateWaiting {
 			down = append(down, fmt.Sprintf("guest %s is %s", g.Name, orDash(g.State)))
+		} else if g.ServedBy == "" && !cannotOpen(st, g.Name) {
+			down = append(down, fmt.Sprintf("nobody serves %s yet", g.Name))
 		}
 	}
 	return strings.Join(append(down, st.Alerts[:min(len(st.Alerts), len(down))]...), "; ")
+}
+
+// cannotOpen tells whether it is known that the pool of an identity does not
+// open now: then nothing is gained by waiting.
+func cannotOpen(st control.Status, identity string) bool {
+	return slices.ContainsFunc(st.Alerts, func(a string) bool { return strings.Contains(a, "could not serve "+identity+":") })
 }
 
 // greet shows the pair and how to attach to it.

@@ -340,6 +340,11 @@ func (c *conn) do(ctx context.Context, method, path string, in any) (*http.Respo
 		return nil, NewError(KindInvalid, err.Error(), "")
 	}
 	resp, err := c.http.Do(req)
+	if errors.Is(err, io.EOF) && method == http.MethodGet {
+		// Whoever answered ends at this moment. Asking again is harmless, and
+		// tells whether somebody else is there.
+		resp, err = c.http.Do(req)
+	}
 	if err != nil {
 		return nil, c.transportError(ctx, err)
 	}
