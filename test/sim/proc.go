@@ -58,6 +58,7 @@ type tenant struct {
 	wg       sync.WaitGroup // of the pool's Run and of requests
 	serving  bool
 	gone     bool        // being given up
+	still    bool        // its heart has stopped
 	closed   atomic.Bool // its region is unmapped
 
 	beaten    time.Time // the last heartbeat
@@ -106,7 +107,7 @@ func (p *proc) tick() {
 	p.carryOut()
 	for _, id := range sortedKeys(p.tenants) {
 		t := p.tenants[id]
-		if t.pool == nil || t.closed.Load() {
+		if t.pool == nil || t.still {
 			continue
 		}
 		if t.gone || t.pool.Probe(p.ctx) == nil {
@@ -316,6 +317,7 @@ func (p *proc) release(id string, done partner.Message, end func(*spool.Pool, co
 	p.leave(t)
 	p.wg.Go(func() {
 		t.wg.Wait()
+		p.quiet(t)
 		err := end(t.pool, context.Background())
 		t.closed.Store(true)
 		w.post(p, func() {
@@ -335,6 +337,16 @@ func (p *proc) leave(t *tenant) {
 	t.gone, t.serving = true, false
 	p.w.unserved(t)
 	t.cancel()
+}
+
+// quiet stops a tenant's heart: nobody may touch its region while it is closed.
+func (p *proc) quiet(t *tenant) {
+	done := make(chan struct{})
+	p.w.post(nil, func() {
+		t.still = true
+		close(done)
+	})
+	<-done
 }
 
 // stop ends the guest cleanly.
@@ -360,6 +372,7 @@ func (p *proc) stop() {
 		p.leave(t)
 		p.wg.Go(func() {
 			t.wg.Wait()
+			p.quiet(t)
 			err := t.pool.Close(p.ctx)
 			t.closed.Store(true)
 			w.post(p, func() {
