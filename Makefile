@@ -18,7 +18,7 @@ export POLLUX_SEED := $(SEED)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test lint fmt deps demo bench planted soak clean
+.PHONY: help build run test lint fmt deps demo bench planted cover soak clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,10 @@ bench: build deps ## measure against other NBD servers, and the pause at a failo
 
 planted: ## give the program each planted fault in turn: the simulator must find them all
 	$(GO) test -tags planted -count=1 -timeout 0 -v -run "TestPlanted|TestPlaces" ./internal/planted ./test/sim
+
+cover: deps ## which statements tests reach (docs/coverage.md); fails when a block that nothing reaches has no reason
+	@mkdir -p out/cover
+	$(GO) run ./test/cover
 
 soak: deps ## random runs of the simulator on all cores (SEEDS=2000), a Debian system imported under fire, a campaign of faults (ROUNDS=300; SEED=n draws the same ones again)
 	$(GO) test -count=1 -timeout 0 -v -run TestRandom ./test/sim -seeds $(SEEDS) -workers $$(nproc) $(if $(SEED),-first $(SEED))

@@ -61,7 +61,9 @@ type Pair struct {
 }
 
 // Build compiles the program into a directory, with the race detector if that
-// is asked for, and returns its path. POLLUX_BIN names one that exists already.
+// is asked for, and returns its path. POLLUX_BIN names one that exists already;
+// POLLUX_COVERPKG names packages whose statements it shall count, as -coverpkg
+// of go build does.
 func Build(ctx context.Context, dir string, race bool) (string, error) {
 	if bin := os.Getenv("POLLUX_BIN"); bin != "" {
 		return filepath.Abs(bin)
@@ -70,6 +72,9 @@ func Build(ctx context.Context, dir string, race bool) (string, error) {
 	args := []string{"build", "-o", bin}
 	if race {
 		args = append(args, "-race")
+	}
+	if pkgs := os.Getenv("POLLUX_COVERPKG"); pkgs != "" {
+		args = append(args, "-cover", "-covermode=atomic", "-coverpkg="+pkgs)
 	}
 	cmd := exec.CommandContext(ctx, "go", append(args, "github.com/pollux-storage/pollux/cmd/pollux")...)
 	if out, err := cmd.CombinedOutput(); err != nil {
