@@ -81,6 +81,15 @@ func load(files []string) ([]pkg, error) {
 	pkgs := map[string]*pkg{}
 	sources := map[string]*source{}
 	for b, c := range blocks {
+		s, err := read(sources, b.file)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // removed since
+		} else if err != nil {
+			return nil, err
+		}
+		if c.statements == 0 || strings.Contains(s.lines[b.line-1], "planted.Has(") {
+			continue // a planted fault is not in the program without its build tag
+		}
 		name := path.Dir(b.file)
 		p := pkgs[name]
 		if p == nil {
@@ -95,15 +104,7 @@ func load(files []string) ([]pkg, error) {
 		}
 		if slices.Contains(c.by, true) {
 			p.together += c.statements
-			continue
-		}
-		s, err := read(sources, b.file)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue // removed since
-		} else if err != nil {
-			return nil, err
-		}
-		if c.statements > 0 {
+		} else {
 			p.missed = append(p.missed, s.place(b))
 		}
 	}
