@@ -3,6 +3,7 @@ package main
 import (
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestParseSize(t *testing.T) {
@@ -34,8 +35,15 @@ func TestReport(t *testing.T) {
 	}}
 	rep.finish()
 	for i, want := range []float64{2, 0.5, 1, 1000.0 / 30} {
-		if c := rep.Cells[i]; c.Ratio != want {
-			t.Errorf("%s: ratio %v, want %v", c.Server, c.Ratio, want)
+		c := rep.Cells[i]
+		if got := c.Ratios["cached peer"]; got != want {
+			t.Errorf("%s: ratio %v, want %v", c.Server, got, want)
+		}
+		if got := c.Ratios["direct peer"]; got != c.Median.IOPS/1000 {
+			t.Errorf("%s: ratio %v to the direct peer, want %v", c.Server, got, c.Median.IOPS/1000)
+		}
+		if _, ok := c.Ratios["ceiling"]; ok {
+			t.Errorf("%s: a ratio to a ceiling that was not measured", c.Server)
 		}
 	}
 	var b strings.Builder
@@ -48,5 +56,21 @@ func TestReport(t *testing.T) {
 func TestMemoryMedian(t *testing.T) {
 	if m := medianRSS([]watch{{RSS: 3}, {RSS: 1}, {RSS: 2}}); m != 2 {
 		t.Error(m)
+	}
+}
+
+func TestRowArguments(t *testing.T) {
+	for _, r := range allRows {
+		args := strings.Join(r.args(1<<30, 256<<20, 5*time.Second), " ")
+		timed := strings.Contains(args, "--time_based --runtime=5")
+		if sized := strings.Contains(args, "--io_size="); sized == timed || sized != (r.Bytes != nil) {
+			t.Errorf("%s: %s", r.Name, args)
+		}
+		if !strings.Contains(args, "--iodepth=") || !strings.Contains(args, "--numjobs=") {
+			t.Errorf("%s: %s", r.Name, args)
+		}
+		if r.suits("pollux") == r.suits("pollux-cold") {
+			t.Errorf("%s is measured on both pairs or on none", r.Name)
+		}
 	}
 }

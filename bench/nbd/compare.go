@@ -19,8 +19,8 @@ type cell struct {
 	Server  string   `json:"server"`
 	Samples []sample `json:"samples"`
 	Median  sample   `json:"median"`
-	// Ratio is the median IOPS over those of the better page-cached peer.
-	Ratio float64 `json:"ratio_to_better_cached_peer,omitempty"`
+	// Ratios are the median IOPS over those of others, see references.
+	Ratios map[string]float64 `json:"ratios,omitempty"`
 }
 
 // report is what goes to the JSON file.
@@ -60,8 +60,8 @@ func compare(ctx context.Context, o options, dir string) error {
 			}
 			fmt.Fprintf(os.Stderr, "left out: %s: %v\n", s.name(), err)
 			rep.LeftOut[s.name()] = err.Error()
-			if s.name() == "pollux" {
-				failed = fmt.Errorf("pollux was not measured: %w", err)
+			if strings.HasPrefix(s.name(), "pollux") {
+				failed = fmt.Errorf("%s was not measured: %w", s.name(), err)
 			}
 			continue
 		}
@@ -90,17 +90,17 @@ func (rep *report) measureAll(ctx context.Context, o options, list []server) err
 				continue
 			}
 			for _, s := range list {
-				if rep.LeftOut[s.name()] != "" {
+				if rep.LeftOut[s.name()] != "" || !r.suits(s.name()) {
 					continue
 				}
-				m, err := measure(ctx, s, r, o.size, o.runtime)
+				m, err := measure(ctx, s, r, o.size, o.log, o.runtime)
 				if err == nil && r.writes() {
 					err = s.settle(ctx)
 				}
 				if err != nil {
 					return fmt.Errorf("%s on %s: %w", r.Name, s.name(), err)
 				}
-				fmt.Fprintf(os.Stderr, "%d/%d %-18s %-15s %9.0f IOPS  %6.2f µs CPU\n", i+1, o.n, r.Name, s.name(), m.IOPS, m.CPUus)
+				fmt.Fprintf(os.Stderr, "%d/%d %-22s %-15s %9.0f IOPS  %6.2f µs CPU\n", i+1, o.n, r.Name, s.name(), m.IOPS, m.CPUus)
 				key := r.Name + " " + s.name()
 				if cells[key] == nil {
 					cells[key] = &cell{Row: r.Name, Server: s.name()}
@@ -113,18 +113,35 @@ func (rep *report) measureAll(ctx context.Context, o options, list []server) err
 	return nil
 }
 
+// reference is what rows are compared with: the best of some servers.
+type reference struct {
+	title string
+	among func(server string) bool
+}
+
+var references = []reference{
+	{"cached peer", func(s string) bool { return strings.HasSuffix(s, "-cached") }},
+	{"direct peer", func(s string) bool { return s == "qsd-direct" }},
+	{"ceiling", func(s string) bool { return s == "ceiling" }},
+}
+
 // finish computes medians and ratios.
 func (rep *report) finish() {
 	best := map[string]float64{}
 	for _, c := range rep.Cells {
 		c.Median = median(c.Samples)
-		if strings.HasSuffix(c.Server, "-cached") {
-			best[c.Row] = max(best[c.Row], c.Median.IOPS)
+		for _, ref := range references {
+			if key := c.Row + " " + ref.title; ref.among(c.Server) {
+				best[key] = max(best[key], c.Median.IOPS)
+			}
 		}
 	}
 	for _, c := range rep.Cells {
-		if b := best[c.Row]; b > 0 {
-			c.Ratio = c.Median.IOPS / b
+		c.Ratios = map[string]float64{}
+		for _, ref := range references {
+			if b := best[c.Row+" "+ref.title]; b > 0 {
+				c.Ratios[ref.title] = c.Median.IOPS / b
+			}
 		}
 	}
 }
@@ -154,19 +171,27 @@ func (rep *report) table(w io.Writer) {
 	var b strings.Builder
 	fmt.Fprintf(&b, "NBD over unix sockets, client fio, %d CPUs, data set %d MiB, %d × %gs each, medians.\n",
 		rep.CPUs, rep.Size>>20, rep.Repeats, rep.Runtime)
-	fmt.Fprintf(&b, "Ratio: IOPS over those of the better page-cached peer.\n\n")
-	fmt.Fprintf(&b, "| row | server | IOPS | MB/s | p50 µs | p99 µs | CPU µs/request | ratio |\n|---|---|--:|--:|--:|--:|--:|--:|\n")
+	fmt.Fprintf(&b, "The last columns are ratios of IOPS: to the better page-cached peer, to the one with\ndirect I/O, to the ceiling.\n\n")
+	fmt.Fprintf(&b, "| row | server | IOPS | MB/s | p50 µs | p99 µs | CPU µs/request |")
+	for _, ref := range references {
+		fmt.Fprintf(&b, " %s |", ref.title)
+	}
+	fmt.Fprintf(&b, "\n|---|---|%s\n", strings.Repeat("--:|", 5+len(references)))
 	for _, r := range allRows {
 		for _, c := range rep.Cells {
 			if c.Row != r.Name {
 				continue
 			}
-			ratio := "–"
-			if c.Ratio > 0 {
-				ratio = fmt.Sprintf("%.2f", c.Ratio)
-			}
 			m := c.Median
-			fmt.Fprintf(&b, "| %s | %s | %.0f | %.0f | %.0f | %.0f | %.1f | %s |\n", c.Row, c.Server, m.IOPS, m.MBps, m.P50us, m.P99us, m.CPUus, ratio)
+			fmt.Fprintf(&b, "| %s | %s | %.0f | %.0f | %.0f | %.0f | %.1f |", c.Row, c.Server, m.IOPS, m.MBps, m.P50us, m.P99us, m.CPUus)
+			for _, ref := range references {
+				if r, ok := c.Ratios[ref.title]; ok {
+					fmt.Fprintf(&b, " %.2f |", r)
+				} else {
+					b.WriteString(" – |")
+				}
+			}
+			b.WriteString("\n")
 		}
 	}
 	b.WriteString("\n")

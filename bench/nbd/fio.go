@@ -13,18 +13,49 @@ type row struct {
 	Name  string `json:"name"`
 	RW    string `json:"rw"`
 	Block string `json:"block"`
-	Depth int    `json:"depth"`
+	Depth int    `json:"depth"` // requests under way on each connection
+	Conns int    `json:"connections,omitempty"`
+	// Flush is after how many writes of a connection a flush follows; 0 is never.
+	Flush int `json:"flush,omitempty"`
+	// Bytes is how much is written in all, the last flush included, whatever
+	// time that takes; 0 is as much as comes within the time of a run.
+	Bytes func(logBytes int64) int64 `json:"-"`
+	// Sync says that the row ends in a flush.
+	Sync bool `json:"sync,omitempty"`
+	// Cold rows read what is in no cache.
+	Cold bool `json:"cold,omitempty"`
 }
 
+// burst is what an operation log takes before a consistency point has made
+// room in it; sustained is what it takes only with their help.
+func burst(logBytes int64) int64     { return logBytes / 4 * 3 }
+func sustained(logBytes int64) int64 { return 4 * logBytes }
+
 var allRows = []row{
-	{"4k-randwrite-qd16", "randwrite", "4k", 16},
-	{"4k-randread-qd16", "randread", "4k", 16},
-	{"4k-randwrite-qd1", "randwrite", "4k", 1},
-	{"4k-randread-qd1", "randread", "4k", 1},
-	{"128k-write-qd16", "write", "128k", 16},
-	{"128k-read-qd16", "read", "128k", 16},
-	{"128k-write-qd1", "write", "128k", 1},
-	{"128k-read-qd1", "read", "128k", 1},
+	{Name: "4k-randwrite-qd16", RW: "randwrite", Block: "4k", Depth: 16},
+	{Name: "4k-randwrite-qd16-x4", RW: "randwrite", Block: "4k", Depth: 16, Conns: 4},
+	{Name: "4k-randread-qd16", RW: "randread", Block: "4k", Depth: 16},
+	{Name: "4k-randread-qd16-x4", RW: "randread", Block: "4k", Depth: 16, Conns: 4},
+	{Name: "4k-randwrite-qd1", RW: "randwrite", Block: "4k", Depth: 1},
+	{Name: "4k-randread-qd1", RW: "randread", Block: "4k", Depth: 1},
+	{Name: "4k-randread-cold", RW: "randread", Block: "4k", Depth: 16, Cold: true},
+	{Name: "4k-write-flush-x16", RW: "randwrite", Block: "4k", Depth: 1, Conns: 16, Flush: 1},
+	{Name: "128k-write-burst", RW: "write", Block: "128k", Depth: 16, Bytes: burst},
+	{Name: "128k-write-sustained", RW: "write", Block: "128k", Depth: 16, Bytes: sustained, Sync: true},
+	{Name: "128k-read-qd16", RW: "read", Block: "128k", Depth: 16},
+	{Name: "128k-write-qd1", RW: "write", Block: "128k", Depth: 1},
+	{Name: "128k-read-qd1", RW: "read", Block: "128k", Depth: 1},
+}
+
+// suits reports whether a row is measured on a server.
+func (r row) suits(server string) bool {
+	switch {
+	case r.Cold:
+		return server == "pollux-cold" || server == "qsd-direct" || server == "nbdkit-nocache"
+	case server == "pollux-cold":
+		return false
+	}
+	return true
 }
 
 func (r row) writes() bool { return r.RW == "write" || r.RW == "randwrite" }
@@ -47,18 +78,19 @@ type fioResult struct {
 }
 
 type fioSide struct {
-	IOPS  float64
-	Bytes float64 `json:"bw_bytes"`
-	Total float64 `json:"total_ios"`
-	Clat  struct {
+	IOPS    float64
+	Moved   float64 `json:"io_bytes"`
+	Total   float64 `json:"total_ios"`
+	Runtime float64 // in milliseconds
+	Clat    struct {
 		Percentile map[string]float64
 	} `json:"clat_ns"`
 }
 
-// fio runs fio on a volume and returns its two sides.
+// fio runs fio on a volume and returns its two sides, of all jobs together.
 func fio(ctx context.Context, uri string, size int64, limit time.Duration, args ...string) (read, write fioSide, err error) {
 	argv := append([]string{"fio", "--name=bench", "--ioengine=nbd", "--uri=" + uri, fmt.Sprintf("--size=%d", size),
-		"--norandommap", "--randrepeat=0", "--output-format=json"}, args...)
+		"--norandommap", "--randrepeat=0", "--group_reporting", "--output-format=json"}, args...)
 	b, err := output(ctx, limit, argv...)
 	if err != nil {
 		return read, write, err
@@ -84,14 +116,36 @@ func fill(ctx context.Context, uri string, size int64) error {
 	return nil
 }
 
+// args are fio's for a row on a volume.
+func (r row) args(size, logBytes int64, length time.Duration) []string {
+	args := []string{"--rw=" + r.RW, "--bs=" + r.Block, fmt.Sprintf("--iodepth=%d", r.Depth), fmt.Sprintf("--numjobs=%d", max(r.Conns, 1))}
+	if r.Bytes != nil {
+		// Around and around, for as long as that takes.
+		args = append(args, fmt.Sprintf("--io_size=%d", r.Bytes(logBytes)))
+	} else {
+		args = append(args, "--time_based", fmt.Sprintf("--runtime=%d", int(length.Seconds())))
+	}
+	if r.Flush > 0 {
+		args = append(args, fmt.Sprintf("--fsync=%d", r.Flush))
+	}
+	if r.Sync {
+		args = append(args, "--end_fsync=1")
+	}
+	return args
+}
+
 // measure runs one row on a server.
-func measure(ctx context.Context, s server, r row, size int64, length time.Duration) (sample, error) {
+func measure(ctx context.Context, s server, r row, size, logBytes int64, length time.Duration) (sample, error) {
+	if r.Cold {
+		if err := dropPageCache(); err != nil {
+			return sample{}, err
+		}
+	}
 	before, err := cpuTime(s.pids())
 	if err != nil {
 		return sample{}, err
 	}
-	read, write, err := fio(ctx, s.uri(), size, length+30*time.Second, "--rw="+r.RW, "--bs="+r.Block,
-		fmt.Sprintf("--iodepth=%d", r.Depth), "--time_based", fmt.Sprintf("--runtime=%d", int(length.Seconds())))
+	read, write, err := fio(ctx, s.uri(), size, length+2*time.Minute, r.args(size, logBytes, length)...)
 	if err != nil {
 		return sample{}, err
 	}
@@ -103,11 +157,13 @@ func measure(ctx context.Context, s server, r row, size int64, length time.Durat
 	if r.writes() {
 		side = write
 	}
-	if side.Total == 0 {
+	if side.Total == 0 || side.Runtime == 0 {
 		return sample{}, fmt.Errorf("no request was completed within %v", length)
 	}
+	// Of the whole time, in which the last flush is.
+	seconds := side.Runtime / 1e3
 	return sample{
-		IOPS: side.IOPS, MBps: side.Bytes / 1e6,
+		IOPS: side.Total / seconds, MBps: side.Moved / seconds / 1e6,
 		P50us: side.Clat.Percentile["50.000000"] / 1e3, P99us: side.Clat.Percentile["99.000000"] / 1e3,
 		CPUus: float64((after - before).Microseconds()) / side.Total,
 	}, nil

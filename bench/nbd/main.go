@@ -34,6 +34,7 @@ type options struct {
 	dir      string
 	out      string
 	size     int64
+	log      int64
 	runtime  time.Duration
 	n        int
 	servers  string
@@ -48,11 +49,12 @@ func main() {
 	// Children die with the thread that started them, see start.
 	runtime.LockOSThread()
 	var o options
-	var size string
+	var size, log string
 	flag.StringVar(&o.pollux, "pollux", "bin/pollux", "the program to measure; empty leaves it out")
 	flag.StringVar(&o.dir, "dir", "", "where the files of all servers are made, on the disk to be measured (default a new folder in ./out)")
 	flag.StringVar(&o.out, "out", "out/bench.json", "where the numbers go")
 	flag.StringVar(&size, "size", "1GiB", "data set of each server")
+	flag.StringVar(&log, "log", "256MiB", "operation log of each pool, by which the rows of bursts and sustained writes are measured")
 	flag.DurationVar(&o.runtime, "runtime", 5*time.Second, "length of each run")
 	flag.IntVar(&o.n, "n", 3, "how often each row is measured; the median counts")
 	flag.StringVar(&o.servers, "servers", "", "only servers whose names contain one of these words, separated by commas")
@@ -64,6 +66,9 @@ func main() {
 	flag.Parse()
 	var err error
 	if o.size, err = parseSize(size); err == nil {
+		o.log, err = parseSize(log)
+	}
+	if err == nil {
 		err = run(o)
 	}
 	if err != nil {

@@ -118,7 +118,9 @@ func servers(ctx context.Context, o options, dir string) ([]server, error) {
 	}
 	var list []server
 	if o.pollux != "" {
-		list = append(list, &pollux{program: o.pollux, dir: filepath.Join(dir, "pair"), size: o.size, volume: "bench", poolSize: 4*o.size + 4<<30, full: true, cache: o.size/4*5 + 64<<20})
+		list = append(list,
+			&pollux{title: "pollux", program: o.pollux, dir: filepath.Join(dir, "pair"), size: o.size, volume: "bench", poolSize: 4*o.size + 4<<30, full: true, cache: o.size/4*5 + 64<<20, log: o.log},
+			&pollux{title: "pollux-cold", program: o.pollux, dir: filepath.Join(dir, "cold"), size: o.size, volume: "bench", poolSize: 4*o.size + 4<<30, full: true, cache: o.size / 32, log: o.log})
 	}
 	list = append(list,
 		qsd("qsd-cached", "cache.direct=off"),
@@ -153,6 +155,7 @@ func servers(ctx context.Context, o options, dir string) ([]server, error) {
 
 // pollux is a pair, managed through its command line.
 type pollux struct {
+	title    string
 	program  string
 	dir      string
 	volume   string
@@ -160,6 +163,7 @@ type pollux struct {
 	poolSize int64
 	full     bool // write the whole volume once
 	cache    int64
+	log      int64
 
 	up     bool
 	agent  int
@@ -168,8 +172,11 @@ type pollux struct {
 	first  int // process of the guest that serves the volume
 }
 
-func (p *pollux) name() string { return "pollux" }
+func (p *pollux) name() string { return p.title }
 func (p *pollux) note() string {
+	if p.cache < p.size {
+		return fmt.Sprintf("a pair with a cache of %d MiB, one part in %d of the data set", p.cache>>20, p.size/p.cache)
+	}
 	return fmt.Sprintf("CPU is that of both guests; consistency points run during the measurement; a cache of %d MiB holds the data set, as the page cache does for the cached peers", p.cache>>20)
 }
 func (p *pollux) uri() string { return p.nbd }
@@ -212,7 +219,10 @@ func (p *pollux) start(ctx context.Context) error {
 	// the way.
 	settings := ""
 	if p.cache > 0 {
-		settings = fmt.Sprintf("cache: %d\n", p.cache)
+		settings += fmt.Sprintf("cache: %d\n", p.cache)
+	}
+	if p.log > 0 {
+		settings += fmt.Sprintf("log: %d\n", p.log)
 	}
 	settings += fmt.Sprintf("guests:\n  - {name: a, address: 127.0.0.11, port: 0, pool: {size: %[1]d}}\n"+
 		"  - {name: b, address: 127.0.0.12, port: 0, pool: {size: %[1]d}}\n", p.poolSize)
