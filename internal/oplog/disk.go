@@ -181,7 +181,7 @@ func (d *Disk) Append(l *Log, from, to block.Seq) error {
 		b := batch{pool: d.area.Pool, epoch: epoch, number: pos.Batch, nonce: pos.Nonce, durable: durable, chain: pos.Chain}
 		blocks, sum, err := d.write(l, at, to, pos, &b)
 		if err != nil {
-			return fmt.Errorf("flush log batch %d at %d: %w", pos.Batch, pos.Offset, err)
+			return fmt.Errorf("flush log batch %d at byte %d: %w", pos.Batch, d.area.Start+pos.Offset, err)
 		}
 		done = append(done, keptBatch{pos: pos, last: b.last, blocks: blocks})
 		pos.Offset = (pos.Offset + blocks*block.Size) % d.area.Length

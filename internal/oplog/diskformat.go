@@ -98,6 +98,12 @@ func (b *batch) encode(p []byte) uint32 {
 // batchSum returns the checksum of a sealed batch.
 func batchSum(p []byte) uint32 { return binary.LittleEndian.Uint32(p[56:]) }
 
+// batchMark returns what p, if a batch begins there, says of whose it is.
+// Nothing is verified.
+func batchMark(p []byte) (block.PoolID, uint64) {
+	return block.PoolID(p[16:32]), binary.LittleEndian.Uint64(p[64:])
+}
+
 // batchMeta returns how many bytes header and records of the batch take that
 // p may begin with, or 0. Nothing is verified but the bounds.
 func batchMeta(p []byte) int {

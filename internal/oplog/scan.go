@@ -150,28 +150,44 @@ func (s *scanner) bytes(at, n int64) ([]byte, error) {
 }
 
 // meta reads header and records at an offset into s.b and s.recs and returns
-// the batch's own checksum. An error that is not of the device says that no
-// whole batch is there.
+// the batch's own checksum. ok is false where no whole batch of the chain is.
+// Only what carries the marks of pool and chain is believed: every other block
+// may be payload, which is whatever a client wrote.
 func (s *scanner) meta(at int64) (sum uint32, n int64, ok bool, err error) {
 	p, err := s.bytes(at, block.Size)
 	if err != nil {
 		return 0, 0, false, err
 	}
 	n = int64(batchMeta(p))
-	if n == 0 || n > s.area.Length {
+	if n == 0 || n > s.area.Length || !s.ours(p) {
 		return 0, 0, false, nil
 	}
 	if p, err = s.bytes(at, n); err != nil {
 		return 0, 0, false, err
 	}
 	s.recs, err = s.b.decode(p, s.recs[:0])
-	if errors.Is(err, ondisk.ErrVersion) {
-		return 0, 0, false, fmt.Errorf("flush log at %d: %w", at, err)
+	var bad *block.CorruptError
+	switch {
+	case err == nil:
+		return batchSum(p), n, true, nil
+	case errors.Is(err, ondisk.ErrVersion):
+		return 0, 0, false, fmt.Errorf("flush log batch at byte %d: %w; use the release of Pollux that wrote it, or a later one", s.area.Start+at, err)
+	case errors.As(err, &bad) && s.b.number >= s.pos.Batch: // not of an earlier lap
+		bad.Where = s.where(s.b.number, at)
+		return 0, 0, false, bad
 	}
-	if err != nil {
-		return 0, 0, false, nil
-	}
-	return batchSum(p), n, s.b.pool == s.area.Pool && s.b.nonce == s.pos.Nonce, nil
+	return 0, 0, false, nil
+}
+
+// ours says whether a batch at the beginning of p carries the mark of the pool
+// and the chain.
+func (s *scanner) ours(p []byte) bool {
+	pool, nonce := batchMark(p)
+	return pool == s.area.Pool && nonce == s.pos.Nonce
+}
+
+func (s *scanner) where(number uint64, at int64) string {
+	return fmt.Sprintf("batch %d at byte %d", number, s.area.Start+at)
 }
 
 // batch reads the next batch and returns false when there is no whole one.
@@ -196,7 +212,8 @@ func (s *scanner) batch() (ok bool, err error) {
 		return false, nil
 	}
 	if s.b.first <= s.last {
-		return false, batchCorrupt(&s.b, "begins with record %d after %d", s.b.first, s.last)
+		return false, &block.CorruptError{What: "flush log", Where: s.where(s.b.number, s.pos.Offset),
+			Why: fmt.Sprintf("it begins with record %d after %d", s.b.first, s.last)}
 	}
 	s.last = s.b.last
 	s.size = size
@@ -209,7 +226,7 @@ func (s *scanner) batch() (ok bool, err error) {
 
 // lost looks through the rest of the area for a later batch of the chain that
 // says that the missing one had been flushed. It returns nil when the chain
-// simply ends.
+// simply ends, a block.ErrCorrupt when it does not, or the device's error.
 func (s *scanner) lost() error {
 	for i := int64(0); i < s.left; i++ {
 		at := (s.pos.Offset + i*block.Size) % s.area.Length
@@ -219,7 +236,7 @@ func (s *scanner) lost() error {
 		}
 		if ok && s.b.number > s.pos.Batch && s.b.durable >= s.pos.Batch {
 			return &block.CorruptError{
-				What: "flush log", Where: fmt.Sprintf("batch %d at byte %d", s.pos.Batch, s.area.Start+s.pos.Offset),
+				What: "flush log", Where: s.where(s.pos.Batch, s.pos.Offset),
 				Why: fmt.Sprintf("it was flushed before batch %d was written and is not whole any more; "+
 					"records after %d are lost", s.b.number, s.last),
 			}

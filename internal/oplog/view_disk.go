@@ -74,8 +74,11 @@ func InspectFlushLog(q hpdi.Queue, area Area, pos DiskPos, fn func(Batch) error)
 	if end.Why, err = s.whyNot(); err != nil {
 		return end, err
 	}
-	end.Damage = s.lost()
-	return end, nil
+	err = s.lost()
+	if errors.Is(err, block.ErrCorrupt) {
+		end.Damage, err = err, nil
+	}
+	return end, err
 }
 
 // whyNot says why the batch that would be next is not there.
@@ -88,11 +91,12 @@ func (s *scanner) whyNot() (string, error) {
 	if batchMeta(p) == 0 {
 		return "no batch begins there", nil
 	}
+	ours := s.ours(p)
 	_, _, ok, err := s.meta(want.Offset)
 	switch {
 	case err != nil:
 		return "", err
-	case !ok && s.b.nonce != want.Nonce:
+	case !ours:
 		return "the batch there is of another chain, or not whole", nil
 	case !ok:
 		return "the batch there is not whole", nil
