@@ -269,9 +269,9 @@ func TestScanDeviceErrors(t *testing.T) {
 	f.d = NewDisk(f.q, f.area)
 	defer f.d.Close()
 	f.start = f.d.Reset(3, 99)
-	// The second batch has more records than a block holds, and the end lies
-	// in the last block of the second window.
-	mustPublish(t, f.l, write(t, f.l, 0, 254, 1))
+	// The first batch is larger than a window, the second has more records
+	// than a block holds.
+	mustPublish(t, f.l, write(t, f.l, 0, 300, 1))
 	one := f.l.Head()
 	for range 100 {
 		mustPublish(t, f.l, []Record{{Kind: KindNop}})
