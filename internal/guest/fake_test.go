@@ -81,6 +81,7 @@ type fakeStore struct {
 	lost   chan error
 	stuck  bool
 	sick   atomic.Bool                   // the probe fails
+	refuse atomic.Bool                   // it does nothing that it is asked for
 	finish atomic.Pointer[chan struct{}] // Run does not return before it is closed
 	how    atomic.Value
 
@@ -122,25 +123,66 @@ func (s *fakeStore) Volumes() []VolumeInfo {
 	}
 	return out
 }
-func (s *fakeStore) Volume(string) (block.Volume, error) { return nil, block.ErrNotFound }
+func (s *fakeStore) Volume(name string) (block.Volume, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, ok := s.volumes[name]; !ok {
+		return nil, block.ErrNotFound
+	}
+	return nil, nil
+}
+func (s *fakeStore) refusal() error {
+	if s.refuse.Load() {
+		return block.ErrNoSpace
+	}
+	return nil
+}
 func (s *fakeStore) CreateVolume(_ context.Context, name string, size int64) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if err := s.refusal(); err != nil {
+		return err
+	}
 	s.volumes[name] = size
 	return nil
 }
 func (s *fakeStore) ResizeVolume(ctx context.Context, name string, size int64) error {
 	return s.CreateVolume(ctx, name, size)
 }
-func (s *fakeStore) RenameVolume(context.Context, string, string) error { return block.ErrUnsupported }
-func (s *fakeStore) DeleteVolume(context.Context, string) error         { return block.ErrUnsupported }
-func (s *fakeStore) AddDevice(context.Context, hpdi.Device) error       { return block.ErrUnsupported }
-func (s *fakeStore) Checking() (now control.CheckProgress, ok bool)     { return now, false }
+func (s *fakeStore) RenameVolume(_ context.Context, old, name string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.refusal(); err != nil {
+		return err
+	}
+	s.volumes[name] = s.volumes[old]
+	delete(s.volumes, old)
+	return nil
+}
+func (s *fakeStore) DeleteVolume(_ context.Context, name string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.refusal(); err != nil {
+		return err
+	}
+	delete(s.volumes, name)
+	return nil
+}
+func (s *fakeStore) AddDevice(context.Context, hpdi.Device) error { return block.ErrUnsupported }
+func (s *fakeStore) Checking() (control.CheckProgress, bool) {
+	return control.CheckProgress{Phase: "data", Done: 1, Total: 2}, !s.refuse.Load()
+}
 
 func (s *fakeStore) Check(context.Context) (control.PoolCheck, error) {
-	return control.PoolCheck{}, nil
+	return control.PoolCheck{}, s.refusal()
 }
-func (s *fakeStore) Stats() control.PoolStatus { return control.PoolStatus{Name: s.name} }
+func (s *fakeStore) Stats() control.PoolStatus {
+	st := control.PoolStatus{Name: s.name}
+	if err := s.refusal(); err != nil {
+		st.Error = err.Error()
+	}
+	return st
+}
 func (s *fakeStore) end(how string) error {
 	if s.stuck {
 		return errors.New("requests are still under way")

@@ -33,7 +33,8 @@ type bench struct {
 	link    string
 }
 
-func newBench(t *testing.T) *bench {
+// newBench starts a guest whose settings were edited before.
+func newBench(t *testing.T, edit ...func(*config.Config)) *bench {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "plx")
 	if err != nil {
@@ -63,6 +64,9 @@ func newBench(t *testing.T) *bench {
 			t.Fatal(err)
 		}
 	}
+	for _, f := range edit {
+		f(cfg)
+	}
 	if err := cfg.WriteEffective(); err != nil {
 		t.Fatal(err)
 	}
@@ -89,7 +93,7 @@ func (b *bench) start() {
 	b.cancel = cancel
 	go func() {
 		b.ended <- Run(ctx, Options{Config: b.cfg, Name: "a", Inc: 1, Sockets: b.sockets, Line: ln, Storage: b.storage,
-			Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
+			Logger: quiet()})
 	}()
 	b.dial()
 	b.t.Cleanup(func() {
@@ -133,6 +137,29 @@ func (b *bench) expect(kind partner.Kind) partner.Message {
 			b.t.Fatalf("no %s", kind)
 		}
 	}
+}
+
+// failure returns why something that was granted failed.
+func (b *bench) failure() string {
+	b.t.Helper()
+	timeout := time.After(30 * time.Second)
+	for {
+		select {
+		case m := <-b.got:
+			if m.Kind == partner.KindFailed {
+				return m.Reason
+			}
+		case <-timeout:
+			b.t.Fatal("no failure")
+		}
+	}
+}
+
+// client talks to the guest's control socket.
+func (b *bench) client() *control.Client {
+	c := control.NewSocketClient(control.GuestSocket(b.cfg.Dir, "a"))
+	b.t.Cleanup(c.Close)
+	return c
 }
 
 func (b *bench) grant(id, basis string, term uint64) {
@@ -402,3 +429,5 @@ func TestExportsOfATenancyThatIsGone(t *testing.T) {
 		t.Errorf("given up: %v", err)
 	}
 }
+
+func quiet() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
