@@ -28,9 +28,33 @@ type Reader struct {
 	set   *devices.Set
 	cache *cache.Cache
 	pool  uint32 // the pool's number in the cache
-	bufs  chan []byte
-	mem   []byte
+	bufs  chan *bounce
+	mem   []byte // of all bounce buffers
 }
+
+// bounce is a buffer that device requests read into, with those requests.
+type bounce struct {
+	mem []byte
+	ios [bounceBlocks]devices.IO
+	use []*devices.IO           // those of ios that are in use
+	vec [bounceBlocks][1][]byte // their vectors
+}
+
+// add makes a request that reads into frame i of the buffer.
+func (b *bounce) add(i int, at block.Physical) {
+	n := len(b.use)
+	b.vec[n][0] = b.frame(i)
+	b.ios[n] = devices.IO{Op: hpdi.OpRead, At: at, Vec: b.vec[n][:]}
+	b.use = append(b.use, &b.ios[n])
+}
+
+// extend makes the last request read one more block.
+func (b *bounce) extend() {
+	vec := &b.vec[len(b.use)-1][0]
+	*vec = (*vec)[:len(*vec)+block.Size]
+}
+
+func (b *bounce) frame(i int) []byte { return b.mem[i*block.Size:][:block.Size] }
 
 // New returns a reader of set's blocks that keeps clean frames in c under the
 // number pool.
@@ -39,9 +63,9 @@ func New(set *devices.Set, c *cache.Cache, pool uint32) (*Reader, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Reader{set: set, cache: c, pool: pool, mem: mem, bufs: make(chan []byte, bounces)}
+	r := &Reader{set: set, cache: c, pool: pool, mem: mem, bufs: make(chan *bounce, bounces)}
 	for buf := range slices.Chunk(mem, bounceBlocks*block.Size) {
-		r.bufs <- buf
+		r.bufs <- &bounce{mem: buf}
 	}
 	return r, nil
 }
@@ -80,12 +104,13 @@ func (r *Reader) View(p block.Pointer, fn func(frame []byte)) error {
 	if r.ViewCached(p, fn) {
 		return nil
 	}
-	buf := <-r.bufs
-	defer func() { r.bufs <- buf }()
-	frame := buf[:block.Size]
-	if err := r.set.Do([]*devices.IO{{Op: hpdi.OpRead, At: p.Phys, Vec: [][]byte{frame}}}); err != nil {
+	b := r.take()
+	defer r.give(b)
+	b.add(0, p.Phys)
+	if err := r.set.Do(b.use); err != nil {
 		return err
 	}
+	frame := b.frame(0)
 	if err := verify(p, frame); err != nil {
 		return err
 	}
@@ -133,32 +158,29 @@ func (r *Reader) ReadAll(fetches []Fetch) error {
 }
 
 func (r *Reader) readChunk(fetches []Fetch) error {
-	buf := <-r.bufs
-	defer func() { r.bufs <- buf }()
-	ios := make([]*devices.IO, 0, 8)
-	for i, f := range fetches {
-		frame := buf[i*block.Size:][:block.Size]
-		if i > 0 && f.Ptr.Phys == fetches[i-1].Ptr.Phys+1 {
-			last := ios[len(ios)-1]
-			last.Vec[0] = last.Vec[0][:len(last.Vec[0])+block.Size]
-			continue
+	b := r.take()
+	defer r.give(b)
+	for i := range fetches {
+		if i > 0 && fetches[i].Ptr.Phys == fetches[i-1].Ptr.Phys+1 {
+			b.extend()
+		} else {
+			b.add(i, fetches[i].Ptr.Phys)
 		}
-		ios = append(ios, &devices.IO{Op: hpdi.OpRead, At: f.Ptr.Phys, Vec: [][]byte{frame}})
 	}
-	_ = r.set.Do(ios) // each IO carries its own error
+	_ = r.set.Do(b.use) // each IO carries its own error
 	var first error
 	for i, io := 0, 0; i < len(fetches); i++ {
 		f := &fetches[i]
 		if i > 0 && f.Ptr.Phys != fetches[i-1].Ptr.Phys+1 {
 			io++
 		}
-		frame := buf[i*block.Size:][:block.Size]
-		if planted.Has(planted.ReadErrorAsZeroes) && ios[io].Err != nil {
+		frame := b.frame(i)
+		if planted.Has(planted.ReadErrorAsZeroes) && b.use[io].Err != nil {
 			f.Err = nil
 			clear(f.Dst)
 			continue
 		}
-		if f.Err = ios[io].Err; f.Err == nil {
+		if f.Err = b.use[io].Err; f.Err == nil {
 			f.Err = verify(f.Ptr, frame)
 		}
 		if f.Err == nil {
@@ -169,6 +191,13 @@ func (r *Reader) readChunk(fetches []Fetch) error {
 		}
 	}
 	return first
+}
+
+func (r *Reader) take() *bounce { return <-r.bufs }
+
+func (r *Reader) give(b *bounce) {
+	b.use = b.use[:0]
+	r.bufs <- b
 }
 
 func verify(p block.Pointer, frame []byte) error {

@@ -36,11 +36,13 @@ type Map struct {
 	// generation counts the installations of new roots, so that a look-up
 	// that failed can tell whether it lost a race.
 	generation uint64
+
+	leaves leafCache
 }
 
 // NewMap returns a map without volumes that reads its pages from pages.
 func NewMap(pages Pages) *Map {
-	return &Map{pages: pages, trees: map[block.VolumeID]Tree{}, active: NewOverlay()}
+	return &Map{pages: pages, trees: map[block.VolumeID]Tree{}, active: NewOverlay(), generation: 1}
 }
 
 // Update runs fn with the active overlay, alone. It must be short: all look-ups
@@ -117,7 +119,7 @@ func (m *Map) lookup(id block.VolumeID, lba block.Logical, dst []block.Pointer, 
 		some := m.fromOverlays(id, lba, dst[:n], &missing)
 		m.mu.RUnlock()
 		if some && !tree.Root.IsHole() {
-			if ok, err := m.fromTree(tree, leaf, lba, dst[:n], &missing, wait); err != nil || !ok {
+			if ok, err := m.fromTree(place{id, leaf, gen}, tree, lba, dst[:n], &missing, wait); err != nil || !ok {
 				return false, gen, err
 			}
 		}
@@ -149,34 +151,69 @@ func (m *Map) fromOverlays(id block.VolumeID, lba block.Logical, dst []block.Poi
 	return some
 }
 
-func (m *Map) fromTree(tree Tree, leaf uint64, lba block.Logical, dst []block.Pointer, missing *[Fanout / 64]uint64, wait bool) (bool, error) {
-	fill := func(page []byte) {
-		first := int(uint64(lba) % LeafBlocks)
-		for i := range dst {
-			if missing[i/64]&(1<<(i%64)) != 0 {
-				p := block.DecodePointer(page[(first+i)*block.PointerSize:])
-				if len(tree.Pending) > 0 && catalogue.Dead(tree.Pending, lba+block.Logical(i), p.Birth) {
-					p = block.Pointer{}
-				}
-				dst[i] = p
-			}
+// fromTree fills in what is missing from a leaf of the tree.
+func (m *Map) fromTree(at place, tree Tree, lba block.Logical, dst []block.Pointer, missing *[Fanout / 64]uint64, wait bool) (bool, error) {
+	p, known := m.leaves.find(at)
+	if !known {
+		var err error
+		if wait {
+			p, err = FindLeaf(m.pages, tree.Root, at.leaf)
+		} else if p, known = FindLeafCached(m.pages, tree.Root, at.leaf); !known {
+			return false, nil
 		}
+		if err != nil {
+			return false, err
+		}
+		m.leaves.add(at, p)
 	}
+	if p.IsHole() {
+		return true, nil
+	}
+	f := fillers.Get().(*filler)
+	defer f.free()
+	f.tree, f.lba, f.dst, f.missing = tree, lba, dst, *missing
 	if !wait {
-		p, ok := FindLeafCached(m.pages, tree.Root, leaf)
-		if !ok || p.IsHole() {
-			return ok, nil
-		}
-		return m.pages.ViewCached(p, fill), nil
+		return m.pages.ViewCached(p, f.fill), nil
 	}
-	p, err := FindLeaf(m.pages, tree.Root, leaf)
-	if err != nil || p.IsHole() {
-		return err == nil, err
-	}
-	if err := m.pages.View(p, fill); err != nil {
-		return false, pageError(err, 0, leaf)
+	if err := m.pages.View(p, f.fill); err != nil {
+		return false, pageError(err, 0, at.leaf)
 	}
 	return true, nil
+}
+
+// filler takes entries out of a leaf. Fillers are used again, and so are their
+// functions, because making one allocates.
+type filler struct {
+	tree    Tree
+	lba     block.Logical // of dst
+	dst     []block.Pointer
+	missing [Fanout / 64]uint64
+	fill    func(page []byte)
+}
+
+var fillers = sync.Pool{New: func() any {
+	f := &filler{}
+	f.fill = f.take
+	return f
+}}
+
+func (f *filler) free() {
+	f.tree, f.dst = Tree{}, nil
+	fillers.Put(f)
+}
+
+func (f *filler) take(page []byte) {
+	first := int(uint64(f.lba) % LeafBlocks)
+	for i := range f.dst {
+		if f.missing[i/64]&(1<<(i%64)) == 0 {
+			continue
+		}
+		p := block.DecodePointer(page[(first+i)*block.PointerSize:])
+		if len(f.tree.Pending) > 0 && catalogue.Dead(f.tree.Pending, f.lba+block.Logical(i), p.Birth) {
+			p = block.Pointer{}
+		}
+		f.dst[i] = p
+	}
 }
 
 // Frozen is what a fold works on: the overlay as it was when the fold began,

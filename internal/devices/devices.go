@@ -33,8 +33,14 @@ type Set struct {
 type member struct {
 	dev   hpdi.Device
 	index int
-	free  chan hpdi.Queue
+	free  chan *queue
 	dirty atomic.Bool // written since the last sync began
+}
+
+// queue is a queue of a device with what a call needs to use it.
+type queue struct {
+	hpdi.Queue
+	reqs, done []*hpdi.Request
 }
 
 // NewSet returns a set of devs, in order.
@@ -50,7 +56,7 @@ func NewSet(devs []hpdi.Device) *Set {
 func (s *Set) Add(d hpdi.Device) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.devs = append(s.devs, &member{dev: d, index: len(s.devs), free: make(chan hpdi.Queue, idle)})
+	s.devs = append(s.devs, &member{dev: d, index: len(s.devs), free: make(chan *queue, idle)})
 	return len(s.devs) - 1
 }
 
@@ -91,38 +97,26 @@ type IO struct {
 	done bool
 }
 
+// prepare makes the request of a transfer.
+func (io *IO) prepare() {
+	io.req = hpdi.Request{
+		Op: io.Op, Offset: int64(io.At.Block()) * block.Size,
+		Vec: io.Vec, Length: int64(io.N) * block.Size, User: io,
+	}
+	io.Err, io.done = nil, false
+}
+
 // Do carries out all ios, which may be on several devices, and waits for them.
 // Each IO has its own result; the error returned is the first of them.
 func (s *Set) Do(ios []*IO) error {
-	// Grouped in the order of first use, so that the same calls make the same
-	// run.
-	type group struct {
-		device int
-		reqs   []*hpdi.Request
+	if len(ios) == 0 {
+		return nil
 	}
-	var groups []group
-	for _, io := range ios {
-		io.req = hpdi.Request{
-			Op: io.Op, Offset: int64(io.At.Block()) * block.Size,
-			Vec: io.Vec, Length: int64(io.N) * block.Size, User: io,
-		}
-		io.Err, io.done = nil, false
-		d := io.At.Device()
-		i := slices.IndexFunc(groups, func(g group) bool { return g.device == d })
-		if i < 0 {
-			i = len(groups)
-			groups = append(groups, group{device: d})
-		}
-		groups[i].reqs = append(groups[i].reqs, &io.req)
-	}
-	if len(groups) == 1 {
-		s.runOn(groups[0].device, groups[0].reqs)
+	d := ios[0].At.Device()
+	if slices.ContainsFunc(ios, func(io *IO) bool { return io.At.Device() != d }) {
+		s.doOnSeveral(ios)
 	} else {
-		var wg sync.WaitGroup
-		for _, g := range groups {
-			wg.Go(func() { s.runOn(g.device, g.reqs) })
-		}
-		wg.Wait()
+		s.doOn(d, ios)
 	}
 	for _, io := range ios {
 		if io.Err != nil {
@@ -132,22 +126,49 @@ func (s *Set) Do(ios []*IO) error {
 	return nil
 }
 
-// runOn executes reqs on device d and stores each one's result in its IO.
-func (s *Set) runOn(d int, reqs []*hpdi.Request) {
+// doOnSeveral carries out ios device by device, all devices at once.
+func (s *Set) doOnSeveral(ios []*IO) {
+	// Grouped in the order of first use, so that the same calls make the same
+	// run.
+	type group struct {
+		device int
+		ios    []*IO
+	}
+	var groups []group
+	for _, io := range ios {
+		d := io.At.Device()
+		i := slices.IndexFunc(groups, func(g group) bool { return g.device == d })
+		if i < 0 {
+			i = len(groups)
+			groups = append(groups, group{device: d})
+		}
+		groups[i].ios = append(groups[i].ios, io)
+	}
+	var wg sync.WaitGroup
+	for _, g := range groups {
+		wg.Go(func() { s.doOn(g.device, g.ios) })
+	}
+	wg.Wait()
+}
+
+// doOn carries out ios on device d and stores each one's result.
+func (s *Set) doOn(d int, ios []*IO) {
+	for _, io := range ios {
+		io.prepare()
+	}
 	m, err := s.member(d)
 	if err == nil {
-		if reqs[0].Op != hpdi.OpRead {
+		if ios[0].Op != hpdi.OpRead {
 			m.dirty.Store(true)
 		}
-		err = m.run(reqs)
+		err = m.run(ios)
 	}
-	for _, r := range reqs {
-		io := r.User.(*IO)
+	for _, io := range ios {
 		switch {
-		case io.done && r.Err != nil:
-			io.Err = fmt.Errorf("%s block %v of device %s: %w", r.Op, io.At, m.dev.Info().Name, r.Err)
+		case io.done && io.req.Err != nil:
+			io.Err = fmt.Errorf("%s block %v of device %s: %w", io.Op, io.At, m.dev.Info().Name, io.req.Err)
 		case !io.done:
-			io.Err = fmt.Errorf("%s block %v: %w", r.Op, io.At, err)
+			io.Err = fmt.Errorf("%s block %v: %w", io.Op, io.At, err)
 		}
 	}
 }
@@ -164,30 +185,16 @@ func (s *Set) member(d int) (*member, error) {
 
 var errLost = errors.New("request did not complete")
 
-// run executes reqs on a queue that is this call's own meanwhile.
-func (m *member) run(reqs []*hpdi.Request) error {
+// run executes prepared ios on a queue that is this call's own meanwhile.
+func (m *member) run(ios []*IO) error {
 	q, err := m.take()
 	if err != nil {
 		return err
 	}
-	done := make([]*hpdi.Request, 0, min(len(reqs), queueDepth))
-	for len(reqs) > 0 {
-		n := min(len(reqs), queueDepth)
-		if err := q.Submit(reqs[:n]...); err != nil {
+	for part := range slices.Chunk(ios, queueDepth) {
+		if err := q.do(part); err != nil {
 			return errors.Join(err, q.Close())
 		}
-		if done, err = q.Wait(n, done[:0]); err != nil {
-			return errors.Join(err, q.Close())
-		}
-		for _, r := range done {
-			if io, ok := r.User.(*IO); ok {
-				io.done = true
-			}
-		}
-		if len(done) != n {
-			return errors.Join(errLost, q.Close())
-		}
-		reqs = reqs[n:]
 	}
 	select {
 	case m.free <- q:
@@ -197,7 +204,35 @@ func (m *member) run(reqs []*hpdi.Request) error {
 	}
 }
 
-func (m *member) take() (hpdi.Queue, error) {
+// do executes prepared ios, no more than fit the queue.
+func (q *queue) do(ios []*IO) (err error) {
+	q.reqs = q.reqs[:0]
+	for _, io := range ios {
+		q.reqs = append(q.reqs, &io.req)
+	}
+	// Until the next use nothing shall keep the callers' memory alive.
+	defer func() {
+		clear(q.reqs)
+		clear(q.done)
+	}()
+	if err := q.Submit(q.reqs...); err != nil {
+		return err
+	}
+	if q.done, err = q.Wait(len(ios), q.done[:0]); err != nil {
+		return err
+	}
+	for _, r := range q.done {
+		if io, ok := r.User.(*IO); ok {
+			io.done = true
+		}
+	}
+	if len(q.done) != len(ios) {
+		return errLost
+	}
+	return nil
+}
+
+func (m *member) take() (*queue, error) {
 	select {
 	case q := <-m.free:
 		return q, nil
@@ -206,7 +241,7 @@ func (m *member) take() (hpdi.Queue, error) {
 		if err != nil {
 			return nil, fmt.Errorf("open a queue of device %s: %w", m.dev.Info().Name, err)
 		}
-		return q, nil
+		return &queue{Queue: q}, nil
 	}
 }
 
@@ -226,10 +261,11 @@ func (s *Set) Sync() error {
 			continue
 		}
 		sync := func() {
-			r := &hpdi.Request{Op: hpdi.OpFlush}
-			err := m.run([]*hpdi.Request{r})
+			io := &IO{Op: hpdi.OpFlush}
+			io.prepare()
+			err := m.run([]*IO{io})
 			if err == nil {
-				err = r.Err
+				err = io.req.Err
 			}
 			if err != nil {
 				m.dirty.Store(true)

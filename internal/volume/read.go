@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
+	"sync"
 
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/blockio"
@@ -48,12 +49,15 @@ func (v *Volume) Read(ctx context.Context, p []byte, off int64) error {
 }
 
 func (v *Volume) read(p []byte, off int64, wait bool) (bool, error) {
+	w := windows.Get().(*window)
+	defer w.free()
+	w.v = v
 	for len(p) > 0 {
 		first := off / block.Size
 		n := int(min(int64(len(p)), (first+chunk)*block.Size-off))
-		w := window{p: p[:n], off: off, first: block.Logical(first), n: int((off+int64(n)-1)/block.Size-first) + 1}
+		w.p, w.off, w.first, w.n = p[:n], off, block.Logical(first), int((off+int64(n)-1)/block.Size-first)+1
 		for try := 0; ; try++ {
-			ok, err := v.readWindow(&w, wait)
+			ok, err := w.read(wait)
 			if err == nil {
 				if !ok {
 					return false, nil
@@ -69,12 +73,33 @@ func (v *Volume) read(p []byte, off int64, wait bool) (bool, error) {
 	return true, nil
 }
 
-// window is a read of up to chunk blocks.
+// window is a read of up to chunk blocks. Windows are used again: a read that
+// memory can answer allocates nothing.
 type window struct {
+	v     *Volume
 	p     []byte
 	off   int64 // of p, in bytes
 	first block.Logical
 	n     int
+
+	missing uint64 // blocks that the log does not hold, as a bit mask
+	err     error  // of dirty
+	dirty   func(i int, payload []byte, sum uint32)
+	ptrs    [chunk]block.Pointer
+	fetches []blockio.Fetch
+}
+
+var windows = sync.Pool{New: func() any {
+	w := &window{fetches: make([]blockio.Fetch, 0, chunk)}
+	w.dirty = w.copyDirty // once, because it allocates
+	return w
+}}
+
+// free gives the window back; it keeps nobody's memory alive.
+func (w *window) free() {
+	clear(w.fetches)
+	w.v, w.p, w.err, w.fetches = nil, nil, nil, w.fetches[:0]
+	windows.Put(w)
 }
 
 // part returns where the bytes of block i go, and from which offset in the
@@ -91,54 +116,55 @@ func (w *window) part(i int) (dst []byte, from int) {
 // since.
 var errStale = errors.New("mapping changed during the read")
 
-func (v *Volume) readWindow(w *window, wait bool) (bool, error) {
-	missing, err := v.readDirty(w)
-	if err != nil || missing == 0 {
-		return err == nil, err
+func (w *window) read(wait bool) (bool, error) {
+	v := w.v
+	w.missing, w.err = ^uint64(0)>>(64-w.n), nil
+	v.Dirty.Read(v.id, w.first, w.n, w.dirty)
+	if w.err != nil || w.missing == 0 {
+		return w.err == nil, w.err
 	}
-	var ptrs [chunk]block.Pointer
-	lo, hi := bits.TrailingZeros64(missing), 64-bits.LeadingZeros64(missing)
+	lo, hi := bits.TrailingZeros64(w.missing), 64-bits.LeadingZeros64(w.missing)
+	ptrs := w.ptrs[lo:hi]
 	if wait {
-		err = v.Map.Lookup(v.id, w.first+block.Logical(lo), ptrs[lo:hi])
-	} else if !v.Map.LookupCached(v.id, w.first+block.Logical(lo), ptrs[lo:hi]) {
+		if err := v.Map.Lookup(v.id, w.first+block.Logical(lo), ptrs); err != nil {
+			return false, err
+		}
+	} else if !v.Map.LookupCached(v.id, w.first+block.Logical(lo), ptrs) {
 		return false, nil
 	}
-	if err != nil {
-		return false, err
-	}
-	var fetches []blockio.Fetch
+	w.fetches = w.fetches[:0]
 	for i := lo; i < hi; i++ {
-		if missing&(1<<i) == 0 {
+		if w.missing&(1<<i) == 0 {
 			continue
 		}
 		dst, from := w.part(i)
-		switch {
-		case ptrs[i].IsHole():
+		switch ptr := w.ptrs[i]; {
+		case ptr.IsHole():
 			clear(dst)
-		case v.Reader.Cached(ptrs[i], from, dst):
+		case v.Reader.Cached(ptr, from, dst):
 		case !wait:
 			return false, nil
 		default:
-			fetches = append(fetches, blockio.Fetch{Ptr: ptrs[i], Off: from, Dst: dst})
+			w.fetches = append(w.fetches, blockio.Fetch{Ptr: ptr, Off: from, Dst: dst})
 		}
 	}
-	if len(fetches) == 0 {
+	if len(w.fetches) == 0 {
 		return true, nil
 	}
-	if err := v.Reader.ReadAll(fetches); err != nil {
-		return false, v.explain(w, lo, ptrs[lo:hi], err)
+	if err := v.Reader.ReadAll(w.fetches); err != nil {
+		return false, w.explain(lo, ptrs, err)
 	}
 	return true, nil
 }
 
 // explain turns a checksum mismatch into errStale when the map has other
 // pointers by now, for then the block may have been reused.
-func (v *Volume) explain(w *window, lo int, ptrs []block.Pointer, err error) error {
+func (w *window) explain(lo int, ptrs []block.Pointer, err error) error {
 	if !errors.Is(err, block.ErrCorrupt) {
 		return err
 	}
 	var now [chunk]block.Pointer
-	if e := v.Map.Lookup(v.id, w.first+block.Logical(lo), now[:len(ptrs)]); e != nil {
+	if e := w.v.Map.Lookup(w.v.id, w.first+block.Logical(lo), now[:len(ptrs)]); e != nil {
 		return e
 	}
 	for i := range ptrs {
@@ -149,25 +175,20 @@ func (v *Volume) explain(w *window, lo int, ptrs []block.Pointer, err error) err
 	return fmt.Errorf("bytes [%d, %d): %w", w.off, w.off+int64(len(w.p)), err)
 }
 
-// readDirty copies what the operation log holds and returns the other blocks
-// as a bit mask.
-func (v *Volume) readDirty(w *window) (missing uint64, err error) {
-	missing = ^uint64(0) >> (64 - w.n)
-	v.Dirty.Read(v.id, w.first, w.n, func(i int, payload []byte, sum uint32) {
-		missing &^= 1 << i
-		dst, from := w.part(i)
-		if payload == nil {
-			clear(dst)
-			return
-		}
-		if got := ondisk.CRC(payload); got != sum {
-			err = &block.CorruptError{What: "block in the operation log", Where: fmt.Sprintf("block %d of volume %s", w.first+block.Logical(i), *v.name.Load()),
-				Why: fmt.Sprintf("checksum %08x instead of %08x", got, sum)}
-			return
-		}
-		copy(dst, payload[from:])
-	})
-	return missing, err
+// copyDirty takes block i from the operation log; nil is a hole.
+func (w *window) copyDirty(i int, payload []byte, sum uint32) {
+	w.missing &^= 1 << i
+	dst, from := w.part(i)
+	if payload == nil {
+		clear(dst)
+		return
+	}
+	if got := ondisk.CRC(payload); got != sum {
+		w.err = &block.CorruptError{What: "block in the operation log", Where: fmt.Sprintf("block %d of volume %s", w.first+block.Logical(i), *w.v.name.Load()),
+			Why: fmt.Sprintf("checksum %08x instead of %08x", got, sum)}
+		return
+	}
+	copy(dst, payload[from:])
 }
 
 // Status implements block.Volume.
