@@ -10,6 +10,7 @@ import (
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/control"
+	"github.com/pollux-storage/pollux/internal/export/nbd/nbdtest"
 	"github.com/pollux-storage/pollux/internal/partner"
 	"github.com/pollux-storage/pollux/internal/region"
 )
@@ -81,6 +82,8 @@ type fakeStore struct {
 	lost   chan error
 	stuck  bool
 	sick   atomic.Bool                   // the probe fails
+	deaf   atomic.Bool                   // reads of its volumes do not end by themselves
+	reads  atomic.Int64                  // that wait so
 	refuse atomic.Bool                   // it does nothing that it is asked for
 	finish atomic.Pointer[chan struct{}] // Run does not return before it is closed
 	how    atomic.Value
@@ -126,10 +129,22 @@ func (s *fakeStore) Volumes() []VolumeInfo {
 func (s *fakeStore) Volume(name string) (block.Volume, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if _, ok := s.volumes[name]; !ok {
+	size, ok := s.volumes[name]
+	if !ok {
 		return nil, block.ErrNotFound
 	}
-	return nil, nil
+	v := nbdtest.New(name, size)
+	v.Hook = func(ctx context.Context, op nbdtest.Op, _, _ int64) error {
+		if op == nbdtest.OpTryRead {
+			return nbdtest.ErrWouldWait
+		}
+		if s.deaf.Load() && op == nbdtest.OpRead {
+			s.reads.Add(1)
+			<-ctx.Done()
+		}
+		return ctx.Err()
+	}
+	return v, nil
 }
 func (s *fakeStore) refusal() error {
 	if s.refuse.Load() {

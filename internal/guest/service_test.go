@@ -126,7 +126,25 @@ func TestPoolCommands(t *testing.T) {
 	if _, err := c.CreatePool(ctx, create); err == nil || !strings.Contains(err.Error(), "no such file") {
 		t.Errorf("a device that does not exist: %v", err)
 	}
-	if err := os.WriteFile(dev, make([]byte, 1<<20), 0o600); err != nil {
+	write := func(content string) {
+		t.Helper()
+		if err := os.WriteFile(dev, append([]byte(content), make([]byte, 1<<20-len(content))...), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("a file system")
+	if _, err := c.CreatePool(ctx, create); control.KindOf(err) != control.KindExists {
+		t.Errorf("a device with somebody's data: %v", err)
+	}
+	write("")
+	away := b.cfg.RegionDir + ".away"
+	if err := os.Rename(b.cfg.RegionDir, away); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.CreatePool(ctx, create); err == nil || b.storage.last() != nil {
+		t.Error("a pool that does not open after it was made is no error")
+	}
+	if err := os.Rename(away, b.cfg.RegionDir); err != nil {
 		t.Fatal(err)
 	}
 	if p, err := c.CreatePool(ctx, create); err != nil || p.Name != "tank" || p.Guest != "a" {

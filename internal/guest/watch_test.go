@@ -1,0 +1,103 @@
+package guest
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/pollux-storage/pollux/hpdi"
+	"github.com/pollux-storage/pollux/hpdi/mem"
+	"github.com/pollux-storage/pollux/internal/block/blocktest"
+	"github.com/pollux-storage/pollux/internal/control"
+	"github.com/pollux-storage/pollux/internal/partner"
+	"github.com/pollux-storage/pollux/internal/pool"
+)
+
+// gatedDevice answers when the test says so, and what it says.
+type gatedDevice struct {
+	hpdi.Device
+	answer chan error
+}
+
+func (d *gatedDevice) NewQueue(depth int) (hpdi.Queue, error) {
+	if err := <-d.answer; err != nil {
+		return nil, err
+	}
+	return d.Device.NewQueue(depth)
+}
+
+// TestDeviceAlerts: a device that does not answer, or answers with errors, is
+// an alert until it answers again or is somebody else's.
+func TestDeviceAlerts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, err := mem.New("disk", 1<<20)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d := &gatedDevice{m, make(chan error)}
+		g := &Guest{inputs: make(chan func(), 1), log: quiet(), m: partner.New(partner.Config{Self: "a", Partner: "b"}, time.Now())}
+		ctx, cancel := context.WithCancel(t.Context())
+		tn := &tenancy{identity: "a", ctx: ctx, cancel: cancel}
+		tn.wg.Go(func() { g.watchDevice(tn, d) })
+		alert := func() string {
+			(<-g.inputs)()
+			return g.m.View().Alerts["device:disk"]
+		}
+		began := time.Now()
+		if a := alert(); !strings.Contains(a, "device disk of a has not answered") || time.Since(began) < stuckAfter {
+			t.Errorf("after %v: %q", time.Since(began), a)
+		}
+		d.answer <- nil
+		if a := alert(); a != "" {
+			t.Errorf("it has answered: %q", a)
+		}
+		d.answer <- errors.New("broken")
+		if a := alert(); !strings.Contains(a, "device disk of a fails: broken") {
+			t.Errorf("it fails: %q", a)
+		}
+		cancel()
+		if a := alert(); a != "" {
+			t.Errorf("it is not ours any more: %q", a)
+		}
+		tn.wg.Wait()
+	})
+}
+
+// TestBlankNeedsAnAnswer: a device that cannot be read is not taken for blank.
+func TestBlankNeedsAnAnswer(t *testing.T) {
+	m, err := mem.New("disk", 1<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	if err := blank(m); err != nil {
+		t.Errorf("of zeros: %v", err)
+	}
+	broken := errors.New("broken")
+	f := blocktest.NewFault(m, 1)
+	f.Add(blocktest.Rule{Op: hpdi.OpRead, Err: broken})
+	if err := blank(f); !errors.Is(err, broken) {
+		t.Errorf("its read fails: %v", err)
+	}
+	g := &gatedDevice{m, make(chan error, 1)}
+	g.answer <- broken
+	if err := blank(g); !errors.Is(err, broken) {
+		t.Errorf("it gives no queue: %v", err)
+	}
+}
+
+// TestWatchProgress: progress is told at intervals, and not after stop.
+func TestWatchProgress(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		told := 0
+		stop := watchProgress(&pool.CheckProgress{}, func(control.CheckProgress) { told++ })
+		time.Sleep(3*progressEvery + progressEvery/2) // the bubble's time
+		stop()
+		if told != 3 {
+			t.Errorf("told %d times", told)
+		}
+	})
+}
