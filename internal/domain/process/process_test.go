@@ -39,7 +39,7 @@ func TestKillIsNoticedByBothAgents(t *testing.T) {
 	d := driver(t)
 	p := start(t, d, "sleep 1000 & wait")
 	q, err := d.Find("a")
-	if err != nil || q == nil || q.PID() != p.PID() || q.Inc() != 7 {
+	if err != nil || q == nil || q.PID() != p.PID() || q.Inc() != 7 || q.Name() != "a" {
 		t.Fatalf("%+v, %v", q, err)
 	}
 	select {
