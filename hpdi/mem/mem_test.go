@@ -1,7 +1,11 @@
 package mem_test
 
 import (
+	"errors"
+	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/hpdi/hpditest"
@@ -54,5 +58,16 @@ func BenchmarkWrite4K(b *testing.B) {
 	hpditest.Bench(b, dev, hpdi.OpWrite, 4096, 16)
 	if err := dev.Close(); err != nil {
 		b.Fatal(err)
+	}
+}
+
+// More memory than there are addresses is an error that names the device.
+func TestNoMemory(t *testing.T) {
+	d, err := New("disk-a", 1<<60)
+	if err == nil {
+		t.Fatalf("there is %+v", d.Info())
+	}
+	if !errors.Is(err, unix.ENOMEM) || !strings.Contains(err.Error(), "disk-a") || !strings.Contains(err.Error(), "map 1152921504606846976 bytes") {
+		t.Error(err)
 	}
 }
