@@ -380,7 +380,7 @@ func brokenInFlight(t *testing.T, noticed string) {
 		t.Fatal(err)
 	}
 	q.ring.conn = unpolled{} // the poller still knows the ring
-	back := 0 // what is certainly not done comes back with an error
+	back := 0                // what is certainly not done comes back with an error
 	if noticed == "submit" {
 		back = 1
 		if err := q.Submit(reads(t, 1)...); err == nil || !strings.Contains(err.Error(), path) {

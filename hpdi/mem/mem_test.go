@@ -63,7 +63,7 @@ func BenchmarkWrite4K(b *testing.B) {
 
 // More memory than there are addresses is an error that names the device.
 func TestNoMemory(t *testing.T) {
-	d, err := New("disk-a", 1<<60)
+	d, err := mem.New("disk-a", 1<<60)
 	if err == nil {
 		t.Fatalf("there is %+v", d.Info())
 	}
