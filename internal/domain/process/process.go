@@ -70,9 +70,9 @@ type proc struct {
 
 // Start begins a process and records it before it does anything.
 func (d *Driver) Start(s domain.Spec) (domain.Domain, error) {
-	if err := d.Tidy(s.Name); err != nil {
-		return nil, err
-	}
+	// A full log directory must not keep a guest from serving. Whoever calls
+	// Tidy from time to time learns of it.
+	_ = d.Tidy(s.Name)
 	log, err := os.OpenFile(d.logPath(s.Name), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("log of guest %s: %w", s.Name, err)
@@ -126,31 +126,51 @@ func (d *Driver) Find(name string) (domain.Domain, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
-	p := &proc{name: name, ended: make(chan struct{})}
-	if err == nil {
-		err = json.Unmarshal(b, &p.rec)
-	}
 	if err != nil {
 		return nil, fmt.Errorf("record of guest %s: %w", name, err)
 	}
-	if p.rec.PID > 0 {
-		p.pidfd, err = openPidfd(p.rec.PID)
+	p := &proc{name: name, ended: make(chan struct{})}
+	if err = json.Unmarshal(b, &p.rec); err == nil && p.rec.PID <= 0 {
+		err = fmt.Errorf("process number %d", p.rec.PID)
 	}
-	// The start time is read after the pidfd was opened: if it is the recorded
-	// one, the pidfd is of the recorded process.
-	if st, serr := readStat(p.rec.PID); p.pidfd == nil || serr != nil || st.startTime != p.rec.StartTime || st.state == 'Z' {
-		if p.pidfd != nil {
-			_ = p.pidfd.Close()
-			p.pidfd = nil
-		} else if err != nil && !errors.Is(err, unix.ESRCH) {
-			return nil, fmt.Errorf("process %d of guest %s: %w", p.rec.PID, name, err)
-		}
+	if err != nil {
+		return nil, fmt.Errorf("record of guest %s in %s: %w; remove it if no process of this guest runs", name, d.recordPath(name), err)
+	}
+	lives, err := p.find()
+	if err != nil {
+		return nil, fmt.Errorf("process %d of guest %s: %w", p.rec.PID, name, err)
+	}
+	if !lives {
 		p.reason = "it ended while there was no agent"
 		close(p.ended)
 		return p, nil
 	}
 	go p.watch(nil)
 	return p, nil
+}
+
+// find opens the recorded process and says whether it lives. What cannot be
+// found out is an error: a guest that is taken for dead is replaced.
+func (p *proc) find() (lives bool, err error) {
+	p.pidfd, err = openPidfd(p.rec.PID)
+	if errors.Is(err, unix.ESRCH) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	// The start time is read after the pidfd was opened: if it is the recorded
+	// one, the pidfd is of the recorded process.
+	st, err := readStat(p.rec.PID)
+	if err == nil && st.startTime == p.rec.StartTime && st.state != 'Z' {
+		return true, nil
+	}
+	_ = p.pidfd.Close()
+	p.pidfd = nil
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+		return false, nil // it ended between the two looks
+	}
+	return false, err
 }
 
 // Forget removes the record of a guest.
@@ -206,17 +226,27 @@ func openPidfd(pid int) (*os.File, error) {
 func (p *proc) watch(cmd *exec.Cmd) {
 	p.reason = "its process ended"
 	if rc, err := p.pidfd.SyscallConn(); err == nil {
-		_ = rc.Read(func(fd uintptr) bool {
-			fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-			n, err := unix.Poll(fds, 0)
-			return err == nil && n == 1
-		})
+		if rc.Read(func(fd uintptr) bool { return readable(fd, 0) }) != nil {
+			// The poller does not take the pidfd, which says nothing of the
+			// process: a thread waits for it.
+			_ = rc.Control(func(fd uintptr) {
+				for !readable(fd, -1) {
+				}
+			})
+		}
 	}
 	if cmd != nil {
 		_ = cmd.Wait() // its error says the same as the state
 		p.reason = describe(cmd.ProcessState)
 	}
 	close(p.ended)
+}
+
+// readable waits up to so many milliseconds, -1 for ever.
+func readable(pidfd uintptr, wait int) bool {
+	fds := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}
+	n, err := unix.Poll(fds, wait)
+	return err == nil && n == 1
 }
 
 func describe(st *os.ProcessState) string {
