@@ -79,12 +79,15 @@ func (s *Set) Len() int {
 	return len(s.devs)
 }
 
-// Info describes device i.
-func (s *Set) Info(i int) hpdi.Info {
+// Device returns device i.
+func (s *Set) Device(i int) hpdi.Device {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	return s.devs[i].dev.Info()
+	return s.devs[i].dev
 }
+
+// Info describes device i.
+func (s *Set) Info(i int) hpdi.Info { return s.Device(i).Info() }
 
 // IO is one transfer of consecutive blocks.
 type IO struct {

@@ -26,9 +26,11 @@ type Label struct {
 	Name   string `json:"name,omitempty"`
 	Owner  string `json:"identity,omitempty"`
 	Device string `json:"id,omitempty"`
-	Number int    `json:"number,omitempty"` // of the device in the pool, from 1
-	Blocks uint64 `json:"blocks,omitempty"`
-	Log    int64  `json:"log_bytes,omitempty"`
+	// Joining says that it counts only if the superblock names the device.
+	Joining bool   `json:"joining,omitempty"`
+	Number  int    `json:"number,omitempty"` // of the device in the pool, from 1
+	Blocks  uint64 `json:"blocks,omitempty"`
+	Log     int64  `json:"log_bytes,omitempty"`
 	// In blocks.
 	Journal       uint64 `json:"journal,omitempty"`
 	JournalBlocks uint64 `json:"journal_blocks,omitempty"`
@@ -56,6 +58,7 @@ func ReadLabels(path string, o Options) (*Labels, error) {
 		} else {
 			x, y := c.Label, c.Label.Layout
 			l.Pool, l.Name, l.Owner, l.Device = x.Pool.String(), x.Name, x.Identity, x.Device.String()
+			l.Joining = x.Joining
 			l.Number, l.Blocks, l.Log = x.Index+1, x.Blocks, x.LogBytes
 			l.Journal, l.JournalBlocks, l.Flush, l.FlushBlocks, l.Data = y.Journal, y.JournalBlocks, y.Flush, y.FlushBlocks, y.First
 		}

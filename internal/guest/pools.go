@@ -75,7 +75,7 @@ func (p *Pools) open(ctx context.Context, o OpenSpec) (*store, error) {
 	}
 	q, err := pool.Open(ctx, pool.OpenOptions{
 		Devices: o.Devices, RegionPath: o.RegionPath, Cache: p.cache, CacheSlot: p.slots[o.Identity],
-		Owner: o.Owner, AcceptLoss: o.AcceptLoss, BatteryBacked: o.BatteryBacked,
+		Owner: o.Owner, AcceptLoss: o.AcceptLoss, BatteryBacked: o.BatteryBacked, LeftOut: o.LeftOut,
 	})
 	if err != nil {
 		return nil, err

@@ -41,6 +41,9 @@ type OpenSpec struct {
 	AcceptLoss bool
 	// BatteryBacked makes flushes free.
 	BatteryBacked bool
+	// LeftOut is told of a device that is no part of the pool, because its
+	// addition was interrupted. It is closed then.
+	LeftOut func(hpdi.Device)
 }
 
 // CreateSpec says which pool to make.

@@ -110,10 +110,14 @@ func (g *Guest) openTenancy(a partner.Action, w *stopwatch) (*tenancy, error) {
 		devs, err = g.withoutCandidate(a.Identity, devs)
 	}
 	if err == nil {
-		t.devices = devs
+		t.devices = slices.Clone(devs)
 		t.store, err = g.opt.Storage.Open(ctx, OpenSpec{
 			Identity: a.Identity, Owner: g.opt.Name, Devices: devs, RegionPath: g.cfg.RegionPath(a.Identity),
 			AcceptLoss: set.Pool.AcceptLoss, BatteryBacked: set.Pool.BatteryBacked,
+			LeftOut: func(d hpdi.Device) {
+				t.devices = slices.DeleteFunc(t.devices, func(x hpdi.Device) bool { return x == d })
+				g.leftOut(a.Identity, d)
+			},
 		})
 		devs = nil // the store's now, or closed
 	}
@@ -163,8 +167,12 @@ func (g *Guest) openDevices(set *config.Guest) (devs []hpdi.Device, fresh bool, 
 	return devs, fresh, nil
 }
 
+func (g *Guest) leftOut(identity string, d hpdi.Device) {
+	g.log.Warn("device is no part of the pool, its addition was interrupted: add it again with `pollux pool add`", "identity", identity, "device", d.Info().Name)
+}
+
 // withoutCandidate leaves out a device whose addition was begun and did not
-// come as far as its label.
+// come as far as a whole label.
 func (g *Guest) withoutCandidate(identity string, devs []hpdi.Device) ([]hpdi.Device, error) {
 	st, err := config.ReadState(g.cfg.Dir)
 	if err != nil {
@@ -175,7 +183,11 @@ func (g *Guest) withoutCandidate(identity string, devs []hpdi.Device) ([]hpdi.De
 		return devs, nil
 	}
 	last := devs[len(devs)-1]
-	if _, err := g.opt.Storage.Label(last); last.Info().Name == adding && errors.Is(err, ErrNoPool) {
+	if last.Info().Name != adding {
+		return devs, nil
+	}
+	if _, err := g.opt.Storage.Label(last); errors.Is(err, ErrNoPool) || errors.Is(err, block.ErrCorrupt) {
+		g.leftOut(identity, last)
 		return devs[:len(devs)-1], last.Close()
 	}
 	return devs, nil

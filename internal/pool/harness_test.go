@@ -78,8 +78,10 @@ func (r *rig) options() OpenOptions {
 }
 
 // open opens the pool and starts to serve jobs.
-func (r *rig) open() error {
-	p, err := Open(context.Background(), r.options())
+func (r *rig) open() error { return r.openWith(r.options()) }
+
+func (r *rig) openWith(o OpenOptions) error {
+	p, err := Open(context.Background(), o)
 	if err != nil {
 		return err
 	}

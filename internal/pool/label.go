@@ -12,14 +12,23 @@ import (
 
 const labelVersion = 1
 
+// The header's generation tells the label of a device that joins the pool from
+// that of a member.
+const (
+	generationJoining = 0
+	generationMember  = 1
+)
+
 // labelBlocks are the blocks of a device that hold the copies of its label.
 var labelBlocks = [2]uint64{0, 128}
 
-// Label says what a device is. It is written once; what changes is in the
-// superblock.
+// Label says what a device is. What changes is in the superblock.
 type Label struct {
-	Pool     block.PoolID
-	Device   block.DeviceID
+	Pool   block.PoolID
+	Device block.DeviceID
+	// Joining says that the device was to become part of the pool, and is it
+	// only if the superblock names it. Other labels are of members.
+	Joining  bool
 	Index    int    // of the device in the pool
 	Name     string // of the pool
 	Identity string // of the guest that the pool belongs to
@@ -50,7 +59,11 @@ func (l Label) encode() []byte {
 	b = ondisk.AppendString(b, l.Identity)
 	n := len(b)
 	b = b[:block.Size]
-	ondisk.Seal(b, ondisk.Header{Kind: ondisk.KindLabel, Version: labelVersion, Length: n, Pool: l.Pool, Generation: 1})
+	generation := uint64(generationMember)
+	if l.Joining {
+		generation = generationJoining
+	}
+	ondisk.Seal(b, ondisk.Header{Kind: ondisk.KindLabel, Version: labelVersion, Length: n, Pool: l.Pool, Generation: generation})
 	return b
 }
 
@@ -60,7 +73,7 @@ func decodeLabel(b []byte) (Label, error) {
 		return Label{}, err
 	}
 	d := ondisk.NewDecoder(b[ondisk.HeaderSize:h.Length])
-	l := Label{Pool: h.Pool}
+	l := Label{Pool: h.Pool, Joining: h.Generation == generationJoining}
 	copy(l.Device[:], d.Bytes(len(l.Device)))
 	l.Index, l.Blocks, l.LogBytes = int(d.U32()), d.U64(), int64(d.U64())
 	l.Layout = Layout{Journal: d.U64(), JournalBlocks: d.U64(), Flush: d.U64(), FlushBlocks: d.U64(), First: d.U64()}

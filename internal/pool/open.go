@@ -47,6 +47,10 @@ type OpenOptions struct {
 	// BootID identifies the boot of the host, which decides whether a region
 	// can still exist. region.BootID() if empty.
 	BootID string
+	// LeftOut, if set, is told of a device that was about to join the pool
+	// when AddDevice was interrupted, and is no part of it. Open has closed it;
+	// AddDevice takes it the next time.
+	LeftOut func(hpdi.Device)
 }
 
 // DefaultInterval is the Interval of pools that do not ask for another.
@@ -68,6 +72,7 @@ type opener struct {
 	o      OpenOptions
 	sb     *cp.Superblock
 	labels []Label
+	extra  []hpdi.Device // given, but no part of the pool
 	boot   string
 	begun  time.Time
 	// replayed says that the log's content came from the flush log.
@@ -88,7 +93,18 @@ func Open(ctx context.Context, o OpenOptions) (*Pool, error) {
 	if err := op.open(ctx); err != nil {
 		return nil, errors.Join(err, op.undo())
 	}
+	op.leaveOut()
 	return p, nil
+}
+
+// leaveOut closes the devices that are no part of the pool.
+func (op *opener) leaveOut() {
+	for _, d := range op.extra {
+		_ = d.Close() // nothing was written through it
+		if op.o.LeftOut != nil {
+			op.o.LeftOut(d)
+		}
+	}
 }
 
 func (op *opener) step(name string) {
@@ -126,7 +142,7 @@ func (op *opener) findDevices() error {
 	if err != nil {
 		return err
 	}
-	op.labels, op.label = labels, labels[0]
+	op.label = labels[0]
 	if op.boot = op.o.BootID; op.boot == "" {
 		if op.boot, err = region.BootID(); err != nil {
 			return err
@@ -140,9 +156,16 @@ func (op *opener) findDevices() error {
 		return fmt.Errorf("pool %s has %d devices, of which %d were given; number %d is missing: %w",
 			op.label.Name, want, have, have+1, block.ErrInvalid)
 	} else if have > want {
-		return fmt.Errorf("device %s was labelled for pool %s but never became part of it: %w",
-			devs[want].Info().Name, op.label.Name, block.ErrInvalid)
+		for i := want; i < have; i++ {
+			if !labels[i].Joining {
+				return fmt.Errorf("device %s was labelled for pool %s but never became part of it, or a newer superblock was lost: %w",
+					devs[i].Info().Name, op.label.Name, block.ErrInvalid)
+			}
+		}
+		op.extra, devs, labels = devs[want:], devs[:want], labels[:want]
+		op.set = devices.NewSet(devs)
 	}
+	op.labels = labels
 	for i, d := range op.sb.Devices {
 		if d.ID != labels[i].Device || d.Blocks != labels[i].Blocks || d.First != labels[i].Layout.First {
 			return fmt.Errorf("device %s is not device number %d of pool %s: it was replaced or is an old copy: %w",
@@ -352,7 +375,23 @@ func (op *opener) takeOwnership() error {
 		return fmt.Errorf("open pool %s: %w", op.label.Name, err)
 	}
 	op.log.SetEpoch(op.epoch)
-	return op.region.SetOwner(op.o.Owner, op.epoch)
+	if err := op.region.SetOwner(op.o.Owner, op.epoch); err != nil {
+		return err
+	}
+	op.completeLabels()
+	return nil
+}
+
+// completeLabels makes members of devices that the superblock names but whose
+// labels an interrupted AddDevice has left. Where that fails the next Open tries
+// it again: the superblock is what counts.
+func (op *opener) completeLabels() {
+	for i := range op.labels {
+		if l := &op.labels[i]; l.Joining {
+			l.Joining = false
+			_ = writeLabel(op.set.Device(i), *l)
+		}
+	}
 }
 
 // start assembles what serves requests.

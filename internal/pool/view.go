@@ -64,6 +64,7 @@ func OpenView(o ViewOptions) (*View, error) {
 	if err != nil {
 		return nil, errors.Join(err, op.undo(), hpdi.Free(mem))
 	}
+	op.leaveOut()
 	return v, nil
 }
 

@@ -11,6 +11,7 @@ import (
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/catalogue"
 	"github.com/pollux-storage/pollux/internal/cp"
+	"github.com/pollux-storage/pollux/internal/space"
 	"github.com/pollux-storage/pollux/internal/volume"
 )
 
@@ -182,10 +183,15 @@ func (p *Pool) AddDevice(ctx context.Context, dev hpdi.Device) error {
 		if err != nil {
 			return err
 		}
-		// A label that no superblock names is refused by Open with a word on
-		// why, so the order is safe.
-		if err := writeLabel(dev, l); err != nil {
+		free, err := space.NewDevice(l.Blocks, l.Layout.First)
+		if err != nil {
 			return err
+		}
+		// Wherever this ends, Open leaves out a device that is joining until a
+		// superblock names it.
+		l.Joining = true
+		if err := writeLabel(dev, l); err != nil {
+			return errors.Join(err, free.Close())
 		}
 		p.set.Add(dev)
 		err = p.machine.Rewrite(func(sb *cp.Superblock) {
@@ -195,9 +201,12 @@ func (p *Pool) AddDevice(ctx context.Context, dev hpdi.Device) error {
 			p.set.RemoveLast()
 			// The superblock may be there all the same, and the pool would
 			// not open without a device that nobody knows to be part of it.
-			return errors.Join(err, p.machine.Rewrite(func(*cp.Superblock) {}))
+			return errors.Join(err, p.machine.Rewrite(func(*cp.Superblock) {}), free.Close())
 		}
-		return p.space.AddDevice(l.Blocks, l.Layout.First)
+		p.space.Attach(free)
+		l.Joining = false
+		_ = writeLabel(dev, l) // or Open does it
+		return nil
 	})
 }
 

@@ -35,14 +35,15 @@ type Run struct {
 // Space is the allocator of one pool. Its methods may be called concurrently.
 type Space struct {
 	mu       sync.Mutex
-	devs     []*device
+	devs     []*Device
 	free     int64
 	reserved int64
 	slop     int64
 	next     int // device to allocate from next
 }
 
-type device struct {
+// Device is the free space of one device.
+type Device struct {
 	first     uint64 // blocks before it are never allocated
 	counts    []byte // one a block
 	trackFree []uint16
@@ -53,25 +54,41 @@ type device struct {
 // New returns a Space without devices.
 func New() *Space { return &Space{} }
 
-// AddDevice appends a device of the given number of blocks, all free, of which
-// the ones before first are never allocated.
-func (s *Space) AddDevice(blocks, first uint64) error {
+// NewDevice returns a device of the given number of blocks, all free, of which
+// the ones before first are never allocated. Attach makes it part of a Space.
+func NewDevice(blocks, first uint64) (*Device, error) {
 	counts, err := hpdi.Alloc(int(blocks))
 	if err != nil {
-		return fmt.Errorf("reference counts of %d blocks: %w", blocks, err)
+		return nil, fmt.Errorf("reference counts of %d blocks: %w", blocks, err)
 	}
-	d := &device{first: first, counts: counts, want: block.TrackBlocks}
+	d := &Device{first: first, counts: counts, want: block.TrackBlocks}
 	d.trackFree = make([]uint16, (blocks+block.TrackBlocks-1)/block.TrackBlocks)
 	for t := range d.trackFree {
 		lo, hi := d.trackRange(t)
 		d.trackFree[t] = uint16(hi - lo)
 	}
+	return d, nil
+}
+
+// Close frees the memory of a device that was not attached.
+func (d *Device) Close() error { return hpdi.Free(d.counts) }
+
+// Attach appends a device to those that are allocated from.
+func (s *Space) Attach(d *Device) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.devs = append(s.devs, d)
-	s.free += int64(blocks - first)
+	s.free += int64(uint64(len(d.counts)) - d.first)
 	s.setSlopLocked()
-	return nil
+}
+
+// AddDevice appends a new device, see NewDevice.
+func (s *Space) AddDevice(blocks, first uint64) error {
+	d, err := NewDevice(blocks, first)
+	if err == nil {
+		s.Attach(d)
+	}
+	return err
 }
 
 // setSlopLocked keeps max(64 MiB, 1/64) back for trims, deletes and metadata, or an
@@ -90,7 +107,7 @@ func (s *Space) totalLocked() int64 {
 }
 
 // trackRange returns the allocatable blocks of track t as [lo, hi).
-func (d *device) trackRange(t int) (lo, hi uint64) {
+func (d *Device) trackRange(t int) (lo, hi uint64) {
 	lo = uint64(t) * block.TrackBlocks
 	hi = min(lo+block.TrackBlocks, uint64(len(d.counts)))
 	return min(max(lo, d.first), hi), hi
@@ -101,7 +118,7 @@ func (s *Space) Close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, d := range s.devs {
-		_ = hpdi.Free(d.counts) // only fails for memory that is not ours
+		_ = d.Close() // only fails for memory that is not ours
 	}
 	s.devs = nil
 }
@@ -180,7 +197,7 @@ func (s *Space) Alloc(n int, runs []Run) ([]Run, error) {
 }
 
 // take allocates up to n blocks of one track.
-func (d *device) take(dev, n int, runs []Run) (int, []Run) {
+func (d *Device) take(dev, n int, runs []Run) (int, []Run) {
 	t, ok := d.pickTrack()
 	if !ok {
 		return 0, runs
@@ -207,7 +224,7 @@ func (d *device) take(dev, n int, runs []Run) (int, []Run) {
 // pickTrack returns the next track with enough free blocks. What counts as
 // enough sinks while no track has it, down to a single block, and rises again
 // when blocks are freed.
-func (d *device) pickTrack() (int, bool) {
+func (d *Device) pickTrack() (int, bool) {
 	for {
 		for range d.trackFree {
 			if d.cursor >= len(d.trackFree) {
@@ -266,7 +283,7 @@ func (s *Space) adjust(r Run, up bool) error {
 	return nil
 }
 
-func (s *Space) deviceOf(r Run) (*device, error) {
+func (s *Space) deviceOf(r Run) (*Device, error) {
 	dev, b := r.At.Device(), r.At.Block()
 	if dev >= len(s.devs) || b < s.devs[dev].first || b+uint64(r.N) > uint64(len(s.devs[dev].counts)) {
 		return nil, &block.CorruptError{What: "block address", Where: r.At.String(), Why: "outside the pool's data area"}
