@@ -83,6 +83,52 @@ func TestEventsFollow(t *testing.T) {
 	})
 }
 
+// TestEventsInMemory: few enough are held in memory, the newest, and followers
+// get those also that no file takes.
+func TestEventsInMemory(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "events.log")
+	l, err := openEvents(path, 1<<10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.close()
+	if err := os.MkdirAll(filepath.Join(path+".1", "in the way"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	failed := 0
+	for range 2*keep + 1 {
+		if l.add(control.Event{Kind: "k", Message: strings.Repeat("x", 100)}) != nil {
+			failed++
+		}
+	}
+	if failed == 0 {
+		t.Error("the file was put aside in the place of a folder")
+	}
+	if len(l.events) != keep || l.events[keep-1].Seq != 2*keep+1 {
+		t.Errorf("%d events, up to %d", len(l.events), l.events[len(l.events)-1].Seq)
+	}
+	for _, c := range []struct {
+		ended bool
+		want  error
+	}{{true, nil}, {false, context.Canceled}} {
+		ctx, cancel := context.WithCancel(t.Context())
+		end := make(chan struct{})
+		n := 0
+		err := l.serve(ctx, control.EventQuery{Last: 3, Follow: true}, end, func(control.Event) error {
+			if n++; n == 3 && c.ended {
+				close(end)
+			} else if n == 3 {
+				cancel()
+			}
+			return nil
+		})
+		cancel()
+		if !errors.Is(err, c.want) || n != 3 {
+			t.Errorf("ended %v: %d events, %v", c.ended, n, err)
+		}
+	}
+}
+
 func FuzzParseEvent(f *testing.F) {
 	f.Add([]byte(`{"seq":1,"time":"2025-01-01T00:00:00Z","kind":"k","fields":{"a":"b"}}`))
 	f.Add([]byte(`{"seq":-1}`))

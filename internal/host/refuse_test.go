@@ -14,6 +14,7 @@ import (
 	"github.com/pollux-storage/pollux/internal/config"
 	"github.com/pollux-storage/pollux/internal/control"
 	"github.com/pollux-storage/pollux/internal/domain"
+	"github.com/pollux-storage/pollux/internal/identity"
 	"github.com/pollux-storage/pollux/internal/partner"
 	"github.com/pollux-storage/pollux/internal/region"
 )
@@ -105,6 +106,23 @@ func TestAgentRefuses(t *testing.T) {
 		"socket": {func(c *config.Config, _ *noDriver) error {
 			return os.MkdirAll(filepath.Join(control.AgentSocket(c.Dir), "x"), 0o700)
 		}, "agent.sock"},
+		"sockets": {func(c *config.Config, d *noDriver) error {
+			d.found = map[string]domain.Domain{"a": &idle{ended: make(chan struct{})}}
+			if err := os.MkdirAll(c.RunDir(), 0o700); err != nil {
+				return err
+			}
+			ln, err := identity.ListenUnix(linkPath(c, "a"), 0o600)
+			if err != nil {
+				return err
+			}
+			go func() {
+				defer ln.Close()
+				if conn, err := ln.AcceptUnix(); err == nil {
+					_ = identity.Send(conn, []*os.File{os.Stdin})
+				}
+			}()
+			return nil
+		}, "sockets from guest a"},
 		"fence": {func(_ *config.Config, d *noDriver) error {
 			d.found = map[string]domain.Domain{"a": &idle{make(chan struct{}), errors.New("it cannot be killed")}}
 			return nil
@@ -180,6 +198,91 @@ func TestEndingAgent(t *testing.T) {
 			}
 		}
 		a.settle(ctx) // returns
+	}
+}
+
+// TestDeafGuestIsFenced: a guest that an earlier agent started, and that does
+// not answer, is killed before anything is started.
+func TestDeafGuestIsFenced(t *testing.T) {
+	cfg := settingsIn(t, pairConfig)
+	d := &idle{ended: make(chan struct{})}
+	// It goes no further than its own socket.
+	if err := os.MkdirAll(filepath.Join(control.AgentSocket(cfg.Dir), "x"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	err := RunWith(t.Context(), cfg, Options{Driver: &noDriver{found: map[string]domain.Domain{"a": d}}, Logger: quiet()})
+	if err == nil || !strings.Contains(err.Error(), "agent.sock") || !hasEnded(d) {
+		t.Errorf("ended: %v, %v", hasEnded(d), err)
+	}
+}
+
+// TestSilentGuests: commands name the guest that does not answer.
+func TestSilentGuests(t *testing.T) {
+	cfg := settingsIn(t, pairConfig)
+	a := &agent{
+		cfg: cfg, log: quiet(), ended: make(chan struct{}), inputs: make(chan func()), members: map[string]*member{},
+		exports: map[string][]control.Export{}, ref: partner.NewReferee(refereeConfig(cfg), time.Now()),
+	}
+	for _, g := range cfg.Guests {
+		a.members[g.Name] = &member{name: g.Name, client: control.NewSocketClient(filepath.Join(cfg.Dir, "none"))}
+		a.ref.Step(partner.Message{Kind: partner.KindStarted, Guest: g.Name, Inc: 1})
+	}
+	for _, g := range cfg.Guests {
+		a.ref.Step(partner.Message{Kind: partner.KindHello, From: g.Name, Inc: 1, Term: 1, Holds: []partner.Hold{{Identity: g.Name, Term: 1, Phase: partner.PhaseServing}}})
+	}
+	go func() {
+		for {
+			select {
+			case f := <-a.inputs:
+				f()
+			case <-a.ended:
+				return
+			}
+		}
+	}()
+	defer close(a.ended)
+	ctx := t.Context()
+	for what, do := range map[string]func() error{
+		"volumes": func() error { _, err := a.volumes(ctx); return err },
+		"create":  func() error { _, err := a.createVolume(ctx, control.VolumeCreate{Name: "v", Guest: "b"}); return err },
+		"check":   func() error { _, err := a.check(ctx); return err },
+	} {
+		if err := do(); err == nil || !strings.Contains(err.Error(), "guest a: ") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	r, err := a.checkTakeover(ctx, "a")
+	if last := r.Checks[len(r.Checks)-1]; err != nil || r.OK || last.OK || last.Name != "partner answers" {
+		t.Errorf("%+v, %v", r, err)
+	}
+	st, err := a.status(ctx)
+	if err != nil || st.Protected || st.Guests[0].State != control.StateHung || !strings.Contains(strings.Join(st.Alerts, "\n"), "guest a does not answer") {
+		t.Errorf("%+v, %v", st, err)
+	}
+	short, cancel := context.WithTimeout(ctx, time.Millisecond)
+	defer cancel()
+	if err := a.until(short, func() bool { return false }); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("what does not come: %v", err)
+	}
+}
+
+// TestHistoryIsNoHindrance: a record of the newest takeover that is damaged
+// counts as none.
+func TestHistoryIsNoHindrance(t *testing.T) {
+	dir := t.TempDir()
+	if err := config.WriteRunJSON(lastPath(dir), control.Takeover{Of: "a", By: "b"}); err != nil {
+		t.Fatal(err)
+	}
+	a := &agent{last: readLast(dir)}
+	if a.lastBy("a") != "b" || a.lastBy("b") != "b" || a.lastOf("a").By != "b" || a.lastOf("b").By != "" {
+		t.Errorf("%+v", a.last)
+	}
+	if err := os.WriteFile(lastPath(dir), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	a.last = readLast(dir)
+	if a.last != nil || a.lastBy("a") != "a" {
+		t.Errorf("%+v", a.last)
 	}
 }
 
