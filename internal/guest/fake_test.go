@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -23,6 +24,9 @@ type fakeStorage struct {
 	stores []*fakeStore     // all that were opened
 	stuck  bool             // stores cannot be released
 }
+
+// leftOutName is in the label of a device whose addition was interrupted.
+const leftOutName = "left out"
 
 func newFakeStorage() *fakeStorage { return &fakeStorage{labels: map[string]Label{}} }
 
@@ -61,6 +65,15 @@ func (f *fakeStorage) Open(_ context.Context, o OpenSpec) (Store, error) {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	s.devs = nil
+	for _, d := range slices.Clone(o.Devices) {
+		if f.labels[d.Info().Name].Name == leftOutName && o.LeftOut != nil {
+			_ = d.Close()
+			o.LeftOut(d)
+		} else {
+			s.devs = append(s.devs, d)
+		}
+	}
 	s.stuck = f.stuck
 	f.stores = append(f.stores, s)
 	return s, nil

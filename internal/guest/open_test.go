@@ -84,7 +84,7 @@ func TestPoolEnds(t *testing.T) {
 // TestCandidate: a device whose addition did not come as far as its label is
 // left out.
 func TestCandidate(t *testing.T) {
-	for name, want := range map[string]int{"unlabelled": 1, "labelled": 2, "another": 2} {
+	for name, want := range map[string]int{"unlabelled": 1, "labelled": 2, "another": 2, "interrupted": 1} {
 		t.Run(name, func(t *testing.T) {
 			var second string
 			b := newBench(t, func(c *config.Config) {
@@ -107,11 +107,17 @@ func TestCandidate(t *testing.T) {
 			if name == "labelled" {
 				b.storage.labels[second] = Label{Pool: block.PoolID{1}, Name: "tank", Identity: "a"}
 			}
+			if name == "interrupted" {
+				b.storage.labels[second] = Label{Pool: block.PoolID{1}, Name: leftOutName, Identity: "a"}
+			}
 			b.storage.mu.Unlock()
 			b.grant("a", partner.BasisStart, 1)
 			b.expect(partner.KindServing)
 			if n := len(b.storage.last().devs); n != want {
 				t.Errorf("opened with %d devices, not %d", n, want)
+			}
+			if st, err := b.client().Status(t.Context()); err != nil || len(st.Guests[0].Devices) != want {
+				t.Errorf("shows %+v, %v", st.Guests, err)
 			}
 		})
 	}
