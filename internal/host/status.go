@@ -31,7 +31,10 @@ func (a *agent) snapshot(ctx context.Context) (snapshot, error) {
 		}
 		s.alerts = a.ref.Alerts()
 	})
-	return s, err
+	if err != nil {
+		return snapshot{}, err // the loop may be about to write the other
+	}
+	return s, nil
 }
 
 // askAll puts a question to all guests that are on the line, at once.
