@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/pollux-storage/pollux/internal/config"
+	"github.com/pollux-storage/pollux/internal/control"
 	"github.com/pollux-storage/pollux/internal/partner"
 	"github.com/pollux-storage/pollux/internal/region"
 )
@@ -23,7 +24,7 @@ func bareAgent(t *testing.T) *agent {
 	}
 	a := &agent{
 		opt: Options{Driver: &noDriver{}}, cfg: cfg, base: cfg.RegionDir, log: quiet(), events: events, ended: make(chan struct{}), inputs: make(chan func()),
-		members: map[string]*member{}, ref: partner.NewReferee(refereeConfig(cfg), time.Now()),
+		members: map[string]*member{}, exports: map[string][]control.Export{}, ref: partner.NewReferee(refereeConfig(cfg), time.Now()),
 	}
 	go func() {
 		for {
@@ -37,6 +38,14 @@ func bareAgent(t *testing.T) *agent {
 	}()
 	t.Cleanup(func() { close(a.ended); events.close() })
 	return a
+}
+
+// step hands a message to the referee, in the loop.
+func (a *agent) step(t *testing.T, m partner.Message) {
+	t.Helper()
+	if err := a.ask(t.Context(), func() { a.ref.Step(m) }); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // TestDownKillsWhoStays: a guest that does not end when it is told to is
@@ -82,7 +91,7 @@ func TestRegionsThatAreLeft(t *testing.T) {
 // soon, and does not wait for ever.
 func TestSettle(t *testing.T) {
 	a := bareAgent(t)
-	a.ref.Step(partner.Message{Kind: partner.KindStarted, Guest: "a", Inc: 1})
+	a.step(t, partner.Message{Kind: partner.KindStarted, Guest: "a", Inc: 1})
 	s, err := a.snapshot(t.Context())
 	if err != nil || s.settled() {
 		t.Errorf("nobody serves yet: %+v, %v", s, err)
@@ -94,7 +103,7 @@ func TestSettle(t *testing.T) {
 	if took := time.Since(began); took < 20*time.Millisecond {
 		t.Errorf("it waited only %v", took)
 	}
-	a.ref.Step(partner.Message{Kind: partner.KindReaped, Guest: "a", Inc: 1})
+	a.step(t, partner.Message{Kind: partner.KindReaped, Guest: "a", Inc: 1})
 	if s, err := a.snapshot(t.Context()); err != nil || !s.settled() {
 		t.Errorf("nobody lives: %+v, %v", s, err)
 	}

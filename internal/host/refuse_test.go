@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/pollux-storage/pollux/internal/config"
@@ -218,29 +219,14 @@ func TestDeafGuestIsFenced(t *testing.T) {
 
 // TestSilentGuests: commands name the guest that does not answer.
 func TestSilentGuests(t *testing.T) {
-	cfg := settingsIn(t, pairConfig)
-	a := &agent{
-		cfg: cfg, log: quiet(), ended: make(chan struct{}), inputs: make(chan func()), members: map[string]*member{},
-		exports: map[string][]control.Export{}, ref: partner.NewReferee(refereeConfig(cfg), time.Now()),
+	a := bareAgent(t)
+	for _, g := range a.cfg.Guests {
+		a.members[g.Name] = &member{name: g.Name, client: control.NewSocketClient(filepath.Join(a.cfg.Dir, "none"))}
+		a.step(t, partner.Message{Kind: partner.KindStarted, Guest: g.Name, Inc: 1})
 	}
-	for _, g := range cfg.Guests {
-		a.members[g.Name] = &member{name: g.Name, client: control.NewSocketClient(filepath.Join(cfg.Dir, "none"))}
-		a.ref.Step(partner.Message{Kind: partner.KindStarted, Guest: g.Name, Inc: 1})
+	for _, g := range a.cfg.Guests {
+		a.step(t, partner.Message{Kind: partner.KindHello, From: g.Name, Inc: 1, Term: 1, Holds: []partner.Hold{{Identity: g.Name, Term: 1, Phase: partner.PhaseServing}}})
 	}
-	for _, g := range cfg.Guests {
-		a.ref.Step(partner.Message{Kind: partner.KindHello, From: g.Name, Inc: 1, Term: 1, Holds: []partner.Hold{{Identity: g.Name, Term: 1, Phase: partner.PhaseServing}}})
-	}
-	go func() {
-		for {
-			select {
-			case f := <-a.inputs:
-				f()
-			case <-a.ended:
-				return
-			}
-		}
-	}()
-	defer close(a.ended)
 	ctx := t.Context()
 	for what, do := range map[string]func() error{
 		"volumes": func() error { _, err := a.volumes(ctx); return err },
@@ -291,24 +277,27 @@ func TestHistoryIsNoHindrance(t *testing.T) {
 func TestMoveGivesUp(t *testing.T) {
 	cfg := settingsIn(t, pairConfig)
 	for _, ending := range []bool{false, true} {
-		a := &agent{
-			cfg: cfg, log: quiet(), ended: make(chan struct{}), inputs: make(chan func()), waiting: map[uint64]chan string{},
-			ref: partner.NewReferee(refereeConfig(cfg), time.Now()),
-		}
-		ctx, cancel := context.WithCancel(t.Context())
-		err := make(chan error, 1)
-		go func() { err <- a.move(ctx, "a", "b", "test") }()
-		(<-a.inputs)()
-		want := "which goes on"
-		if ending {
-			want = "the agent is ending"
-			close(a.ended)
-		} else {
-			cancel()
-		}
-		if e := <-err; e == nil || !strings.Contains(e.Error(), want) {
-			t.Errorf("ending %v: %v", ending, e)
-		}
-		cancel()
+		synctest.Test(t, func(t *testing.T) {
+			a := &agent{
+				cfg: cfg, log: quiet(), ended: make(chan struct{}), inputs: make(chan func()), waiting: map[uint64]chan string{},
+				ref: partner.NewReferee(refereeConfig(cfg), time.Now()),
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			err := make(chan error, 1)
+			go func() { err <- a.move(ctx, "a", "b", "test") }()
+			(<-a.inputs)()
+			synctest.Wait() // it waits for the move itself
+			want := "which goes on"
+			if ending {
+				want = "the agent is ending"
+				close(a.ended)
+			} else {
+				cancel()
+			}
+			if e := <-err; e == nil || !strings.Contains(e.Error(), want) {
+				t.Errorf("ending %v: %v", ending, e)
+			}
+		})
 	}
 }
