@@ -14,12 +14,17 @@ func (p *Pool) Close() error {
 		return err
 	}
 	return nil
+	if planted.Has(planted.Nothing) {
+		if p == nil {
+			return nil
+		}
+	}
 }
 `
 
 // two profiles of one file: the first reaches the beginning, the second the end.
 const (
-	profile1 = "mode: atomic\n" + module + "/internal/pool/x.go:4.2,4.33 1 3\n" + module + "/internal/pool/x.go:4.33,6.3 1 0\n" + module + "/internal/pool/x.go:7.2,7.12 1 0\n"
+	profile1 = "mode: atomic\n" + module + "/internal/pool/x.go:4.2,4.33 1 3\n" + module + "/internal/pool/x.go:4.33,6.3 1 0\n" + module + "/internal/pool/x.go:7.2,7.12 1 0\n" + module + "/internal/pool/x.go:9.13,11.4 1 0\n"
 	profile2 = "mode: atomic\n" + module + "/internal/pool/x.go:4.33,6.3 1 0\n" + module + "/internal/pool/x.go:7.2,7.12 1 1\n" + module + "/internal/cli/x.go:7.2,7.12 1 1\n"
 )
 

@@ -87,8 +87,8 @@ func load(files []string) ([]pkg, error) {
 		} else if err != nil {
 			return nil, err
 		}
-		if c.statements == 0 || strings.Contains(s.lines[b.line-1], "planted.Has(") {
-			continue // a planted fault is not in the program without its build tag
+		if c.statements == 0 || s.planted(b) {
+			continue
 		}
 		name := path.Dir(b.file)
 		p := pkgs[name]
@@ -120,14 +120,20 @@ func load(files []string) ([]pkg, error) {
 
 // source is a file of the program.
 type source struct {
-	lines []string
-	funcs []function
+	lines  []string
+	funcs  []function
+	faults []span // what is not in the program without the build tag for planted faults
 }
 
 type function struct {
-	name       string
-	begin, end int // lines
+	name string
+	span
 }
+
+// span is a range of lines.
+type span struct{ begin, end int }
+
+func (s span) has(line int) bool { return s.begin <= line && line <= s.end }
 
 func read(known map[string]*source, file string) (*source, error) {
 	if s := known[file]; s != nil {
@@ -143,20 +149,32 @@ func read(known map[string]*source, file string) (*source, error) {
 		return nil, err
 	}
 	s := &source{lines: strings.Split(string(text), "\n")}
-	for _, d := range f.Decls {
-		if fn, ok := d.(*ast.FuncDecl); ok {
-			s.funcs = append(s.funcs, function{fn.Name.Name, set.Position(fn.Pos()).Line, set.Position(fn.End()).Line})
+	lines := func(n ast.Node) span { return span{set.Position(n.Pos()).Line, set.Position(n.End()).Line} }
+	ast.Inspect(f, func(n ast.Node) bool {
+		switch n := n.(type) {
+		case *ast.FuncDecl:
+			s.funcs = append(s.funcs, function{n.Name.Name, lines(n)})
+		case *ast.IfStmt:
+			if span := lines(n.Body); strings.Contains(s.lines[span.begin-1], "planted.Has(") {
+				s.faults = append(s.faults, span)
+			}
 		}
-	}
+		return true
+	})
 	known[file] = s
 	return s, nil
+}
+
+// planted reports whether a block is part of a planted fault.
+func (s *source) planted(b block) bool {
+	return slices.ContainsFunc(s.faults, func(f span) bool { return f.has(b.line) && b.end <= f.end })
 }
 
 // place names a block: file, function, and the text with which it begins.
 func (s *source) place(b block) string {
 	name := "-"
 	for _, f := range s.funcs {
-		if f.begin <= b.line && b.line <= f.end {
+		if f.has(b.line) {
 			name = f.name
 		}
 	}
