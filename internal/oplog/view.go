@@ -103,10 +103,19 @@ func (v *View) position(what string, at int, seen *atomic.Uint64) (block.Seq, er
 	if err != nil {
 		return block.Seq(seen.Load()), err
 	}
+	risen(seen, now)
+	return now, nil
+}
+
+// risen keeps the highest of what was seen and returns it.
+func risen(seen *atomic.Uint64, now block.Seq) block.Seq {
 	for {
 		old := seen.Load()
-		if uint64(now) <= old || seen.CompareAndSwap(old, uint64(now)) {
-			return now, nil
+		if uint64(now) <= old {
+			return block.Seq(old)
+		}
+		if seen.CompareAndSwap(old, uint64(now)) {
+			return now
 		}
 	}
 }
@@ -133,7 +142,9 @@ func (v *View) Head() block.Seq {
 		head, err := v.position("published position", headCellAt, &v.known)
 		tail := v.Tail() // second: then it is not behind the head
 		if err == nil && v.checkPositions(tail, head) == nil {
-			return v.follow(head, tail)
+			// A record that was seen beyond the stored position is there no
+			// more when its slot was used again while we looked.
+			return risen(&v.known, v.follow(head, tail))
 		}
 		if err == nil && head < tail {
 			continue // published and released between the two looks

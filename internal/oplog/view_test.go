@@ -349,6 +349,27 @@ func TestViewOfTwoBadCopies(t *testing.T) {
 	}
 }
 
+// A head that was seen beyond the stored position stays, whatever becomes of the
+// record: a reader who is slow finds its slot used again.
+func TestViewHeadOnlyRises(t *testing.T) {
+	mem, l, live := damaged(t)
+	last := live[len(live)-1].Seq
+	storeCell(l.out, &l.geo, headCellAt, last-1, l.seed)
+	v := view(t, mem)
+	if v.Head() != last {
+		t.Fatalf("head %d, is %d", v.Head(), last)
+	}
+	for _, ring := range l.geo.ring {
+		mem[ring+l.slot(last)] ^= 1
+	}
+	if v.Head() != last {
+		t.Errorf("head %d after %d", v.Head(), last)
+	}
+	if _, err := v.Get(last); !errors.Is(err, block.ErrCorrupt) {
+		t.Errorf("get of the record that was seen: %v", err)
+	}
+}
+
 func FuzzView(f *testing.F) {
 	image, l, _ := damaged(f)
 	image = bytes.Clone(image)
