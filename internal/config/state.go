@@ -57,11 +57,7 @@ func (s State) Write(dir string) error {
 func (s State) apply(c *Config) {
 	for i := range c.Guests {
 		g := &c.Guests[i]
-		g.Pool.Create = !g.Pool.Manual && !s.Guests[g.Name].Created
-		st, ok := s.Guests[g.Name]
-		if !ok {
-			continue
-		}
+		st := s.Guests[g.Name]
 		if *g.Port == 0 {
 			p := st.Port
 			g.Port = &p
@@ -76,6 +72,7 @@ func (s State) apply(c *Config) {
 		if st.Adding != "" {
 			g.Pool.Devices = append(g.Pool.Devices[:len(g.Pool.Devices):len(g.Pool.Devices)], st.Adding)
 		}
+		g.Pool.Create = !g.Pool.Manual && !st.Created
 	}
 }
 

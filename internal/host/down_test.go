@@ -2,6 +2,7 @@ package host
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -15,9 +16,9 @@ import (
 )
 
 // bareAgent is an agent whose loop only runs what is posted.
-func bareAgent(t *testing.T) *agent {
+func bareAgent(t *testing.T, settings string) *agent {
 	t.Helper()
-	cfg := settingsIn(t, pairConfig)
+	cfg := settingsIn(t, settings)
 	events, err := openEvents(filepath.Join(cfg.Dir, "events.log"), 1<<20)
 	if err != nil {
 		t.Fatal(err)
@@ -51,7 +52,7 @@ func (a *agent) step(t *testing.T, m partner.Message) {
 // TestDownKillsWhoStays: a guest that does not end when it is told to is
 // killed, and the person hears of it.
 func TestDownKillsWhoStays(t *testing.T) {
-	a := bareAgent(t)
+	a := bareAgent(t, pairConfig)
 	d := &idle{ended: make(chan struct{})}
 	a.members["a"] = &member{name: "a", dom: d}
 	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond) // enough to be told
@@ -64,7 +65,7 @@ func TestDownKillsWhoStays(t *testing.T) {
 // TestRegionsThatAreLeft: what could not be brought to the devices stays in
 // memory when the pair goes down.
 func TestRegionsThatAreLeft(t *testing.T) {
-	a := bareAgent(t)
+	a := bareAgent(t, pairConfig)
 	m, err := region.Dir(a.base)
 	if err != nil {
 		t.Fatal(err)
@@ -90,7 +91,7 @@ func TestRegionsThatAreLeft(t *testing.T) {
 // TestSettle: the pair does not go down in the middle of a takeover that ends
 // soon, and does not wait for ever.
 func TestSettle(t *testing.T) {
-	a := bareAgent(t)
+	a := bareAgent(t, pairConfig)
 	a.step(t, partner.Message{Kind: partner.KindStarted, Guest: "a", Inc: 1})
 	s, err := a.snapshot(t.Context())
 	if err != nil || s.settled() {
@@ -111,7 +112,7 @@ func TestSettle(t *testing.T) {
 
 // TestCannotRemember: what cannot be recorded does not hold either.
 func TestCannotRemember(t *testing.T) {
-	a := bareAgent(t)
+	a := bareAgent(t, pairConfig)
 	if err := os.RemoveAll(a.cfg.RunDir()); err != nil {
 		t.Fatal(err)
 	}
@@ -121,6 +122,37 @@ func TestCannotRemember(t *testing.T) {
 	}
 	a.poolSeen("a")
 	if e, _ := a.events.since(0); len(e) != 1 || e[0].Kind != "alert" || !a.cfg.Guests[0].Pool.Create {
+		t.Errorf("%+v", e)
+	}
+}
+
+// TestFenceFails: nobody is told that a guest was killed when it was not.
+func TestFenceFails(t *testing.T) {
+	a := bareAgent(t, pairConfig)
+	d := &idle{make(chan struct{}), errors.New("not permitted")}
+	a.members["a"] = &member{name: "a", dom: d}
+	a.act(partner.Action{Do: partner.DoKill, Guest: "a", Inc: 1})
+	e, _ := a.events.since(0)
+	if len(e) != 1 || e[0].Kind != "alert" || !strings.Contains(e[0].Message, "cannot be killed") || !strings.Contains(e[0].Message, "not permitted") {
+		t.Errorf("%+v", e)
+	}
+}
+
+// TestHistoryCannotBeWritten: a takeover counts although its record, or the
+// log of events, takes nothing.
+func TestHistoryCannotBeWritten(t *testing.T) {
+	a := bareAgent(t, pairConfig)
+	a.grants = map[string]partner.Message{}
+	a.left = map[string][]partner.Step{}
+	if err := os.MkdirAll(filepath.Join(lastPath(a.cfg.Dir), "in the way"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	a.events.close()
+	a.serving(&member{name: "b"}, partner.Message{Kind: partner.KindServing, Identity: "a", Since: time.Now().UnixNano()})
+	if got := a.lastOf("a"); got.By != "b" {
+		t.Errorf("%+v", got)
+	}
+	if e, _ := a.events.since(0); len(e) != 1 || e[0].Kind != "takeover" {
 		t.Errorf("%+v", e)
 	}
 }

@@ -260,7 +260,8 @@ func (a *agent) act(x partner.Action) {
 	case partner.DoKill:
 		if m := a.members[x.Guest]; m.dom != nil && m.dom.Inc() == x.Inc {
 			if err := m.dom.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
-				a.log.Error("fence", "guest", x.Guest, "error", err)
+				a.event(x.Guest, "alert", nil, "guest %s (process %d) cannot be killed, and its partner may take nothing over until it has ended: %v", x.Guest, m.dom.PID(), err)
+				return
 			}
 			a.event(x.Guest, "fence", nil, "guest %s (process %d) is killed", x.Guest, m.dom.PID())
 		}

@@ -219,7 +219,7 @@ func TestDeafGuestIsFenced(t *testing.T) {
 
 // TestSilentGuests: commands name the guest that does not answer.
 func TestSilentGuests(t *testing.T) {
-	a := bareAgent(t)
+	a := bareAgent(t, pairConfig)
 	for _, g := range a.cfg.Guests {
 		a.members[g.Name] = &member{name: g.Name, client: control.NewSocketClient(filepath.Join(a.cfg.Dir, "none"))}
 		a.step(t, partner.Message{Kind: partner.KindStarted, Guest: g.Name, Inc: 1})

@@ -182,7 +182,9 @@ func (a *agent) pool(ctx context.Context, name string) (control.Pool, error) {
 	return control.Pool{}, control.NewError(control.KindNotFound, fmt.Sprintf("there is no pool %q", name), "see `pollux pool list`")
 }
 
-// createPool makes the pool of a guest that has none.
+// createPool makes the pool of a guest that has none. The settings name it
+// before its devices are written to, as one that is yet to be made: should its
+// guest not come that far, its next start makes it.
 func (a *agent) createPool(ctx context.Context, c control.PoolCreate) (control.Pool, error) {
 	a.change.Lock()
 	defer a.change.Unlock()
@@ -220,23 +222,29 @@ func (a *agent) createPool(ctx context.Context, c control.PoolCreate) (control.P
 	set := func(pool string, devices []string) error {
 		return a.remember(func(st *config.State, cfg *config.Config) {
 			gs := st.Guests[c.Guest]
-			gs.Pool, gs.Devices, gs.Created = pool, devices, pool != ""
+			gs.Pool, gs.Devices, gs.Created = pool, devices, false
 			st.Guests[c.Guest] = gs
 			p := &cfg.Guest(c.Guest).Pool
-			p.Devices, p.Manual, p.Create = devices, pool == "", false
+			p.Devices, p.Manual, p.Create = devices, pool == "", pool != ""
 			if pool != "" {
 				p.Name = pool
 			}
 		})
 	}
 	if err := set(c.Name, c.Devices); err != nil {
+		_ = set("", nil) // half of it may have been written
+		removeAll(made)
 		return control.Pool{}, err
 	}
 	p, err := cl.CreatePool(ctx, c)
+	if unanswered(ctx, err) {
+		return p, fmt.Errorf("it is not known whether pool %s of %s was made; if `pollux pool list` shows it closed, `pollux guest restart %s` makes it: %w", c.Name, c.Guest, c.Guest, err)
+	}
 	if err != nil {
 		removeAll(made)
 		return p, errors.Join(err, set("", nil))
 	}
+	a.poolSeen(c.Guest)
 	a.event(c.Guest, "pool-created", map[string]string{"pool": c.Name}, "pool %s is created", c.Name)
 	return p, nil
 }
@@ -288,13 +296,15 @@ func (a *agent) addDevice(ctx context.Context, name string, c control.PoolAdd) (
 		})
 	}
 	if err := set(devices, c.Device); err != nil {
+		// Half of it may have been written. A file that was made is left: it
+		// must not be missing as long as anything names it.
+		_ = set(devices, "")
 		return p, err
 	}
 	got, err := cl.AddDevice(ctx, name, c)
 	if err != nil {
-		// Without an answer from the guest, the device may be part of the
-		// pool: its label will tell.
-		if k := control.KindOf(err); k != control.KindUnavailable && k != control.KindTimeout && ctx.Err() == nil {
+		// Else the device may be part of the pool: its label will tell.
+		if !unanswered(ctx, err) {
 			err = errors.Join(err, set(devices, ""))
 			if made {
 				removeAll([]string{c.Device})
@@ -304,6 +314,15 @@ func (a *agent) addDevice(ctx context.Context, name string, c control.PoolAdd) (
 	}
 	a.event(p.Guest, "device-added", map[string]string{"pool": name, "device": c.Device}, "device %s is part of pool %s", c.Device, name)
 	return got, set(append(devices, c.Device), "")
+}
+
+// unanswered tells whether it is not known if a guest did what it was asked.
+func unanswered(ctx context.Context, err error) bool {
+	if err == nil {
+		return false
+	}
+	k := control.KindOf(err)
+	return k == control.KindUnavailable || k == control.KindTimeout || ctx.Err() != nil
 }
 
 // absolute makes paths of devices mean the same to all processes.
