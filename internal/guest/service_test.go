@@ -238,3 +238,23 @@ func TestAskGivesUp(t *testing.T) {
 		}
 	}
 }
+
+// TestStateOfAGuest: what is under way outweighs what is served.
+func TestStateOfAGuest(t *testing.T) {
+	const serving, opening, releasing = partner.PhaseServing, partner.PhaseOpening, partner.PhaseReleasing
+	for _, c := range []struct {
+		holds map[string]partner.Phase
+		want  string
+	}{
+		{nil, control.StateWaiting},
+		{map[string]partner.Phase{"a": opening}, control.StateStarting},
+		{map[string]partner.Phase{"a": serving}, control.StateServing},
+		{map[string]partner.Phase{"b": serving}, control.StateServing},
+		{map[string]partner.Phase{"a": serving, "b": opening}, control.StateTakeover},
+		{map[string]partner.Phase{"a": serving, "b": releasing}, control.StateReleasing},
+	} {
+		if got := state("a", c.holds); got != c.want {
+			t.Errorf("%v: %s, not %s", c.holds, got, c.want)
+		}
+	}
+}

@@ -332,6 +332,25 @@ func TestPlanned(t *testing.T) {
 	}
 }
 
+// TestHangAndResume: a guest that hangs for a moment, with nobody to take over,
+// goes on as the process that it was.
+func TestHangAndResume(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts processes")
+	}
+	p := newPair(t, pairConfig[:strings.Index(pairConfig, "  - {name: b")])
+	served := func(st control.Status) bool { return len(st.Guests) == 1 && st.Guests[0].ServedBy == "a" }
+	before := p.until("start", served)
+	p.ok(p.client.Drill(t.Context(), "a", control.DrillHang))
+	p.until("it is seen to hang", func(st control.Status) bool { return st.Guests[0].State == control.StateHung })
+	p.ok(p.client.Drill(t.Context(), "a", control.DrillResume))
+	after := p.until("it answers", func(st control.Status) bool { return served(st) && st.Guests[0].State == control.StateServing })
+	p.greets(after, "a")
+	if after.Guests[0].PID != before.Guests[0].PID {
+		t.Error("it was started again")
+	}
+}
+
 // TestPoolsByCommand: pools are made and grown while the pair runs, and the
 // next start knows the devices.
 func TestPoolsByCommand(t *testing.T) {
