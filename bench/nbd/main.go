@@ -2,7 +2,8 @@
 // with its nbd engine), Unix sockets, files on the same disk, in turn.
 //
 //	go run ./bench/nbd                     the table of rows, to stdout and out/bench.json
-//	go run ./bench/nbd -memory             what a guest's memory does under a long random load
+//	go run ./bench/nbd -memory             memory and latencies of a guest under a long load, and a check
+//	go run ./bench/nbd -scale              larger pools, more volumes, more connections
 //
 // Every run of fio has a time limit, every server is ended by its process
 // number, and the working directory is removed.
@@ -40,6 +41,7 @@ type options struct {
 	servers  string
 	rows     string
 	memory   bool
+	scale    bool
 	duration time.Duration
 	iops     int
 	keep     bool
@@ -60,6 +62,7 @@ func main() {
 	flag.StringVar(&o.servers, "servers", "", "only servers whose names contain one of these words, separated by commas")
 	flag.StringVar(&o.rows, "rows", "", "only rows whose names contain one of these words, separated by commas")
 	flag.BoolVar(&o.memory, "memory", false, "watch the memory of a guest instead")
+	flag.BoolVar(&o.scale, "scale", false, "measure larger pools, more volumes and more connections instead")
 	flag.DurationVar(&o.duration, "duration", 10*time.Minute, "with -memory: length of the load")
 	flag.IntVar(&o.iops, "iops", 6000, "with -memory: limit of the load, half of it writes; it bounds the disk space that is filled")
 	flag.BoolVar(&o.keep, "keep", false, "leave the working directory and its logs")
@@ -104,8 +107,11 @@ func run(o options) error {
 			return err
 		}
 	}
-	if o.memory {
+	switch {
+	case o.memory:
 		return watchMemory(ctx, o, dir)
+	case o.scale:
+		return scale(ctx, o, dir)
 	}
 	return compare(ctx, o, dir)
 }

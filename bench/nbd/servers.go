@@ -236,11 +236,22 @@ func (p *pollux) start(ctx context.Context) error {
 	if _, err := output(ctx, time.Minute, p.program, "volume", "create", p.volume, "--size", fmt.Sprint(p.size), "--guest", "a", "--dir", p.dir); err != nil {
 		return err
 	}
+	if err := p.find(ctx); err != nil {
+		return err
+	}
+	if p.full {
+		return fill(ctx, p.nbd, p.size)
+	}
+	return nil
+}
+
+// find asks the running pair for its processes and the volume's address.
+func (p *pollux) find(ctx context.Context) error {
 	s, err := p.status(ctx)
 	if err != nil {
 		return err
 	}
-	p.agent = s.Agent.PID
+	p.agent, p.guests, p.nbd = s.Agent.PID, nil, ""
 	for _, g := range s.Guests {
 		p.guests = append(p.guests, g.PID)
 		for _, e := range g.Exports {
@@ -251,9 +262,6 @@ func (p *pollux) start(ctx context.Context) error {
 	}
 	if p.nbd == "" {
 		return fmt.Errorf("pollux status --json shows no export of volume %s", p.volume)
-	}
-	if p.full {
-		return fill(ctx, p.nbd, p.size)
 	}
 	return nil
 }
