@@ -9,7 +9,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -220,113 +219,6 @@ func TestStartTLSWithData(t *testing.T) {
 	c := h.dialTCP().hello(flagFixedNewstyle | flagNoZeroes)
 	c.expectOption(optStartTLS, []byte("x"), repErrInvalid)
 	c.expectOption(optStartTLS, nil, repAck)
-}
-
-// A client that goes while its connection waits for room leaves nothing behind,
-// whatever the request was that waited.
-func TestClientGoesWhileWaiting(t *testing.T) {
-	hook := func(refused ...nbdtest.Op) func(context.Context, nbdtest.Op, int64, int64) error {
-		return func(_ context.Context, op nbdtest.Op, _, _ int64) error {
-			if slices.Contains(refused, op) {
-				return nbdtest.ErrWouldWait
-			}
-			return nil
-		}
-	}
-	read := requestBytes(cmdRead, 0, 2, 0, 4096, nil)
-	write := requestBytes(cmdWrite, 0, 2, 0, 4096, pattern(1, 4096))
-	fua := requestBytes(cmdWrite, cmdFlagFUA, 2, 0, 4096, pattern(1, 4096))
-	for name, x := range map[string]struct {
-		hook    func(context.Context, nbdtest.Op, int64, int64) error
-		request []byte
-		written bool
-	}{
-		"a read":                     {hook(nbdtest.OpTryRead), read, false},
-		"a write without memory":     {hook(nbdtest.OpTryRead, nbdtest.OpTryStage), write, false},
-		"a write that cannot commit": {hook(nbdtest.OpTryRead, nbdtest.OpTryCommit), write, false},
-		"a committed write to flush": {hook(nbdtest.OpTryRead), fua, true},
-	} {
-		t.Run(name, func(t *testing.T) {
-			v := nbdtest.New("v", testSize)
-			v.Hook = x.hook
-			inBubble(t, v, Limits{Requests: 1}, func(t *testing.T, s *Server, dial func() *client) {
-				c := dial().enter("v")
-				c.write(requestBytes(cmdRead, 0, 1, 0, 4096, nil)) // its reply is not taken
-				synctest.Wait()
-				go func() { _, _ = c.nc.Write(x.request) }()
-				synctest.Wait()
-				if got := s.Connections(); len(got) != 1 || got[0].Requests != 2 || got[0].InFlight != 1 {
-					t.Errorf("before: %+v", got)
-				}
-				c.nc.Close()
-				synctest.Wait()
-				if n := len(s.Connections()); n != 0 || v.Staged() != 0 {
-					t.Errorf("%d connections and %d staged writes are left", n, v.Staged())
-				}
-				if got := v.Bytes(0, 1)[0] != 0; got != x.written {
-					t.Errorf("written: %v", got)
-				}
-				other := dial().enter("v")
-				other.expect(eOK, cmdRead, 0, 0, 512, nil)
-			})
-		})
-	}
-}
-
-// A client that dies in the middle of a payload has written nothing, wherever
-// the payload was received to, and however the client's system says it.
-func TestClientDiesInPayload(t *testing.T) {
-	for _, reset := range []bool{false, true} {
-		for _, aside := range []bool{false, true} {
-			v := nbdtest.New("v", testSize)
-			begun := make(chan struct{}, 1)
-			v.Hook = func(_ context.Context, op nbdtest.Op, _, _ int64) error {
-				if op == nbdtest.OpTryStage {
-					begun <- struct{}{}
-					if aside {
-						return nbdtest.ErrWouldWait
-					}
-				}
-				return nil
-			}
-			h := serveVolume(t, v, Limits{})
-			c := h.dialTCP().enter("v")
-			c.write(requestBytes(cmdWrite, 0, 1, 0, 1<<20, pattern(1, 300<<10)))
-			<-begun
-			if reset {
-				if err := c.nc.(*net.TCPConn).SetLinger(0); err != nil {
-					t.Fatal(err)
-				}
-			}
-			c.nc.Close()
-			other := h.dialTCP().enter("v")
-			other.expect(eOK, cmdRead, 0, 0, 512, nil)
-			other.nc.Close()
-			for len(h.srv.Connections()) > 0 {
-				runtime.Gosched()
-			}
-			if v.Staged() != 0 || v.Bytes(0, 1)[0] != 0 {
-				t.Errorf("reset %v, aside %v: half a write left something behind", reset, aside)
-			}
-		}
-	}
-}
-
-// An error at the very end of a write is the answer to it.
-func TestTryCommitFails(t *testing.T) {
-	v := nbdtest.New("v", testSize)
-	v.Hook = func(_ context.Context, op nbdtest.Op, _, _ int64) error {
-		if op == nbdtest.OpTryCommit {
-			return block.ErrNoSpace
-		}
-		return nil
-	}
-	c := serveVolume(t, v, Limits{}).dialUnix().enter("v")
-	c.expect(eNoSpace, cmdWrite, 0, 0, 4096, pattern(1, 4096))
-	if v.Staged() != 0 || v.Bytes(0, 1)[0] != 0 {
-		t.Error("the write left something behind")
-	}
-	c.expect(eOK, cmdRead, 0, 0, 4096, nil)
 }
 
 // Block status puts alike neighbours together, skips what is empty or before
