@@ -265,19 +265,21 @@ func TestScanDeviceErrors(t *testing.T) {
 	const blocks = 1200
 	f := &flushed{dev: blocktest.NewFault(blocktest.NewCrash(8<<20, 1), 1), area: testArea(blocks)}
 	f.q = queue(t, f.dev)
-	f.l = format(t, section(t, 700), 700, 0)
+	f.l = format(t, section(t, 820), 820, 0)
 	f.d = NewDisk(f.q, f.area)
 	defer f.d.Close()
 	f.start = f.d.Reset(3, 99)
-	// The first batch is larger than a window, the second has more records
-	// than a block holds.
-	mustPublish(t, f.l, write(t, f.l, 0, 300, 1))
+	// The first window ends within the records of the second batch; the third
+	// batch is larger than a window.
+	mustPublish(t, f.l, write(t, f.l, 0, 254, 1))
 	one := f.l.Head()
 	for range 100 {
 		mustPublish(t, f.l, []Record{{Kind: KindNop}})
 	}
 	mustPublish(t, f.l, write(t, f.l, 500, 251, 1))
-	if err := errors.Join(f.d.Append(f.l, 0, one), f.d.Append(f.l, one, f.l.Head())); err != nil {
+	two := f.l.Head()
+	mustPublish(t, f.l, write(t, f.l, 900, 300, 1))
+	if err := errors.Join(f.d.Append(f.l, 0, one), f.d.Append(f.l, one, two), f.d.Append(f.l, two, f.l.Head())); err != nil {
 		t.Fatal(err)
 	}
 	ways := map[string]func() error{

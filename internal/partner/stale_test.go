@@ -216,3 +216,19 @@ func TestOldFailuresAreForgotten(t *testing.T) {
 		t.Error(w.failed)
 	}
 }
+
+// While nobody can open an identity, the driver is told to come back when the
+// first wait is over, so that no guest waits longer than that.
+func TestNextTryIsAwaited(t *testing.T) {
+	w := newWorld()
+	w.broken["a a"], w.broken["b a"] = true, true
+	w.startAgent()
+	w.settle()
+	w.pass(400*time.Millisecond, 20*time.Millisecond)
+	if w.ref.Title("a").Holder != "" || len(w.ref.Alerts()) == 0 {
+		t.Fatalf("somebody serves a:\n%s", w.show())
+	}
+	if next := w.ref.Next(); !next.Equal(epoch0.Add(time.Second)) {
+		t.Errorf("next look after %s", next.Sub(epoch0))
+	}
+}
