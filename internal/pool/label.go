@@ -135,8 +135,10 @@ func ReadLabel(dev hpdi.Device) (Label, error) {
 	return Label{}, fmt.Errorf("device %s has no valid label: %w", name, errors.Join(errs...))
 }
 
+// writeLabel writes the copies of a label one after the other, so that wherever
+// it ends one of them is whole: the device may be a member already.
 func writeLabel(dev hpdi.Device, l Label) error {
-	q, err := dev.NewQueue(4)
+	q, err := dev.NewQueue(1)
 	if err != nil {
 		return err
 	}
@@ -147,15 +149,14 @@ func writeLabel(dev hpdi.Device, l Label) error {
 	}
 	defer func() { _ = hpdi.Free(buf) }()
 	copy(buf, l.encode())
-	var reqs []*hpdi.Request
 	for _, b := range labelBlocks {
-		reqs = append(reqs, &hpdi.Request{Op: hpdi.OpWrite, Offset: int64(b) * block.Size, Vec: [][]byte{buf}})
-	}
-	if err = hpdi.Do(q, reqs...); err == nil {
-		err = hpdi.Do(q, &hpdi.Request{Op: hpdi.OpFlush})
-	}
-	if err != nil {
-		return fmt.Errorf("label device %s: %w", dev.Info().Name, err)
+		err = hpdi.Do(q, &hpdi.Request{Op: hpdi.OpWrite, Offset: int64(b) * block.Size, Vec: [][]byte{buf}})
+		if err == nil {
+			err = hpdi.Do(q, &hpdi.Request{Op: hpdi.OpFlush})
+		}
+		if err != nil {
+			return fmt.Errorf("label device %s: %w", dev.Info().Name, err)
+		}
 	}
 	return nil
 }
