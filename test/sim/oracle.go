@@ -18,14 +18,16 @@ type pool struct {
 	identity string
 	slot     uint32 // in the guests' caches
 	disks    []*disk
-	path     string // of the region
-	journal  int64  // bytes of the metadata journal
-	battery  bool
-	epoch    block.Epoch // of the last owner
-	usurped  bool        // somebody has raised the epoch since
-	rotted   block.Epoch // the last one after which memory was damaged
-	acting   []*proc     // who may touch the devices
-	refusal  error       // why it could not be opened last
+	// candidate is a disk that may be part of the pool, or become it.
+	candidate *disk
+	path      string // of the region
+	journal   int64  // bytes of the metadata journal
+	battery   bool
+	epoch     block.Epoch // of the last owner
+	usurped   bool        // somebody has raised the epoch since
+	rotted    block.Epoch // the last one after which memory was damaged
+	acting    []*proc     // who may touch the devices
+	refusal   error       // why it could not be opened last
 
 	volumes map[string]*volume
 	unsure  map[string]bool // names that a command under way may make, remove or resize

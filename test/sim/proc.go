@@ -212,6 +212,7 @@ func (p *proc) open(a partner.Action) {
 		devs, err := p.lock(pl)
 		var q *spool.Pool
 		if err == nil {
+			devs = pl.withoutCandidate(devs)
 			q, err = spool.Open(ctx, spool.OpenOptions{
 				Devices: devs, RegionPath: pl.path, Cache: p.cache, CacheSlot: pl.slot, Owner: p.name,
 				BatteryBacked: pl.battery, Interval: w.opt.Interval, BootID: fmt.Sprint("boot", w.boot),
@@ -265,7 +266,7 @@ func (p *proc) opened(t *tenant, q *spool.Pool, err error) {
 func (p *proc) lock(pl *pool) ([]hpdi.Device, error) {
 	var devs []hpdi.Device
 	end := time.Now().Add(10 * time.Second)
-	for _, d := range pl.disks {
+	for _, d := range pl.wanted() {
 		for {
 			got := make(chan *handle, 1)
 			p.w.post(nil, func() { got <- d.open(p) })

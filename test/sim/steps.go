@@ -61,6 +61,8 @@ func verbOf(l Line) verb {
 		return (*World).doDisk
 	case "commit", "fold", "check": // commit IDENTITY
 		return (*World).doPool
+	case "add": // add IDENTITY [size=S]: another disk for its pool
+		return (*World).doAdd
 	case "create", "delete", "resize", "rename":
 		return (*World).doVolume
 	case "verify": // every byte of every volume is read and compared
