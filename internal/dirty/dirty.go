@@ -2,22 +2,28 @@
 // do not have yet: which extent of the log is the newest version of which
 // block. It is rebuilt from the log after a crash and never stored.
 //
-// There are two generations. Writes go into the active one. A consistency
-// point freezes it: from then on it does not change, a new active one takes
-// the writes, and when everything of the frozen one is on the devices it is
-// dropped and its part of the log released. A look-up takes the active
-// generation's answer before the frozen one's.
+// Writes go into the active generation. A consistency point freezes it: from
+// then on it does not change, a new active one takes the writes, and when
+// everything of the frozen one is on the devices it is dropped and its part of
+// the log released. A look-up takes the answer of the youngest generation that
+// has one.
+//
+// While a consistency point is under way the active generation is frozen
+// whenever it has grown to an eighth of the log. Writers that have filled the
+// log wait for the oldest generation only, and what is waiting to be dropped is
+// of even size: without that a point that took long let the next one grow to
+// the rest of the log, which then took longer still while all writers stood.
 //
 // Room in the log is handed out by permits, one for each extent and one for
 // each record without payload, in the order in which it was asked for, so that
 // large writes are not starved by small ones. The ring has at least twice as
 // many slots as there are permits and can not overflow.
 //
-//	permits held = staged, unpublished extents + records of both generations
+//	permits held = staged, unpublished extents + records of all generations
 //
 // # Locks
 //
-// mu guards both generations and serialises publication. A reader copies
+// mu guards the generations and serialises publication. A reader copies
 // payload while it holds it shared, which is what makes releasing the extents
 // of a dropped generation safe: after Drop has had the lock, nobody can still
 // look at them. Below mu come only leaf locks (space, oplog's arena).
@@ -25,6 +31,7 @@ package dirty
 
 import (
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -35,6 +42,10 @@ import (
 	"github.com/pollux-storage/pollux/internal/planted"
 	"github.com/pollux-storage/pollux/internal/space"
 )
+
+// generations is into how many the log is divided while consistency points
+// cannot keep up.
+const generations = 16
 
 // Set is the dirty index of one pool. Its methods may be called concurrently
 // except where they say otherwise.
@@ -51,10 +62,10 @@ type Set struct {
 
 	mu     sync.RWMutex
 	active *Generation
-	frozen *Generation
-	spare  *Generation // emptied, for the next Freeze
-	credit int64       // reserved blocks not yet needed by a write
-	drops  uint64      // generations dropped so far
+	frozen []*Generation // oldest first
+	spare  []*Generation // emptied, to become active
+	credit int64         // reserved blocks not yet needed by a write
+	drops  uint64        // generations dropped so far
 }
 
 // Options says what a Set works with.
@@ -85,14 +96,14 @@ func New(o Options) *Set {
 }
 
 func (s *Set) findLocked(id block.VolumeID, lba block.Logical) (Slot, bool) {
-	if planted.Has(planted.DirtyReadOrder) && s.frozen != nil {
-		if slot, ok := s.frozen.find(id, lba); ok {
+	if planted.Has(planted.DirtyReadOrder) && len(s.frozen) > 0 {
+		if slot, ok := s.frozen[0].find(id, lba); ok {
 			return slot, true
 		}
 	}
 	slot, ok := s.active.find(id, lba)
-	if !ok && s.frozen != nil {
-		slot, ok = s.frozen.find(id, lba)
+	for i := len(s.frozen) - 1; i >= 0 && !ok; i-- {
+		slot, ok = s.frozen[i].find(id, lba)
 	}
 	return slot, ok
 }
@@ -169,28 +180,36 @@ func (s *Set) Restore(committed block.Seq) error {
 	return nil
 }
 
-// Freeze makes the active generation the frozen one and returns it, or the one
-// that is frozen already, or nil when nothing is dirty.
+// Freeze returns the oldest frozen generation. When none is frozen it freezes
+// the active one; nil says that nothing is dirty.
 func (s *Set) Freeze() *Generation {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.frozen == nil && s.active.permits > 0 {
-		s.frozen = s.active
-		s.frozen.UpTo = s.log.Head()
-		if s.active = s.spare; s.active == nil {
-			s.active = newGeneration()
+	if len(s.frozen) == 0 {
+		if s.active.permits == 0 {
+			return nil
 		}
-		s.spare = nil
+		s.freezeLocked()
 	}
-	return s.frozen
+	return s.frozen[0]
 }
 
-// Drop forgets the frozen generation, which is on the devices and in the map,
+func (s *Set) freezeLocked() {
+	s.active.UpTo = s.log.Head()
+	s.frozen = append(s.frozen, s.active)
+	if n := len(s.spare); n > 0 {
+		s.active, s.spare = s.spare[n-1], s.spare[:n-1]
+	} else {
+		s.active = newGeneration()
+	}
+}
+
+// Drop forgets the oldest frozen generation, which is on the devices and in the map,
 // and releases its part of the log and its reservations.
 func (s *Set) Drop() {
 	s.mu.Lock()
-	g := s.frozen
-	s.frozen = nil
+	g := s.frozen[0]
+	s.frozen = slices.Delete(s.frozen, 0, 1)
 	s.drops++
 	s.mu.Unlock()
 	s.log.Release(g.UpTo)
@@ -203,7 +222,9 @@ func (s *Set) Drop() {
 	}
 	g.reset()
 	s.mu.Lock()
-	s.spare = g
+	if len(s.spare) < generations/2 {
+		s.spare = append(s.spare, g)
+	}
 	s.mu.Unlock()
 	s.givePermits(permits)
 }
@@ -220,9 +241,9 @@ func (s *Set) Usage() Usage {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	u := Usage{Permits: int64(s.Capacity()), Active: s.active.permits, Blocks: s.active.blocks, Waiting: s.waiting.Load()}
-	if s.frozen != nil {
-		u.Frozen = s.frozen.permits
-		u.Blocks += s.frozen.blocks
+	for _, g := range s.frozen {
+		u.Frozen += g.permits
+		u.Blocks += g.blocks
 	}
 	return u
 }

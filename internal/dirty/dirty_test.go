@@ -131,6 +131,7 @@ func TestHoleAboveFrozen(t *testing.T) {
 
 // Random changes against a map; at the end everything was given back.
 func TestAgainstModel(t *testing.T) {
+	deepest := 0
 	for seed := range uint64(40) {
 		rng := rand.New(rand.NewPCG(seed, 17))
 		r := newRig(t, 256)
@@ -139,20 +140,31 @@ func TestAgainstModel(t *testing.T) {
 			lba block.Logical
 		}
 		type model map[place]uint64
-		active, frozen := model{}, model(nil)
+		active, frozen := model{}, []model(nil) // oldest first
 		const span = 600
 		drop := func() {
-			if frozen != nil {
+			if len(frozen) > 0 {
 				r.Drop()
-				frozen = nil
+				frozen = frozen[1:]
 			}
+		}
+		follow := func() { // the index decides when it freezes
+			if len(r.frozen) > len(frozen) {
+				active, frozen = model{}, append(frozen, active)
+			}
+			if len(r.frozen) != len(frozen) {
+				t.Fatalf("seed %d: %d frozen generations instead of %d", seed, len(r.frozen), len(frozen))
+			}
+			deepest = max(deepest, len(frozen))
 		}
 		for tag := uint64(1); tag < 400; tag++ {
 			at := place{block.VolumeID(1 + rng.IntN(2)), block.Logical(rng.IntN(span))}
 			if u := r.Usage(); u.Active+u.Frozen > 240 {
-				drop()
+				for len(frozen) > 0 {
+					drop()
+				}
 				r.Freeze()
-				active, frozen = model{}, active
+				follow()
 				drop()
 			}
 			switch rng.IntN(8) {
@@ -163,9 +175,8 @@ func TestAgainstModel(t *testing.T) {
 					active[place{at.id, at.lba + i}] = hole
 				}
 			case 1:
-				r.Freeze()
-				if frozen == nil && len(active) > 0 {
-					active, frozen = model{}, active
+				if r.Freeze() == nil && len(active) > 0 {
+					t.Fatalf("seed %d, step %d: nothing to freeze", seed, tag)
 				}
 			case 2:
 				drop()
@@ -176,11 +187,12 @@ func TestAgainstModel(t *testing.T) {
 					active[place{at.id, at.lba + block.Logical(i)}] = tag<<8 + uint64(i)
 				}
 			}
+			follow()
 			for range 30 {
 				at := place{block.VolumeID(1 + rng.IntN(2)), block.Logical(rng.IntN(span + 200))}
 				want, ok := active[at]
-				if !ok {
-					want, ok = frozen[at]
+				for i := len(frozen) - 1; i >= 0 && !ok; i-- {
+					want, ok = frozen[i][at]
 				}
 				if !ok {
 					want = clean
@@ -196,10 +208,7 @@ func TestAgainstModel(t *testing.T) {
 				t.Fatalf("seed %d, step %d: %+v with %d permits in use", seed, tag, u, r.used.Load())
 			}
 			need := int64(0)
-			for _, g := range []*Generation{r.active, r.frozen} {
-				if g == nil {
-					continue
-				}
+			for _, g := range append(slices.Clone(r.frozen), r.active) {
 				for _, v := range g.vols {
 					need += int64(v.pages.Len())
 					for _, s := range v.blocks {
@@ -217,6 +226,9 @@ func TestAgainstModel(t *testing.T) {
 		if r.settled(); t.Failed() {
 			t.Fatalf("seed %d", seed)
 		}
+	}
+	if deepest < 3 {
+		t.Errorf("at most %d generations were frozen at once", deepest)
 	}
 }
 

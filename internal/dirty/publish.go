@@ -62,6 +62,9 @@ func (s *Set) Publish(recs []oplog.Record, edges []Edge) error {
 	for i := range recs {
 		s.active.insert(&recs[i])
 	}
+	if len(s.frozen) > 0 && s.active.permits >= int64(s.capacity/generations) {
+		s.freezeLocked()
+	}
 	return nil
 }
 

@@ -168,8 +168,8 @@ func (p *Pool) Run(ctx context.Context) error {
 			continue
 		default:
 		}
-		if p.loaded && p.machine.Folding() && !time.Now().Before(p.retryAt) {
-			continue // a fold goes on unless something else is to be done
+		if p.loaded && (p.machine.Folding() || p.dirty.Usage().Frozen > 0) && !time.Now().Before(p.retryAt) {
+			continue // folds and points that wait go on unless something else is to be done
 		}
 		select {
 		case <-ctx.Done():

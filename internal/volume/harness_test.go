@@ -164,11 +164,12 @@ func (r *rig) Point() {
 	r.Dirty.Drop()
 }
 
-// drain takes both generations to the device.
+// drain takes all generations to the device.
 func (r *rig) drain() {
 	r.t.Helper()
-	r.Point()
-	r.Point()
+	for u := r.Dirty.Usage(); u.Active+u.Frozen > 0; u = r.Dirty.Usage() {
+		r.Point()
+	}
 }
 
 // folding stores the pages of a fold; what it frees is free when it ends.
