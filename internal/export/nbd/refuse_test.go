@@ -110,8 +110,9 @@ func TestAcceptFails(t *testing.T) {
 			t.Errorf("%d complaints:\n%s", n, log.String())
 		}
 		f.mu.Lock()
-		defer f.mu.Unlock()
-		if first, last := f.calls[1].Sub(f.calls[0]), f.calls[12].Sub(f.calls[11]); first != 5*time.Millisecond || last != time.Second {
+		calls := slices.Clone(f.calls)
+		f.mu.Unlock()
+		if first, last := calls[1].Sub(calls[0]), calls[12].Sub(calls[11]); first != 5*time.Millisecond || last != time.Second {
 			t.Errorf("tried again after %v first, %v at last", first, last)
 		}
 		cancel(errors.New("enough"))
