@@ -165,6 +165,22 @@ func TestLogCannotBePutAside(t *testing.T) {
 	}
 }
 
+// What is in the way of a record or an output file is told; what never was there
+// is in nobody's way.
+func TestForgetAndTidyOfNothing(t *testing.T) {
+	d := driver(t)
+	if err := errors.Join(d.Forget("a"), d.Tidy("a")); err != nil {
+		t.Errorf("of a guest that never ran: %v", err)
+	}
+	if err := os.Mkdir(d.logPath("a"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	d.LogMax = 1
+	if err := d.Tidy("a"); err == nil || !strings.Contains(err.Error(), "log of guest a") {
+		t.Errorf("a folder was tidied: %v", err)
+	}
+}
+
 func TestParseStat(t *testing.T) {
 	const rest = "1 1 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 "
 	st, err := parseStat([]byte("1 (a) b) S 0 " + rest + "4711 1 2"))
