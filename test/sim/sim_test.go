@@ -19,7 +19,7 @@ var (
 	tries   = flag.Int("shrink", 300, "runs to spend on making a failing script smaller")
 	workers = flag.Int("workers", 1, "processes that share the random runs")
 	stride  = flag.Uint64("stride", 1, "distance from one seed to the next")
-	trail   = flag.Int("trace", 60, "lines of trace to show of a failing run")
+	trail   = flag.Int("trail", 60, "lines of trace to show of a failing run")
 )
 
 // TestScenarios plays the scenarios that people wrote.
@@ -83,7 +83,7 @@ func soak(t *testing.T, from uint64, n int) {
 	for i := range uint64(*workers) {
 		wg.Go(func() {
 			cmd := exec.Command(os.Args[0], "-test.run=^TestRandom$", "-test.v", "-test.timeout=0", fmt.Sprint("-first=", from+i),
-				fmt.Sprint("-stride=", *workers), fmt.Sprint("-seeds=", (n-int(i)+*workers-1) / *workers), fmt.Sprint("-trace=", *trail))
+				fmt.Sprint("-stride=", *workers), fmt.Sprint("-seeds=", (n-int(i)+*workers-1) / *workers), fmt.Sprint("-trail=", *trail))
 			cmd.Env = append(os.Environ(), "GOMAXPROCS=1")
 			out, err := cmd.CombinedOutput()
 			t.Logf("%s", out)
