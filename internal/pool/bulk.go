@@ -67,7 +67,7 @@ func (b *bulk) read(ctx context.Context, n int, ptr func(i int) block.Pointer, f
 			}
 		})
 	}
-	err := error(nil)
+	err := ctx.Err()
 	for len(order) > 0 && err == nil {
 		k := runLength(order, ptr)
 		select {
