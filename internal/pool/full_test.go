@@ -121,7 +121,7 @@ func fill(t *testing.T, r *rig, v block.Volume, rng *rand.Rand) map[int64]byte {
 	}
 }
 
-func verifyBlocks(t *testing.T, v block.Volume, holds map[int64]byte) {
+func verifyBlocks(t testing.TB, v block.Volume, holds map[int64]byte) {
 	t.Helper()
 	got := make([]byte, block.Size)
 	for b, c := range holds {

@@ -265,9 +265,11 @@ func (op *opener) attachLog() (err error) {
 			return &block.CorruptError{What: "metadata journal", Where: "pool " + op.label.Name,
 				Why: fmt.Sprintf("it ends at consistency point %d although %d was made", op.machine.CP(), id)}
 		}
-		op.log, err = oplog.Attach(op.region.Log())
-		if err == nil || !op.o.AcceptLoss {
-			return err
+		if op.log, err = oplog.Attach(op.region.Log()); err == nil {
+			return nil
+		}
+		if !op.o.AcceptLoss {
+			return fmt.Errorf("region %s of pool %s: %w", op.o.RegionPath, op.label.Name, err)
 		}
 		// The flushed prefix is what remains.
 		if err := errors.Join(op.region.Remove(), op.region.Close()); err != nil {

@@ -11,6 +11,7 @@ import (
 	"github.com/pollux-storage/pollux/internal/cache"
 	"github.com/pollux-storage/pollux/internal/catalogue"
 	"github.com/pollux-storage/pollux/internal/cp"
+	"github.com/pollux-storage/pollux/internal/ondisk"
 	"github.com/pollux-storage/pollux/internal/oplog"
 	"github.com/pollux-storage/pollux/internal/region"
 )
@@ -88,7 +89,7 @@ func (v *View) openLog(op *opener) error {
 	case errors.Is(err, fs.ErrNotExist):
 		v.lost = fmt.Errorf("pool %s, region %s at %s: %w", name, sb.RegionID, op.o.RegionPath, ErrRegionLost)
 		return nil
-	case errors.Is(err, block.ErrCorrupt):
+	case errors.Is(err, block.ErrCorrupt), errors.Is(err, ondisk.ErrMagic):
 		v.lost = err
 		return nil
 	case err != nil:
