@@ -58,8 +58,9 @@ const maxProblems = 100
 // anyway.
 type checker struct {
 	*Pool
-	o    CheckOptions
-	bulk *bulk
+	o     CheckOptions
+	bulk  *bulk
+	owner bool // the pool is open: its superblock was written whole
 
 	// loadCounts fills have with the counts in use of a window.
 	loadCounts func(ctx context.Context, w *window) error
@@ -118,7 +119,7 @@ func (p *Pool) Check(ctx context.Context, o CheckOptions) (CheckReport, error) {
 		return CheckReport{}, err
 	}
 	defer c.bulk.close()
-	c.loadCounts, c.log = c.countsInMemory, p.log
+	c.loadCounts, c.log, c.owner = c.countsInMemory, p.log, true
 	c.pass = func(fn func() error) error {
 		if !p.gate.Enter() {
 			return fmt.Errorf("pool %s: %w", p.label.Name, block.ErrClosed)
