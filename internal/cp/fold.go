@@ -68,9 +68,7 @@ func (m *Machine) Fold() (done bool, err error) {
 		return false, m.broken
 	}
 	if m.folding == nil {
-		if m.folding, err = m.beginFold(); err != nil {
-			return false, err
-		}
+		m.folding = m.beginFold()
 	}
 	if done, err = m.folding.step(); err != nil {
 		err = fmt.Errorf("fold %d: %w", m.sb.Fold+1, err)
@@ -86,16 +84,17 @@ func (m *Machine) Fold() (done bool, err error) {
 // Folding reports whether a fold is under way.
 func (m *Machine) Folding() bool { return m.folding != nil }
 
-func (m *Machine) beginFold() (*fold, error) {
+func (m *Machine) beginFold() *fold {
 	f := &fold{m: m, frozen: m.Map.BeginFold(), sb: m.Superblock(), list: m.Catalogue.All(), next: m.Catalogue.NextID()}
 	f.sb.Fold++
 	f.sb.CP, f.sb.Log, f.sb.Flush = m.last.CP, m.last.Log, m.last.Flush
 	f.sb.Journal = m.journal.next
-	return f, f.reset()
+	f.reset()
+	return f
 }
 
 // reset makes the fold begin at its beginning.
-func (f *fold) reset() (err error) {
+func (f *fold) reset() {
 	f.todo, f.volume = f.frozen.Volumes(), nil
 	f.trees = map[block.VolumeID]blockmap.Tree{}
 	f.budget = freeBudget
@@ -104,8 +103,7 @@ func (f *fold) reset() (err error) {
 	f.sb.Catalogue, f.sb.CatBytes = f.m.sb.Catalogue, f.m.sb.CatBytes
 	f.counts = nil
 	f.sb.Used = uint64(f.m.used)
-	f.pages, err = newPageWriter(f.m, f.sb.CP)
-	return err
+	f.pages = &pageWriter{m: f.m, birth: f.sb.CP}
 }
 
 // abandon gives back the pages that a failed fold took and makes it begin
@@ -115,7 +113,8 @@ func (f *fold) abandon() error {
 	if err != nil {
 		f.m.broken = err
 	}
-	return errors.Join(err, f.reset())
+	f.reset()
+	return err
 }
 
 func (f *fold) step() (done bool, err error) {
@@ -319,20 +318,22 @@ const pageBatch = 256
 type pageWriter struct {
 	m     *Machine
 	birth block.CP
-	buf   []byte
+	buf   []byte // of a batch, from the first page on
 	ios   []*devices.IO
 	spare []space.Run // allocated, not yet used
 	taken []space.Run
 	freed []space.Run
 }
 
-func newPageWriter(m *Machine, birth block.CP) (*pageWriter, error) {
-	buf, err := hpdi.Alloc(pageBatch * block.Size)
-	return &pageWriter{m: m, birth: birth, buf: buf}, err
-}
-
 // WritePage implements blockmap.PageWriter.
 func (w *pageWriter) WritePage(page []byte) (block.Pointer, error) {
+	if w.buf == nil {
+		buf, err := hpdi.Alloc(pageBatch * block.Size)
+		if err != nil {
+			return block.Pointer{}, fmt.Errorf("metadata page: %w", err)
+		}
+		w.buf = buf
+	}
 	at, err := w.allocate()
 	if err != nil {
 		return block.Pointer{}, err
