@@ -404,3 +404,15 @@ func TestLookupOrder(t *testing.T) {
 	want(t, m, parentBlocks+1, at(parentBlocks+1, 3))
 	want(t, m, 5*parentBlocks, at(5*parentBlocks, 1))
 }
+
+// An edit that is refused ends an update, and nothing was written or freed.
+func TestEditRefused(t *testing.T) {
+	m, f := newMap(t)
+	u := NewUpdate(f, f, m.Trees()[1].Root)
+	pages := len(f.pages)
+	err := u.Group(0, func(leaf uint64, _ bool) bool { return leaf == 1 }, func(uint64, *[block.Size]byte) error { return errBroken })
+	if !errors.Is(err, errBroken) || len(f.pages) != pages {
+		t.Errorf("%v, %d pages instead of %d", err, len(f.pages), pages)
+	}
+	want(t, m, 300, at(300, 1))
+}

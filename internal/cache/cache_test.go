@@ -7,6 +7,8 @@ import (
 	"sync"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/internal/block"
 )
@@ -158,6 +160,27 @@ func TestSizes(t *testing.T) {
 			mustHold(t, c)
 		}
 	}
+}
+
+// TestLarge: a large cache has more shards instead of larger ones.
+func TestLarge(t *testing.T) {
+	mem, err := unix.Mmap(-1, 0, 5*minShards*shardFrames*frameCost/2, unix.PROT_READ|unix.PROT_WRITE,
+		unix.MAP_ANON|unix.MAP_PRIVATE|unix.MAP_NORESERVE)
+	if err != nil {
+		t.Skip("no memory: ", err)
+	}
+	defer func() { _ = unix.Munmap(mem) }()
+	c := New(mem)
+	if st := c.Stats(); len(c.shards) != 4*minShards || len(c.shards) != 1<<c.bits || st.Frames > len(mem)/block.Size || st.Frames < len(mem)/frameCost-4*minShards*2 {
+		t.Errorf("%d shards, %d frames", len(c.shards), st.Frames)
+	}
+	for n := range 5000 {
+		c.Put(key(n), data(key(n)))
+	}
+	if st := c.Stats(); st.Used != 5000 {
+		t.Errorf("%d of 5000 blocks are there", st.Used)
+	}
+	mustHold(t, c)
 }
 
 func TestDropPool(t *testing.T) {

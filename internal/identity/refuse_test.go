@@ -180,3 +180,13 @@ func TestSocketNobodyMayAsk(t *testing.T) {
 		t.Error("it was removed")
 	}
 }
+
+// A control message that is cut short passes nothing.
+func TestCutRights(t *testing.T) {
+	whole := unix.UnixRights(0)
+	for n := unix.SizeofCmsghdr; n < unix.CmsgLen(4); n++ {
+		if files, err := parseRights(whole[:n]); err == nil || len(files) != 0 || !strings.Contains(err.Error(), "receive sockets") {
+			t.Errorf("%d bytes: %v, %v", n, files, err)
+		}
+	}
+}
