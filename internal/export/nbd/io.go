@@ -140,6 +140,9 @@ func (s *session) writeAside(ctx context.Context, h header) error {
 // refuse consumes the payload of a write and answers it; eOK is the answer to
 // an empty write.
 func (s *session) refuse(h *header, e errno, why string) error {
+	if s.in.buffered() < int(h.n) {
+		s.flush() // answered requests do not wait for this payload
+	}
 	if err := s.in.discard(int64(h.n)); err != nil {
 		return err
 	}
