@@ -165,6 +165,13 @@ func TestWrongRegion(t *testing.T) {
 			clear(log[len(log)-block.Size:])
 			save(t, r.region, saved)
 		}, ondisk.ErrMagic, "log", "of pool p: operation log"},
+		{"the log's position is damaged", func(t *testing.T, r *rig, saved []byte) {
+			log := logIn(t, saved)
+			for _, at := range []int{2048, len(log) - block.Size + 2048} { // see docs/format/oplog.md
+				log[at] ^= 1
+			}
+			save(t, r.region, saved)
+		}, block.ErrCorrupt, "published position", "of pool p: operation log"},
 		{"all records are damaged", func(t *testing.T, r *rig, saved []byte) {
 			log := logIn(t, saved)
 			for i := block.Size; i < len(log)-block.Size; i++ {
