@@ -1,6 +1,7 @@
 // Command failover measures how long a client waits when a guest fails.
 //
-//	go run ./bench/failover        the tables to stdout, all samples to out/failover.json
+//	go run ./bench/failover                 the tables to stdout, all samples to out/failover.json
+//	go run ./bench/failover -log 2GiB       the same with regions of that size
 //
 // A probe writes and reads 4 KiB blocks of one volume over a unix socket, one
 // request at a time, and compares what it reads with what it wrote. In each
@@ -59,6 +60,7 @@ type options struct {
 	pollux string
 	dir    string
 	out    string
+	log    string
 	rounds int
 	hangs  int
 	busy   int
@@ -76,6 +78,7 @@ func main() {
 	flag.StringVar(&o.pollux, "pollux", "bin/pollux", "the program to measure")
 	flag.StringVar(&o.dir, "dir", "", "where the pair's folder is made (default the system's temporary folder)")
 	flag.StringVar(&o.out, "out", "out/failover.json", "where the numbers go")
+	flag.StringVar(&o.log, "log", "", "operation log of each pool, for example 2GiB (default the program's)")
 	flag.IntVar(&o.rounds, "rounds", 100, "rounds of SIGKILL")
 	flag.IntVar(&o.hangs, "hangs", 10, "rounds of SIGSTOP")
 	flag.IntVar(&o.busy, "busy", 20, "rounds of SIGKILL under full load")
@@ -125,7 +128,7 @@ func run(o options) error {
 
 // measure runs a pair from up to down, and all cases in between.
 func measure(ctx context.Context, o options, bin string, rep *report) (err error) {
-	p, err := pair.New(bin, o.dir, pair.Settings{Failover: []string{
+	p, err := pair.New(bin, o.dir, pair.Settings{Log: o.log, PoolSize: "32GiB", Failover: []string{
 		"giveback_delay: -1s", "restart_delay: 50ms", "restart_max: 500ms", "crash_limit: 1000000",
 	}})
 	if err != nil {
