@@ -143,6 +143,21 @@ func TestCheckFindsMany(t *testing.T) {
 	r.shut()
 }
 
+// Whoever asks is told which part of a check was done, and how much of it.
+func TestCheckProgress(t *testing.T) {
+	r, _ := filled(t, 150)
+	var p CheckProgress
+	report, err := r.Check(context.Background(), CheckOptions{Progress: &p})
+	if phase, done, _ := p.Load(); err != nil || phase != "metadata" || done != report.Pages*block.Size {
+		t.Errorf("%v: %s, %d bytes of %d pages", err, phase, done, report.Pages)
+	}
+	_, err = r.Check(context.Background(), CheckOptions{Progress: &p, Data: true})
+	if phase, done, total := p.Load(); err != nil || phase != "data" || done != 150*block.Size || total != done {
+		t.Errorf("%v: %s, %d bytes of %d", err, phase, done, total)
+	}
+	r.shut()
+}
+
 // A damaged record of the log is named.
 func TestCheckFindsDamagedRecord(t *testing.T) {
 	r, v := filled(t, 1)

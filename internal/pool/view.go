@@ -138,9 +138,6 @@ func (v *View) Label() Label { return v.p.label }
 // Superblock returns the newest superblock.
 func (v *View) Superblock() cp.Superblock { return v.p.machine.Superblock() }
 
-// Machine returns what replaying the journal has led to.
-func (v *View) Machine() *cp.Machine { return v.p.machine }
-
 // Volumes returns the list of volumes, those that are being deleted included.
 func (v *View) Volumes() []catalogue.Volume { return v.p.catalogue.All() }
 
