@@ -75,6 +75,16 @@ type flight struct {
 	carried blocktest.Carried
 }
 
+// open returns a handle under the lock, or nil.
+func (d *disk) open(p *proc) *handle {
+	if d.holder != nil || p.dead.Load() {
+		return nil
+	}
+	d.holder = &handle{d: d, p: p}
+	p.handles = append(p.handles, d.holder)
+	return d.holder
+}
+
 // Info describes a disk that demands aligned memory, as direct I/O does.
 func (h *handle) Info() hpdi.Info {
 	info := h.d.medium.Info()

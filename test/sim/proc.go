@@ -286,16 +286,6 @@ func (p *proc) lock(pl *pool) ([]hpdi.Device, error) {
 	return devs, nil
 }
 
-// open returns a handle under the lock, or nil.
-func (d *disk) open(p *proc) *handle {
-	if d.holder != nil || p.dead.Load() {
-		return nil
-	}
-	d.holder = &handle{d: d, p: p}
-	p.handles = append(p.handles, d.holder)
-	return d.holder
-}
-
 // lost gives up an identity whose pool has stopped by itself.
 func (p *proc) lost(t *tenant, err error) {
 	p.w.log("%s#%d: the pool of %s stopped: %v", p.name, p.inc, t.identity, err)
