@@ -2,6 +2,7 @@ package guest
 
 import (
 	"errors"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -142,6 +143,15 @@ func TestPoolNotMade(t *testing.T) {
 	b.expect(partner.KindServing)
 	if p, err := b.client().Pools(t.Context()); err != nil || len(p) != 0 || b.locked("a") {
 		t.Errorf("%+v, %v", p, err)
+	}
+	for range 3 {
+		c, err := connectTo(t, b.cfg.Guest("a").Socket)
+		if err == nil {
+			_, err = io.ReadFull(c, make([]byte, 18)) // greeting
+		}
+		if err != nil {
+			t.Errorf("a client of an identity without a pool: %v", err)
+		}
 	}
 }
 

@@ -122,11 +122,12 @@ func (g *Guest) openTenancy(a partner.Action, w *stopwatch) (*tenancy, error) {
 		devs = nil // the store's now, or closed
 	}
 	if err != nil {
-		cancel()
 		closeAll(devs)
 		if set.Pool.Manual && errors.Is(err, ErrNoPool) {
-			return &tenancy{identity: a.Identity, term: a.Term, ctx: ctx, cancel: cancel, still: make(chan struct{})}, nil
+			t.devices = nil
+			return t, nil // a pool that is yet to be made
 		}
+		cancel()
 		return nil, err
 	}
 	w.steps = append(w.steps, t.store.Steps()...)

@@ -153,7 +153,10 @@ func (d *Driver) Find(name string) (domain.Domain, error) {
 // found out is an error: a guest that is taken for dead is replaced.
 func (p *proc) find() (lives bool, err error) {
 	p.pidfd, err = openPidfd(p.rec.PID)
-	if errors.Is(err, unix.ESRCH) {
+	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) {
+		// Nothing has the number, or, as kernels say in two ways, a thread has
+		// it that is no process: the recorded one ended, and the number was
+		// given out again.
 		return false, nil
 	}
 	if err != nil {

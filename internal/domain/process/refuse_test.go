@@ -2,8 +2,10 @@ package process
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -57,6 +59,33 @@ func TestFindWithoutDescriptors(t *testing.T) {
 		t.Fatal(err)
 	}
 	ended(t, p)
+	ended(t, q)
+}
+
+// The recorded number belongs to a thread by now, as after a reboot: the guest
+// has ended, and nothing hinders the start of the next.
+func TestFindNumberOfThread(t *testing.T) {
+	d := driver(t)
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	tid, done := make(chan int), make(chan struct{})
+	defer close(done)
+	go func() { // of two locked threads one at least is not the first
+		runtime.LockOSThread()
+		tid <- unix.Gettid()
+		<-done
+	}()
+	n := <-tid
+	if n == unix.Getpid() {
+		n = unix.Gettid()
+	}
+	if err := os.WriteFile(d.recordPath("a"), fmt.Appendf(nil, `{"pid": %d, "start_time": 1}`, n), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	q, err := d.Find("a")
+	if err != nil {
+		t.Fatal(err)
+	}
 	ended(t, q)
 }
 
