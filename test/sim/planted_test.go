@@ -16,7 +16,7 @@ import (
 )
 
 var (
-	plantedSeeds = flag.Int("planted-seeds", 400, "random runs to give each planted fault")
+	plantedSeeds = flag.Int("planted-seeds", 1000, "random runs to give each planted fault")
 	plantedOnly  = flag.String("planted-only", "", "look at this planted fault alone")
 	plantedChild = flag.String("planted-child", "", "used by TestPlanted itself")
 )
