@@ -136,6 +136,7 @@ func (w *World) doVolume(l Line) error {
 		if perr != nil {
 			return perr
 		}
+		v.wanted = size
 		err = w.ask(id, l.String(), func(ctx context.Context, p *spool.Pool) error { return p.ResizeVolume(ctx, name, size) })
 		if err == nil {
 			v.size = size

@@ -52,11 +52,14 @@ func (v *volume) ranges() []block.Range {
 	const most = 256
 	var out []block.Range
 	for _, b := range slices.Sorted(maps.Keys(v.blocks)) {
+		// A block may lie beyond the size that is known: of a resize that had
+		// no answer.
+		end := min(b+2, max(b+1, block.Logical(v.size/block.Size)))
 		if n := len(out); n > 0 && b < out[n-1].End && out[n-1].End-out[n-1].Start < most {
-			out[n-1].End = min(b+2, block.Logical(v.size/block.Size))
+			out[n-1].End = end
 			continue
 		}
-		out = append(out, block.Range{Start: max(b, 1) - 1, End: min(b+2, block.Logical(v.size/block.Size))})
+		out = append(out, block.Range{Start: max(b, 1) - 1, End: end})
 	}
 	return out
 }

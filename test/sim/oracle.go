@@ -48,6 +48,7 @@ type volume struct {
 	name   string
 	id     block.VolumeID
 	size   int64
+	wanted int64                       // by the newest resize, which may have had no answer
 	gone   bool                        // deleted: what was under way may still be published
 	freed  block.Seq                   // the log's head when its deletion was answered
 	blocks map[block.Logical][]version // oldest first; none is zeroes
@@ -157,6 +158,9 @@ func (pl *pool) compareVolumes(p *spool.Pool) {
 		}
 		switch {
 		case pl.unsure[v.Name]:
+			if known != nil && known.wanted == v.Size {
+				known.size = v.Size // so that command came through
+			}
 		case known == nil:
 			pl.w.violate("volume %s of %s is there although it was deleted or never made", v.Name, pl.identity)
 		case known.size != v.Size:

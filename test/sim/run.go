@@ -64,6 +64,12 @@ func Run(t *testing.T, s *Script, keep int) Result {
 	cryptotest.SetGlobalRandom(t, seed)
 	synctest.Test(t, func(*testing.T) {
 		w := newWorld(seed, dir, keep)
+		defer func() {
+			// Whoever reads the goroutines learns which run it was.
+			if e := recover(); e != nil {
+				panic(fmt.Sprintf("seed %d: %v\n%s", seed, e, w.trace.String()))
+			}
+		}()
 		err := w.set(s)
 		if err == nil {
 			err = w.play(s)
@@ -276,6 +282,10 @@ func (w *World) verify() error {
 }
 
 func (w *World) verifyRange(pl *pool, v *volume, r block.Range) {
+	if int64(r.End)*block.Size > v.size && !pl.unsure[v.name] {
+		w.violate("verify volume %s: it has %d bytes, and block %d was written", v.name, v.size, r.End-1)
+		return
+	}
 	req := &request{s: &session{name: "verify", volume: v.name}, op: opRead, since: pl.shadow.seq,
 		off: int64(r.Start) * block.Size, n: int64(r.End-r.Start) * block.Size}
 	data := make([]byte, req.n)
