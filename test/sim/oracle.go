@@ -138,7 +138,7 @@ func (w *World) adopted(p *proc, t *tenant) {
 		pl.powerLost = false
 		pl.truncate(head)
 	}
-	if t.pool.Epoch() <= pl.epoch {
+	if t.pool.Epoch() <= pl.epoch && !pl.damaged { // a disk may have lost the superblock that it had accepted
 		w.violate("%s has the pool of %s at epoch %d, although %d was in use", p.name, t.identity, t.pool.Epoch(), pl.epoch)
 	}
 	pl.epoch, pl.usurped = t.pool.Epoch(), false

@@ -40,6 +40,7 @@ type proc struct {
 	frozen []*event // what would have happened while it hung
 	killIn int64    // counted operations until it dies; 0 for never
 	skew   time.Duration
+	jumped time.Duration // all jumps of its clock, either way
 
 	handles []*handle
 	tenants map[string]*tenant

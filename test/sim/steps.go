@@ -226,6 +226,7 @@ func (w *World) doClock(l Line) error {
 	}
 	d, err := l.duration(2)
 	p.skew += d
+	p.jumped += d.Abs()
 	return err
 }
 
