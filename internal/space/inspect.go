@@ -2,16 +2,27 @@ package space
 
 import (
 	"fmt"
+	"math/bits"
 
 	"github.com/pollux-storage/pollux/internal/block"
 )
 
 // Counts copies the reference counts of len(dst) blocks of a device, from
-// block first on, into dst.
+// block first on, into dst. Blocks that are never allocated have none.
 func (s *Space) Counts(dev int, first uint64, dst []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	copy(dst, s.devs[dev].counts[first:])
+	d := s.devs[dev]
+	var page [block.TrackBlocks]byte
+	for len(dst) > 0 && first < d.blocks {
+		t, off := int(first/block.TrackBlocks), int(first%block.TrackBlocks)
+		d.counts.store(t, &page)
+		lo, hi := d.trackRange(t)
+		clear(page[:int(lo)-t*block.TrackBlocks])
+		n := copy(dst, page[off:min(block.TrackBlocks, int(hi)-t*block.TrackBlocks)])
+		first, dst = first+uint64(n), dst[n:]
+	}
+	clear(dst)
 }
 
 // CheckFree proves the totals of free blocks against the counts.
@@ -21,16 +32,13 @@ func (s *Space) CheckFree() error {
 	var free int64
 	for i, d := range s.devs {
 		for t := range d.trackFree {
-			lo, hi := d.trackRange(t)
-			n := 0
-			for _, c := range d.counts[lo:hi] {
-				if c == 0 {
-					n++
-				}
+			n := block.TrackBlocks
+			for _, w := range d.counts.track(t) {
+				n -= bits.OnesCount64(w)
 			}
-			if n != int(d.trackFree[t]) {
+			if n != int(d.trackFree[t]) || n > int(d.groups[t/groupTracks].most) {
 				return &block.CorruptError{What: "free count", Where: fmt.Sprintf("track %d of device %d", t, i),
-					Why: fmt.Sprintf("%d instead of %d", d.trackFree[t], n)}
+					Why: fmt.Sprintf("%d, and at most %d in its group, instead of %d", d.trackFree[t], d.groups[t/groupTracks].most, n)}
 			}
 			free += int64(n)
 		}

@@ -103,7 +103,7 @@ func TestReserveToFree(t *testing.T) {
 // Totals that disagree with the counts do not stay unnoticed.
 func TestCheckFreeFinds(t *testing.T) {
 	for name, harm := range map[string]func(*Space){
-		"a count": func(s *Space) { s.devs[0].counts[500] = 1 },
+		"a count": func(s *Space) { s.devs[0].counts.used[500/64] |= 1 << (500 % 64) },
 		"a track": func(s *Space) { s.devs[0].trackFree[1]--; s.free-- },
 		"the sum": func(s *Space) { s.free++ },
 	} {

@@ -2,8 +2,16 @@
 // physical block, the free blocks of every track, and the reservations by
 // which each acknowledged write is certain of a place.
 //
-// A block is free exactly when its count is 0. Counts live outside the Go
-// heap, one byte a block, and memory is touched only where blocks are in use.
+// A block is free exactly when its count is 0. Counts lie in memory outside the
+// Go heap: a bit for each block that tells whether it is in use, 32 bytes a
+// track, and what counts are above 1 in binary, as many sets of 32 bytes as the
+// largest count of a track needs. A pool of 10 TiB that is full takes 340 MiB,
+// 320 more for each doubling of counts where everything is shared. What becomes
+// free gives its memory back.
+//
+// All counts are in memory from the first consistency point on, rather than
+// paged: the allocator does no I/O under its lock, and what it is told by a
+// commit that is durable already cannot fail.
 //
 // Invariants, under mu:
 //
@@ -19,9 +27,10 @@ package space
 
 import (
 	"fmt"
+	"math/bits"
 	"sync"
+	"unsafe"
 
-	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/planted"
 )
@@ -42,43 +51,15 @@ type Space struct {
 	next     int // device to allocate from next
 }
 
-// Device is the free space of one device.
-type Device struct {
-	first     uint64 // blocks before it are never allocated
-	counts    []byte // one a block
-	trackFree []uint16
-	cursor    int // track to look at first
-	want      int // only tracks with at least so many free blocks, while there are any
-}
-
 // New returns a Space without devices.
 func New() *Space { return &Space{} }
-
-// NewDevice returns a device of the given number of blocks, all free, of which
-// the ones before first are never allocated. Attach makes it part of a Space.
-func NewDevice(blocks, first uint64) (*Device, error) {
-	counts, err := hpdi.Alloc(int(blocks))
-	if err != nil {
-		return nil, fmt.Errorf("reference counts of %d blocks: %w", blocks, err)
-	}
-	d := &Device{first: first, counts: counts, want: block.TrackBlocks}
-	d.trackFree = make([]uint16, (blocks+block.TrackBlocks-1)/block.TrackBlocks)
-	for t := range d.trackFree {
-		lo, hi := d.trackRange(t)
-		d.trackFree[t] = uint16(hi - lo)
-	}
-	return d, nil
-}
-
-// Close frees the memory of a device that was not attached.
-func (d *Device) Close() error { return hpdi.Free(d.counts) }
 
 // Attach appends a device to those that are allocated from.
 func (s *Space) Attach(d *Device) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.devs = append(s.devs, d)
-	s.free += int64(uint64(len(d.counts)) - d.first)
+	s.free += d.size()
 	s.setSlopLocked()
 }
 
@@ -101,16 +82,9 @@ func (s *Space) setSlopLocked() {
 func (s *Space) totalLocked() int64 {
 	var n int64
 	for _, d := range s.devs {
-		n += int64(uint64(len(d.counts)) - d.first)
+		n += d.size()
 	}
 	return n
-}
-
-// trackRange returns the allocatable blocks of track t as [lo, hi).
-func (d *Device) trackRange(t int) (lo, hi uint64) {
-	lo = uint64(t) * block.TrackBlocks
-	hi = min(lo+block.TrackBlocks, uint64(len(d.counts)))
-	return min(max(lo, d.first), hi), hi
 }
 
 // Close frees the counts. The Space must not be used again.
@@ -196,57 +170,13 @@ func (s *Space) Alloc(n int, runs []Run) ([]Run, error) {
 	return runs, nil
 }
 
-// take allocates up to n blocks of one track.
-func (d *Device) take(dev, n int, runs []Run) (int, []Run) {
-	t, ok := d.pickTrack()
-	if !ok {
-		return 0, runs
-	}
-	lo, hi := d.trackRange(t)
-	got := 0
-	for b := lo; b < hi && got < n; {
-		if d.counts[b] != 0 {
-			b++
-			continue
-		}
-		start := b
-		for b < hi && got < n && d.counts[b] == 0 {
-			d.counts[b] = 1
-			b++
-			got++
-		}
-		runs = append(runs, Run{At: block.At(dev, start), N: int(b - start)})
-	}
-	d.trackFree[t] -= uint16(got)
-	return got, runs
-}
-
-// pickTrack returns the next track with enough free blocks. What counts as
-// enough sinks while no track has it, down to a single block, and rises again
-// when blocks are freed.
-func (d *Device) pickTrack() (int, bool) {
-	for {
-		for range d.trackFree {
-			if d.cursor >= len(d.trackFree) {
-				d.cursor = 0
-			}
-			if f := d.trackFree[d.cursor]; f > 0 && int(f) >= d.want {
-				return d.cursor, true
-			}
-			d.cursor++
-		}
-		if d.want <= 1 {
-			return 0, false
-		}
-		d.want /= 2
-	}
-}
-
-// Inc adds a reference to each block of a run.
+// Inc adds a reference to each block of a run, or to none when one of them is at
+// the limit.
 func (s *Space) Inc(r Run) error { return s.adjust(r, true) }
 
 // Dec drops a reference to each block of a run; blocks without references are
-// free at once, so the commit that dropped them must be durable.
+// free at once, so the commit that dropped them must be durable. When one of
+// them is free already, it drops none.
 func (s *Space) Dec(r Run) error { return s.adjust(r, false) }
 
 func (s *Space) adjust(r Run, up bool) error {
@@ -256,36 +186,32 @@ func (s *Space) adjust(r Run, up bool) error {
 	if err != nil {
 		return err
 	}
-	for b := r.At.Block(); b < r.At.Block()+uint64(r.N); b++ {
-		c := &d.counts[b]
-		t := b / block.TrackBlocks
-		switch {
-		case up && *c == 255:
-			return fmt.Errorf("reference count of block %v is at its limit: %w", block.At(r.At.Device(), b), block.ErrUnsupported)
-		case up:
-			if *c == 0 {
-				s.free--
-				d.trackFree[t]--
-			}
-			*c++
-		case *c == 0:
-			return &block.CorruptError{What: "reference count", Where: "block " + block.At(r.At.Device(), b).String(),
-				Why: "a free block was freed; run `pollux check`"}
-		default:
-			*c--
-			if *c == 0 {
-				s.free++
-				d.trackFree[t]++
-				d.want = max(d.want, int(d.trackFree[t]))
-			}
+	t, off := int(r.At.Block()/block.TrackBlocks), int(r.At.Block()%block.TrackBlocks)
+	if off+r.N > block.TrackBlocks {
+		return &block.CorruptError{What: "block address", Where: r.At.String(), Why: fmt.Sprintf("%d blocks from it on are not on one track", r.N)}
+	}
+	m := span(off, off+r.N)
+	if up {
+		fresh, err := d.inc(t, &m)
+		if err != nil {
+			return fmt.Errorf("reference count of block %v or one of %d after it: %w", r.At, r.N-1, err)
+		}
+		s.free -= int64(fresh)
+		return nil
+	}
+	for w, used := range d.counts.track(t) {
+		if free := m[w] &^ used; free != 0 {
+			b := block.At(r.At.Device(), uint64(t*block.TrackBlocks+w*64+bits.TrailingZeros64(free)))
+			return &block.CorruptError{What: "reference count", Where: "block " + b.String(), Why: "a free block was freed; run `pollux check`"}
 		}
 	}
+	s.free += int64(d.dec(t, &m))
 	return nil
 }
 
 func (s *Space) deviceOf(r Run) (*Device, error) {
 	dev, b := r.At.Device(), r.At.Block()
-	if dev >= len(s.devs) || b < s.devs[dev].first || b+uint64(r.N) > uint64(len(s.devs[dev].counts)) {
+	if dev >= len(s.devs) || b < s.devs[dev].first || b+uint64(r.N) > s.devs[dev].blocks {
 		return nil, &block.CorruptError{What: "block address", Where: r.At.String(), Why: "outside the pool's data area"}
 	}
 	return s.devs[dev], nil
@@ -296,20 +222,41 @@ func (s *Space) deviceOf(r Run) (*Device, error) {
 func (s *Space) Load(dev int, first uint64, counts []byte) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	for len(counts) > 0 {
+		n := min(len(counts), int(block.TrackBlocks-first%block.TrackBlocks))
+		if err := s.loadTrackLocked(dev, first, counts[:n]); err != nil {
+			return err
+		}
+		first, counts = first+uint64(n), counts[n:]
+	}
+	return nil
+}
+
+// loadTrackLocked is Load for blocks of one track.
+func (s *Space) loadTrackLocked(dev int, first uint64, counts []byte) error {
+	t := int(first / block.TrackBlocks)
+	if len(counts) == block.TrackBlocks && dev < len(s.devs) && t < len(s.devs[dev].trackFree) && s.devs[dev].trackFree[t] == block.TrackBlocks {
+		n, err := s.devs[dev].load(t, (*[block.TrackBlocks]byte)(counts))
+		s.free -= int64(n)
+		return err
+	}
 	for i, c := range counts {
 		if c == 0 {
 			continue
 		}
-		b := first + uint64(i)
-		d, err := s.deviceOf(Run{block.At(dev, b), 1})
+		d, err := s.deviceOf(Run{block.At(dev, first+uint64(i)), 1})
 		if err != nil {
 			return err
 		}
-		if d.counts[b] == 0 {
-			s.free--
-			d.trackFree[b/block.TrackBlocks]--
+		b := int(first%block.TrackBlocks) + i
+		m := span(b, b+1)
+		for range c {
+			n, err := d.inc(t, &m)
+			if err != nil {
+				return err
+			}
+			s.free -= int64(n)
 		}
-		d.counts[b] = c
 	}
 	return nil
 }
@@ -322,5 +269,24 @@ func (s *Space) Count(p block.Physical) int {
 	if err != nil {
 		return 0
 	}
-	return int(d.counts[p.Block()])
+	return d.counts.get(p.Block())
+}
+
+// Memory returns how many bytes the counts take at most.
+func (s *Space) Memory() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var n int64
+	for _, d := range s.devs {
+		n += d.memory()
+	}
+	return n
+}
+
+// MemoryFor returns how many bytes the counts of a device take at most while no
+// block is shared.
+func MemoryFor(blocks uint64) int64 {
+	tracks := int64((blocks + block.TrackBlocks - 1) / block.TrackBlocks)
+	groups := (tracks + groupTracks - 1) / groupTracks
+	return tracks*2 + groups*(groupTracks*trackWords*8+int64(unsafe.Sizeof(group{})))
 }
