@@ -35,6 +35,8 @@ type Config struct {
 	Log Size `yaml:"log" json:"log"`
 	// Cache is the size of each guest's cache of clean blocks.
 	Cache Size `yaml:"cache" json:"cache"`
+	// Points are the limits of consistency points.
+	Points Points `yaml:"consistency_points" json:"consistency_points"`
 	// Failover are the rules by which one guest takes over another.
 	Failover Failover `yaml:"failover" json:"failover"`
 	// NBD are the settings of the NBD servers.
@@ -202,6 +204,7 @@ func (c *Config) setDefaults() {
 	}
 	or(&c.Log, 256<<20)
 	or(&c.Cache, 256<<20)
+	c.Points.setDefaults()
 	or(&c.LogFile, 16<<20)
 	or(&c.EventFile, 4<<20)
 	f := &c.Failover
@@ -289,7 +292,7 @@ func (c *Config) Validate() error {
 	if c.Cache < 1<<20 {
 		return fmt.Errorf("cache: %s is too small, at least 1MiB", c.Cache)
 	}
-	if err := c.Failover.validate(); err != nil {
+	if err := errors.Join(c.Points.validate(c.Log), c.Failover.validate()); err != nil {
 		return err
 	}
 	if err := c.NBD.validate(); err != nil {

@@ -27,20 +27,24 @@ type Config struct {
 
 	JournalStart uint64 // first block of the journal on device 0
 	JournalBlock uint64 // its length in blocks
+
+	// FoldEntries is the number of mappings, in memory or in the journal, at
+	// which a fold is due. DefaultFoldEntries if 0.
+	FoldEntries int
 }
 
-// foldEntries is the number of mappings, in memory or in the journal, at which a
-// fold is due. More would make folds cheaper for each mapping, and takeover
+// DefaultFoldEntries is the FoldEntries of pools that do not ask for another
+// number. More would make folds cheaper for each mapping, and takeover
 // slower, because the survivor replays them before it serves: about 0.2 ms for
 // a thousand on an idle core (BenchmarkOpen in internal/pool), up to 0.5 ms
 // beside a client that keeps the host busy. Half as many again come together
 // while a fold runs.
-const foldEntries = 48 << 10
+const DefaultFoldEntries = 48 << 10
 
-// foldJournal is as many mappings in bytes of the journal, if each is by
-// itself. A small set of blocks that is written again and again has few
-// mappings in memory, but all of its history has to be replayed.
-const foldJournal = foldEntries * (runFixed + 4)
+// foldedBytes is the length of a mapping in the journal, if it is by itself. A
+// small set of blocks that is written again and again has few mappings in
+// memory, but all of its history has to be replayed.
+const foldedBytes = runFixed + 4
 
 // Machine takes a pool from one consistency point to the next. It has no
 // goroutines. One caller at a time may use it, except for the methods that say
@@ -71,6 +75,9 @@ type statistics struct {
 // point of the pool whose newest superblock is sb. Its work is proportional to
 // what happened since the last fold. Counts are loaded later, by LoadCounts.
 func Recover(c Config, sb *Superblock) (*Machine, error) {
+	if c.FoldEntries == 0 {
+		c.FoldEntries = DefaultFoldEntries
+	}
 	m := &Machine{Config: c, sb: *sb}
 	m.journal = journal{set: c.Devices, pool: sb.Pool, start: c.JournalStart, size: c.JournalBlock * block.Size}
 	m.last = commit{CP: sb.CP, Log: sb.Log, Flush: sb.Flush}
@@ -188,7 +195,7 @@ func (m *Machine) Broken() error { return m.broken }
 // FoldDue reports whether a fold should be made soon.
 func (m *Machine) FoldDue() bool {
 	entries, _ := m.Map.Overlays()
-	return entries >= foldEntries || m.journal.used() > min(m.journal.size/4, foldJournal)
+	return entries >= m.FoldEntries || m.journal.used() > min(m.journal.size/4, uint64(m.FoldEntries)*foldedBytes)
 }
 
 // FoldUseful reports whether a fold would find anything to do: mappings that

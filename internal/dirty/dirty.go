@@ -80,7 +80,10 @@ type Options struct {
 	// Owned returns an error, of kind block.ErrStale, once another guest has
 	// taken the pool. It is called for each publication and must be fast.
 	Owned func() error
-	// Full is called, often, while a quarter of the log or more is in use: a
+	// Due is how many permits in use make a consistency point due; a quarter
+	// of all if 0, and at most three quarters.
+	Due int
+	// Full is called, often, while Due permits or more are in use: a
 	// consistency point would help. It must not block.
 	Full func()
 }
@@ -91,7 +94,10 @@ func New(o Options) *Set {
 	if o.Permits > 0 {
 		n = min(n, o.Permits)
 	}
-	return &Set{log: o.Log, space: o.Space, owned: o.Owned, full: o.Full, due: int64(n / 4), capacity: n,
+	if o.Due == 0 {
+		o.Due = n / 4
+	}
+	return &Set{log: o.Log, space: o.Space, owned: o.Owned, full: o.Full, due: int64(min(o.Due, n/4*3)), capacity: n,
 		permits: semaphore.NewWeighted(int64(n)), active: newGeneration()}
 }
 
@@ -232,6 +238,7 @@ func (s *Set) Drop() {
 // Usage tells how much of the log is in use.
 type Usage struct {
 	Permits, Active, Frozen int64
+	Due                     int64 // so many make a consistency point due
 	Blocks                  int
 	Waiting                 int64 // requests that wait for room
 }
@@ -240,7 +247,7 @@ type Usage struct {
 func (s *Set) Usage() Usage {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	u := Usage{Permits: int64(s.Capacity()), Active: s.active.permits, Blocks: s.active.blocks, Waiting: s.waiting.Load()}
+	u := Usage{Permits: int64(s.Capacity()), Due: s.due, Active: s.active.permits, Blocks: s.active.blocks, Waiting: s.waiting.Load()}
 	for _, g := range s.frozen {
 		u.Frozen += g.permits
 		u.Blocks += g.blocks

@@ -21,6 +21,7 @@ import (
 type Pools struct {
 	cache *cache.Cache
 	slots map[string]uint32 // of identities in the cache
+	limit config.Points
 }
 
 // NewPools returns a storage with a cache as the settings say.
@@ -29,7 +30,7 @@ func NewPools(cfg *config.Config) (*Pools, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cache: %w", err)
 	}
-	p := &Pools{cache: cache.New(mem), slots: map[string]uint32{}}
+	p := &Pools{cache: cache.New(mem), slots: map[string]uint32{}, limit: cfg.Points}
 	for i, g := range cfg.Guests {
 		p.slots[g.Name] = uint32(i + 1)
 	}
@@ -76,6 +77,7 @@ func (p *Pools) open(ctx context.Context, o OpenSpec) (*store, error) {
 	q, err := pool.Open(ctx, pool.OpenOptions{
 		Devices: o.Devices, RegionPath: o.RegionPath, Cache: p.cache, CacheSlot: p.slots[o.Identity],
 		Owner: o.Owner, AcceptLoss: o.AcceptLoss, BatteryBacked: o.BatteryBacked, LeftOut: o.LeftOut,
+		Interval: p.limit.Interval, PointBytes: int64(p.limit.Size), FoldEntries: p.limit.FoldAfter,
 	})
 	if err != nil {
 		return nil, err

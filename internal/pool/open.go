@@ -44,6 +44,11 @@ type OpenOptions struct {
 	// Interval is the longest time between a write and the consistency point
 	// that takes it to the devices. DefaultInterval if 0.
 	Interval time.Duration
+	// PointBytes is how much acknowledged data begins a consistency point
+	// before that time is over; a quarter of the log if 0.
+	PointBytes int64
+	// FoldEntries is how many mappings begin a fold. cp.DefaultFoldEntries if 0.
+	FoldEntries int
 	// BootID identifies the boot of the host, which decides whether a region
 	// can still exist. region.BootID() if empty.
 	BootID string
@@ -191,6 +196,7 @@ func (op *opener) buildLayers() (err error) {
 	op.machine, err = cp.Recover(cp.Config{
 		Devices: op.set, Reader: op.reader, Space: op.space, Map: op.bmap, Catalogue: op.catalogue,
 		JournalStart: op.label.Layout.Journal, JournalBlock: op.label.Layout.JournalBlocks,
+		FoldEntries: op.o.FoldEntries,
 	}, op.sb)
 	if err != nil {
 		return fmt.Errorf("open pool %s: %w", op.label.Name, err)
@@ -399,7 +405,7 @@ func (op *opener) completeLabels() {
 // start assembles what serves requests.
 func (op *opener) start(ctx context.Context) error {
 	p := op.Pool
-	p.dirty = dirty.New(dirty.Options{Log: p.log, Space: p.space, Permits: int(p.label.LogBytes / block.Size), Owned: p.owned, Full: p.wake})
+	p.dirty = dirty.New(dirty.Options{Log: p.log, Space: p.space, Permits: int(p.label.LogBytes / block.Size), Due: int(p.opts.PointBytes / block.Size), Owned: p.owned, Full: p.wake})
 	if err := p.dirty.Restore(p.machine.Committed()); err != nil {
 		return fmt.Errorf("open pool %s: %w", p.label.Name, err)
 	}

@@ -142,7 +142,7 @@ type timing struct {
 // Stats. It must be called once.
 func (p *Pool) Run(ctx context.Context) error {
 	defer close(p.stopped)
-	tick := time.NewTicker(p.opts.Interval / 4)
+	tick := time.NewTicker(min(p.opts.Interval, DefaultInterval) / 4) // failures and rest are looked at, too
 	defer tick.Stop()
 	t := timing{busy: time.Now()}
 	for {
@@ -223,7 +223,7 @@ func (p *Pool) work(t *timing) error {
 	} else if t.busy = now; t.dirty.IsZero() {
 		t.dirty = now
 	}
-	if u.Frozen > 0 || u.Active >= u.Permits/4 || u.Active > 0 && u.Waiting > 0 || !t.dirty.IsZero() && now.Sub(t.dirty) >= p.opts.Interval {
+	if u.Frozen > 0 || u.Active >= u.Due || u.Active > 0 && u.Waiting > 0 || !t.dirty.IsZero() && now.Sub(t.dirty) >= p.opts.Interval {
 		t.dirty = time.Time{}
 		if err := p.commit(nil); err != nil {
 			return err

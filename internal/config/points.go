@@ -1,0 +1,47 @@
+package config
+
+import (
+	"fmt"
+	"time"
+)
+
+// Points are the limits at which consistency points and folds begin. Frequent
+// points keep the devices close to what was acknowledged; rare ones write
+// blocks that are overwritten again and again less often.
+type Points struct {
+	// Interval is the longest time between a write and the consistency point
+	// that takes it to the devices.
+	Interval time.Duration `yaml:"interval" json:"interval"`
+	// Size is how much acknowledged data begins a consistency point before
+	// the interval is over. 0 stands for a quarter of the log; more than three
+	// quarters of the pool's log count as that.
+	Size Size `yaml:"size" json:"size,omitempty"`
+	// FoldAfter is how many mappings of blocks, in memory and journal, begin a
+	// fold. A takeover replays them: about 0.2 ms for a thousand.
+	FoldAfter int `yaml:"fold_after" json:"fold_after"`
+}
+
+const (
+	minInterval  = 10 * time.Millisecond
+	maxInterval  = time.Minute
+	minPointSize = Size(1 << 20)
+	minFoldAfter = 1 << 10
+	maxFoldAfter = 1 << 20
+)
+
+func (p *Points) setDefaults() {
+	or(&p.Interval, time.Second)
+	or(&p.FoldAfter, 48<<10)
+}
+
+func (p *Points) validate(log Size) error {
+	switch {
+	case p.Interval < minInterval || p.Interval > maxInterval:
+		return fmt.Errorf("consistency_points.interval: %s must lie between %s and %s", p.Interval, minInterval, maxInterval)
+	case p.Size != 0 && (p.Size < minPointSize || p.Size > log/4*3):
+		return fmt.Errorf("consistency_points.size: %s must lie between %s and three quarters of the log of %s", p.Size, minPointSize, log)
+	case p.FoldAfter < minFoldAfter || p.FoldAfter > maxFoldAfter:
+		return fmt.Errorf("consistency_points.fold_after: %d must lie between %d and %d mappings", p.FoldAfter, minFoldAfter, maxFoldAfter)
+	}
+	return nil
+}

@@ -1,0 +1,51 @@
+package pool
+
+import (
+	"testing"
+	"time"
+
+	"github.com/pollux-storage/pollux/internal/block"
+)
+
+// A consistency point begins at its size, a fold at its number of mappings, as
+// the options say.
+func TestLimits(t *testing.T) {
+	const size = 100
+	for _, test := range []struct {
+		fold  int
+		folds bool // after three points
+	}{{0, false}, {2 * size, true}} {
+		r := newRig(t, 1, testSize)
+		o := r.options()
+		o.Interval, o.PointBytes, o.FoldEntries = time.Hour, size*block.Size, test.fold
+		if err := r.openWith(o); err != nil {
+			t.Fatal(err)
+		}
+		v := r.volume("v", 16<<20)
+		if err := r.Fold(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if n := r.dirty.Usage().Permits / 2; n <= size {
+			t.Fatalf("with a log of %d blocks the size says nothing", 2*n)
+		}
+		clock := timing{busy: time.Now()}
+		buf := make([]byte, block.Size)
+		points := r.machine.Stats().Commits
+		for i := range 3 * size {
+			buf[0] = byte(i + 1)
+			if err := write(v, int64(i)*block.Size, buf); err != nil {
+				t.Fatal(err)
+			}
+			if err := r.work(&clock); err != nil {
+				t.Fatal(err)
+			}
+			if n := r.machine.Stats().Commits - points; n != uint64(i+1)/size {
+				t.Fatalf("%d consistency points after %d blocks", n, i+1)
+			}
+		}
+		if r.machine.Folding() != test.folds {
+			t.Errorf("fold after %d mappings: is one under way after %d? %t", test.fold, 3*size, !test.folds)
+		}
+		r.die()
+	}
+}
