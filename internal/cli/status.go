@@ -9,19 +9,26 @@ import (
 	"github.com/pollux-storage/pollux/internal/control"
 )
 
-type statusOptions struct{ *session }
+type statusOptions struct {
+	*session
+	memory bool
+}
 
 func newStatus(s *session) *cobra.Command {
-	o := &statusOptions{s}
+	o := &statusOptions{session: s}
 	c := &cobra.Command{
 		Use: "status", GroupID: groupPair,
 		Short: "Show guests, who serves what, whether the pair is protected",
 		Long: `Show whether either guest may die now, what a person must look at, the guests
 and who serves what, the volumes with the URIs that clients use, the pools, and
-the last takeover with the time of each of its steps.`,
+the last takeover with the time of each of its steps.
+
+With --memory it shows instead what each guest's memory is for: what is planned
+for the case that it serves its partner's pool too, what is in use now, and why.`,
 		Args: args(),
 		RunE: func(c *cobra.Command, _ []string) error { return o.run(c.Context()) },
 	}
+	c.Flags().BoolVar(&o.memory, "memory", false, "show what memory is for instead")
 	s.jsonFlag(c)
 	return c
 }
@@ -37,6 +44,9 @@ func (o *statusOptions) run(ctx context.Context) error {
 	}
 	if o.json {
 		return o.printJSON(whole(st))
+	}
+	if o.memory {
+		return o.printMemory(st)
 	}
 	return o.printStatus(st)
 }

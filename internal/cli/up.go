@@ -15,6 +15,7 @@ import (
 
 	"github.com/pollux-storage/pollux/internal/config"
 	"github.com/pollux-storage/pollux/internal/control"
+	"github.com/pollux-storage/pollux/internal/guest"
 )
 
 type upOptions struct {
@@ -71,6 +72,9 @@ them have defaults. See docs/operations.md.`,
 func (o *upOptions) run(ctx context.Context) error {
 	cfg, err := config.Load(o.dir, o.config)
 	if err != nil {
+		return usagef("%w", err)
+	}
+	if _, err := guest.PlanMemory(cfg); err != nil {
 		return usagef("%w", err)
 	}
 	if o.report {

@@ -31,9 +31,14 @@ type Config struct {
 	RegionDir string `yaml:"region_dir" json:"region_dir"`
 	// Guests are one or two. Default: a and b.
 	Guests []Guest `yaml:"guests" json:"guests"`
-	// Log is the size of each pool's operation log in shared memory.
+	// Memory is what a guest may take in all, with its partner's pool taken
+	// over. 0: what log, cache and devices come to.
+	Memory Size `yaml:"memory" json:"memory,omitempty"`
+	// Log is the size of each pool's operation log in shared memory. Default
+	// 256 MiB, or an eighth of Memory where that is less.
 	Log Size `yaml:"log" json:"log"`
-	// Cache is the size of each guest's cache of clean blocks.
+	// Cache is the size of each guest's cache of clean blocks. Default 256 MiB;
+	// with Memory it is 0, which stands for what is left of that.
 	Cache Size `yaml:"cache" json:"cache"`
 	// Points are the limits of consistency points.
 	Points Points `yaml:"consistency_points" json:"consistency_points"`
@@ -202,8 +207,10 @@ func (c *Config) setDefaults() {
 	if len(c.Guests) == 0 {
 		c.Guests = []Guest{{Name: "a"}, {Name: "b"}}
 	}
-	or(&c.Log, 256<<20)
-	or(&c.Cache, 256<<20)
+	or(&c.Log, DefaultLog(c.Memory))
+	if c.Memory == 0 {
+		or(&c.Cache, 256<<20)
+	}
 	c.Points.setDefaults()
 	or(&c.LogFile, 16<<20)
 	or(&c.EventFile, 4<<20)
@@ -223,6 +230,15 @@ func (c *Config) setDefaults() {
 	for i := range c.Guests {
 		c.Guests[i].setDefaults(c.Dir, i)
 	}
+}
+
+// DefaultLog is the size of logs that the settings leave open: 256 MiB, or an
+// eighth of the memory that is set where that is less.
+func DefaultLog(memory Size) Size {
+	if memory == 0 {
+		return 256 << 20
+	}
+	return max(minLog, min(256<<20, memory/8&^(1<<20-1)))
 }
 
 func (g *Guest) setDefaults(dir string, i int) {
@@ -289,7 +305,7 @@ func (c *Config) Validate() error {
 	if c.Log < minLog {
 		return fmt.Errorf("log: %s is too small, at least %s", c.Log, minLog)
 	}
-	if c.Cache < 1<<20 {
+	if c.Cache < 1<<20 && (c.Memory == 0 || c.Cache != 0) {
 		return fmt.Errorf("cache: %s is too small, at least 1MiB", c.Cache)
 	}
 	if err := errors.Join(c.Points.validate(c.Log), c.Failover.validate()); err != nil {

@@ -128,15 +128,32 @@ type PoolStatus struct {
 	LogBytes int64  `json:"log_bytes"`
 	LogUsed  int64  `json:"log_used"`
 	Dirty    int64  `json:"dirty_bytes"`
-	Error    string `json:"error,omitempty"` // why the newest consistency point failed
+	// CountsBytes is the memory of its reference counts.
+	CountsBytes int64 `json:"counts_bytes"`
+	// Loading says that the counts are still being read: clients are served,
+	// and nothing is taken to the devices yet.
+	Loading bool   `json:"loading,omitempty"`
+	Error   string `json:"error,omitempty"` // why the newest consistency point failed
 }
 
 // MemoryStatus says what a guest takes.
 type MemoryStatus struct {
-	Resident int64 `json:"resident"` // of the process, shared memory included
-	Region   int64 `json:"region"`
-	Cache    int64 `json:"cache"`
-	Heap     int64 `json:"heap"`
+	Resident  int64        `json:"resident"`            // of the process, shared memory included
+	Anonymous int64        `json:"anonymous,omitempty"` // of that, what is its own
+	Shared    int64        `json:"shared,omitempty"`    // of that, in regions
+	Region    int64        `json:"region"`
+	Cache     int64        `json:"cache"`
+	Heap      int64        `json:"heap"`
+	Limit     int64        `json:"limit,omitempty"` // the setting `memory`
+	Parts     []MemoryPart `json:"parts,omitempty"`
+}
+
+// MemoryPart is what a guest's memory is for.
+type MemoryPart struct {
+	Name    string `json:"name"`
+	Planned int64  `json:"planned"` // with the partner's pool taken over
+	Used    int64  `json:"used"`
+	Why     string `json:"why"`
 }
 
 // Step is one timed part of a takeover.

@@ -61,7 +61,7 @@ func (g *Guest) checkTakeover(ctx context.Context, id string) (control.TakeoverC
 	if len(set.Pool.Devices) == 0 {
 		add("devices", true, "it has no pool")
 	}
-	need := headroom(int64(g.cfg.Log))
+	need := headroom(g.cfg, set)
 	free, from := available()
 	add("memory", free >= need, fmt.Sprintf("%s needed for the second pool, %s available (%s)", roundMiB(need), roundMiB(free), from))
 	return r, nil
@@ -89,8 +89,11 @@ func (g *Guest) reach(path, id string) (string, error) {
 }
 
 // headroom is what a second pool takes of memory beside its region, which is
-// there already: its indexes, for each block of its log, and its buffers.
-func headroom(log int64) int64 { return log/8 + 64<<20 }
+// there already: its counts, its indexes and its buffers.
+func headroom(cfg *config.Config, set *config.Guest) int64 {
+	p, _ := plan(cfg, []poolNeeds{needsOf(cfg, set)}) // whether it fits into the settings is not asked here
+	return p.Counts + p.Work - workBase
+}
 
 func roundMiB(n int64) config.Size { return config.Size(n &^ (1<<20 - 1)) }
 

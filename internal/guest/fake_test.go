@@ -79,6 +79,8 @@ func (f *fakeStorage) Open(_ context.Context, o OpenSpec) (Store, error) {
 	return s, nil
 }
 
+func (f *fakeStorage) CacheUsed() int64 { return 1 << 20 }
+
 func (f *fakeStorage) last() *fakeStore {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -27,6 +27,7 @@ type Options struct {
 	Sockets []*identity.Sockets // of all identities; the guest owns them
 	Line    *net.UnixListener   // where the agent connects; the guest owns it
 	Storage Storage
+	Plan    Plan // of its memory
 	Logger  *slog.Logger
 }
 

@@ -27,7 +27,7 @@ func stillPair(t *testing.T) (*config.Config, *Pools) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := NewPools(cfg)
+	p, err := NewPools(cfg, 1<<20)
 	if err != nil {
 		t.Fatal(err)
 	}

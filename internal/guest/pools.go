@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/pollux-storage/pollux/hpdi"
+	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/cache"
 	"github.com/pollux-storage/pollux/internal/config"
 	"github.com/pollux-storage/pollux/internal/control"
@@ -24,9 +25,9 @@ type Pools struct {
 	limit config.Points
 }
 
-// NewPools returns a storage with a cache as the settings say.
-func NewPools(cfg *config.Config) (*Pools, error) {
-	mem, err := hpdi.Alloc(int(cfg.Cache))
+// NewPools returns a storage with a cache of that size.
+func NewPools(cfg *config.Config, cacheBytes int64) (*Pools, error) {
+	mem, err := hpdi.Alloc(int(cacheBytes))
 	if err != nil {
 		return nil, fmt.Errorf("cache: %w", err)
 	}
@@ -36,6 +37,9 @@ func NewPools(cfg *config.Config) (*Pools, error) {
 	}
 	return p, nil
 }
+
+// CacheUsed returns the bytes of blocks in the cache.
+func (p *Pools) CacheUsed() int64 { return int64(p.cache.Stats().Used) * block.Size }
 
 // Label returns what a device says about its pool.
 func (p *Pools) Label(dev hpdi.Device) (Label, error) { return readLabel(dev) }
@@ -152,7 +156,8 @@ func (s *store) Stats() control.PoolStatus {
 	st := s.Pool.Stats()
 	return control.PoolStatus{
 		Name: s.Name(), Identity: s.Identity(), Epoch: uint64(s.Epoch()), CP: st.CP, Capacity: st.Bytes, Free: st.FreeBytes,
-		LogBytes: st.LogBytes, LogUsed: st.LogUsedBytes, Dirty: int64(st.DirtyBlocks) * 4096, Error: st.LastError,
+		LogBytes: st.LogBytes, LogUsed: st.LogUsedBytes, Dirty: int64(st.DirtyBlocks) * block.Size, Error: st.LastError,
+		CountsBytes: st.CountsBytes, Loading: st.Loading,
 	}
 }
 

@@ -75,12 +75,17 @@ func runProcess(ctx context.Context, dir, name string, inc uint64, log *slog.Log
 	if err != nil {
 		return err
 	}
-	st, err := NewPools(cfg)
+	mem, err := PlanMemory(cfg)
+	if err != nil {
+		log.Warn("more memory is needed than is set", "error", err) // a device was added
+	}
+	mem.limitHeap()
+	st, err := NewPools(cfg, mem.Cache)
 	if err != nil {
 		return err
 	}
 	log.Info("guest starts", "pid", os.Getpid())
-	return Run(ctx, Options{Config: cfg, Name: name, Inc: inc, Sockets: sockets, Line: ln, Storage: st, Logger: log})
+	return Run(ctx, Options{Config: cfg, Name: name, Inc: inc, Sockets: sockets, Line: ln, Storage: st, Plan: mem, Logger: log})
 }
 
 // inherited takes the descriptors that the agent passed.

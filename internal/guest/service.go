@@ -71,9 +71,7 @@ func (g *Guest) status(ctx context.Context) (control.Status, error) {
 	if phases[g.opt.Name] == partner.PhaseServing {
 		s.ServedBy = g.opt.Name
 	}
-	s.Memory.Resident = resident()
-	s.Memory.Cache = int64(g.cfg.Cache)
-	s.Memory.Heap = heap()
+	g.measure(&s)
 	g.mu.Lock()
 	last := g.last
 	g.mu.Unlock()
@@ -379,18 +377,30 @@ func (g *Guest) checking(context.Context) ([]control.CheckProgress, error) {
 	return all, nil
 }
 
-// resident is the process's memory, shared mappings included, in bytes.
-func resident() int64 {
+// measure fills in what memory the guest takes.
+func (g *Guest) measure(s *control.GuestStatus) {
+	m := &s.Memory
+	m.Resident, m.Shared = resident()
+	m.Anonymous = m.Resident - m.Shared
+	m.Limit, m.Cache = g.opt.Plan.Limit, g.opt.Plan.Cache
+	m.Heap = heap()
+	m.Parts = g.opt.Plan.used(*m, s.PoolStats, g.opt.Storage.CacheUsed())
+}
+
+// resident is the process's memory, shared mappings included, and these alone,
+// in bytes.
+func resident() (all, shared int64) {
 	b, err := os.ReadFile("/proc/self/statm")
 	if err != nil {
-		return 0
+		return 0, 0
 	}
 	f := strings.Fields(string(b))
-	if len(f) < 2 {
-		return 0
+	if len(f) < 3 {
+		return 0, 0
 	}
 	pages, _ := strconv.ParseInt(f[1], 10, 64)
-	return pages * int64(os.Getpagesize())
+	mapped, _ := strconv.ParseInt(f[2], 10, 64)
+	return pages * int64(os.Getpagesize()), mapped * int64(os.Getpagesize())
 }
 
 func heap() int64 {

@@ -20,6 +20,8 @@ type Storage interface {
 	Create(ctx context.Context, o CreateSpec) error
 	// Label says which pool a device belongs to; ErrNoPool when to none.
 	Label(dev hpdi.Device) (Label, error)
+	// CacheUsed returns the bytes of blocks in the cache.
+	CacheUsed() int64
 }
 
 // ErrNoPool says that a device belongs to no pool.

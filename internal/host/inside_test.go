@@ -65,7 +65,7 @@ func (d *inside) Start(s domain.Spec) (domain.Domain, error) {
 	if err != nil {
 		return nil, err
 	}
-	st, err := guest.NewPools(cfg)
+	st, err := guest.NewPools(cfg, int64(cfg.Cache))
 	if err != nil {
 		return nil, err
 	}

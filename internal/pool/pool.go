@@ -54,8 +54,8 @@ type Pool struct {
 
 	// Of Run's goroutine, or of Open and Close when it does not run.
 	machine  *cp.Machine
-	loaded   bool  // the counts are in memory
-	estimate int64 // blocks reserved until then
+	loaded   atomic.Bool // the counts are in memory
+	estimate int64       // blocks reserved until then
 	retryAt  time.Time
 
 	kick    chan struct{}
@@ -168,7 +168,7 @@ func (p *Pool) Run(ctx context.Context) error {
 			continue
 		default:
 		}
-		if p.loaded && (p.machine.Folding() || p.dirty.Usage().Frozen > 0) && !time.Now().Before(p.retryAt) {
+		if p.loaded.Load() && (p.machine.Folding() || p.dirty.Usage().Frozen > 0) && !time.Now().Before(p.retryAt) {
 			continue // folds and points that wait go on unless something else is to be done
 		}
 		select {
@@ -240,14 +240,14 @@ func (p *Pool) work(t *timing) error {
 
 // load fills the allocator, once.
 func (p *Pool) load() error {
-	if p.loaded {
+	if p.loaded.Load() {
 		return nil
 	}
 	if err := p.machine.LoadCounts(); err != nil {
 		return err
 	}
 	p.space.Unreserve(p.estimate)
-	p.loaded = true
+	p.loaded.Store(true)
 	return nil
 }
 
@@ -420,6 +420,8 @@ type Stats struct {
 	BlocksWritten                   uint64
 	Unfolded                        int // mappings not yet in the trees
 	Devices                         []hpdi.Info
+	CountsBytes                     int64 // of memory
+	Loading                         bool  // counts are not in memory yet
 	// LastError is why the newest consistency point or fold failed, empty
 	// when it did not: as long as it stays, the devices fall behind.
 	LastError string
@@ -433,6 +435,7 @@ func (p *Pool) Stats() Stats {
 		Bytes: u.Total * block.Size, FreeBytes: max(0, u.Free-u.Reserved-u.Slop) * block.Size, ReservedBytes: u.Reserved * block.Size,
 		LogBytes: d.Permits * block.Size, LogUsedBytes: (d.Active + d.Frozen) * block.Size, DirtyBlocks: d.Blocks,
 		CP: m.Commits, Folds: m.Folds, BlocksWritten: m.Blocks, Unfolded: unfolded,
+		CountsBytes: p.space.Memory(), Loading: !p.loaded.Load(),
 	}
 	for i := range p.set.Len() {
 		s.Devices = append(s.Devices, p.set.Info(i))

@@ -1,0 +1,202 @@
+package guest
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"runtime/debug"
+	"strings"
+
+	"github.com/pollux-storage/pollux/hpdi/file"
+	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/config"
+	"github.com/pollux-storage/pollux/internal/control"
+	"github.com/pollux-storage/pollux/internal/oplog"
+	"github.com/pollux-storage/pollux/internal/pool"
+	"github.com/pollux-storage/pollux/internal/space"
+)
+
+// Plan is how a guest divides its memory, with the partner's pool taken over.
+// What is not for a purpose of its own is the cache's.
+type Plan struct {
+	Limit  int64 // the setting; 0 when there is none
+	Logs   int64 // regions with the operation logs
+	Counts int64 // reference counts, while nothing is shared
+	Work   int64 // everything else
+	Cache  int64
+
+	pools   int
+	devices int64 // bytes of all devices
+}
+
+const (
+	// minCache is what a planned cache has at least: metadata pages pass
+	// through it.
+	minCache = 16 << 20
+	// What a guest takes with no pool, and beside log, counts and cache for
+	// each pool: its buffers for reads and metadata pages, the index of its
+	// log, a sixteenth of it, and mappings that are not folded, each in two
+	// overlays and a fold's lists.
+	workBase       = 64 << 20
+	workPool       = 32 << 20
+	workLogShare   = 16
+	workForMapping = 256
+)
+
+// poolNeeds is what decides how much memory a pool takes.
+type poolNeeds struct {
+	blocks []uint64 // of each device
+	log    int64    // bytes of payload; 0 while the settings decide
+}
+
+// PlanMemory divides a guest's memory as the settings and the devices of both
+// pools demand. When it does not suffice, the error says what would, and the
+// plan is that with the smallest cache.
+func PlanMemory(cfg *config.Config) (Plan, error) {
+	var pools []poolNeeds
+	for i := range cfg.Guests {
+		pools = append(pools, needsOf(cfg, &cfg.Guests[i]))
+	}
+	return plan(cfg, pools)
+}
+
+// needsOf looks at the devices of a pool. One that cannot be read is taken for
+// what the settings would make of it: opening it will say what is wrong.
+func needsOf(cfg *config.Config, set *config.Guest) poolNeeds {
+	var n poolNeeds
+	for _, path := range set.Pool.Devices {
+		size := int64(set.Pool.Size)
+		if f, err := os.Open(path); err == nil {
+			if end, err := f.Seek(0, io.SeekEnd); err == nil {
+				size = end
+			}
+			_ = f.Close() // it was only looked at
+			if log, ok := logOf(path); ok {
+				n.log = log
+			}
+		}
+		n.blocks = append(n.blocks, uint64(size/block.Size))
+	}
+	return n
+}
+
+// logOf returns the size of the log that a device's label tells.
+func logOf(path string) (int64, bool) {
+	d, err := file.Open(path, file.Options{ReadOnly: true})
+	if err != nil {
+		return 0, false
+	}
+	l, err := pool.ReadLabel(d)
+	_ = d.Close() // it was only read
+	return l.LogBytes, err == nil
+}
+
+// plan is PlanMemory for pools that are known.
+func plan(cfg *config.Config, pools []poolNeeds) (Plan, error) {
+	p := divide(cfg, pools)
+	if p.Limit == 0 || p.Sum() <= p.Limit {
+		return p, nil
+	}
+	// Where the log follows the memory, more memory means a larger log.
+	c, least := *cfg, p
+	for least.Sum() > int64(c.Memory) {
+		if c.Memory = roundUp(least.Sum()); cfg.Log == config.DefaultLog(cfg.Memory) {
+			c.Log = config.DefaultLog(c.Memory)
+		}
+		least = divide(&c, pools)
+	}
+	var parts []string
+	for _, part := range least.parts() {
+		parts = append(parts, fmt.Sprintf("%s for %s (%s)", roundUp(part.Planned), part.Name, part.Why))
+	}
+	return p, fmt.Errorf("memory: %s do not suffice, at least %s: %s; give more, or make logs smaller with `log` before their pools exist",
+		cfg.Memory, c.Memory, strings.Join(parts, ", "))
+}
+
+func roundUp(n int64) config.Size { return config.Size((n + 1<<20 - 1) &^ (1<<20 - 1)) }
+
+// divide gives each part what it needs and the cache the rest, or the least.
+func divide(cfg *config.Config, pools []poolNeeds) Plan {
+	p := Plan{Limit: int64(cfg.Memory), Cache: int64(cfg.Cache), Work: workBase, pools: len(pools)}
+	for _, n := range pools {
+		log := n.log
+		if log == 0 {
+			log = int64(cfg.Log)
+		}
+		p.Logs += oplog.SectionSize(log)
+		p.Work += workPool + log/workLogShare + int64(cfg.Points.FoldAfter)*workForMapping
+		for _, b := range n.blocks {
+			p.Counts += space.MemoryFor(b)
+			p.devices += int64(b) * block.Size
+		}
+	}
+	if p.Cache == 0 {
+		p.Cache = max(minCache, p.Limit-p.Logs-p.Counts-p.Work)
+	}
+	return p
+}
+
+// Sum returns the bytes of all parts.
+func (p Plan) Sum() int64 { return p.Logs + p.Counts + p.Work + p.Cache }
+
+// HeapLimit returns what of Work the Go heap may take, 0 for any amount: the
+// rest is memory outside it.
+func (p Plan) HeapLimit() int64 {
+	if p.Limit == 0 {
+		return 0
+	}
+	return p.Work - int64(p.pools)*workPool/2
+}
+
+// limitHeap tells the garbage collector, unless somebody else has.
+func (p Plan) limitHeap() {
+	if n := p.HeapLimit(); n > 0 && os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(n)
+	}
+}
+
+// The parts of memory by name.
+const (
+	partLogs   = "operation logs"
+	partCounts = "reference counts"
+	partWork   = "work"
+	partCache  = "cache"
+)
+
+// parts lists what is planned, and why.
+func (p Plan) parts() []control.MemoryPart {
+	cache := "as set"
+	if p.Limit > 0 {
+		cache = "what the others leave"
+	}
+	return []control.MemoryPart{
+		{Name: partLogs, Planned: p.Logs, Why: fmt.Sprintf("the regions of %d pools, the partner's included", p.pools)},
+		{Name: partCounts, Planned: p.Counts, Why: fmt.Sprintf("34 bytes for each MiB of %s of devices, more where blocks are shared", gib(p.devices))},
+		{Name: partWork, Planned: p.Work, Why: "index of the logs, mappings before their fold, buffers, heap"},
+		{Name: partCache, Planned: p.Cache, Why: cache},
+	}
+}
+
+func gib(n int64) string { return fmt.Sprintf("%.1f GiB", float64(n)/(1<<30)) }
+
+// used returns the parts with what each takes now.
+func (p Plan) used(m control.MemoryStatus, pools []control.PoolStatus, cached int64) []control.MemoryPart {
+	parts := p.parts()
+	var counts int64
+	for _, s := range pools {
+		counts += s.CountsBytes
+	}
+	for i := range parts {
+		switch parts[i].Name {
+		case partLogs:
+			parts[i].Used = m.Region
+		case partCounts:
+			parts[i].Used = counts
+		case partWork:
+			parts[i].Used = max(0, m.Anonymous-counts-cached)
+		case partCache:
+			parts[i].Used = cached
+		}
+	}
+	return parts
+}

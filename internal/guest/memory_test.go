@@ -1,0 +1,129 @@
+package guest
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/pollux-storage/pollux/hpdi"
+	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/config"
+)
+
+const (
+	testMiB = 1 << 20
+	testTiB = 1 << 40
+)
+
+func settingsOf(t *testing.T, text string) *config.Config {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "config.yaml"), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cfg, err := config.Load(dir, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cfg
+}
+
+// A full pool of 10 TiB fits into 1 GiB, and its partner beside it into 2.
+func TestMemoryOfLargePools(t *testing.T) {
+	large := []uint64{10 * testTiB / block.Size}
+	cfg := settingsOf(t, "memory: 1GiB")
+	p, err := plan(cfg, []poolNeeds{{large, 0}, {[]uint64{64 << 30 / block.Size}, 0}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p.Sum() != 1<<30 || p.Cache < 128*testMiB || p.Counts < 340*testMiB || p.Counts > 360*testMiB {
+		t.Errorf("%+v", p)
+	}
+	if n := p.HeapLimit(); n <= 0 || n >= p.Work {
+		t.Errorf("the heap may take %d bytes of %d", n, p.Work)
+	}
+	cfg = settingsOf(t, "memory: 2GiB")
+	if p, err = plan(cfg, []poolNeeds{{large, 0}, {large, 0}}); err != nil || p.Sum() != 2<<30 {
+		t.Errorf("%+v, %v", p, err)
+	}
+}
+
+// Explicit sizes win; what does not fit is refused with what would.
+func TestMemorySettings(t *testing.T) {
+	cfg := settingsOf(t, "{memory: 1GiB, log: 64MiB, cache: 100MiB}")
+	p, err := PlanMemory(cfg)
+	if err != nil || p.Cache != 100*testMiB || p.Logs < 2*64*testMiB || p.Logs > 2*70*testMiB {
+		t.Errorf("%+v, %v", p, err)
+	}
+	cfg = settingsOf(t, "{memory: 256MiB, log: 256MiB}")
+	if p, err = PlanMemory(cfg); err == nil {
+		t.Fatalf("%+v fits", p)
+	}
+	for _, want := range []string{"memory: 256MiB", "operation logs", "reference counts", "cache", "at least "} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("%q lacks %q", err, want)
+		}
+	}
+	// Without the setting nothing is limited.
+	p, err = PlanMemory(settingsOf(t, "log: 32MiB"))
+	if err != nil || p.Cache != 256*testMiB || p.HeapLimit() != 0 {
+		t.Errorf("%+v, %v", p, err)
+	}
+}
+
+// What the error names suffices, and less does not: also where a log grows with
+// the memory.
+func TestLeastMemory(t *testing.T) {
+	for _, text := range []string{"{memory: 100MiB}", "{memory: 100MiB, log: 256MiB}", "{memory: 100MiB, cache: 100MiB}"} {
+		_, err := PlanMemory(settingsOf(t, text))
+		if err == nil {
+			t.Fatalf("%s suffices", text)
+		}
+		_, rest, _ := strings.Cut(err.Error(), "at least ")
+		named, _, _ := strings.Cut(rest, ":")
+		least, err := config.ParseSize(named)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range []config.Size{least, least - testMiB} {
+			p, err := PlanMemory(settingsOf(t, strings.Replace(text, "100MiB", m.String(), 1)))
+			if (err == nil) != (m == least) {
+				t.Errorf("%s with %s: %+v, %v", text, m, p, err)
+			}
+		}
+	}
+}
+
+// A log that exists counts as large as its pool's label says, and devices as
+// large as they are.
+func TestMemoryOfWhatExists(t *testing.T) {
+	cfg := settingsOf(t, "{memory: 2GiB, guests: [{name: a, pool: {devices: [disk]}}]}")
+	disk := filepath.Join(cfg.Dir, "disk")
+	if err := os.WriteFile(disk, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(disk, testTiB); err != nil {
+		t.Fatal(err)
+	}
+	n := needsOf(cfg, &cfg.Guests[0])
+	if len(n.blocks) != 1 || n.blocks[0] != testTiB/block.Size || n.log != 0 {
+		t.Errorf("%+v", n)
+	}
+	st, err := NewPools(cfg, 1<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dev, err := openLocked(disk, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeAll([]hpdi.Device{dev})
+	if err := st.Create(t.Context(), CreateSpec{Name: "p", Identity: "a", Devices: []hpdi.Device{dev}, LogBytes: 24 * testMiB}); err != nil {
+		t.Fatal(err)
+	}
+	if n := needsOf(cfg, &cfg.Guests[0]); n.log != 24*testMiB {
+		t.Errorf("the log has %d bytes", n.log)
+	}
+}
