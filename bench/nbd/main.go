@@ -42,6 +42,8 @@ type options struct {
 	rows     string
 	memory   bool
 	scale    bool
+	limit    string
+	pool     string
 	duration time.Duration
 	iops     int
 	keep     bool
@@ -63,6 +65,8 @@ func main() {
 	flag.StringVar(&o.rows, "rows", "", "only rows whose names contain one of these words, separated by commas")
 	flag.BoolVar(&o.memory, "memory", false, "watch the memory of a guest instead")
 	flag.BoolVar(&o.scale, "scale", false, "measure larger pools, more volumes and more connections instead")
+	flag.StringVar(&o.limit, "limit", "", "with -scale: the setting `memory` of the pairs with large pools")
+	flag.StringVar(&o.pool, "pool", "", "with -scale: only a pool of this size, sparse and then full")
 	flag.DurationVar(&o.duration, "duration", 10*time.Minute, "with -memory: length of the load")
 	flag.IntVar(&o.iops, "iops", 6000, "with -memory: limit of the load, half of it writes; it bounds the disk space that is filled")
 	flag.BoolVar(&o.keep, "keep", false, "leave the working directory and its logs")

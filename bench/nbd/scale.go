@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"syscall"
 	"time"
+
+	"github.com/pollux-storage/pollux/internal/config"
 )
 
 // scale measures how Pollux grows: with the size of a sparse pool, with the
@@ -17,11 +19,23 @@ func scale(ctx context.Context, o options, dir string) error {
 	if o.pollux == "" {
 		return fmt.Errorf("-scale needs -pollux")
 	}
+	sizes := []int64{100 << 30, 1 << 40, 10 << 40}
+	if o.pool != "" {
+		n, err := config.ParseSize(o.pool)
+		if err != nil {
+			return err
+		}
+		sizes = []int64{int64(n)}
+	}
 	fmt.Printf("| pool | start | resident | after writes | takeover | check |\n|--:|--:|--:|--:|--:|--:|\n")
-	for _, size := range []int64{100 << 30, 1 << 40, 10 << 40} {
+	for _, size := range sizes {
 		if err := scalePool(ctx, o, filepath.Join(dir, "pool"+strconv.FormatInt(size>>30, 10)), size); err != nil {
 			return fmt.Errorf("pool of %d GiB: %w", size>>30, err)
 		}
+	}
+	fmt.Println()
+	if err := fullPool(ctx, o, filepath.Join(dir, "full"), sizes[len(sizes)-1]); err != nil || o.pool != "" {
+		return err
 	}
 	p := &pollux{title: "pollux", program: o.pollux, dir: filepath.Join(dir, "many"), volume: "v0", size: o.size, poolSize: 4*o.size + 64<<30, full: true, cache: o.size/4*5 + 64<<20}
 	defer p.stop()
@@ -74,7 +88,7 @@ func (p *pollux) loaded(ctx context.Context, o options, n, conns int) error {
 
 // scalePool makes a sparse pool, writes to it, kills its guest and checks it.
 func scalePool(ctx context.Context, o options, dir string, size int64) error {
-	p := &pollux{title: "pollux", program: o.pollux, dir: dir, volume: "bench", size: size / 2, poolSize: size}
+	p := &pollux{title: "pollux", program: o.pollux, dir: dir, volume: "bench", size: size / 2, poolSize: size, limit: o.limit}
 	defer p.stop()
 	if err := p.start(ctx); err != nil {
 		return err

@@ -164,6 +164,7 @@ type pollux struct {
 	full     bool // write the whole volume once
 	cache    int64
 	log      int64
+	limit    string // of a guest's memory, the setting `memory`
 
 	up     bool
 	agent  int
@@ -194,7 +195,9 @@ type polluxStatus struct {
 			NBDUnix string `json:"nbd_unix"`
 		}
 		PoolStats []struct {
-			Dirty int64 `json:"dirty_bytes"`
+			Identity string `json:"identity"`
+			Dirty    int64  `json:"dirty_bytes"`
+			Loading  bool   `json:"loading"`
 		} `json:"pool_stats"`
 	}
 }
@@ -221,11 +224,14 @@ func (p *pollux) start(ctx context.Context) error {
 	if p.cache > 0 {
 		settings += fmt.Sprintf("cache: %d\n", p.cache)
 	}
+	if p.limit != "" {
+		settings += fmt.Sprintf("memory: %s\n", p.limit)
+	}
 	if p.log > 0 {
 		settings += fmt.Sprintf("log: %d\n", p.log)
 	}
-	settings += fmt.Sprintf("guests:\n  - {name: a, address: 127.0.0.11, port: 0, pool: {size: %[1]d}}\n"+
-		"  - {name: b, address: 127.0.0.12, port: 0, pool: {size: %[1]d}}\n", p.poolSize)
+	settings += fmt.Sprintf("guests:\n  - {name: a, address: 127.0.0.11, port: 0, pool: {size: %d}}\n"+
+		"  - {name: b, address: 127.0.0.12, port: 0, pool: {size: %d}}\n", p.poolSize, min(p.poolSize, 64<<30))
 	if err := os.WriteFile(filepath.Join(p.dir, "config.yaml"), []byte(settings), 0o644); err != nil {
 		return err
 	}
