@@ -252,22 +252,21 @@ func (m *Machine) drop(r space.Run) {
 	m.Reader.Forget(r.At, r.N)
 }
 
-// LoadCounts fills the allocator from the count trees, the pages of the last
-// fold and the overlays. It must be called once, before the first Commit.
-func (m *Machine) LoadCounts() error {
+// ReadLeaves reads pages of a tree, verifies them, and calls fn for each with
+// its index and content, in any order and for several at the same time. It fails
+// when something is wrong with one of them.
+type ReadLeaves func(ps []block.Pointer, fn func(i int, page []byte) error) error
+
+// leavesAtOnce is how many leaves of a count tree are read together at most,
+// but for those of one parent.
+const leavesAtOnce = 16 * blockmap.Fanout
+
+// LoadCounts fills the allocator from the count trees, whose leaves read
+// brings, the pages of the last fold and the overlays. It must succeed once,
+// before the first Commit.
+func (m *Machine) LoadCounts(read ReadLeaves) error {
 	for dev, d := range m.sb.Devices {
-		err := blockmap.Walk(m.Reader, d.Counts, func(p block.Pointer, level int, leaf uint64) (bool, error) {
-			if level > 0 {
-				return true, nil
-			}
-			var bad error
-			err := m.Reader.View(p, func(page []byte) { bad = m.Space.Load(dev, leaf*countsPerLeaf, page) })
-			if err == nil {
-				err = bad
-			}
-			return false, err
-		})
-		if err != nil {
+		if err := m.loadTree(dev, d.Counts, read); err != nil {
 			return fmt.Errorf("reference counts of device %d: %w", dev, err)
 		}
 	}
@@ -285,4 +284,35 @@ func (m *Machine) LoadCounts() error {
 		return nil
 	}
 	return m.Map.OverlayPointers(func(p block.Pointer) error { return m.Space.Inc(space.Run{At: p.Phys, N: 1}) })
+}
+
+// loadTree fills the allocator from one count tree.
+func (m *Machine) loadTree(dev int, root block.Pointer, read ReadLeaves) error {
+	var ps []block.Pointer
+	var leaves []uint64
+	load := func() error {
+		err := read(ps, func(i int, page []byte) error { return m.Space.Load(dev, leaves[i]*countsPerLeaf, page) })
+		ps, leaves = ps[:0], leaves[:0]
+		return err
+	}
+	err := blockmap.Walk(m.Reader, root, func(p block.Pointer, level int, first uint64) (bool, error) {
+		if level > 1 {
+			return true, nil
+		}
+		err := m.Reader.View(p, func(page []byte) {
+			for i := range uint64(blockmap.Fanout) {
+				if p := block.DecodePointer(page[i*block.PointerSize:]); !p.IsHole() {
+					ps, leaves = append(ps, p), append(leaves, first+i)
+				}
+			}
+		})
+		if err == nil && len(ps) >= leavesAtOnce {
+			err = load()
+		}
+		return false, err
+	})
+	if err != nil || len(ps) == 0 {
+		return err
+	}
+	return load()
 }

@@ -32,7 +32,7 @@ func BenchmarkOpen(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	if err := p.load(); err != nil {
+	if err := p.load(ctx); err != nil {
 		b.Fatal(err)
 	}
 	if err := p.commitVolume("v", 4<<30); err != nil {

@@ -2,12 +2,14 @@ package pool
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
 
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/blockmap"
 	"github.com/pollux-storage/pollux/internal/devices"
 	"github.com/pollux-storage/pollux/internal/ondisk"
 )
@@ -115,6 +117,61 @@ func (b *bulk) readRun(run []int32, buf []byte, ptr func(i int) block.Pointer, f
 		}
 		fn(int(i), frame, bad)
 	}
+}
+
+// fewLeaves is up to how many leaves of count trees, of 4 GiB of devices, are
+// read through the cache, where the next fold wants them.
+const fewLeaves = blockmap.Fanout
+
+// load fills the allocator, unless it was filled before. An error, or the end of
+// ctx, leaves it to be called again.
+func (p *Pool) load(ctx context.Context) error {
+	if p.loaded.Load() {
+		return nil
+	}
+	b, err := newBulk(p.set)
+	if err != nil {
+		return err
+	}
+	defer b.close()
+	err = p.machine.LoadCounts(func(ps []block.Pointer, fn func(int, []byte) error) error {
+		if len(ps) > fewLeaves {
+			return b.readLeaves(ctx, ps, fn)
+		}
+		p.reader.Prefetch(ps)
+		for i := range ps {
+			var bad error
+			if err := p.reader.View(ps[i], func(page []byte) { bad = fn(i, page) }); err != nil || bad != nil {
+				return errors.Join(err, bad)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	p.space.Unreserve(p.estimate)
+	p.loaded.Store(true)
+	return nil
+}
+
+// readLeaves implements cp.ReadLeaves.
+func (b *bulk) readLeaves(ctx context.Context, ps []block.Pointer, fn func(int, []byte) error) error {
+	var mu sync.Mutex
+	var first error
+	err := b.read(ctx, len(ps), func(i int) block.Pointer { return ps[i] }, func(i int, page []byte, err error) {
+		if err == nil {
+			err = fn(i, page)
+		}
+		if err != nil {
+			mu.Lock()
+			defer mu.Unlock()
+			if first == nil {
+				first = err
+			}
+		}
+	})
+	return errors.Join(err, first)
 }
 
 // prove compares a block with the checksum of its pointer.

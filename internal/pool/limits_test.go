@@ -36,7 +36,7 @@ func TestLimits(t *testing.T) {
 			if err := write(v, int64(i)*block.Size, buf); err != nil {
 				t.Fatal(err)
 			}
-			if err := r.work(&clock); err != nil {
+			if err := r.work(t.Context(), &clock); err != nil {
 				t.Fatal(err)
 			}
 			if n := r.machine.Stats().Commits - points; n != uint64(i+1)/size {

@@ -152,7 +152,7 @@ func (p *Pool) Run(ctx context.Context) error {
 		if p.machine.Broken() != nil {
 			return p.machine.Broken()
 		}
-		if err := p.work(&t); err != nil {
+		if err := p.work(ctx, &t); err != nil && ctx.Err() == nil {
 			p.failed(err)
 		}
 		// In a fixed order and not by the lot of one select, so that the same
@@ -201,7 +201,7 @@ func (p *Pool) runJob(j job) error {
 	if err := j.ctx.Err(); err != nil {
 		return err // nobody waits for it any more
 	}
-	if err := p.load(); err != nil {
+	if err := p.load(j.ctx); err != nil {
 		return err
 	}
 	return j.run()
@@ -209,12 +209,12 @@ func (p *Pool) runJob(j job) error {
 
 // work does what is due: loading the counts, a consistency point, a step of a
 // fold.
-func (p *Pool) work(t *timing) error {
+func (p *Pool) work(ctx context.Context, t *timing) error {
 	now := time.Now()
 	if now.Before(p.retryAt) {
 		return nil
 	}
-	if err := p.load(); err != nil {
+	if err := p.load(ctx); err != nil {
 		return err
 	}
 	u := p.dirty.Usage()
@@ -235,19 +235,6 @@ func (p *Pool) work(t *timing) error {
 		}
 	}
 	p.lastError.Store(nil)
-	return nil
-}
-
-// load fills the allocator, once.
-func (p *Pool) load() error {
-	if p.loaded.Load() {
-		return nil
-	}
-	if err := p.machine.LoadCounts(); err != nil {
-		return err
-	}
-	p.space.Unreserve(p.estimate)
-	p.loaded.Store(true)
 	return nil
 }
 
@@ -363,7 +350,7 @@ func (p *Pool) Close(ctx context.Context) error {
 	if err := p.drain(ctx); err != nil {
 		return err
 	}
-	err := p.settle()
+	err := p.settle(ctx)
 	if err == nil {
 		err = p.region.Remove()
 	}
@@ -375,11 +362,11 @@ func (p *Pool) Close(ctx context.Context) error {
 
 // settle commits and folds everything and writes a superblock that needs no
 // region.
-func (p *Pool) settle() error {
+func (p *Pool) settle(ctx context.Context) error {
 	if err := p.owned(); err != nil {
 		return err
 	}
-	if err := p.load(); err != nil {
+	if err := p.load(ctx); err != nil {
 		return err
 	}
 	if err := p.commitAll(); err != nil {

@@ -217,8 +217,9 @@ func (s *Space) deviceOf(r Run) (*Device, error) {
 	return s.devs[dev], nil
 }
 
-// Load sets the counts of a fresh device from block first on. Counts of
-// blocks that are never allocated must be zero.
+// Load sets the counts of a device that are not zero, from block first on, on
+// which nothing else has been done: after a failure it may be called again.
+// Counts of blocks that are never allocated must be zero.
 func (s *Space) Load(dev int, first uint64, counts []byte) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -236,6 +237,7 @@ func (s *Space) Load(dev int, first uint64, counts []byte) error {
 func (s *Space) loadTrackLocked(dev int, first uint64, counts []byte) error {
 	t := int(first / block.TrackBlocks)
 	if len(counts) == block.TrackBlocks && dev < len(s.devs) && t < len(s.devs[dev].trackFree) && s.devs[dev].trackFree[t] == block.TrackBlocks {
+		// The whole of a fresh track, as nearly all are.
 		n, err := s.devs[dev].load(t, (*[block.TrackBlocks]byte)(counts))
 		s.free -= int64(n)
 		return err
@@ -250,7 +252,7 @@ func (s *Space) loadTrackLocked(dev int, first uint64, counts []byte) error {
 		}
 		b := int(first%block.TrackBlocks) + i
 		m := span(b, b+1)
-		for range c {
+		for range int(c) - d.counts.get(first+uint64(i)) {
 			n, err := d.inc(t, &m)
 			if err != nil {
 				return err
