@@ -134,6 +134,20 @@ type Device interface {
 	Close() error
 }
 
+// Copies is a Device that keeps several copies of each block and cannot tell by
+// itself which of them is good.
+type Copies interface {
+	Device
+	// ReadGood reads len(buf) bytes at off from the first copy for which good
+	// returns true, and makes those before it like it. It returns how many it
+	// has repaired. The range must not cross a multiple of 1 MiB.
+	ReadGood(off int64, buf []byte, good func([]byte) bool) (repaired int, err error)
+	// Verified says that whoever reads bytes from off on checks them and uses
+	// ReadGood, so that the device need not decide which copy to believe. What
+	// a crash interrupted writing there is of interest to nobody.
+	Verified(off int64)
+}
+
 // Errors of requests and devices. Drivers wrap them with what was being done.
 var (
 	// ErrRange: the request reaches past the device.

@@ -28,6 +28,8 @@ const (
 	KindRegion     Kind = "PLXregio" // header page of a region
 	KindNode       Kind = "PLXnode." // page of a metadata tree
 	KindCatalogue  Kind = "PLXcatal" // catalogue page
+	KindMirror     Kind = "PLXmirro" // header of a copy of a mirror
+	KindMirrorMap  Kind = "PLXmrmap" // page of the map of regions of a mirror
 )
 
 // Header is the decoded header.

@@ -1,0 +1,136 @@
+package mirror
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/pollux-storage/pollux/hpdi"
+	"github.com/pollux-storage/pollux/internal/block"
+)
+
+// ErrTakenOut is why a copy is absent that was taken out by command.
+var ErrTakenOut = errors.New("taken out by command")
+
+// Detach takes copy i out, as if it had failed, and closes its device once
+// nobody uses it. It is refused when no copy in sync would remain.
+func (m *Mirror) Detach(i int) error {
+	if i < 0 || i >= len(m.copies) {
+		return fmt.Errorf("copy %d of %s, which has %d: %w", i+1, m.info.Name, len(m.copies), block.ErrNotFound)
+	}
+	var lost marked
+	lost[i] = m.copies[i].present()
+	return m.lose(lost, ErrTakenOut)
+}
+
+// Attach takes a copy back that was absent. It gets what it missed by Resync.
+// The mirror closes the device, after an error at once.
+func (m *Mirror) Attach(dev hpdi.Device) error {
+	f, err := readHeader(dev)
+	if err != nil {
+		return errors.Join(err, dev.Close())
+	}
+	m.mark.Lock()
+	defer m.mark.Unlock()
+	err = m.fits(dev)
+	if err == nil && f.id != m.id {
+		err = fmt.Errorf("device %s is a copy of mirror %v, not of %v: %w", dev.Info().Name, f.id, m.id, block.ErrInvalid)
+	}
+	var i int
+	if err == nil {
+		i, err = m.placeOf(f)
+	}
+	if err == nil && !m.copies[i].is(Absent) {
+		err = fmt.Errorf("copy %d of %s is there: %w", i+1, m.info.Name, block.ErrExists)
+	}
+	if err == nil {
+		h := m.nextHeaderLocked()
+		h.copies[i].state = Resilvering
+		err = m.admitLocked(f.disk, i, h, false)
+	}
+	if err != nil {
+		return errors.Join(err, f.disk.retire())
+	}
+	return nil
+}
+
+// Replace puts a device that is no copy of anything in the place of copy i, and
+// leaves that one out. Resync fills it. The mirror closes the device, after an
+// error at once.
+func (m *Mirror) Replace(i int, dev hpdi.Device) error {
+	m.mark.Lock()
+	defer m.mark.Unlock()
+	d := newDisk(dev)
+	if err := m.replaceLocked(i, d); err != nil {
+		return errors.Join(err, d.retire())
+	}
+	return nil
+}
+
+func (m *Mirror) replaceLocked(i int, d *disk) error {
+	if i < 0 || i >= len(m.copies) {
+		return fmt.Errorf("copy %d of %s, which has %d: %w", i+1, m.info.Name, len(m.copies), block.ErrNotFound)
+	}
+	if err := m.fits(d.dev); err != nil {
+		return err
+	}
+	h := m.nextHeaderLocked()
+	h.copies[i] = member{id: newDeviceID(), state: Resilvering}
+	if h.wrong() != "" {
+		return fmt.Errorf("replace copy %d of %s, the only one that has everything: %w", i+1, m.info.Name, block.ErrInvalid)
+	}
+	if was := m.copies[i].present(); was != nil {
+		// Out first: from here on the marks say what it lacks.
+		var lost marked
+		lost[i] = was
+		if err := m.loseLocked(lost, ErrTakenOut); err != nil {
+			return err
+		}
+		h.generation = m.nextHeaderLocked().generation
+	}
+	m.stored.fill(m.regions())
+	if err := m.storeMapLocked(allPages); err != nil {
+		return err
+	}
+	m.live.or(m.stored)
+	return m.admitLocked(d, i, h, true)
+}
+
+// fits checks that a device can be a copy.
+func (m *Mirror) fits(dev hpdi.Device) error {
+	info := dev.Info()
+	switch {
+	case info.ReadOnly:
+		return fmt.Errorf("device %s for %s: %w", info.Name, m.info.Name, hpdi.ErrReadOnly)
+	case uint64(info.Size)/block.Size < m.head.blocks+reserved:
+		return fmt.Errorf("device %s has %d blocks, a copy of %s needs %d: %w", info.Name, info.Size/block.Size, m.info.Name, m.head.blocks+reserved, block.ErrInvalid)
+	case info.Direct && !m.info.Direct, !info.Discard && m.info.Discard, !info.Zeroes && m.info.Zeroes:
+		return fmt.Errorf("device %s does not do what the other copies of %s can (discard, write zeroes, unaligned memory); open the mirror with it: %w", info.Name, m.info.Name, block.ErrUnsupported)
+	}
+	return nil
+}
+
+// admitLocked makes a disk copy i, with the states of h, in which it is
+// resilvering.
+func (m *Mirror) admitLocked(d *disk, i int, h header, fresh bool) error {
+	var err error
+	if fresh {
+		err = m.formatLocked(d, i, h)
+	} else if err = writeMap(d, m.encodeMapLocked(allPages)); err == nil {
+		err = m.writeHeaderLocked(d, i, h)
+	}
+	if err != nil {
+		return fmt.Errorf("make device %s copy %d of %s: %w", d.dev.Info().Name, i+1, m.info.Name, err)
+	}
+	// What was marked while the copy was away it lacks. Old before present, so
+	// that nobody reads from it what it has not.
+	m.old.or(m.live)
+	m.doubts++
+	m.copies[i].disk.Store(d)
+	m.copies[i].state.Store(uint32(Resilvering))
+	if err := m.installLocked(h); err != nil {
+		// The headers say that it is absent, or will.
+		m.copies[i].state.Store(uint32(Absent))
+		return err
+	}
+	return nil
+}

@@ -1,0 +1,154 @@
+package mirror
+
+import (
+	"testing"
+
+	"github.com/pollux-storage/pollux/hpdi"
+	"github.com/pollux-storage/pollux/internal/block/blocktest"
+)
+
+// life is a scenario with all that can happen to a mirror of two: writes,
+// flushes, marks that are cleared, a copy that leaves, comes back and is
+// resilvered, one that is replaced. It calls step between any two parts.
+func life(w *world, disks []*blocktest.Crash, step func() bool) {
+	parts := []func(){
+		func() { w.write(0, 3); w.write(300, 2) },
+		func() { w.flush(); w.write(1, 1) },
+		func() { w.try("tidy", w.m.Tidy()); w.try("tidy", w.m.Tidy()) },
+		func() { w.write(600, 4); w.latest() },
+		func() { w.try("detach", w.m.Detach(0)) },
+		func() { w.write(0, 2); w.flush(); w.write(900, 1) },
+		func() { disks[0] = disks[0].Reopen(); w.try("attach", w.m.Attach(disks[0])) },
+		func() { w.write(2, 1); w.write(901, 1); w.latest() },
+		func() { _, err := w.m.Resync(1); w.try("resync", err); w.write(300, 1); w.flush() },
+		func() { w.resync(); w.latest() },
+		func() { w.try("tidy", w.m.Tidy()); w.try("tidy", w.m.Tidy()); w.try("tidy", w.m.Tidy()) },
+		func() { w.try("replace", w.m.Replace(1, disks[2])) },
+		func() { w.write(5, 1); w.write(302, 1); w.latest() },
+		func() { w.resync(); w.flush(); w.try("tidy", w.m.Tidy()) },
+		func() { w.write(600, 1); w.latest() },
+	}
+	for _, part := range parts {
+		if !step() {
+			return
+		}
+		part()
+	}
+}
+
+// Power is cut at every single operation of the scenario. What is read
+// afterwards is what a power cut may leave, and stays what it is whichever copy
+// is lost next.
+func TestPowerCut(t *testing.T) {
+	for n := int64(1); ; n++ {
+		disks := crashes(3)
+		clock := disks[0].Clock()
+		create(t, devices(disks[:2]...))
+		begin := clock.Ops()
+		m := open(t, Options{Devices: devices(disks[:2]...)})
+		w := newWorld(t, m)
+		clock.CutAfter(begin + n)
+		cut := func() bool {
+			select {
+			case <-clock.Off():
+				return true
+			default:
+				return false
+			}
+		}
+		w.dead = true // any operation may be the last
+		life(w, disks, func() bool { return !cut() })
+		if !cut() {
+			if n < 100 {
+				t.Fatalf("the scenario has only %d operations", n)
+			}
+			t.Logf("%d operations", n)
+			return
+		}
+		for seed := range uint64(3) {
+			after(t, w, disks, n, seed)
+		}
+	}
+}
+
+// after opens what a power cut has left and proves it.
+func after(t *testing.T, w *world, disks []*blocktest.Crash, n int64, seed uint64) {
+	t.Helper()
+	clock := blocktest.NewClock()
+	var left []*blocktest.Crash
+	for _, d := range disks {
+		left = append(left, d.CutTo(clock, blocktest.CutRandom, seed*1000+uint64(n)))
+	}
+	left = members(t, left)
+	m, err := Open(Options{Devices: devices(left...), Degraded: true})
+	if err != nil {
+		t.Fatalf("cut at operation %d, seed %d: %v", n, seed, err)
+	}
+	v := &world{t: t, m: m, now: w.now, hist: w.hist, done: w.done, flushed: w.flushed}
+	v.connect()
+	seen := v.plausible()
+	if n%2 == 0 {
+		// The preferred copy is lost before anything was resilvered: what was
+		// seen is on the other.
+		if i := m.sources(false)[0]; m.Detach(i) == nil {
+			left = append(left[:0:0], present(m, left)...)
+		}
+		for b, p := range seen {
+			if got := v.read(b); string(got) != string(p) {
+				t.Fatalf("cut at operation %d, seed %d: block %d changed when a copy was lost", n, seed, b)
+			}
+		}
+	}
+	v.resync()
+	for i, c := range m.Status().Copies {
+		if c.State == Resilvering {
+			t.Fatalf("copy %d is still being resilvered", i)
+		}
+	}
+	alike(t, seen, present(m, left)...)
+	if err := v.q.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// members returns the disks that the newest header names.
+func members(t *testing.T, disks []*blocktest.Crash) (out []*blocktest.Crash) {
+	t.Helper()
+	var newest *found
+	var own []*found
+	for _, d := range disks {
+		f, err := readHeader(d)
+		if err != nil {
+			continue
+		}
+		own = append(own, f)
+		if newest == nil || f.generation > newest.generation {
+			newest = f
+		}
+	}
+	for _, f := range own {
+		for _, c := range newest.copies {
+			if c.id == f.copies[f.index].id {
+				out = append(out, f.disk.dev.(*blocktest.Crash))
+			}
+		}
+	}
+	return out
+}
+
+// present returns the disks that hold copies which are there.
+func present(m *Mirror, disks []*blocktest.Crash) (out []*blocktest.Crash) {
+	for _, c := range m.copies {
+		if d := c.present(); d != nil {
+			for _, x := range disks {
+				if hpdi.Device(x) == d.dev {
+					out = append(out, x)
+				}
+			}
+		}
+	}
+	return out
+}

@@ -1,0 +1,121 @@
+package mirror
+
+import (
+	"testing"
+
+	"github.com/pollux-storage/pollux/hpdi"
+	"github.com/pollux-storage/pollux/internal/block/blocktest"
+)
+
+// What is old stays marked until it was visited, however often the guest dies.
+func TestOldStaysMarked(t *testing.T) {
+	disks := crashes(2)
+	create(t, devices(disks...))
+	m := open(t, Options{Devices: devices(disks...)})
+	newWorld(t, m).write(0, 1)
+	for range 3 {
+		// The guest dies here; the next one opens the disks.
+		disks = []*blocktest.Crash{disks[0].Reopen(), disks[1].Reopen()}
+		m = open(t, Options{Devices: devices(disks...)})
+		if s := m.Status(); s.OldBytes != 1<<20 {
+			t.Fatalf("got %+v", s)
+		}
+		for range 3 {
+			if err := m.Tidy(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+// hold makes a device keep the next request of a kind, to what lies behind the
+// headers and the map, waiting.
+func hold(f *blocktest.Fault, op hpdi.Op) (reached, release chan struct{}) {
+	reached, release = make(chan struct{}), make(chan struct{})
+	rule := blocktest.Rule{Op: op, Count: 1, Hold: func(*hpdi.Request) {
+		close(reached)
+		<-release
+	}}
+	if op != hpdi.OpFlush {
+		rule.Offset = base
+	}
+	f.Add(rule)
+	return reached, release
+}
+
+// A write that begins while Tidy makes the copies durable keeps its mark.
+func TestWriteDuringTidy(t *testing.T) {
+	disks := crashes(2)
+	create(t, devices(disks...))
+	fault := blocktest.NewFault(disks[0], 1)
+	w := newWorld(t, open(t, Options{Devices: []hpdi.Device{fault, disks[1]}}))
+	w.write(0, 1)
+	w.try("tidy", w.m.Tidy()) // the region had a write
+	reached, release := hold(fault, hpdi.OpFlush)
+	done := make(chan error)
+	go func() { done <- w.m.Tidy() }()
+	<-reached
+	w.write(1, 1)
+	close(release)
+	w.try("tidy", <-done)
+	if s := w.m.Status(); s.MarkedBytes != 1<<20 {
+		t.Errorf("%d bytes are marked", s.MarkedBytes)
+	}
+}
+
+// A copy that comes back while a region is being visited gets it too.
+func TestAttachDuringResync(t *testing.T) {
+	disks := crashes(3)
+	create(t, devices(disks...))
+	w := newWorld(t, open(t, Options{Devices: devices(disks...)}))
+	w.write(0, 1)
+	w.try("detach", w.m.Detach(1))
+	w.try("detach", w.m.Detach(2))
+	w.write(1, 1)
+	disks[1], disks[2] = disks[1].Reopen(), disks[2].Reopen()
+	fault := blocktest.NewFault(disks[1], 1)
+	w.try("attach", w.m.Attach(fault))
+	reached, release := hold(fault, hpdi.OpWrite)
+	done := make(chan error)
+	go func() {
+		_, err := w.m.Resync(1)
+		done <- err
+	}()
+	<-reached
+	w.try("attach", w.m.Attach(disks[2]))
+	close(release)
+	w.try("resync", <-done)
+	w.resync()
+	alike(t, w.newest(), disks...)
+}
+
+// After a crash a copy that has decayed is not copied over a sound one where the
+// reader can tell them apart; where nobody can, all are made like the first.
+func TestVerified(t *testing.T) {
+	for _, verified := range []int64{0, 1 << 20} {
+		disks := crashes(2)
+		create(t, devices(disks...))
+		m := open(t, Options{Devices: devices(disks...)})
+		w := newWorld(t, m)
+		w.write(0, 1)
+		disks = []*blocktest.Crash{disks[0].Reopen(), disks[1].Reopen()}
+		disks[0].Corrupt(base, 1)
+		w.m = open(t, Options{Devices: devices(disks...)})
+		w.m.Verified(verified)
+		w.connect()
+		for range 4 {
+			w.read(0)
+		}
+		w.resync()
+		want := pattern(1, 1)
+		if verified > 0 {
+			want[0] ^= 1
+		}
+		alike(t, map[int][]byte{0: want}, disks[1])
+		good := func(p []byte) bool { return string(p) == string(want) }
+		if _, err := w.m.ReadGood(0, make([]byte, len(want)), good); err != nil {
+			t.Error(err)
+		}
+		alike(t, map[int][]byte{0: want}, disks...)
+	}
+}

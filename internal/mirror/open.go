@@ -1,0 +1,340 @@
+package mirror
+
+import (
+	crand "crypto/rand"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync/atomic"
+
+	"github.com/pollux-storage/pollux/hpdi"
+	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/ondisk"
+)
+
+// Create makes a mirror of devices, all in sync: what nobody has written yet may
+// read differently from each. The mirror is as large as the smallest of them,
+// less 1 MiB. The devices remain open.
+func Create(devs []hpdi.Device) (ID, error) {
+	var id ID
+	if len(devs) < 2 || len(devs) > MaxCopies {
+		return id, fmt.Errorf("a mirror of %d devices; 2 to %d are possible: %w", len(devs), MaxCopies, block.ErrInvalid)
+	}
+	_, _ = crand.Read(id[:]) // documented never to fail
+	h := header{id: id, generation: 1, blocks: block.MaxDeviceBlocks}
+	for _, d := range devs {
+		h.blocks = min(h.blocks, uint64(d.Info().Size)/block.Size)
+		h.copies = append(h.copies, member{id: newDeviceID(), state: InSync})
+	}
+	if h.blocks < 2*reserved {
+		return id, fmt.Errorf("the smallest device of the mirror has %d blocks, it needs at least %d: %w", h.blocks, 2*reserved, block.ErrInvalid)
+	}
+	h.blocks -= reserved
+	h.shift = shiftFor(h.blocks)
+	m, err := newMirror(h, devs)
+	if err != nil {
+		return id, err
+	}
+	defer func() { _ = m.free() }()
+	for i, dev := range devs {
+		d := newDisk(dev)
+		if err := errors.Join(m.formatLocked(d, i, h), d.release()); err != nil {
+			return id, fmt.Errorf("make device %s a copy of a mirror: %w", dev.Info().Name, err)
+		}
+	}
+	return id, nil
+}
+
+func newDeviceID() (id block.DeviceID) {
+	_, _ = crand.Read(id[:]) // documented never to fail
+	return id
+}
+
+// newMirror returns a mirror without copies.
+func newMirror(h header, devs []hpdi.Device) (*Mirror, error) {
+	n := int((h.blocks-1)>>h.shift) + 1
+	m := &Mirror{id: h.id, info: describe(h.blocks, devs), shift: h.shift, head: h, tried: h.generation,
+		live: newBits(n), old: newBits(n), touched: newBits(n), stored: newBits(n), writers: make([]atomic.Int32, n), queues: map[*queue]struct{}{}}
+	m.stripes.init()
+	m.verified.Store(m.info.Size)
+	var err error
+	if m.page, err = hpdi.Alloc((1 + mapPages) * block.Size); err == nil {
+		m.resync.buf, err = hpdi.Alloc(trackBytes)
+	}
+	if err != nil {
+		return nil, errors.Join(err, m.free())
+	}
+	return m, nil
+}
+
+// formatLocked makes a disk a copy: what an earlier mirror left there is
+// overwritten before the header that makes it valid.
+func (m *Mirror) formatLocked(d *disk, index int, h header) error {
+	zero := m.page[:block.Size]
+	clear(zero)
+	for _, b := range headerSlots {
+		if err := writeBlock(d, b, zero); err != nil {
+			return err
+		}
+	}
+	if err := writeMap(d, m.encodeMapLocked(allPages)); err != nil {
+		return err
+	}
+	return m.writeHeaderLocked(d, index, h)
+}
+
+// found is a device with what its newest header says.
+type found struct {
+	disk *disk
+	header
+}
+
+// readHeader returns the newest header of a device. ondisk.ErrMagic says that it
+// is no copy of a mirror.
+func readHeader(dev hpdi.Device) (*found, error) {
+	buf, err := hpdi.Alloc(block.Size)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = hpdi.Free(buf) }()
+	f := &found{disk: newDisk(dev)}
+	var errs []error
+	for slot, b := range headerSlots {
+		err := f.disk.do(&hpdi.Request{Op: hpdi.OpRead, Offset: int64(b) * block.Size, Vec: [][]byte{buf}})
+		var h header
+		if err == nil {
+			h, err = decodeHeader(buf)
+		}
+		switch {
+		case errors.Is(err, ondisk.ErrVersion):
+			return nil, errors.Join(fmt.Errorf("device %s: %w", dev.Info().Name, err), f.disk.release())
+		case err != nil:
+			errs = append(errs, fmt.Errorf("block %d: %w", b, err))
+		case h.generation > f.generation:
+			f.header, f.disk.slot = h, slot
+		}
+	}
+	if f.generation == 0 {
+		return nil, errors.Join(fmt.Errorf("device %s is no copy of a mirror: %w", dev.Info().Name, errors.Join(errs...)), f.disk.release())
+	}
+	return f, nil
+}
+
+// Belongs returns the mirror that a device holds a copy of. ondisk.ErrMagic says
+// that it is none of a mirror.
+func Belongs(dev hpdi.Device) (ID, error) {
+	f, err := readHeader(dev)
+	if err != nil {
+		return ID{}, err
+	}
+	return f.id, f.disk.release()
+}
+
+// Options says which mirror to open.
+type Options struct {
+	// Devices are copies of one mirror, in any order, opened under their
+	// locks. The mirror closes them; after an error they are the caller's.
+	Devices []hpdi.Device
+	// Degraded opens the mirror although copies are missing that were in sync
+	// when it was written last.
+	Degraded bool
+	// MinGeneration, from an earlier Generation, refuses copies that are all
+	// older: those that were left out, while the newer ones are missing.
+	MinGeneration uint64
+	// ReadOnly writes nothing. Copies that lack something are left alone.
+	ReadOnly bool
+	// LeftOut, if set, is told of a device that cannot be the copy that it once
+	// was, because it has shrunk or was replaced, and why. The mirror is opened
+	// without it; Open has closed it. Otherwise such a device is an error.
+	LeftOut func(dev hpdi.Device, why error)
+}
+
+// ErrMissing says that a copy is missing which was in sync.
+var ErrMissing = errors.New("a copy that was in sync is missing; give it, or open the mirror degraded")
+
+// Open opens a mirror. Regions that were being written to when it was used last,
+// and copies that were absent, are made equal by Resync.
+func Open(o Options) (_ *Mirror, err error) {
+	founds, err := readHeaders(o.Devices)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			for _, f := range founds {
+				err = errors.Join(err, f.disk.release())
+			}
+		}
+	}()
+	newest := founds[0].header
+	for _, f := range founds {
+		if f.generation > newest.generation {
+			newest = f.header
+		}
+	}
+	m, err := newMirror(newest, o.Devices)
+	if err != nil {
+		return nil, err
+	}
+	m.info.ReadOnly = o.ReadOnly
+	for range newest.copies {
+		m.copies = append(m.copies, &copyOf{})
+	}
+	unfit, err := m.assemble(founds, o)
+	if err != nil {
+		return nil, errors.Join(err, m.free())
+	}
+	for f, why := range unfit {
+		_ = f.disk.retire() // nothing was written to it
+		o.LeftOut(f.disk.dev, why)
+	}
+	return m, nil
+}
+
+// readHeaders reads the headers of devices that must be of one mirror.
+func readHeaders(devs []hpdi.Device) ([]*found, error) {
+	if len(devs) == 0 {
+		return nil, fmt.Errorf("a mirror needs at least one of its devices: %w", block.ErrInvalid)
+	}
+	var founds []*found
+	for _, dev := range devs {
+		f, err := readHeader(dev)
+		if err == nil && len(founds) > 0 && f.id != founds[0].id {
+			err = errors.Join(fmt.Errorf("device %s is a copy of mirror %v, device %s of %v: %w",
+				dev.Info().Name, f.id, devs[0].Info().Name, founds[0].id, block.ErrInvalid), f.disk.release())
+		}
+		if err != nil {
+			for _, f := range founds {
+				err = errors.Join(err, f.disk.release())
+			}
+			return nil, err
+		}
+		founds = append(founds, f)
+	}
+	return founds, nil
+}
+
+// assemble puts the disks into their places, writes a new header if states have
+// changed, and returns the disks that have no place.
+func (m *Mirror) assemble(founds []*found, o Options) (unfit map[*found]error, err error) {
+	m.mark.Lock()
+	defer m.mark.Unlock()
+	if m.head.generation < o.MinGeneration {
+		return nil, fmt.Errorf("%s: the newest copy given is of generation %d, there was one of %d: %w", m.info.Name, m.head.generation, o.MinGeneration, ErrMissing)
+	}
+	next := m.head
+	next.copies = slices.Clone(next.copies)
+	unfit = map[*found]error{}
+	var back []*found
+	for _, f := range founds {
+		i, err := m.placeOf(f)
+		if err == nil && m.copies[i].disk.Load() != nil {
+			err = fmt.Errorf("device %s is a second one of copy %d of %s: %w", f.disk.dev.Info().Name, i+1, m.info.Name, block.ErrInvalid)
+		}
+		switch {
+		case err != nil && o.LeftOut == nil:
+			return nil, err
+		case err != nil:
+			unfit[f] = err
+			continue
+		}
+		m.copies[i].disk.Store(f.disk)
+		if next.copies[i].state == Absent && !o.ReadOnly {
+			back = append(back, f)
+			next.copies[i].state = Resilvering
+		}
+	}
+	var missing []string
+	for i, c := range m.copies {
+		if c.disk.Load() == nil && next.copies[i].state != Absent {
+			missing = append(missing, fmt.Sprint(i+1))
+			next.copies[i].state, next.copies[i].since = Absent, m.head.generation
+		}
+	}
+	switch {
+	case next.wrong() != "":
+		return nil, fmt.Errorf("%s: only copies that lack something were given: %w", m.info.Name, ErrMissing)
+	case len(missing) > 0 && !o.Degraded:
+		return nil, fmt.Errorf("%s: copy %s: %w", m.info.Name, strings.Join(missing, ", "), ErrMissing)
+	}
+	return unfit, m.startLocked(next, back)
+}
+
+// startLocked reads the map and begins with the states of a header; back are the
+// copies that were absent.
+func (m *Mirror) startLocked(next header, back []*found) error {
+	if err := m.loadMapLocked(); err != nil {
+		return err
+	}
+	for _, f := range back {
+		if err := writeMap(f.disk, m.encodeMapLocked(allPages)); err != nil {
+			return fmt.Errorf("device %s of %s: %w", f.disk.dev.Info().Name, m.info.Name, err)
+		}
+	}
+	changed := !slices.Equal(next.copies, m.head.copies)
+	for i, c := range m.copies {
+		if c.disk.Load() != nil {
+			c.state.Store(uint32(next.copies[i].state))
+		}
+	}
+	if !changed || m.info.ReadOnly {
+		return nil
+	}
+	// A copy that is missing may be opened elsewhere, by itself. So that both do
+	// not count alike, the generation jumps.
+	m.tried += uint64(rand.Uint32() >> 8)
+	return m.installLocked(next)
+}
+
+// placeOf returns which copy a device is.
+func (m *Mirror) placeOf(f *found) (int, error) {
+	name := f.disk.dev.Info().Name
+	own := f.copies[f.index].id
+	i := slices.IndexFunc(m.head.copies, func(c member) bool { return c.id == own })
+	switch {
+	case i < 0:
+		return 0, fmt.Errorf("device %s was a copy of %s and has been replaced since: %w", name, m.info.Name, block.ErrInvalid)
+	case uint64(f.disk.dev.Info().Size)/block.Size < m.head.blocks+reserved:
+		return 0, fmt.Errorf("device %s of %s has shrunk to %d blocks; make it as large as it was: %w", name, m.info.Name, f.disk.dev.Info().Size/block.Size, block.ErrInvalid)
+	case m.head.copies[i].state == Absent && f.generation > m.head.copies[i].since:
+		return 0, fmt.Errorf("device %s and the others of %s have each been written to without the other; replace the one that is to be given up: %w", name, m.info.Name, block.ErrInvalid)
+	}
+	return i, nil
+}
+
+// loadMapLocked reads the map of the copies in sync: what any of them names is
+// old. A page that none of them has whole names everything.
+func (m *Mirror) loadMapLocked() error {
+	buf := m.page[:block.Size]
+	for n := range mapPages {
+		lo, hi := n*pageBits, min((n+1)*pageBits, m.regions())
+		if lo >= hi {
+			break
+		}
+		whole := 0
+		for i, c := range m.copies {
+			d := c.disk.Load()
+			if d == nil || m.head.copies[i].state != InSync {
+				continue
+			}
+			err := d.do(&hpdi.Request{Op: hpdi.OpRead, Offset: int64(mapStart+n) * block.Size, Vec: [][]byte{buf}})
+			if err == nil {
+				err = decodeMapPage(buf, m.id, n, m.stored)
+			}
+			switch {
+			case errors.Is(err, ondisk.ErrVersion):
+				return fmt.Errorf("map of %s: %w", m.info.Name, err)
+			case err == nil:
+				whole++
+			}
+		}
+		for i := lo; whole == 0 && i < hi; i++ {
+			m.stored.set(i)
+		}
+	}
+	m.old.or(m.stored)
+	m.live.or(m.stored)
+	return nil
+}

@@ -1,0 +1,152 @@
+package mirror
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/pollux-storage/pollux/internal/block"
+)
+
+// resync is how far Resync has come. It belongs to who calls it.
+type resync struct {
+	buf    []byte // a track
+	region int    // being visited
+	track  int64  // next track of it, counted from its first
+	begun  bool   // the region was entered
+	doubts uint64 // Mirror.doubts when it was
+}
+
+// Resync makes copies equal in at most n tracks of 1 MiB of the regions that are
+// old, and takes copies that have everything back into sync. It returns true
+// when there is nothing to do. Clients go on meanwhile. One caller at a time
+// may use it.
+//
+// Blocks that no copy in sync can read stay as they are and are part of the
+// error, which does not end the work: the next call goes on.
+func (m *Mirror) Resync(n int) (done bool, err error) {
+	s := &m.resync
+	for ; n > 0; n-- {
+		if !s.begun && !m.enterRegion() {
+			return m.resilvered()
+		}
+		first := int64(s.region) << m.shift * block.Size
+		off := first + s.track*trackBytes
+		end := min(first+int64(block.Size)<<m.shift, m.info.Size)
+		err = errors.Join(err, m.copyTrack(off, min(trackBytes, end-off)))
+		if s.track++; off+trackBytes >= end {
+			m.leaveRegion()
+		}
+	}
+	return false, err
+}
+
+// enterRegion finds the next region that is old.
+func (m *Mirror) enterRegion() bool {
+	m.mark.Lock()
+	defer m.mark.Unlock()
+	s := &m.resync
+	i := m.old.next(s.region)
+	if i < 0 {
+		i = m.old.next(0)
+	}
+	if i < 0 {
+		return false
+	}
+	s.region, s.track, s.begun, s.doubts = i, 0, true, m.doubts
+	return true
+}
+
+// leaveRegion says that a region is the same on all copies, unless one was added
+// or a write failed since it was entered: then it is visited again.
+func (m *Mirror) leaveRegion() {
+	m.mark.Lock()
+	defer m.mark.Unlock()
+	s := &m.resync
+	if s.begun = false; s.doubts == m.doubts {
+		m.old.clear(s.region)
+		// Marked until Tidy has made the copies durable.
+		m.touched.set(s.region)
+	}
+}
+
+// copyTrack makes the copies equal in a range of one track. What is verified by
+// who reads it is copied only to those that lack it.
+func (m *Mirror) copyTrack(off, n int64) error {
+	fill := func(c *copyOf) bool { return !m.trusted(off) || c.is(Resilvering) }
+	if !slices.ContainsFunc(m.copies, func(c *copyOf) bool { return c.present() != nil && fill(c) }) {
+		return nil
+	}
+	read := func(at, n int64) error {
+		vec := [][]byte{m.resync.buf[at:][:n]}
+		return m.stripes.alone(off, func() error { return m.readAlone(off+at, n, vec, fill) })
+	}
+	if read(0, n) == nil {
+		return nil
+	}
+	// Block by block: one bad sector must not keep its neighbours apart.
+	var errs []error
+	for at := int64(0); at < n; at += block.Size {
+		if err := read(at, block.Size); err != nil {
+			errs = append(errs, fmt.Errorf("resilver block %d of %s: %w", (off+at)/block.Size, m.info.Name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// resilvered takes copies that have everything into sync.
+func (m *Mirror) resilvered() (bool, error) {
+	m.mark.Lock()
+	defer m.mark.Unlock()
+	if m.old.next(0) >= 0 {
+		return false, nil
+	}
+	h := m.nextHeaderLocked()
+	changed := false
+	for i, c := range m.copies {
+		if c.is(Resilvering) {
+			h.copies[i].state = InSync
+			changed = true
+		}
+	}
+	if !changed {
+		return true, nil
+	}
+	if err := m.storeLocked((*disk).flush); err != nil {
+		return false, fmt.Errorf("flush copies that are resilvered: %w", err)
+	}
+	for i, c := range m.copies {
+		if c.is(Absent) {
+			h.copies[i] = m.head.copies[i] // it was lost just now
+		}
+	}
+	if err := m.installLocked(h); err != nil {
+		return false, fmt.Errorf("take copies into sync: %w", err)
+	}
+	return true, nil
+}
+
+// installLocked makes a header the newest on all copies that are there, and
+// their states those that it names.
+func (m *Mirror) installLocked(h header) error {
+	h.generation = max(h.generation, m.tried+1)
+	m.tried = h.generation
+	var lost marked
+	var errs []error
+	for i, c := range m.copies {
+		if d := c.present(); d != nil {
+			if err := m.writeHeaderLocked(d, i, h); err != nil {
+				lost[i] = d
+				errs = append(errs, err)
+			}
+		}
+	}
+	if lost.empty() {
+		m.head = h
+		for i, c := range m.copies {
+			c.state.Store(uint32(h.copies[i].state))
+		}
+		return nil
+	}
+	return errors.Join(append(errs, m.loseLocked(lost, errors.Join(errs...)))...)
+}
