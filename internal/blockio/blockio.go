@@ -111,7 +111,7 @@ func (r *Reader) View(p block.Pointer, fn func(frame []byte)) error {
 		return err
 	}
 	frame := b.frame(0)
-	if err := verify(p, frame); err != nil {
+	if err := r.prove(p, frame); err != nil {
 		return err
 	}
 	r.Put(p, frame)
@@ -181,7 +181,7 @@ func (r *Reader) readChunk(fetches []Fetch) error {
 			continue
 		}
 		if f.Err = b.use[io].Err; f.Err == nil {
-			f.Err = verify(f.Ptr, frame)
+			f.Err = r.prove(f.Ptr, frame)
 		}
 		if f.Err == nil {
 			r.Put(f.Ptr, frame)
@@ -198,6 +198,16 @@ func (r *Reader) take() *bounce { return <-r.bufs }
 func (r *Reader) give(b *bounce) {
 	b.use = b.use[:0]
 	r.bufs <- b
+}
+
+// prove verifies what was read for a pointer, and looks for another copy when it
+// is wrong.
+func (r *Reader) prove(p block.Pointer, frame []byte) error {
+	err := verify(p, frame)
+	if err != nil && r.set.ReadGood(p.Phys, frame, func(b []byte) bool { return ondisk.CRC(b) == p.Sum }) {
+		return nil
+	}
+	return err
 }
 
 func verify(p block.Pointer, frame []byte) error {

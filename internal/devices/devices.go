@@ -248,6 +248,22 @@ func (m *member) take() (*queue, error) {
 	}
 }
 
+// ReadGood reads one block from a copy for which good returns true, and repairs
+// the others, where the device keeps copies. It returns false where it does not,
+// or none is good.
+func (s *Set) ReadGood(at block.Physical, buf []byte, good func([]byte) bool) bool {
+	m, err := s.member(at.Device())
+	if err != nil {
+		return false
+	}
+	c, ok := m.dev.(hpdi.Copies)
+	if !ok {
+		return false
+	}
+	_, err = c.ReadGood(int64(at.Block())*block.Size, buf, good)
+	return err == nil
+}
+
 // Sync makes all completed writes to all devices durable. A device whose sync
 // failed counts as unsynced, so that the next Sync tries it again.
 func (s *Set) Sync() error {

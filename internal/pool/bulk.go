@@ -113,7 +113,7 @@ func (b *bulk) readRun(run []int32, buf []byte, ptr func(i int) block.Pointer, f
 			bad = b.set.Do([]*devices.IO{io})
 		}
 		if bad == nil {
-			bad = prove(p, frame)
+			bad = b.prove(p, frame)
 		}
 		fn(int(i), frame, bad)
 	}
@@ -174,9 +174,11 @@ func (b *bulk) readLeaves(ctx context.Context, ps []block.Pointer, fn func(int, 
 	return errors.Join(err, first)
 }
 
-// prove compares a block with the checksum of its pointer.
-func prove(p block.Pointer, frame []byte) error {
-	if sum := ondisk.CRC(frame); sum != p.Sum {
+// prove compares a block with the checksum of its pointer, and looks for another
+// copy when it is wrong.
+func (b *bulk) prove(p block.Pointer, frame []byte) error {
+	good := func(frame []byte) bool { return ondisk.CRC(frame) == p.Sum }
+	if sum := ondisk.CRC(frame); sum != p.Sum && !b.set.ReadGood(p.Phys, frame, good) {
 		return &block.CorruptError{What: "block", Where: p.String(), Why: fmt.Sprintf("checksum %08x instead of %08x", sum, p.Sum)}
 	}
 	return nil

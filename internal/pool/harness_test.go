@@ -25,7 +25,9 @@ type rig struct {
 	battery bool
 	cache   *cache.Cache
 	// wrap, if set, stands between the pool and device i.
-	wrap       func(i int, d hpdi.Device) hpdi.Device
+	wrap func(i int, d hpdi.Device) hpdi.Device
+	// gather, if set, makes the pool's devices out of devs.
+	gather     func() []hpdi.Device
 	acceptLoss bool
 	*Pool
 	serving chan struct{}
@@ -64,6 +66,9 @@ func newBareRig(t testing.TB, devices int, size int64) *rig {
 func (r *rig) newCache() { r.cache = cache.New(make([]byte, 4<<20)) }
 
 func (r *rig) devices() []hpdi.Device {
+	if r.gather != nil {
+		return r.gather()
+	}
 	var devs []hpdi.Device
 	for i, d := range r.devs {
 		if devs = append(devs, d); r.wrap != nil {

@@ -171,6 +171,11 @@ func (op *opener) findDevices() error {
 		op.set = devices.NewSet(devs)
 	}
 	op.labels = labels
+	for i, d := range devs {
+		if c, ok := d.(hpdi.Copies); ok {
+			c.Verified(int64(labels[i].Layout.First) * block.Size)
+		}
+	}
 	for i, d := range op.sb.Devices {
 		if d.ID != labels[i].Device || d.Blocks != labels[i].Blocks || d.First != labels[i].Layout.First {
 			return fmt.Errorf("device %s is not device number %d of pool %s: it was replaced or is an old copy: %w",
