@@ -13,7 +13,8 @@ func newPool(s *session) *cobra.Command {
 	return group("pool", groupStorage, "Create, list and extend pools",
 		`A pool is devices with one free space. Each guest has one; the volumes of a
 guest take their space from it. Devices are files or block devices.`,
-		newPoolCreate(s), newPoolList(s), newPoolShow(s), newPoolAdd(s))
+		newPoolCreate(s), newPoolList(s), newPoolShow(s), newPoolAdd(s),
+		newPoolReplace(s), newPoolOffline(s), newPoolOnline(s))
 }
 
 // printPool shows one pool and its devices.
@@ -40,11 +41,20 @@ func (s *session) printPool(p control.Pool) error {
 		return err
 	}
 	rows := [][]string{{"DEVICE", "SIZE", "DRIVER", "DIRECT", "NOTE"}}
+	copies := [][]string{{"MIRROR", "DEVICE", "STATE", "TO RESILVER", "READ ERRORS", "REPAIRED"}}
 	for _, d := range p.Devices {
 		rows = append(rows, []string{d.Path, humanSize(d.Size), orDash(d.Driver), yesNo(d.Direct), d.Note})
+		if d.Mirror > 0 {
+			copies = append(copies, []string{strconv.Itoa(d.Mirror), orDash(d.Path), d.State, humanSize(d.Resilver),
+				strconv.FormatUint(d.ReadErrors, 10), strconv.FormatUint(d.Repaired, 10)})
+		}
 	}
 	fmt.Fprintln(s.out)
-	return table(s.out, rows)
+	if err := table(s.out, rows); err != nil || len(copies) == 1 {
+		return err
+	}
+	fmt.Fprintln(s.out)
+	return table(s.out, copies)
 }
 
 func yesNo(b bool) string {

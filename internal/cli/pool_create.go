@@ -15,6 +15,7 @@ type poolCreateOptions struct {
 	name    string
 	guest   string
 	devices []string
+	mirror  int
 	size    size
 	log     size
 }
@@ -28,9 +29,14 @@ func newPoolCreate(s *session) *cobra.Command {
 a file that does not exist is created with --size bytes. A device that holds
 something already is refused.
 
+With --mirror N each block is kept on N devices, 2 or 3: the devices are taken in
+groups of N in the order in which they are named. The pool goes on when all but
+one of a group fail, and a block that has decayed on one is read from another.
+
 ` + sizeHelp,
-		Example: "  pollux pool create fast --guest a --device /dev/nvme0n1 --device /dev/nvme1n1",
-		Args:    args("NAME"),
+		Example: "  pollux pool create fast --guest a --device /dev/nvme0n1 --device /dev/nvme1n1\n" +
+			"  pollux pool create safe --guest b --mirror 2 --device /dev/sda --device /dev/sdb",
+		Args: args("NAME"),
 		RunE: func(c *cobra.Command, args []string) error {
 			o.name = args[0]
 			return o.run(c.Context())
@@ -39,6 +45,7 @@ something already is refused.
 	f := c.Flags()
 	f.StringVar(&o.guest, "guest", "", "guest that owns the pool, a or b")
 	f.StringArrayVar(&o.devices, "device", nil, "file or block device; may be given more than once")
+	f.IntVar(&o.mirror, "mirror", 1, "on how many devices each block is kept, 1 to 3")
 	f.Var(&o.size, "size", "size of files that are created")
 	f.Var(&o.log, "log", "size of the operation log in the region (default: as configured)")
 	s.jsonFlag(c)
@@ -55,6 +62,9 @@ func (o *poolCreateOptions) run(ctx context.Context) error {
 	if len(o.devices) == 0 {
 		return usagef("of which devices? say --device PATH once for each")
 	}
+	if o.mirror < 1 || o.mirror > 3 || len(o.devices)%o.mirror != 0 {
+		return usagef("--mirror %d does not go with %d devices: it is 1 to 3, and devices are named in groups of so many", o.mirror, len(o.devices))
+	}
 	devices, err := absolute(o.devices)
 	if err != nil {
 		return err
@@ -63,10 +73,11 @@ func (o *poolCreateOptions) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	p, err := client.CreatePool(ctx, control.PoolCreate{
-		Name: o.name, Guest: o.guest, Devices: devices,
-		Size: int64(o.size), LogBytes: int64(o.log),
-	})
+	c := control.PoolCreate{Name: o.name, Guest: o.guest, Devices: devices, Size: int64(o.size), LogBytes: int64(o.log)}
+	if o.mirror > 1 {
+		c.Copies = o.mirror
+	}
+	p, err := client.CreatePool(ctx, c)
 	if err != nil {
 		return err
 	}

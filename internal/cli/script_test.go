@@ -181,6 +181,9 @@ func fakeHandlers(dir string, down func()) control.Handlers {
 		AddDevice: func(_ context.Context, n string, c control.PoolAdd) (control.Pool, error) {
 			return answer[control.Pool](dir, "pool", n+" add "+text(c))
 		},
+		ChangeCopy: func(_ context.Context, n string, c control.CopyChange) (control.Pool, error) {
+			return answer[control.Pool](dir, "pool", n+" copy "+text(c))
+		},
 		CheckTakeover: func(_ context.Context, n string) (control.TakeoverCheck, error) {
 			return answer[control.TakeoverCheck](dir, "dryrun", n)
 		},

@@ -72,8 +72,13 @@ type Guest struct {
 type Pool struct {
 	// Name of the pool. Default pool-NAME.
 	Name string `yaml:"name" json:"name"`
-	// Devices are block devices or files. Default DIR/pool-NAME.img.
+	// Devices are block devices or files. Default DIR/pool-NAME.img, and
+	// DIR/pool-NAME.copy2.img and so on where copies are kept.
 	Devices []string `yaml:"devices" json:"devices"`
+	// Copies is on how many devices each block is kept: the devices are taken
+	// in groups of so many, in their order, each of which is a mirror. 1 keeps
+	// one copy. It is decided when the pool is made.
+	Copies int `yaml:"copies" json:"copies,omitempty"`
 	// Size is that of files which do not exist yet.
 	Size Size `yaml:"size" json:"size"`
 	// Manual leaves a pool that does not exist yet to `pollux pool create`.
@@ -135,6 +140,9 @@ type Export struct {
 	ReadOnly bool     `yaml:"read_only" json:"read_only,omitempty"`
 	Allow    []string `yaml:"allow" json:"allow,omitempty"`
 }
+
+// MaxCopies is the most devices that keep the same blocks.
+const MaxCopies = 3
 
 // Default ports, addresses and sizes.
 const (
@@ -249,8 +257,9 @@ func (g *Guest) setDefaults(dir string, i int) {
 	}
 	or(&g.Socket, filepath.Join(dir, "run", "nbd-"+g.Name+".sock"))
 	or(&g.Pool.Name, "pool-"+g.Name)
+	or(&g.Pool.Copies, 1)
 	if len(g.Pool.Devices) == 0 && !g.Pool.Manual {
-		g.Pool.Devices = []string{filepath.Join(dir, "pool-"+g.Name+".img")}
+		g.Pool.Devices = defaultDevices(filepath.Join(dir, "pool-"+g.Name), g.Pool.Copies)
 	}
 	or(&g.Pool.Size, DefaultPoolSize)
 	for i, d := range g.Pool.Devices {
@@ -261,6 +270,15 @@ func (g *Guest) setDefaults(dir string, i int) {
 	if !filepath.IsAbs(g.Socket) {
 		g.Socket = filepath.Join(dir, g.Socket)
 	}
+}
+
+// defaultDevices are the files of a pool that none were named for.
+func defaultDevices(base string, copies int) []string {
+	devs := []string{base + ".img"}
+	for i := 2; i <= min(copies, MaxCopies); i++ {
+		devs = append(devs, fmt.Sprintf("%s.copy%d.img", base, i))
+	}
+	return devs
 }
 
 // Guest returns the settings of the named guest, or nil.
@@ -362,6 +380,11 @@ func (g *Guest) validate(i int) error {
 	}
 	if *g.Port < 0 || *g.Port > 65535 {
 		return fmt.Errorf("%s: %d is not a port", at("port"), *g.Port)
+	}
+	if n := g.Pool.Copies; n < 1 || n > MaxCopies {
+		return fmt.Errorf("%s: %d, from 1 to %d are possible", at("pool.copies"), n, MaxCopies)
+	} else if len(g.Pool.Devices)%n != 0 {
+		return fmt.Errorf("%s: %d devices cannot be divided into mirrors of %d", at("pool.devices"), len(g.Pool.Devices), n)
 	}
 	if g.Pool.Size < minPoolSize {
 		return fmt.Errorf("%s: %s is too small, at least %s", at("pool.size"), g.Pool.Size, minPoolSize)

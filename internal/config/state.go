@@ -23,6 +23,8 @@ type GuestState struct {
 	// Pool and Devices were given by commands and replace the settings'.
 	Pool    string   `json:"pool,omitempty"`
 	Devices []string `json:"devices,omitempty"`
+	// Copies goes with Devices: how many of them keep the same.
+	Copies int `json:"copies,omitempty"`
 	// Adding is a device whose addition was begun; it belongs to the pool
 	// only if its label says so.
 	Adding string `json:"adding,omitempty"`
@@ -68,6 +70,9 @@ func (s State) apply(c *Config) {
 		}
 		if len(st.Devices) > 0 {
 			g.Pool.Devices = st.Devices
+		}
+		if st.Copies > 0 {
+			g.Pool.Copies = st.Copies
 		}
 		if st.Adding != "" {
 			g.Pool.Devices = append(g.Pool.Devices[:len(g.Pool.Devices):len(g.Pool.Devices)], st.Adding)

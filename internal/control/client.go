@@ -165,6 +165,12 @@ func (c *Client) AddDevice(ctx context.Context, pool string, req PoolAdd) (p Poo
 	return p, err
 }
 
+// ChangeCopy takes a copy out or back, or replaces it.
+func (c *Client) ChangeCopy(ctx context.Context, pool string, req CopyChange) (p Pool, err error) {
+	err = c.agent.call(ctx, http.MethodPost, "/v1/pools/"+url.PathEscape(pool)+"/copies", req, &p)
+	return p, err
+}
+
 // CheckTakeover says whether the partner could take over guest now.
 func (c *Client) CheckTakeover(ctx context.Context, guest string) (t TakeoverCheck, err error) {
 	err = c.agent.call(ctx, http.MethodGet, "/v1/guests/"+url.PathEscape(guest)+"/takeover", nil, &t)

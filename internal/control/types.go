@@ -115,6 +115,13 @@ type DeviceStatus struct {
 	Size   int64  `json:"size"`
 	Direct bool   `json:"direct"`
 	Note   string `json:"note,omitempty"`
+	// Of one of several copies: which mirror of the pool, from 1, and how far
+	// the copy can be believed; what is left to be resilvered, in bytes.
+	Mirror     int    `json:"mirror,omitempty"`
+	State      string `json:"state,omitempty"` // "in sync", "resilvering", "absent"
+	Resilver   int64  `json:"resilver,omitempty"`
+	ReadErrors uint64 `json:"read_errors,omitempty"`
+	Repaired   uint64 `json:"repaired,omitempty"` // ranges written again
 }
 
 // PoolStatus are the figures of an open pool.
@@ -232,6 +239,7 @@ type PoolCreate struct {
 	Name     string   `json:"name"`
 	Guest    string   `json:"guest"`
 	Devices  []string `json:"devices"`             // paths; files that do not exist are created
+	Copies   int      `json:"copies,omitempty"`    // devices that keep the same; 1 if 0
 	Size     int64    `json:"size,omitempty"`      // of files that are created
 	LogBytes int64    `json:"log_bytes,omitempty"` // of the operation log in the region
 }
@@ -240,6 +248,24 @@ type PoolCreate struct {
 type PoolAdd struct {
 	Device string `json:"device"`
 	Size   int64  `json:"size,omitempty"` // of a file that is created
+}
+
+// What may be done to one of several copies.
+const (
+	CopyOffline = "offline" // take it out
+	CopyOnline  = "online"  // take it back
+	CopyReplace = "replace" // put another device in its place
+)
+
+// CopyChange asks for a change of a device that is one of several copies.
+type CopyChange struct {
+	Action string `json:"action"`
+	Device string `json:"device"`         // path, as the pool's settings name it
+	New    string `json:"new,omitempty"`  // of a replacement; Device if empty
+	Size   int64  `json:"size,omitempty"` // of a file that is created
+	// Place is that of the device among those of its pool, from 0. The agent
+	// fills it in for the guest.
+	Place int `json:"place,omitempty"`
 }
 
 // CheckReport is the outcome of a recount.

@@ -20,6 +20,7 @@ import (
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/cp"
 	"github.com/pollux-storage/pollux/internal/devices"
+	"github.com/pollux-storage/pollux/internal/mirror"
 	"github.com/pollux-storage/pollux/internal/pool"
 )
 
@@ -75,7 +76,7 @@ func (o Options) open(paths []string) (devs []hpdi.Device, err error) {
 		}
 		devs = append(devs, d)
 	}
-	return devs, nil
+	return mirror.Assemble(devs, mirror.Options{Degraded: true, ReadOnly: true})
 }
 
 func closeAll(devs []hpdi.Device) {

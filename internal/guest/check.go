@@ -55,7 +55,7 @@ func (g *Guest) checkTakeover(ctx context.Context, id string) (control.TakeoverC
 	add("line to the agent", agent, pick(agent, "it is up", "only the agent can fence, and it is not on the line"))
 	add("region", mapped, pick(mapped, fmt.Sprintf("mapped read-only, %s", config.Size(bytes)), "it is not mapped: the guest may not have announced it"))
 	for _, path := range set.Pool.Devices {
-		name, err := g.reach(path, id)
+		name, err := g.reach(path, id, set.Pool.Copies)
 		add("device "+path, err == nil, pick(err == nil, "pool "+name+", readable from here", fmt.Sprint(err)))
 	}
 	if len(set.Pool.Devices) == 0 {
@@ -74,9 +74,13 @@ func pick(ok bool, yes, no string) string {
 	return no
 }
 
-// reach reads a device's label without its lock, which its guest holds.
-func (g *Guest) reach(path, id string) (string, error) {
+// reach reads a device's label without its lock, which its guest holds. One of
+// several copies says what the others say.
+func (g *Guest) reach(path, id string, copies int) (string, error) {
 	d, err := file.Open(path, file.Options{ReadOnly: true})
+	if err == nil && copies > 1 {
+		d, err = alone(d)
+	}
 	if err != nil {
 		return "", err
 	}

@@ -74,16 +74,17 @@ func checkOffline(ctx context.Context, cfg *config.Config, set *config.Guest, te
 
 // openToRead opens the devices of a pool for reading, under their locks, and
 // returns those that it has opened also when it fails.
-func openToRead(set *config.Guest) (devs []hpdi.Device, err error) {
-	for _, path := range set.Pool.Devices {
-		d, err := file.Open(path, file.Options{ReadOnly: true, Lock: true})
-		if errors.Is(err, fs.ErrNotExist) && set.Pool.Create {
-			return devs, fmt.Errorf("%s does not exist and %w", path, ErrNoPool)
-		}
-		if err != nil {
-			return devs, err
-		}
-		devs = append(devs, d)
+func openToRead(set *config.Guest) ([]hpdi.Device, error) {
+	devs, err := disks(&set.Pool, true, func(path string) (hpdi.Device, error) {
+		return file.Open(path, file.Options{ReadOnly: true, Lock: true})
+	}, func(string, error) {})
+	if errors.Is(err, fs.ErrNotExist) && set.Pool.Create {
+		return nil, fmt.Errorf("%w and %w", err, ErrNoPool)
+	}
+	if err != nil {
+		return nil, err
+	}
+	for _, d := range devs {
 		if _, err := readLabel(d); err != nil {
 			return devs, err
 		}

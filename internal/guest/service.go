@@ -13,6 +13,7 @@ import (
 	"github.com/pollux-storage/pollux/hpdi/file"
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/control"
+	"github.com/pollux-storage/pollux/internal/mirror"
 	"github.com/pollux-storage/pollux/internal/partner"
 	"github.com/pollux-storage/pollux/internal/region"
 )
@@ -29,6 +30,7 @@ func (g *Guest) handlers() control.Handlers {
 		Pools:         g.pools,
 		CreatePool:    g.createPool,
 		AddDevice:     g.addDevice,
+		ChangeCopy:    g.changeCopy,
 		CheckTakeover: g.checkTakeover,
 		Check:         g.check,
 		Checking:      g.checking,
@@ -117,6 +119,10 @@ func (g *Guest) describe(s *control.GuestStatus, t *tenancy) {
 		})
 	}
 	for _, d := range t.devices {
+		if m, ok := d.(*mirror.Mirror); ok {
+			describeMirror(s, st.Name(), m)
+			continue
+		}
 		i := d.Info()
 		s.Devices = append(s.Devices, control.DeviceStatus{Pool: st.Name(), Path: i.Name, Driver: i.Driver, Size: i.Size, Direct: i.Direct, Note: i.Note})
 	}
@@ -276,10 +282,10 @@ func (g *Guest) createPool(ctx context.Context, c control.PoolCreate) (control.P
 		return control.Pool{}, control.NewError(control.KindRefused, fmt.Sprintf("%s has a pool already, or is not served by guest %s", c.Guest, g.opt.Name), "")
 	}
 	set := *g.settings(c.Guest)
-	set.Pool.Name = c.Name
+	set.Pool.Name, set.Pool.Copies = c.Name, max(c.Copies, 1)
 	devs, _, err := g.openDevices(&set)
 	if err == nil {
-		err = g.create(ctx, &set, devs)
+		devs, err = g.create(ctx, &set, devs)
 	}
 	if err != nil {
 		closeAll(devs)
@@ -320,6 +326,10 @@ func (g *Guest) addDevice(ctx context.Context, name string, c control.PoolAdd) (
 		d, err := file.Open(c.Device, file.Options{Lock: true})
 		if err != nil {
 			return control.Pool{}, fmt.Errorf("device %s: %w", c.Device, err)
+		}
+		if _, n := mirrors(t.devices); n > 0 {
+			_ = d.Close()
+			return control.Pool{}, control.NewError(control.KindInvalid, fmt.Sprintf("pool %s keeps several copies of each block, and a single device has one", name), "")
 		}
 		// A device with a label is the store's to judge: it may be of an
 		// addition that failed half-way.

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/pollux-storage/pollux/hpdi"
-	"github.com/pollux-storage/pollux/hpdi/file"
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/config"
 	"github.com/pollux-storage/pollux/internal/control"
@@ -104,7 +103,7 @@ func (g *Guest) openTenancy(a partner.Action, w *stopwatch) (*tenancy, error) {
 		return t, nil // no pool yet
 	}
 	if fresh && !a.Takeover {
-		err = g.create(ctx, set, devs)
+		devs, err = g.create(ctx, set, devs)
 		w.lap("create pool")
 	} else {
 		devs, err = g.withoutCandidate(a.Identity, devs)
@@ -135,14 +134,22 @@ func (g *Guest) openTenancy(a partner.Action, w *stopwatch) (*tenancy, error) {
 	return t, nil
 }
 
-// create makes the identity's pool on devices that hold nothing.
-func (g *Guest) create(ctx context.Context, set *config.Guest, devs []hpdi.Device) error {
+// create makes the identity's pool on devices that hold nothing, and returns the
+// devices that it is made of: where it keeps copies they are mirrors. After an
+// error those that are left are to be closed.
+func (g *Guest) create(ctx context.Context, set *config.Guest, devs []hpdi.Device) ([]hpdi.Device, error) {
 	for _, d := range devs {
 		if err := blank(d); err != nil {
-			return err
+			return devs, err
 		}
 	}
-	return g.opt.Storage.Create(ctx, CreateSpec{Name: set.Pool.Name, Identity: set.Name, Devices: devs, LogBytes: int64(g.cfg.Log)})
+	if _, made := mirrors(devs); made == 0 {
+		var err error
+		if devs, err = makeMirrors(devs, set.Pool.Copies); err != nil {
+			return nil, err
+		}
+	}
+	return devs, g.opt.Storage.Create(ctx, CreateSpec{Name: set.Pool.Name, Identity: set.Name, Devices: devs, LogBytes: int64(g.cfg.Log)})
 }
 
 // openDevices opens the identity's devices under their locks. Locks that a
@@ -150,19 +157,23 @@ func (g *Guest) create(ctx context.Context, set *config.Guest, devs []hpdi.Devic
 // pool may be made of them: it never was, and no device belongs to one.
 func (g *Guest) openDevices(set *config.Guest) (devs []hpdi.Device, fresh bool, err error) {
 	deadline := time.Now().Add(g.cfg.Failover.FenceTimeout)
+	var lacks error
+	devs, err = disks(&set.Pool, false, func(path string) (hpdi.Device, error) { return openLocked(path, deadline) }, func(path string, why error) {
+		g.log.Warn("the pool goes on without a copy", "identity", set.Name, "device", path, "error", why)
+		lacks = fmt.Errorf("device %s: %w", path, why)
+	})
+	if err == nil && lacks != nil && set.Pool.Create {
+		closeAll(devs)
+		err = fmt.Errorf("a pool is to be made, and a device cannot be used or its making was interrupted: %w", lacks)
+	}
+	if err != nil {
+		return nil, false, fmt.Errorf("devices of %s: %w", set.Name, err)
+	}
 	fresh = set.Pool.Create // else it does not matter, and costs a read
-	for _, path := range set.Pool.Devices {
-		d, err := openLocked(path, deadline)
-		if err == nil {
-			devs = append(devs, d)
-			if fresh {
-				_, lerr := g.opt.Storage.Label(d)
-				fresh = errors.Is(lerr, ErrNoPool)
-			}
-		}
-		if err != nil {
-			closeAll(devs)
-			return nil, false, fmt.Errorf("device %s of %s: %w", path, set.Name, err)
+	for _, d := range devs {
+		if fresh {
+			_, err := g.opt.Storage.Label(d)
+			fresh = errors.Is(err, ErrNoPool)
 		}
 	}
 	return devs, fresh, nil
@@ -192,16 +203,6 @@ func (g *Guest) withoutCandidate(identity string, devs []hpdi.Device) ([]hpdi.De
 		return devs[:len(devs)-1], last.Close()
 	}
 	return devs, nil
-}
-
-func openLocked(path string, deadline time.Time) (hpdi.Device, error) {
-	for {
-		d, err := file.Open(path, file.Options{Lock: true})
-		if !errors.Is(err, hpdi.ErrLocked) || time.Now().After(deadline) {
-			return d, err
-		}
-		time.Sleep(time.Millisecond) // the kernel tells nobody when a lock goes
-	}
 }
 
 func closeAll(devs []hpdi.Device) {
@@ -252,6 +253,10 @@ func (g *Guest) begin(t *tenancy) {
 	t.heart.Go(func() { g.beat(t) })
 	for _, d := range t.devices {
 		t.wg.Go(func() { g.watchDevice(t, d) })
+	}
+	ms, _ := mirrors(t.devices)
+	for _, m := range ms {
+		t.wg.Go(func() { keepMirror(t.ctx, m, g.log.With("identity", t.identity)) })
 	}
 }
 

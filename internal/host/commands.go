@@ -31,6 +31,7 @@ func (a *agent) handlers() control.Handlers {
 		Pool:          a.pool,
 		CreatePool:    a.createPool,
 		AddDevice:     a.addDevice,
+		ChangeCopy:    a.changeCopy,
 		CheckTakeover: a.checkTakeover,
 		Takeover:      a.takeover,
 		Giveback:      a.giveback,

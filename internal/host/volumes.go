@@ -199,6 +199,10 @@ func (a *agent) createPool(ctx context.Context, c control.PoolCreate) (control.P
 	if c.Name == "" || len(c.Devices) == 0 {
 		return control.Pool{}, control.NewError(control.KindInvalid, "a pool needs a name and at least one device", "")
 	}
+	if n := max(c.Copies, 1); len(c.Devices)%n != 0 || n > config.MaxCopies {
+		return control.Pool{}, control.NewError(control.KindInvalid, fmt.Sprintf("%d devices cannot be divided into mirrors of %d", len(c.Devices), n),
+			fmt.Sprintf("name a multiple of %d devices; up to %d copies are possible", n, config.MaxCopies))
+	}
 	cl, err := a.holder(ctx, c.Guest)
 	if err != nil {
 		return control.Pool{}, err
@@ -222,10 +226,11 @@ func (a *agent) createPool(ctx context.Context, c control.PoolCreate) (control.P
 	set := func(pool string, devices []string) error {
 		return a.remember(func(st *config.State, cfg *config.Config) {
 			gs := st.Guests[c.Guest]
-			gs.Pool, gs.Devices, gs.Created = pool, devices, false
+			gs.Pool, gs.Devices, gs.Copies, gs.Created = pool, devices, c.Copies, false
 			st.Guests[c.Guest] = gs
 			p := &cfg.Guest(c.Guest).Pool
 			p.Devices, p.Manual, p.Create = devices, pool == "", pool != ""
+			p.Copies = max(c.Copies, 1)
 			if pool != "" {
 				p.Name = pool
 			}

@@ -25,6 +25,7 @@ import (
 type Settings struct {
 	Log, Cache string   // sizes
 	PoolSize   string   // of each guest's file
+	Copies     int      // files of each guest's pool that keep the same; 1 if 0
 	Failover   []string // "name: value"
 }
 
@@ -44,7 +45,7 @@ func (s Settings) text() string {
 	}
 	b.WriteString("guests:\n")
 	for _, g := range []string{"a", "b"} {
-		fmt.Fprintf(&b, "  - {name: %s, port: 0, pool: {size: %s}}\n", g, size)
+		fmt.Fprintf(&b, "  - {name: %s, port: 0, pool: {size: %s, copies: %d}}\n", g, size, max(s.Copies, 1))
 	}
 	if len(s.Failover) > 0 {
 		fmt.Fprintf(&b, "failover: {%s}\n", strings.Join(s.Failover, ", "))

@@ -1,0 +1,71 @@
+package guest
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/pollux-storage/pollux/hpdi"
+	"github.com/pollux-storage/pollux/internal/control"
+	"github.com/pollux-storage/pollux/internal/mirror"
+)
+
+// changeCopy takes one of several copies out or back, or puts another device in
+// its place. It is resilvered in the background.
+func (g *Guest) changeCopy(_ context.Context, name string, c control.CopyChange) (control.Pool, error) {
+	for _, t := range g.all() {
+		st := t.open()
+		if st == nil || st.Name() != name {
+			continue
+		}
+		m, i, err := t.copyAt(c.Place, g.settings(t.identity).Pool.Copies)
+		if err != nil {
+			return control.Pool{}, err
+		}
+		switch c.Action {
+		case control.CopyOffline:
+			err = m.Detach(i)
+		case control.CopyOnline:
+			err = attach(c.Device, m.Attach)
+		case control.CopyReplace:
+			err = attach(c.New, func(d hpdi.Device) error {
+				if err := blank(d); err != nil {
+					_ = d.Close() // nothing was written through it
+					return err
+				}
+				return m.Replace(i, d)
+			})
+		default:
+			err = control.NewError(control.KindInvalid, fmt.Sprintf("a copy cannot be made %q", c.Action), "")
+		}
+		if err != nil {
+			return control.Pool{}, fmt.Errorf("%s device %s of pool %s: %w", c.Action, c.Device, name, err)
+		}
+		return g.poolOf(context.Background(), t.identity)
+	}
+	return control.Pool{}, control.NewError(control.KindNotFound, fmt.Sprintf("guest %s has no open pool %q", g.opt.Name, name), "see `pollux pool list`")
+}
+
+// copyAt returns the mirror and the copy that the pool's device at a place is.
+func (t *tenancy) copyAt(place, copies int) (*mirror.Mirror, int, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	ms, n := mirrors(t.devices)
+	if n == 0 || copies < 2 || place < 0 || place/copies >= n {
+		return nil, 0, control.NewError(control.KindInvalid, "the pool keeps one copy of each block, on devices that it needs", "")
+	}
+	return ms[place/copies], place % copies, nil
+}
+
+// attach opens a device and hands it to fn, which closes it after an error.
+func attach(path string, fn func(hpdi.Device) error) error {
+	// Its last I/O may be under way if it was taken out just now.
+	d, err := openLocked(path, time.Now().Add(reopenLimit))
+	if err != nil {
+		return err
+	}
+	return fn(d)
+}
+
+// reopenLimit bounds the wait for the lock of a device that was in use.
+const reopenLimit = 5 * time.Second
