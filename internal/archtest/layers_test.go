@@ -38,6 +38,7 @@ var layers = [][]layer{
 	{
 		{path: "hpdi/hpditest", only: []string{"hpdi"}, tests: true, why: "the conformance suite must work for drivers outside this program"},
 		{path: "internal/ondisk", only: []string{"internal/block"}, why: "formats must be readable without the code that makes them"},
+		{path: "internal/table", only: []string{"hpdi"}, why: "a table holds numbers, whatever they mean to whoever has it"},
 		{path: "internal/control", only: []string{"internal/block", "hpdi"}, why: "clients of the management interface must not pull in the storage they manage"},
 	},
 	{
@@ -45,7 +46,7 @@ var layers = [][]layer{
 		{path: "internal/block/blocktest", only: []string{"hpdi", "internal/block"}, tests: true, why: "faults are injected by tests, never compiled into the program"},
 		{path: "internal/flashmap", only: []string{"hpdi", "internal/block", "internal/ondisk"}, why: "the flash layer is a device made of devices; volumes and names reach it only as extents and attributes"},
 		{path: "internal/mirror", only: []string{"hpdi", "internal/block", "internal/ondisk"}, why: "a mirror is a device made of devices; what is on it is not its business"},
-		{path: "internal/cache", only: []string{"internal/block", "internal/planted", "hpdi"}, why: "a frame is told by its key alone, whoever asks"},
+		{path: "internal/cache", only: []string{"internal/block", "internal/ondisk", "internal/planted", "hpdi"}, why: "a frame is told by its key alone, whoever asks"},
 		{path: "internal/region", only: []string{"internal/block", "internal/ondisk", "internal/planted"}, why: "a region is memory with sections; what is in them is their owners' business"},
 	},
 	{

@@ -48,6 +48,7 @@ func TestRules(t *testing.T) {
 		{from: "hpdi/file", to: "internal/ondisk", want: "it may import only hpdi"},
 		{from: "hpdi/file", to: "hpdi/mem", want: "it may import only hpdi"},
 		{from: "internal/oplog", to: "internal/cp", want: "it may import only"},
+		{from: "internal/table", to: "internal/block", want: "it may import only hpdi"},
 		{from: "internal/space", to: "internal/cp", want: "imports go down only"},
 		{from: "internal/space", to: "internal/cp", test: true, want: "in tests too"},
 		{from: "internal/space", to: "internal/blockio", want: "of one layer"},
