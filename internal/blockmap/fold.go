@@ -1,7 +1,6 @@
 package blockmap
 
 import (
-	"maps"
 	"slices"
 
 	"github.com/pollux-storage/pollux/internal/block"
@@ -21,9 +20,11 @@ type References interface {
 type VolumeFold struct {
 	update  *Update
 	refs    References
-	blocks  map[block.Logical]block.Pointer
-	keys    []block.Logical // of blocks, ascending
-	holes   block.Ranges    // of the overlay; newer than everything in the tree
+	overlay *Overlay     // nil when only the tree is freed
+	keys    []uint64     // of the volume's blocks in the overlay, in order
+	first   uint64       // the key of the volume's first block
+	group   []uint64     // those of keys that are below the page of this step
+	holes   block.Ranges // of the overlay; newer than everything in the tree
 	pending []catalogue.Pending
 	parents []uint64 // level-1 pages still to be rewritten, ascending
 	after   Tree     // without its root
@@ -38,13 +39,24 @@ var everything = []catalogue.Pending{{Range: block.Range{Start: 0, End: MaxLeave
 // Volumes returns the volumes that a fold has to visit, ascending.
 func (f Frozen) Volumes() []block.VolumeID {
 	var ids []block.VolumeID
+	f.finishSort()
 	for id, t := range f.Trees {
-		if _, changed := f.Overlay.vols[id]; changed || t.Deleted || len(t.Pending) > 0 {
+		if len(f.Overlay.keysOf(id))+len(f.Overlay.holes[id]) > 0 || t.Deleted || len(t.Pending) > 0 {
 			ids = append(ids, id)
 		}
 	}
 	slices.Sort(ids)
 	return ids
+}
+
+// Sort brings the frozen mappings in order, a bounded step at a time, before
+// anything else. Who does not call it until it returns true makes Volumes do
+// it at once.
+func (f Frozen) Sort() (done bool) { return f.Overlay.sort() }
+
+func (f Frozen) finishSort() {
+	for !f.Sort() {
+	}
 }
 
 // Fold prepares the fold of volume id. Pages that have to be visited only in
@@ -54,16 +66,16 @@ func (f Frozen) Volumes() []block.VolumeID {
 // so that the latter do not die with the range in which they were written.
 func (f Frozen) Fold(id block.VolumeID, limit block.CP, budget *int, pages Pages, w PageWriter, refs References) (*VolumeFold, error) {
 	tree := f.Trees[id]
-	v := &VolumeFold{refs: refs, pending: tree.Pending, after: Tree{Deleted: tree.Deleted, Used: tree.Used}}
+	f.finishSort()
+	v := &VolumeFold{refs: refs, first: blockKey(id, 0), pending: tree.Pending, after: Tree{Deleted: tree.Deleted, Used: tree.Used}}
 	v.update = NewUpdate(pages, w, tree.Root)
 	if tree.Deleted {
 		v.pending = everything
-	} else if o := f.Overlay.vols[id]; o != nil {
-		v.blocks, v.holes = o.blocks, o.holes
-		v.keys = slices.Sorted(maps.Keys(o.blocks))
+	} else {
+		v.overlay, v.holes, v.keys = f.Overlay, f.Overlay.holes[id], f.Overlay.keysOf(id)
 	}
-	for _, lba := range v.keys {
-		if p := uint64(lba) / parentBlocks; len(v.parents) == 0 || v.parents[len(v.parents)-1] != p {
+	for _, key := range v.keys {
+		if p := (key - v.first) / parentBlocks; len(v.parents) == 0 || v.parents[len(v.parents)-1] != p {
 			v.parents = append(v.parents, p)
 		}
 	}
@@ -119,6 +131,8 @@ func (v *VolumeFold) Step() (done bool, err error) {
 	if len(v.parents) == 0 {
 		return true, nil
 	}
+	first := v.first + v.parents[0]*parentBlocks
+	v.group = keysIn(v.keys, first, first+parentBlocks)
 	if err := v.update.Group(v.parents[0], v.want, v.edit); err != nil {
 		return false, err
 	}
@@ -133,15 +147,21 @@ func (v *VolumeFold) Finish() (Tree, error) {
 	return v.after, err
 }
 
-// keysIn returns the mapped blocks of a leaf.
-func (v *VolumeFold) keysIn(leaf uint64) []block.Logical {
-	lo, _ := slices.BinarySearch(v.keys, block.Logical(leaf*LeafBlocks))
-	hi, _ := slices.BinarySearch(v.keys, block.Logical((leaf+1)*LeafBlocks))
-	return v.keys[lo:hi]
+// keysIn returns those of keys, which are in order, that lie in [from, to).
+func keysIn(keys []uint64, from, to uint64) []uint64 {
+	lo, _ := slices.BinarySearch(keys, from)
+	hi, _ := slices.BinarySearch(keys, to)
+	return keys[lo:hi]
+}
+
+// keysOf returns the keys of the mapped blocks of a leaf of the group.
+func (v *VolumeFold) keysOf(leaf uint64) []uint64 {
+	first := v.first + leaf*LeafBlocks
+	return keysIn(v.group, first, first+LeafBlocks)
 }
 
 func (v *VolumeFold) want(leaf uint64, exists bool) bool {
-	if len(v.keysIn(leaf)) > 0 {
+	if len(v.keysOf(leaf)) > 0 {
 		return true
 	}
 	lo, hi := block.Logical(leaf*LeafBlocks), block.Logical((leaf+1)*LeafBlocks)
@@ -150,20 +170,21 @@ func (v *VolumeFold) want(leaf uint64, exists bool) bool {
 }
 
 func (v *VolumeFold) edit(leaf uint64, page *[block.Size]byte) error {
-	for i := range LeafBlocks {
+	for i := 0; i < LeafBlocks && len(v.holes)+len(v.pending) > 0; i++ {
 		lba := block.Logical(leaf*LeafBlocks + uint64(i))
 		old := block.DecodePointer(page[i*block.PointerSize:])
 		if !old.IsHole() && (v.holes.Contains(lba) || catalogue.Dead(v.pending, lba, old.Birth)) {
 			if planted.Has(planted.DoubleFree) {
-				if _, again := v.blocks[lba]; again {
+				if v.overlay != nil && v.overlay.blocks.Has(v.first+uint64(lba)) {
 					v.refs.Dropped(old)
 				}
 			}
 			v.set(page, lba, block.Pointer{})
 		}
 	}
-	for _, lba := range v.keysIn(leaf) {
-		v.set(page, lba, v.blocks[lba])
+	for _, key := range v.keysOf(leaf) {
+		e, _ := v.overlay.blocks.Get(key)
+		v.set(page, block.Logical(key-v.first), e.pointer())
 	}
 	return nil
 }

@@ -28,10 +28,10 @@ func (m *Map) leavesFrom(id block.VolumeID, from uint64, n int) (leaves []uint64
 	root := m.trees[id].Root
 	gen = m.generation
 	for _, o := range []*Overlay{m.active, m.folding} {
-		if o == nil || o.vols[id] == nil {
+		if o == nil {
 			continue
 		}
-		for leaf := range o.vols[id].pages.Leaves {
+		for leaf := range o.pages.Leaves(uint32(id)) {
 			if leaf >= from {
 				leaves = append(leaves, leaf)
 			}

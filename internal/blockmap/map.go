@@ -33,6 +33,7 @@ type Map struct {
 	trees   map[block.VolumeID]Tree
 	active  *Overlay
 	folding *Overlay // nil unless a fold is under way
+	spare   *Overlay // emptied, to become the next active one; nil if there is none
 	// generation counts the installations of new roots, so that a look-up
 	// that failed can tell whether it lost a race.
 	generation uint64
@@ -83,6 +84,18 @@ func (m *Map) Overlays() (entries, pages int) {
 		pages += m.folding.Pages()
 	}
 	return entries, pages
+}
+
+// Bytes returns how much memory outside the Go heap the overlays have.
+func (m *Map) Bytes() (n int64) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	for _, o := range []*Overlay{m.active, m.folding, m.spare} {
+		if o != nil {
+			n += o.Bytes()
+		}
+	}
+	return n
 }
 
 // Lookup fills dst with the pointers of len(dst) consecutive blocks from lba
@@ -228,13 +241,24 @@ type Frozen struct {
 func (m *Map) BeginFold() Frozen {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.folding, m.active = m.active, NewOverlay()
+	m.folding, m.active, m.spare = m.active, m.spare, nil
+	if m.active == nil {
+		m.active = NewOverlay()
+	}
 	return Frozen{m.folding, maps.Clone(m.trees)}
 }
 
 // EndFold installs the trees of a fold that is durable and drops its overlay.
 // Trees that belong to a deleted volume and are empty are forgotten.
 func (m *Map) EndFold(trees map[block.VolumeID]Tree) {
+	old := m.endFold(trees)
+	old.reset() // nobody finds it any more
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.spare = old
+}
+
+func (m *Map) endFold(trees map[block.VolumeID]Tree) (old *Overlay) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for id, t := range trees {
@@ -245,8 +269,9 @@ func (m *Map) EndFold(trees map[block.VolumeID]Tree) {
 		t.Deleted = m.trees[id].Deleted // it may have been deleted meanwhile
 		m.trees[id] = t
 	}
-	m.folding = nil
+	old, m.folding = m.folding, nil
 	m.generation++
+	return old
 }
 
 // Unfinished reports whether another fold would free something.

@@ -3,6 +3,7 @@ package blockmap
 import (
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/space"
+	"github.com/pollux-storage/pollux/internal/table"
 )
 
 // LeafBlocks is the number of logical blocks that a leaf of a volume's tree
@@ -10,133 +11,149 @@ import (
 const LeafBlocks = Fanout
 
 // Overlay holds the mappings committed since some fold, above the trees. It is
-// guarded by the Map that it belongs to.
+// guarded by the Map that it belongs to. What is large of it lies outside the
+// Go heap and is used again by later folds.
 type Overlay struct {
-	vols    map[block.VolumeID]*overlayVolume
-	entries int
-	pages   int
+	// blocks are the mappings by blockKey; a hole hides the tree's entry.
+	blocks table.Table[entry]
+	// holes, by volume, are ranges that read as zero where blocks has no entry;
+	// ascending and disjoint. Entries of blocks are newer than the holes around
+	// them.
+	holes map[block.VolumeID]block.Ranges
+	pages space.Pages // of the trees that a fold writes for all this
+
+	order   table.Sorter
+	sorting bool     // a fold has begun to
+	sorted  []uint64 // the keys of blocks in order, once it is done
 }
 
-type overlayVolume struct {
-	blocks map[block.Logical]block.Pointer // a hole pointer hides the tree's entry
-	// holes are ranges that read as zero where blocks has no entry; ascending
-	// and disjoint. Entries of blocks are newer than the holes around them.
-	holes block.Ranges
-	pages space.Pages // of the tree that a fold writes for all this
+// entry is an encoded pointer.
+type entry [block.PointerSize]byte
+
+func entryOf(p block.Pointer) (e entry) {
+	p.Encode(e[:])
+	return e
 }
+
+func (e entry) pointer() block.Pointer { return block.DecodePointer(e[:]) }
+
+// blockKey returns the key of a block: in the order of volumes and, within
+// each, of blocks, of which a volume has at most 1<<lbaBits.
+func blockKey(id block.VolumeID, lba block.Logical) uint64 {
+	return uint64(id)<<lbaBits | uint64(lba)
+}
+
+const lbaBits = 32
 
 // NewOverlay returns an empty overlay.
-func NewOverlay() *Overlay { return &Overlay{vols: map[block.VolumeID]*overlayVolume{}} }
+func NewOverlay() *Overlay { return &Overlay{holes: map[block.VolumeID]block.Ranges{}} }
 
 // Len returns the number of single mappings and ranges held.
 func (o *Overlay) Len() int {
-	n := o.entries
-	for _, v := range o.vols {
-		n += len(v.holes)
+	n := o.blocks.Len()
+	for _, h := range o.holes {
+		n += len(h)
 	}
 	return n
 }
 
 // Pages returns how many pages a fold of this overlay writes at most. What it
 // frees by doing so is free only afterwards.
-func (o *Overlay) Pages() int { return o.pages }
+func (o *Overlay) Pages() int { return o.pages.Len() }
 
-func (o *Overlay) volume(id block.VolumeID) *overlayVolume {
-	v := o.vols[id]
-	if v == nil {
-		v = &overlayVolume{blocks: map[block.Logical]block.Pointer{}}
-		o.vols[id] = v
-	}
-	return v
-}
+// Bytes returns how much memory outside the Go heap the overlay has.
+func (o *Overlay) Bytes() int64 { return o.blocks.Bytes() + o.pages.Bytes() }
 
-// Grow makes room for n mappings of a volume that has none yet.
-func (o *Overlay) Grow(id block.VolumeID, n int) {
-	if o.vols[id] == nil {
-		o.volume(id).blocks = make(map[block.Logical]block.Pointer, n)
-	}
-}
+// Grow gives an empty overlay the room for n mappings.
+func (o *Overlay) Grow(n int) { o.blocks.Grow(n) }
 
 // Set maps one block and returns the mapping that it replaces in the overlay:
 // that one's reference is gone.
 func (o *Overlay) Set(id block.VolumeID, lba block.Logical, p block.Pointer) (old block.Pointer) {
-	v := o.volume(id)
-	old, had := v.blocks[lba]
-	v.blocks[lba] = p
+	e, had := o.blocks.Put(blockKey(id, lba), entryOf(p))
 	if !had {
-		o.entries++
-		o.pages += v.pages.Add(uint64(lba) / LeafBlocks)
+		o.pages.Add(uint32(id), uint64(lba)/LeafBlocks)
+		return old
 	}
-	return old
+	return e.pointer()
 }
 
 // Punch makes a range a hole and calls dropped for each mapping in the overlay
 // that it removes.
 func (o *Overlay) Punch(id block.VolumeID, r block.Range, dropped func(block.Pointer)) {
-	v := o.volume(id)
-	drop := func(lba block.Logical, p block.Pointer) {
-		if !p.IsHole() {
+	o.remove(blockKey(id, r.Start), blockKey(id, 0)+uint64(r.End), dropped)
+	o.holes[id] = o.holes[id].Add(r)
+	o.pages.Add(uint32(id), uint64(r.Start)/LeafBlocks)
+	o.pages.Add(uint32(id), uint64(r.End-1)/LeafBlocks)
+}
+
+// remove removes the mappings of keys [from, to).
+func (o *Overlay) remove(from, to uint64, dropped func(block.Pointer)) {
+	o.blocks.DeleteRange(from, to, func(_ uint64, e entry) {
+		if p := e.pointer(); !p.IsHole() {
 			dropped(p)
 		}
-		delete(v.blocks, lba)
-		o.entries--
-	}
-	if uint64(r.End-r.Start) > uint64(len(v.blocks)) {
-		for lba, p := range v.blocks {
-			if lba >= r.Start && lba < r.End {
-				drop(lba, p)
-			}
-		}
-	} else {
-		for lba := r.Start; lba < r.End; lba++ {
-			if p, ok := v.blocks[lba]; ok {
-				drop(lba, p)
-			}
-		}
-	}
-	v.holes = v.holes.Add(r)
-	o.pages += v.pages.Add(uint64(r.Start) / LeafBlocks)
-	o.pages += v.pages.Add(uint64(r.End-1) / LeafBlocks)
+	})
 }
 
 // DropVolume forgets a volume's mappings and calls dropped for each.
 func (o *Overlay) DropVolume(id block.VolumeID, dropped func(block.Pointer)) {
-	v := o.vols[id]
-	if v == nil {
-		return
-	}
-	for _, p := range v.blocks {
-		if !p.IsHole() {
-			dropped(p)
-		}
-	}
-	o.entries -= len(v.blocks)
-	o.pages -= v.pages.Len()
-	delete(o.vols, id)
+	o.remove(blockKey(id, 0), blockKey(id+1, 0), dropped)
+	o.pages.Drop(uint32(id))
+	delete(o.holes, id)
 }
 
 // find looks a block up; ok is false when the layers below decide.
 func (o *Overlay) find(id block.VolumeID, lba block.Logical) (p block.Pointer, ok bool) {
-	v := o.vols[id]
-	if v == nil {
+	if e, ok := o.blocks.Get(blockKey(id, lba)); ok {
+		return e.pointer(), true
+	}
+	if len(o.holes) == 0 {
 		return p, false
 	}
-	if p, ok = v.blocks[lba]; ok {
-		return p, true
-	}
-	return p, v.holes.Contains(lba)
+	return p, o.holes[id].Contains(lba)
 }
 
 // each calls fn for every block that the overlay maps somewhere.
 func (o *Overlay) each(fn func(block.VolumeID, block.Logical, block.Pointer) error) error {
-	for id, v := range o.vols {
-		for lba, p := range v.blocks {
-			if !p.IsHole() {
-				if err := fn(id, lba, p); err != nil {
-					return err
-				}
+	for key, e := range o.blocks.All() {
+		if p := e.pointer(); !p.IsHole() {
+			if err := fn(block.VolumeID(key>>lbaBits), block.Logical(key%(1<<lbaBits)), p); err != nil {
+				return err
 			}
 		}
 	}
 	return nil
+}
+
+// sortStep is about how many keys a step of a fold sorts: a millisecond.
+const sortStep = 128 << 10
+
+// sort brings the keys of an overlay that does not change any more in order, a
+// bounded step at a time.
+func (o *Overlay) sort() (done bool) {
+	if o.sorted != nil {
+		return true
+	}
+	if !o.sorting {
+		o.sorting = true
+		table.Start(&o.order, &o.blocks)
+	}
+	if o.sorted, done = o.order.Step(sortStep); done && o.sorted == nil {
+		o.sorted = []uint64{}
+	}
+	return done
+}
+
+// keysOf returns the keys of a volume's blocks in order.
+func (o *Overlay) keysOf(id block.VolumeID) []uint64 {
+	return keysIn(o.sorted, blockKey(id, 0), blockKey(id+1, 0))
+}
+
+// reset empties the overlay and keeps its memory.
+func (o *Overlay) reset() {
+	o.blocks.Clear()
+	o.pages.Clear()
+	o.holes = map[block.VolumeID]block.Ranges{} // folds may still look at the old one
+	o.sorted, o.sorting = nil, false
 }

@@ -279,7 +279,7 @@ func TestLeavesFrom(t *testing.T) {
 func TestDeleteVolume(t *testing.T) {
 	m, f := newMap(t)
 	m.AddVolume(2, Tree{})
-	m.Update(func(o *Overlay) { o.Grow(2, 10); o.Set(2, 0, at(0, 2)); o.Grow(2, 10) })
+	m.Update(func(o *Overlay) { o.Grow(10); o.Set(2, 0, at(0, 2)); o.Grow(10) })
 	set(m, 2, 7)
 	m.Update(func(o *Overlay) { o.Set(1, 8, block.Pointer{}) })
 	frozen := m.BeginFold()

@@ -89,16 +89,14 @@ func (m *Machine) collect(p *plan) {
 		if _, ok := m.Catalogue.Get(id); !ok || deleted[id] {
 			continue // writes to a volume that is deleted need no place
 		}
-		lbas, slots, holes := p.gen.Blocks(id)
-		for _, r := range holes {
+		for _, r := range p.gen.Holes(id) {
 			if planted.Has(planted.TrimNotCommitted) {
 				continue
 			}
 			p.Holes = append(p.Holes, volumeRange{id, r})
 		}
 		first := len(p.Holes)
-		for _, lba := range lbas {
-			slot := slots[lba]
+		for lba, slot := range p.gen.Blocks(id) {
 			if !slot.IsHole() && !m.isZero(slot) {
 				p.blocks = append(p.blocks, planned{id, lba, slot})
 				continue

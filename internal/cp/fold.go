@@ -27,6 +27,7 @@ type fold struct {
 	sb     Superblock         // the one to be written
 	list   []catalogue.Volume // as of the fold's consistency point
 	next   block.VolumeID     // as of the fold's consistency point
+	sorted bool               // the mappings are in order
 	todo   []block.VolumeID   // volumes still to be folded
 	volume *blockmap.VolumeFold
 	budget int // level-1 pages still to be visited only to free something
@@ -95,7 +96,7 @@ func (m *Machine) beginFold() *fold {
 
 // reset makes the fold begin at its beginning.
 func (f *fold) reset() {
-	f.todo, f.volume = f.frozen.Volumes(), nil
+	f.todo, f.volume, f.sorted = nil, nil, false
 	f.trees = map[block.VolumeID]blockmap.Tree{}
 	f.budget = freeBudget
 	f.refs = refChanges{}
@@ -120,6 +121,11 @@ func (f *fold) abandon() error {
 func (f *fold) step() (done bool, err error) {
 	m := f.m
 	switch {
+	case !f.sorted:
+		if f.sorted = f.frozen.Sort(); f.sorted {
+			f.todo = f.frozen.Volumes()
+		}
+		return false, nil
 	case f.volume != nil:
 		return false, f.stepVolume()
 	case len(f.todo) > 0:

@@ -9,7 +9,7 @@
 // has one.
 //
 // While a consistency point is under way the active generation is frozen
-// whenever it has grown to an eighth of the log. Writers that have filled the
+// whenever it has grown to a sixteenth of the log. Writers that have filled the
 // log wait for the oldest generation only, and what is waiting to be dropped is
 // of even size: without that a point that took long let the next one grow to
 // the rest of the log, which then took longer still while all writers stood.
@@ -161,6 +161,7 @@ func (s *Set) Restore(committed block.Seq) error {
 		return &block.CorruptError{What: "metadata journal", Where: fmt.Sprintf("log position %d", committed),
 			Why: fmt.Sprintf("its last consistency points are missing: the operation log was released up to %d", tail)}
 	}
+	s.active.blocks.Grow(int(min(uint64(s.log.Head()-committed)*2, uint64(s.capacity))))
 	err := s.log.Replay(committed, s.log.Head(), func(r *oplog.Record) error {
 		if planted.Has(planted.ReplaySkipsFirst) && s.active.permits == 0 {
 			r.Kind = oplog.KindNop
@@ -179,9 +180,7 @@ func (s *Set) Restore(committed block.Seq) error {
 		return &block.CorruptError{What: "operation log", Where: "memory", Why: "it holds more than fits"}
 	}
 	s.used.Add(s.active.permits)
-	for _, v := range s.active.vols {
-		s.active.reserved += int64(len(v.blocks) + v.pages.Len())
-	}
+	s.active.reserved = int64(s.active.blocks.Len() + s.active.pages.Len())
 	s.space.ForceReserve(s.active.reserved)
 	return nil
 }
@@ -224,14 +223,18 @@ func (s *Set) Drop() {
 	}
 	permits := g.permits
 	if planted.Has(planted.PermitLeak) {
-		permits = min(permits, int64(g.blocks))
+		permits = min(permits, int64(g.blocks.Len()))
 	}
 	g.reset()
 	s.mu.Lock()
 	if len(s.spare) < generations/2 {
 		s.spare = append(s.spare, g)
+		g = nil
 	}
 	s.mu.Unlock()
+	if g != nil {
+		g.free()
+	}
 	s.givePermits(permits)
 }
 
@@ -240,6 +243,7 @@ type Usage struct {
 	Permits, Active, Frozen int64
 	Due                     int64 // so many make a consistency point due
 	Blocks                  int
+	Bytes                   int64 // memory of the index
 	Waiting                 int64 // requests that wait for room
 }
 
@@ -247,10 +251,14 @@ type Usage struct {
 func (s *Set) Usage() Usage {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	u := Usage{Permits: int64(s.Capacity()), Due: s.due, Active: s.active.permits, Blocks: s.active.blocks, Waiting: s.waiting.Load()}
+	u := Usage{Permits: int64(s.Capacity()), Due: s.due, Active: s.active.permits, Blocks: s.active.blocks.Len(), Bytes: s.active.bytes(), Waiting: s.waiting.Load()}
 	for _, g := range s.frozen {
 		u.Frozen += g.permits
-		u.Blocks += g.blocks
+		u.Blocks += g.blocks.Len()
+		u.Bytes += g.blocks.Bytes() + g.pages.Bytes()
+	}
+	for _, g := range s.spare {
+		u.Bytes += g.bytes()
 	}
 	return u
 }

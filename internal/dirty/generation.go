@@ -1,6 +1,7 @@
 package dirty
 
 import (
+	"iter"
 	"maps"
 	"slices"
 
@@ -8,6 +9,7 @@ import (
 	"github.com/pollux-storage/pollux/internal/oplog"
 	"github.com/pollux-storage/pollux/internal/planted"
 	"github.com/pollux-storage/pollux/internal/space"
+	"github.com/pollux-storage/pollux/internal/table"
 )
 
 // LeafBlocks is the number of blocks that a leaf of a volume's tree maps.
@@ -17,22 +19,28 @@ const LeafBlocks = 256
 // it becomes a hole; longer ones are kept as ranges.
 const smallHole = 32
 
-// Generation is a set of dirty blocks. A frozen one does not change.
+// Generation is a set of dirty blocks. A frozen one does not change. What is
+// large of it lies outside the Go heap and is used again.
 type Generation struct {
-	vols     map[block.VolumeID]*volume
-	UpTo     block.Seq // of a frozen one: the last record it covers
-	blocks   int       // mapped entries
+	blocks table.Table[Slot] // by blockKey
+	// holes, by volume, read as zero where blocks has no entry; entries of
+	// blocks are newer than the holes around them.
+	holes    map[block.VolumeID]block.Ranges
+	pages    space.Pages // of the volumes' trees that a fold of these changes writes
+	UpTo     block.Seq   // of a frozen one: the last record it covers
 	permits  int64
 	reserved int64
+	order    table.Sorter
+	sorted   []uint64 // keys of blocks in order, once somebody asked
 }
 
-type volume struct {
-	blocks map[block.Logical]Slot
-	// holes read as zero where blocks has no entry; entries of blocks are
-	// newer than the holes around them.
-	holes block.Ranges
-	pages space.Pages // of the volume's tree that a fold of these changes writes
+// blockKey returns the key of a block: in the order of volumes and, within
+// each, of blocks, of which a volume has at most 1<<lbaBits.
+func blockKey(id block.VolumeID, lba block.Logical) uint64 {
+	return uint64(id)<<lbaBits | uint64(lba)
 }
+
+const lbaBits = 32
 
 // Slot is the newest version of a block: an extent of the log and its
 // checksum, or a hole.
@@ -46,30 +54,28 @@ const holeExtent = ^oplog.Extent(0)
 // IsHole reports whether the block reads as zero.
 func (s Slot) IsHole() bool { return s.Extent == holeExtent }
 
-func newGeneration() *Generation { return &Generation{vols: map[block.VolumeID]*volume{}} }
-
-func (g *Generation) volume(id block.VolumeID) *volume {
-	v := g.vols[id]
-	if v == nil {
-		v = &volume{blocks: map[block.Logical]Slot{}}
-		g.vols[id] = v
-	}
-	return v
+func newGeneration() *Generation {
+	return &Generation{holes: map[block.VolumeID]block.Ranges{}}
 }
 
-// reset empties g for reuse and keeps the memory of its maps.
+// reset empties g for reuse and keeps its memory.
 func (g *Generation) reset() {
-	for id, v := range g.vols {
-		if len(v.blocks) == 0 {
-			delete(g.vols, id)
-			continue
-		}
-		clear(v.blocks)
-		v.pages.Clear()
-		v.holes = v.holes[:0]
-	}
-	*g = Generation{vols: g.vols}
+	g.blocks.Clear()
+	g.pages.Clear()
+	clear(g.holes)
+	g.UpTo, g.permits, g.reserved, g.sorted = 0, 0, 0, nil
 }
+
+// free gives back the memory of a generation that nobody looks at any more.
+func (g *Generation) free() {
+	g.blocks.Free()
+	g.pages.Free()
+	g.order.Free()
+	g.sorted = nil
+}
+
+// bytes returns how much memory outside the Go heap g has.
+func (g *Generation) bytes() int64 { return g.blocks.Bytes() + g.pages.Bytes() + g.order.Bytes() }
 
 // leavesOf returns the first and the last leaf of the volume's tree that a
 // record changes. A write has at most 8 blocks and touches no others; those
@@ -79,78 +85,96 @@ func leavesOf(r *oplog.Record) (first, last uint64) {
 }
 
 func (g *Generation) insert(r *oplog.Record) {
-	v := g.volume(r.Volume)
+	key := blockKey(r.Volume, r.LBA)
 	switch r.Kind {
 	case oplog.KindWrite:
 		g.permits += int64(r.Count)
 		for i := range r.Count {
-			g.set(v, r.LBA+block.Logical(i), Slot{r.First + oplog.Extent(i), r.CRC[i]})
+			g.blocks.Put(key+i, Slot{r.First + oplog.Extent(i), r.CRC[i]})
 		}
-		v.addPages(r)
+		g.addPages(r)
 	case oplog.KindZero:
 		g.permits++
-		v.addPages(r)
-		end := r.LBA + block.Logical(r.Count)
+		g.addPages(r)
 		if r.Count <= smallHole {
-			for lba := r.LBA; lba < end; lba++ {
-				g.set(v, lba, Slot{Extent: holeExtent})
+			for i := range r.Count {
+				g.blocks.Put(key+i, Slot{Extent: holeExtent})
 			}
 			return
 		}
 		if !planted.Has(planted.HoleOrder) {
-			g.forget(v, r.LBA, end)
+			g.blocks.DeleteRange(key, key+r.Count, func(uint64, Slot) {})
 		}
-		v.holes = v.holes.Add(block.Range{Start: r.LBA, End: end})
+		g.holes[r.Volume] = g.holes[r.Volume].Add(block.Range{Start: r.LBA, End: r.LBA + block.Logical(r.Count)})
 	default:
 		g.permits++
 	}
 }
 
-func (v *volume) addPages(r *oplog.Record) {
+func (g *Generation) addPages(r *oplog.Record) {
 	first, last := leavesOf(r)
-	if v.pages.Add(first); last != first {
-		v.pages.Add(last)
+	if g.pages.Add(uint32(r.Volume), first); last != first {
+		g.pages.Add(uint32(r.Volume), last)
 	}
-}
-
-func (g *Generation) set(v *volume, lba block.Logical, slot Slot) {
-	before := len(v.blocks)
-	v.blocks[lba] = slot
-	g.blocks += len(v.blocks) - before
-}
-
-// forget removes the entries of [from, to).
-func (g *Generation) forget(v *volume, from, to block.Logical) {
-	before := len(v.blocks)
-	if uint64(to-from) > uint64(before) {
-		maps.DeleteFunc(v.blocks, func(lba block.Logical, _ Slot) bool { return lba >= from && lba < to })
-	} else {
-		for lba := from; lba < to; lba++ {
-			delete(v.blocks, lba)
-		}
-	}
-	g.blocks += len(v.blocks) - before
 }
 
 func (g *Generation) find(id block.VolumeID, lba block.Logical) (Slot, bool) {
-	v := g.vols[id]
-	if v == nil {
-		return Slot{}, false
-	}
-	if slot, ok := v.blocks[lba]; ok {
+	if slot, ok := g.blocks.Get(blockKey(id, lba)); ok {
 		return slot, true
 	}
-	return Slot{Extent: holeExtent}, v.holes.Contains(lba)
+	if len(g.holes) == 0 {
+		return Slot{}, false
+	}
+	return Slot{Extent: holeExtent}, g.holes[id].Contains(lba)
 }
 
-// Volumes returns the volumes that a frozen generation touches, ascending.
+// keys returns the keys of a frozen generation's blocks in order. Only who
+// commits it may ask.
+func (g *Generation) keys() []uint64 {
+	if g.sorted == nil {
+		table.Start(&g.order, &g.blocks)
+		g.sorted = g.order.Sort()
+	}
+	return g.sorted
+}
+
+// keysOf returns those of a volume.
+func (g *Generation) keysOf(id block.VolumeID) []uint64 {
+	keys := g.keys()
+	lo, _ := slices.BinarySearch(keys, blockKey(id, 0))
+	hi, _ := slices.BinarySearch(keys, blockKey(id+1, 0))
+	return keys[lo:hi]
+}
+
+// Len returns the number of blocks of a frozen generation that are not in Holes.
+func (g *Generation) Len() int { return g.blocks.Len() }
+
+// Volumes returns the volumes that a frozen generation touches, ascending. Like
+// Blocks it must be called only by who commits the generation.
 func (g *Generation) Volumes() []block.VolumeID {
-	return slices.Sorted(maps.Keys(g.vols))
+	ids := slices.Collect(maps.Keys(g.holes))
+	for keys := g.keys(); len(keys) > 0; {
+		id := block.VolumeID(keys[0] >> lbaBits)
+		ids = append(ids, id)
+		next, _ := slices.BinarySearch(keys, blockKey(id+1, 0))
+		keys = keys[next:]
+	}
+	slices.Sort(ids)
+	return slices.Compact(ids)
 }
 
-// Blocks returns the dirty blocks of a volume in a frozen generation in
-// ascending order, and the ranges that became holes before them.
-func (g *Generation) Blocks(id block.VolumeID) (lbas []block.Logical, slots map[block.Logical]Slot, holes block.Ranges) {
-	v := g.vols[id]
-	return slices.Sorted(maps.Keys(v.blocks)), v.blocks, v.holes
+// Blocks returns the dirty blocks of a volume in a frozen generation, ascending.
+func (g *Generation) Blocks(id block.VolumeID) iter.Seq2[block.Logical, Slot] {
+	return func(yield func(block.Logical, Slot) bool) {
+		for _, key := range g.keysOf(id) {
+			slot, _ := g.blocks.Get(key)
+			if !yield(block.Logical(key%(1<<lbaBits)), slot) {
+				return
+			}
+		}
+	}
 }
+
+// Holes returns the ranges of a volume that became holes before its Blocks
+// changed.
+func (g *Generation) Holes(id block.VolumeID) block.Ranges { return g.holes[id] }

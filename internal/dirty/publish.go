@@ -117,18 +117,17 @@ func (s *Set) reserveLocked(recs []oplog.Record) error {
 		if r.Kind != oplog.KindWrite && r.Kind != oplog.KindZero {
 			continue
 		}
-		v := s.active.volume(r.Volume)
 		if trim = trim || r.Kind == oplog.KindZero; r.Kind == oplog.KindWrite {
 			for j := range r.Count {
-				if old, ok := v.blocks[r.LBA+block.Logical(j)]; !ok || old.IsHole() {
+				if old, ok := s.active.blocks.Get(blockKey(r.Volume, r.LBA) + j); !ok || old.IsHole() {
 					need++
 				}
 			}
 		}
 		first, last := leavesOf(r)
-		need += int64(v.pages.Missing(first))
+		need += int64(s.active.pages.Missing(uint32(r.Volume), first))
 		if last != first {
-			need += int64(v.pages.Missing(last))
+			need += int64(s.active.pages.Missing(uint32(r.Volume), last))
 		}
 	}
 	if need > s.credit {

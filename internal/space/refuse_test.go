@@ -144,6 +144,8 @@ func TestPages(t *testing.T) {
 		}
 		model := map[page]bool{}
 		leaves := map[uint64]bool{}
+		other := uint32(seed % 2) // of another tree's pages none counts
+		rest := p.Add(other, 5)
 		for range 200 {
 			leaf := rng.Uint64N(1 << (1 + rng.IntN(24)))
 			want := 0
@@ -154,15 +156,15 @@ func TestPages(t *testing.T) {
 				}
 			}
 			leaves[leaf] = true
-			if m := p.Missing(leaf); m != want {
+			if m := p.Missing(7, leaf); m != want {
 				t.Fatalf("seed %d: %d pages are missing for leaf %d instead of %d", seed, m, leaf, want)
 			}
-			if n := p.Add(leaf); n != want || p.Len() != len(model) || p.Missing(leaf) != 0 {
+			if n := p.Add(7, leaf); n != want || p.Len() != rest+len(model) || p.Missing(7, leaf) != 0 {
 				t.Fatalf("seed %d: leaf %d added %d pages instead of %d; %d of %d", seed, leaf, n, want, p.Len(), len(model))
 			}
 		}
 		n := 0
-		for leaf := range p.Leaves {
+		for leaf := range p.Leaves(7) {
 			if n++; !leaves[leaf] {
 				t.Fatalf("seed %d: leaf %d was never added", seed, leaf)
 			}
@@ -170,11 +172,17 @@ func TestPages(t *testing.T) {
 		if n != len(leaves) {
 			t.Fatalf("seed %d: %d leaves of %d", seed, n, len(leaves))
 		}
-		for range p.Leaves {
+		for range p.Leaves(7) {
 			break
 		}
-		if p.Clear(); p.Len() != 0 || p.Missing(0) != TreeTop+1 {
+		if p.Drop(other); p.Len() != len(model) || p.Missing(other, 5) != TreeTop+1 || p.Bytes() == 0 {
+			t.Fatalf("seed %d: %d pages of %d are left after Drop", seed, p.Len(), len(model))
+		}
+		if p.Clear(); p.Len() != 0 || p.Missing(7, 0) != TreeTop+1 {
 			t.Fatalf("seed %d: %d pages after Clear", seed, p.Len())
+		}
+		if p.Free(); p.Bytes() != 0 {
+			t.Fatalf("seed %d: %d bytes after Free", seed, p.Bytes())
 		}
 	}
 }

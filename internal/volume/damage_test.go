@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"maps"
 	"strings"
 	"testing"
 
@@ -22,7 +23,7 @@ func TestDamagedLog(t *testing.T) {
 	good := pattern(1, size)
 	r.must(r.write(0, good))
 	g := r.Dirty.Freeze()
-	_, slots, _ := g.Blocks(1)
+	slots := maps.Collect(g.Blocks(1))
 	r.log.Payload(slots[5].Extent, 1)[99] ^= 2
 	got := make([]byte, size)
 	for name, err := range map[string]error{

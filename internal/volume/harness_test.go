@@ -140,22 +140,22 @@ func (r *rig) Point() {
 	}
 	r.cp++
 	for _, id := range g.Volumes() {
-		lbas, slots, holes := g.Blocks(id)
-		ptrs := make([]block.Pointer, len(lbas))
-		for i, lba := range lbas {
-			if s := slots[lba]; !s.IsHole() {
+		ptrs := map[block.Logical]block.Pointer{}
+		for lba, s := range g.Blocks(id) {
+			ptrs[lba] = block.Pointer{}
+			if !s.IsHole() {
 				var err error
-				if ptrs[i], err = r.store(r.log.Payload(s.Extent, 1)); err != nil {
+				if ptrs[lba], err = r.store(r.log.Payload(s.Extent, 1)); err != nil {
 					r.t.Error(err)
 				}
 			}
 		}
 		r.Map.Update(func(o *blockmap.Overlay) {
-			for _, h := range holes {
+			for _, h := range g.Holes(id) {
 				o.Punch(id, h, r.drop)
 			}
-			for i, lba := range lbas {
-				if old := o.Set(id, lba, ptrs[i]); !old.IsHole() {
+			for lba, p := range ptrs {
+				if old := o.Set(id, lba, p); !old.IsHole() {
 					r.drop(old)
 				}
 			}
