@@ -89,8 +89,12 @@ func (r *Reader) ViewCached(p block.Pointer, fn func(frame []byte)) bool {
 	return r.cache.View(r.key(p), fn)
 }
 
-// Put offers a block that was just written, or verified, to the cache.
+// Put gives a block whose checksum was just computed to the cache.
 func (r *Reader) Put(p block.Pointer, frame []byte) { r.cache.Put(r.key(p), frame) }
+
+// Offer gives a block that was written to the cache, which proves it when it is
+// asked for.
+func (r *Reader) Offer(p block.Pointer, frame []byte) { r.cache.Offer(r.key(p), frame) }
 
 // Forget tells the cache that n blocks from p on were freed.
 func (r *Reader) Forget(p block.Physical, n int) {

@@ -12,6 +12,11 @@
 // is at most one frame for a physical block; the last Put wins. Drop and
 // DropPool give memory back early, no more.
 //
+// A hit needs no proof: what Put brings was verified by whoever read it. What
+// Offer brings may have been damaged in memory since its checksum was computed.
+// The first to ask for it computes it again; a frame that fails is none. Most
+// blocks are written again before anybody reads them.
+//
 // # Replacement
 //
 // A frame enters a short first-in-first-out list, the cold one. What was
@@ -178,6 +183,20 @@ func (c *Cache) Put(key Key, data []byte) {
 	defer s.mu.Unlock()
 	if len(s.records) > 0 {
 		s.put(h, key, data)
+	}
+}
+
+// Offer is Put for data whose checksum was not computed lately: it is, when the
+// block is asked for first.
+func (c *Cache) Offer(key Key, data []byte) {
+	if len(data) != block.Size {
+		panic(fmt.Sprintf("cache: offer %d bytes as block %s", len(data), key.Phys))
+	}
+	s, h := c.at(key)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.records) > 0 {
+		s.put(h, key, data).unproved = true
 	}
 }
 

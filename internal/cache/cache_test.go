@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/ondisk"
 )
 
 // content fills p with what the block of a key holds, so that a wrong hit is
@@ -429,4 +431,49 @@ func BenchmarkPutEvict(b *testing.B) {
 			c.Put(key(1<<30+int(rng.Uint32()>>4)), buf)
 		}
 	})
+}
+
+// What is offered is proved when it is asked for first, and only then.
+func TestOffer(t *testing.T) {
+	c := New(make([]byte, 64*frameCost))
+	page := make([]byte, block.Size)
+	offer := func(n int, damage bool) (Key, []byte) {
+		page[5] = byte(n)
+		k := Key{Pool: 1, Phys: block.Physical(n), Birth: 1, Sum: ondisk.CRC(page)}
+		if damage {
+			page[7] ^= 4
+		}
+		c.Offer(k, page)
+		want := bytes.Clone(page)
+		page[7] = 0
+		return k, want
+	}
+	got := make([]byte, block.Size)
+	good, want := offer(1, false)
+	bad, _ := offer(2, true)
+	for range 2 {
+		if !c.Get(good, 0, got) || !bytes.Equal(got, want) {
+			t.Error("an undamaged block is not here")
+		}
+		if c.Get(bad, 0, got) || c.View(bad, func([]byte) { t.Error("seen") }) || c.Has(bad) {
+			t.Error("a damaged block is a hit")
+		}
+	}
+	if st := c.Stats(); st.Used != 1 {
+		t.Errorf("%d frames are in use", st.Used)
+	}
+	// Proved once, and what is put needs no proof, also over what was offered.
+	if !c.View(good, func(frame []byte) { frame[9] ^= 1 }) || !c.Get(good, 0, got) {
+		t.Error("proved again")
+	}
+	bad, want = offer(3, true)
+	if c.Put(bad, want); !c.Get(bad, 0, got) || !bytes.Equal(got, want) {
+		t.Error("what was put over an offer is not here")
+	}
+	defer func() {
+		if recover() == nil {
+			t.Error("half a block was offered")
+		}
+	}()
+	c.Offer(good, page[:100])
 }

@@ -2,6 +2,7 @@ package cache
 
 import (
 	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/ondisk"
 	"github.com/pollux-storage/pollux/internal/planted"
 )
 
@@ -23,6 +24,7 @@ type record struct {
 	clock      uint32 // the shard's clock when it was inserted
 	list       uint8
 	used       bool // second chance: asked for since it was last considered
+	unproved   bool // its bytes may not be what its checksum says
 }
 
 func (r *record) holds(k Key) bool {
@@ -94,7 +96,7 @@ func (s *shard) hit(hash uint32, key Key) (uint32, bool) {
 	i, ok := s.find(hash, key.Pool, key.Phys)
 	if ok {
 		f := s.table[i].frame - 1
-		if r := &s.records[f]; r.holds(key) || planted.Has(planted.StaleCacheFrame) {
+		if r := &s.records[f]; r.holds(key) && s.proved(i, f) || planted.Has(planted.StaleCacheFrame) {
 			s.hits++
 			if r.list == hot || s.clock-r.clock >= s.coldMax/2 {
 				r.used = true
@@ -106,12 +108,28 @@ func (s *shard) hit(hash uint32, key Key) (uint32, bool) {
 	return 0, false
 }
 
-func (s *shard) put(hash uint32, key Key, data []byte) {
+// proved reports whether a frame, at index i of the table, holds what its
+// checksum says, and gives up one that does not.
+func (s *shard) proved(i, f uint32) bool {
+	r := &s.records[f]
+	if !r.unproved {
+		return true
+	}
+	if ondisk.CRC(s.frame(f)) != r.sum {
+		s.release(i, f)
+		return false
+	}
+	r.unproved = false
+	return true
+}
+
+func (s *shard) put(hash uint32, key Key, data []byte) *record {
 	if i, ok := s.find(hash, key.Pool, key.Phys); ok {
 		f := s.table[i].frame - 1
 		if s.records[f].holds(key) {
 			copy(s.frame(f), data)
-			return
+			s.records[f].unproved = false
+			return &s.records[f]
 		}
 		// The block was written anew since: the old content is of no use.
 		s.release(i, f)
@@ -135,6 +153,7 @@ func (s *shard) put(hash uint32, key Key, data []byte) {
 		i = s.after(i)
 	}
 	s.table[i] = slot{hash, f + 1}
+	return r
 }
 
 // take returns a frame that is in no list and not in the table.
