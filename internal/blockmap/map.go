@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math/bits"
 	"sync"
 
 	"github.com/pollux-storage/pollux/internal/block"
@@ -142,6 +143,38 @@ func (m *Map) lookup(id block.VolumeID, lba block.Logical, dst []block.Pointer, 
 	return true, gen, nil
 }
 
+// Hidden tells which mappings new ones of the given blocks will hide, as far as
+// memory knows: those below the active overlay, whose own [Overlay.Set]
+// returns. The blocks are of one leaf of volume id and ascending; the place of
+// a block in dst is that in its leaf.
+func (m *Map) Hidden(id block.VolumeID, lbas []block.Logical, dst *[LeafBlocks]block.Pointer) {
+	var missing [Fanout / 64]uint64
+	some := false
+	m.mu.RLock()
+	tree, gen := m.trees[id], m.generation
+	for _, lba := range lbas {
+		i := lba % LeafBlocks
+		dst[i] = block.Pointer{}
+		if _, ok := m.active.find(id, lba); ok {
+			continue
+		}
+		if m.folding != nil {
+			if p, ok := m.folding.find(id, lba); ok {
+				dst[i] = p
+				continue
+			}
+		}
+		missing[i/64] |= 1 << (i % 64)
+		some = true
+	}
+	m.mu.RUnlock()
+	if some && !tree.Root.IsHole() {
+		leaf := uint64(lbas[0]) / LeafBlocks
+		// It fails where a page is damaged; who reads it will say so.
+		_, _ = m.fromTree(place{id, leaf, gen}, tree, block.Logical(leaf*LeafBlocks), dst[:], &missing, false)
+	}
+}
+
 // fromOverlays fills in what the overlays know, makes the rest holes, and
 // marks it as missing.
 func (m *Map) fromOverlays(id block.VolumeID, lba block.Logical, dst []block.Pointer, missing *[Fanout / 64]uint64) (some bool) {
@@ -217,15 +250,15 @@ func (f *filler) free() {
 
 func (f *filler) take(page []byte) {
 	first := int(uint64(f.lba) % LeafBlocks)
-	for i := range f.dst {
-		if f.missing[i/64]&(1<<(i%64)) == 0 {
-			continue
+	for w, word := range f.missing {
+		for ; word != 0; word &= word - 1 {
+			i := w*64 + bits.TrailingZeros64(word)
+			p := block.DecodePointer(page[(first+i)*block.PointerSize:])
+			if len(f.tree.Pending) > 0 && catalogue.Dead(f.tree.Pending, f.lba+block.Logical(i), p.Birth) {
+				p = block.Pointer{}
+			}
+			f.dst[i] = p
 		}
-		p := block.DecodePointer(page[(first+i)*block.PointerSize:])
-		if len(f.tree.Pending) > 0 && catalogue.Dead(f.tree.Pending, f.lba+block.Logical(i), p.Birth) {
-			p = block.Pointer{}
-		}
-		f.dst[i] = p
 	}
 }
 

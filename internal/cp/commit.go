@@ -6,6 +6,7 @@ import (
 
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/blockmap"
 	"github.com/pollux-storage/pollux/internal/catalogue"
 	"github.com/pollux-storage/pollux/internal/devices"
 	"github.com/pollux-storage/pollux/internal/dirty"
@@ -212,21 +213,24 @@ func (m *Machine) record(p *plan) error {
 	return nil
 }
 
-// forgetReplaced drops the cached versions that the point replaces, as far as
-// memory knows them. Their blocks are freed only by a fold; until then nobody
-// would ask for the frames, which could be a good part of the cache.
+// forgetReplaced drops the cached versions that the point hides in trees and
+// the overlay being folded, as far as memory knows them, leaf by leaf. Their
+// blocks are freed only by a fold; until then nobody would ask for the frames,
+// which could be a good part of the cache. What it replaces in the active
+// overlay is freed, and forgotten, when it is installed.
 func (m *Machine) forgetReplaced(blocks []planned) {
-	var old [64]block.Pointer
+	var lbas [blockmap.LeafBlocks]block.Logical
+	var old [blockmap.LeafBlocks]block.Pointer
 	for len(blocks) > 0 {
-		first, n := blocks[0], 1
-		for n < len(blocks) && n < len(old) && blocks[n].volume == first.volume && blocks[n].lba == first.lba+block.Logical(n) {
+		first, n := blocks[0], 0
+		for n < len(blocks) && blocks[n].volume == first.volume && blocks[n].lba/blockmap.LeafBlocks == first.lba/blockmap.LeafBlocks {
+			lbas[n] = blocks[n].lba
 			n++
 		}
-		if m.Map.LookupCached(first.volume, first.lba, old[:n]) {
-			for _, o := range old[:n] {
-				if !o.IsHole() {
-					m.Reader.Forget(o.Phys, 1)
-				}
+		m.Map.Hidden(first.volume, lbas[:n], &old)
+		for _, lba := range lbas[:n] {
+			if o := old[lba%blockmap.LeafBlocks]; !o.IsHole() {
+				m.Reader.Forget(o.Phys, 1)
 			}
 		}
 		blocks = blocks[n:]
@@ -239,11 +243,8 @@ func (m *Machine) finish(p *plan) error {
 	for i, b := 0, p.blocks; i < len(p.runs); i++ {
 		for j := range p.runs[i].N {
 			ptr := block.Pointer{Phys: p.runs[i].At + block.Physical(j), Birth: p.CP, Sum: b[j].slot.Sum}
-			// A hit in the cache is not verified again: what was damaged in
-			// memory since it was published must not become one.
-			if page := m.log.Payload(b[j].slot.Extent, 1); ondisk.CRC(page) == ptr.Sum {
-				m.Reader.Put(ptr, page)
-			}
+			// It may have been damaged in memory since it was published.
+			m.Reader.Offer(ptr, m.log.Payload(b[j].slot.Extent, 1))
 		}
 		b = b[p.runs[i].N:]
 	}

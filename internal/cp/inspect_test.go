@@ -145,8 +145,8 @@ func TestImpossibleCounts(t *testing.T) {
 		ch   countChange
 		word string
 	}{
-		{countChange{space.Run{At: block.At(1, block.Size+300), N: 1}, 1}, "block 1:4396"},
-		{countChange{space.Run{At: block.At(1, block.Size+301), N: 2}, -1}, "block 1:4398"},
+		{changeOf(space.Run{At: block.At(1, block.Size+300), N: 1}, false), "block 1:4396"},
+		{changeOf(space.Run{At: block.At(1, block.Size+301), N: 2}, true), "block 1:4398"},
 	} {
 		err := f.applyChange(page, c.ch)
 		if !errors.Is(err, block.ErrCorrupt) || !strings.Contains(err.Error(), c.word) || !strings.Contains(err.Error(), "pollux check") {

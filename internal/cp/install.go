@@ -10,8 +10,8 @@ import (
 )
 
 // installBlocks is about how many mappings are installed at a time: look-ups
-// wait so long. A run is at most a track.
-const installBlocks = 1024
+// wait so long, some 20 µs. A run is at most a track.
+const installBlocks = 256
 
 // install puts a durable consistency point into catalogue and map. dropped is
 // called for each mapping that no overlay holds any more.
@@ -19,11 +19,22 @@ func (m *Machine) install(c *commit, dropped func(block.Pointer)) {
 	for _, ch := range c.Catalogue {
 		m.applyChange(ch, dropped)
 	}
+	// What the blocks go through that lose their references, nobody who looks
+	// a mapping up need wait for.
+	old := m.replaced[:0]
+	later := func(p block.Pointer) { old = append(old, p) }
+	release := func() {
+		for _, p := range old {
+			dropped(p)
+		}
+		old = old[:0]
+	}
 	for _, h := range c.Holes {
 		if !m.known(h.Volume) {
 			continue
 		}
-		m.Map.Update(func(o *blockmap.Overlay) { punch(o, h, dropped) })
+		m.Map.Update(func(o *blockmap.Overlay) { punch(o, h, later) })
+		release()
 	}
 	var volume block.VolumeID // of the run before
 	known := false
@@ -35,17 +46,19 @@ func (m *Machine) install(c *commit, dropped func(block.Pointer)) {
 					volume, known = r.Volume, m.known(r.Volume)
 				}
 				if known {
-					setRun(o, r, c.CP, dropped)
+					setRun(o, r, c.CP, later)
 					n += len(r.Sums)
 				}
 			}
 		})
+		release()
 	}
 	if planted.Has(planted.HolesAfterRuns) {
 		for _, h := range c.Holes {
 			m.Map.Update(func(o *blockmap.Overlay) { punch(o, h, dropped) })
 		}
 	}
+	m.replaced = old
 	m.last = commit{CP: c.CP, Log: c.Log, Flush: c.Flush}
 }
 

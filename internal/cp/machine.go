@@ -14,6 +14,7 @@ import (
 	"github.com/pollux-storage/pollux/internal/oplog"
 	"github.com/pollux-storage/pollux/internal/planted"
 	"github.com/pollux-storage/pollux/internal/space"
+	"github.com/pollux-storage/pollux/internal/table"
 )
 
 // Config says what a Machine works on. The objects are the pool's and outlive
@@ -63,6 +64,10 @@ type Machine struct {
 	reserved int   // pages reserved for the overlays
 	used     int64 // blocks in use according to the count trees
 	broken   error // set when the journal's end is unknown
+
+	// Memory that is used again.
+	replaced []block.Pointer // by the mappings being installed
+	changes  table.Sorter    // of counts, by a fold
 
 	stats statistics
 }
@@ -178,6 +183,7 @@ func (m *Machine) Start(d *dirty.Set, log *oplog.Log, flush *Flusher) {
 // Close frees the memory of a fold that was not completed. The machine must
 // not be used again.
 func (m *Machine) Close() error {
+	m.changes.Free()
 	if m.folding == nil {
 		return nil
 	}
