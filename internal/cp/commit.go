@@ -23,12 +23,27 @@ const batchBlocks = 2048
 // smallHole is the longest range that is made a hole block by block.
 const smallHole = 32
 
-// plan is a consistency point being made.
+// plan is a consistency point being made. Its memory is used again by the next.
 type plan struct {
 	commit
 	gen    *dirty.Generation // nil when only the catalogue changes
 	blocks []planned
 	runs   []space.Run // allocated for blocks, in order
+	sums   []uint32    // of blocks, in order; what those of commit.Runs are parts of
+
+	batch []*devices.IO // under way at once
+	vecs  [][]byte      // what they write
+}
+
+// newPlan returns an empty plan.
+func (m *Machine) newPlan() *plan {
+	if m.plan == nil {
+		m.plan = new(plan)
+	}
+	p := m.plan
+	p.commit = commit{Holes: p.Holes[:0], Runs: p.Runs[:0]}
+	p.gen, p.blocks, p.runs, p.sums = nil, p.blocks[:0], p.runs[:0], p.sums[:0]
+	return p
 }
 
 type planned struct {
@@ -45,7 +60,8 @@ func (m *Machine) Commit(changes []catalogue.Change) error {
 	if m.broken != nil {
 		return m.broken
 	}
-	p := &plan{gen: m.dirty.Freeze()}
+	p := m.newPlan()
+	p.gen = m.dirty.Freeze()
 	if p.gen == nil && len(changes) == 0 {
 		return nil
 	}
@@ -55,7 +71,7 @@ func (m *Machine) Commit(changes []catalogue.Change) error {
 		m.collect(p)
 	}
 	var err error
-	if p.runs, err = m.Space.Alloc(len(p.blocks), nil); err != nil {
+	if p.runs, err = m.Space.Alloc(len(p.blocks), p.runs); err != nil {
 		return fmt.Errorf("consistency point %d: %w", p.CP, err)
 	}
 	p.mapBlocks()
@@ -123,18 +139,20 @@ func (m *Machine) isZero(s dirty.Slot) bool {
 // mapBlocks makes the mappings: blocks and allocated runs go side by side, and
 // what is consecutive in both, on one track, is one mapping.
 func (p *plan) mapBlocks() {
+	p.sums = slices.Grow(p.sums, len(p.blocks))
 	blocks := p.blocks
 	for _, r := range p.runs {
 		for i := range r.N {
 			b := blocks[i]
 			at := r.At + block.Physical(i)
+			p.sums = append(p.sums, b.slot.Sum)
 			if n := len(p.Runs) - 1; n >= 0 && p.Runs[n].Volume == b.volume &&
 				p.Runs[n].LBA+block.Logical(len(p.Runs[n].Sums)) == b.lba &&
 				p.Runs[n].At+block.Physical(len(p.Runs[n].Sums)) == at && at.Block()%block.TrackBlocks != 0 {
-				p.Runs[n].Sums = append(p.Runs[n].Sums, b.slot.Sum)
+				p.Runs[n].Sums = p.sums[len(p.sums)-len(p.Runs[n].Sums)-1:]
 				continue
 			}
-			p.Runs = append(p.Runs, mapRun{Volume: b.volume, LBA: b.lba, At: at, Sums: []uint32{b.slot.Sum}})
+			p.Runs = append(p.Runs, mapRun{Volume: b.volume, LBA: b.lba, At: at, Sums: p.sums[len(p.sums)-1:]})
 		}
 		blocks = blocks[r.N:]
 	}
@@ -143,26 +161,26 @@ func (p *plan) mapBlocks() {
 // write brings the data to the devices, straight from the log, and makes it
 // durable.
 func (m *Machine) write(p *plan) error {
-	if !m.journal.roomForCommit(roundUp(recordFixed + len(p.commit.append(nil)))) {
+	if !m.journal.roomForCommit(roundUp(recordFixed + p.size())) {
 		return ErrFoldFirst
 	}
 	if planted.Has(planted.ReleaseBeforeCommit) && p.gen != nil {
 		m.log.Release(p.gen.UpTo)
 	}
 	blocks := p.blocks
-	var batch []*devices.IO
 	n := 0
+	p.batch, p.vecs = p.batch[:0], p.vecs[:0]
 	for _, r := range p.runs {
-		batch = append(batch, m.gather(r, blocks[:r.N]))
+		m.gather(p, r, blocks[:r.N])
 		blocks = blocks[r.N:]
 		if n += r.N; n >= batchBlocks {
-			if err := m.Devices.Do(batch); err != nil {
+			if err := m.Devices.Do(p.batch); err != nil {
 				return err
 			}
-			batch, n = batch[:0], 0
+			n, p.batch, p.vecs = 0, p.batch[:0], p.vecs[:0]
 		}
 	}
-	if err := m.Devices.Do(batch); err != nil && !planted.Has(planted.IgnoredWriteError) {
+	if err := m.Devices.Do(p.batch); err != nil && !planted.Has(planted.IgnoredWriteError) {
 		return err
 	}
 	if planted.Has(planted.DataSyncMissing) {
@@ -171,18 +189,23 @@ func (m *Machine) write(p *plan) error {
 	return m.Devices.Sync()
 }
 
-// gather makes one device request of a run; consecutive extents are one vector.
-func (m *Machine) gather(r space.Run, blocks []planned) *devices.IO {
-	io := &devices.IO{Op: hpdi.OpWrite, At: r.At}
+// gather adds a device request for a run to the batch; consecutive extents are
+// one vector.
+func (m *Machine) gather(p *plan, r space.Run, blocks []planned) {
+	first := len(p.vecs)
 	for i := 0; i < len(blocks); {
 		n := 1
 		for i+n < len(blocks) && blocks[i+n].slot.Extent == blocks[i].slot.Extent+oplog.Extent(n) {
 			n++
 		}
-		io.Vec = append(io.Vec, m.log.Payload(blocks[i].slot.Extent, n))
+		p.vecs = append(p.vecs, m.log.Payload(blocks[i].slot.Extent, n))
 		i += n
 	}
-	return io
+	n := len(p.batch)
+	if p.batch = slices.Grow(p.batch, 1)[:n+1]; p.batch[n] == nil {
+		p.batch[n] = new(devices.IO)
+	}
+	*p.batch[n] = devices.IO{Op: hpdi.OpWrite, At: r.At, Vec: p.vecs[first:len(p.vecs):len(p.vecs)]}
 }
 
 // record appends the journal record. When that fails the journal's end is

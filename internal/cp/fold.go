@@ -93,7 +93,7 @@ func (f *fold) reset() {
 	f.todo, f.volume, f.sorted = nil, nil, false
 	f.trees = map[block.VolumeID]blockmap.Tree{}
 	f.budget = freeBudget
-	f.refs = refChanges{}
+	f.refs = refChanges{added: f.m.refs.added[:0], dropped: f.m.refs.dropped[:0]}
 	f.sb.Devices = f.m.Superblock().Devices
 	f.sb.Catalogue, f.sb.CatBytes = f.m.sb.Catalogue, f.m.sb.CatBytes
 	f.counts, f.sorting = nil, false
@@ -227,6 +227,7 @@ func (f *fold) commit() error {
 		}
 	}
 	m.updateReservation()
+	m.refs = f.refs
 	f.lost, f.durable = append(f.refs.dropped, f.pages.freed...), true
 	return f.pages.close()
 }

@@ -81,7 +81,7 @@ const (
 // encode returns the record, padded to whole blocks, sealed.
 func (r *record) encode(pool block.PoolID) []byte {
 	le := binary.LittleEndian
-	b := make([]byte, recordFixed, block.Size)
+	b := make([]byte, recordFixed, roundUp(recordFixed+r.size()))
 	le.PutUint32(b[ondisk.HeaderSize:], r.Prev)
 	le.PutUint32(b[ondisk.HeaderSize+4:], uint32(r.Type))
 	if r.Type == typeCommit {
@@ -92,10 +92,34 @@ func (r *record) encode(pool block.PoolID) []byte {
 		b = appendRuns(b, r.Fold.Freed)
 	}
 	n := len(b)
-	b = append(b, make([]byte, roundUp(n)-n)...)
+	b = b[:roundUp(n)]
 	ondisk.Seal(b, ondisk.Header{Kind: ondisk.KindJournal, Version: journalVersion, Length: n, Pool: pool,
 		Epoch: r.Epoch, Generation: r.Number})
 	return b
+}
+
+// size returns the length of what the record carries, encoded.
+func (r *record) size() int {
+	if r.Type == typeCommit {
+		return r.Commit.size()
+	}
+	return 8 + 4 + 4 + (len(r.Fold.Taken)+len(r.Fold.Freed))*spaceRunSize
+}
+
+// size returns the length of what append appends.
+func (c *commit) size() int {
+	n := 8 + 8 + oplog.DiskPosSize + 4 + len(c.Holes)*rangeSize + 4 + len(c.Runs)*runFixed + 4
+	for i := range c.Runs {
+		n += 4 * len(c.Runs[i].Sums)
+	}
+	for _, ch := range c.Catalogue {
+		if n++; ch.Put != nil {
+			n += len(ch.Put.Append(nil))
+		} else {
+			n += 4
+		}
+	}
+	return n
 }
 
 func (c *commit) append(b []byte) []byte {

@@ -3,6 +3,7 @@ package cp
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"flag"
@@ -89,6 +90,9 @@ func TestGoldenRecords(t *testing.T) {
 	for name, r := range testRecords() {
 		b := r.encode(testPool)
 		golden(t, "testdata/"+name+".hex", b)
+		if size := recordFixed + r.size(); size != int(binary.LittleEndian.Uint32(b[12:])) {
+			t.Errorf("%s: counted %d bytes", name, size)
+		}
 		got, n, err := decodeRecord(b, testPool)
 		if err != nil || n != len(b) || !reflect.DeepEqual(got, r) {
 			t.Errorf("%s: %v: %+v", name, err, got)
@@ -142,7 +146,11 @@ func FuzzRecord(f *testing.F) {
 		if err != nil {
 			return
 		}
-		again, _, err := decodeRecord(r.encode(testPool), testPool)
+		enc := r.encode(testPool)
+		if size := recordFixed + r.size(); size != int(binary.LittleEndian.Uint32(enc[12:])) {
+			t.Fatalf("counted %d bytes of %+v", size, r)
+		}
+		again, _, err := decodeRecord(enc, testPool)
 		if err != nil || !reflect.DeepEqual(r, again) {
 			t.Fatalf("%v: %+v became %+v", err, r, again)
 		}

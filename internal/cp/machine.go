@@ -66,7 +66,9 @@ type Machine struct {
 	broken   error // set when the journal's end is unknown
 
 	// Memory that is used again.
+	plan     *plan
 	replaced []block.Pointer // by the mappings being installed
+	refs     refChanges      // of a fold
 	changes  table.Sorter    // of counts, by a fold
 
 	stats statistics

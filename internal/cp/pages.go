@@ -21,6 +21,8 @@ type pageWriter struct {
 	birth block.CP
 	buf   []byte // of a batch, from the first page on
 	ios   []*devices.IO
+	all   [pageBatch]devices.IO // what ios are part of
+	vecs  [pageBatch][1][]byte
 	spare []space.Run // allocated, not yet used
 	taken []space.Run
 	freed []space.Run
@@ -43,7 +45,10 @@ func (w *pageWriter) WritePage(page []byte) (block.Pointer, error) {
 	frame := w.buf[len(w.ios)*block.Size:][:block.Size]
 	copy(frame, page)
 	w.m.Reader.Put(p, frame)
-	w.ios = append(w.ios, &devices.IO{Op: hpdi.OpWrite, At: at, Vec: [][]byte{frame}})
+	n := len(w.ios)
+	w.vecs[n][0] = frame
+	w.all[n] = devices.IO{Op: hpdi.OpWrite, At: at, Vec: w.vecs[n][:]}
+	w.ios = append(w.ios, &w.all[n])
 	if len(w.ios) == pageBatch {
 		return p, w.flush()
 	}
