@@ -10,6 +10,7 @@ import (
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/catalogue"
 	"github.com/pollux-storage/pollux/internal/planted"
+	"github.com/pollux-storage/pollux/internal/table"
 )
 
 // Tree is the tree of one volume.
@@ -33,8 +34,9 @@ type Map struct {
 	mu      sync.RWMutex
 	trees   map[block.VolumeID]Tree
 	active  *Overlay
-	folding *Overlay // nil unless a fold is under way
-	spare   *Overlay // emptied, to become the next active one; nil if there is none
+	folding *Overlay     // nil unless a fold is under way
+	spare   *Overlay     // emptied, to become the next active one; nil if there is none
+	order   table.Sorter // of the fold under way
 	// generation counts the installations of new roots, so that a look-up
 	// that failed can tell whether it lost a race.
 	generation uint64
@@ -275,6 +277,7 @@ func (m *Map) BeginFold() Frozen {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.folding, m.active, m.spare = m.active, m.spare, nil
+	m.folding.order = &m.order
 	if m.active == nil {
 		m.active = NewOverlay()
 	}

@@ -22,9 +22,9 @@ type Overlay struct {
 	holes map[block.VolumeID]block.Ranges
 	pages space.Pages // of the trees that a fold writes for all this
 
-	order   table.Sorter
-	sorting bool     // a fold has begun to
-	sorted  []uint64 // the keys of blocks in order, once it is done
+	order   *table.Sorter // of the map: one overlay at a time is folded
+	sorting bool          // a fold has begun to
+	sorted  []uint64      // the keys of blocks in order, once it is done
 }
 
 // entry is an encoded pointer.
@@ -137,7 +137,7 @@ func (o *Overlay) sort() (done bool) {
 	}
 	if !o.sorting {
 		o.sorting = true
-		table.Start(&o.order, &o.blocks)
+		table.Start(o.order, &o.blocks)
 	}
 	if o.sorted, done = o.order.Step(sortStep); done && o.sorted == nil {
 		o.sorted = []uint64{}

@@ -41,6 +41,7 @@ import (
 	"github.com/pollux-storage/pollux/internal/oplog"
 	"github.com/pollux-storage/pollux/internal/planted"
 	"github.com/pollux-storage/pollux/internal/space"
+	"github.com/pollux-storage/pollux/internal/table"
 )
 
 // generations is into how many the log is divided while consistency points
@@ -66,6 +67,8 @@ type Set struct {
 	spare  []*Generation // emptied, to become active
 	credit int64         // reserved blocks not yet needed by a write
 	drops  uint64        // generations dropped so far
+
+	order table.Sorter // of who commits the oldest frozen generation
 }
 
 // Options says what a Set works with.
@@ -97,8 +100,10 @@ func New(o Options) *Set {
 	if o.Due == 0 {
 		o.Due = n / 4
 	}
-	return &Set{log: o.Log, space: o.Space, owned: o.Owned, full: o.Full, due: int64(min(o.Due, n/4*3)), capacity: n,
-		permits: semaphore.NewWeighted(int64(n)), active: newGeneration()}
+	s := &Set{log: o.Log, space: o.Space, owned: o.Owned, full: o.Full, due: int64(min(o.Due, n/4*3)), capacity: n,
+		permits: semaphore.NewWeighted(int64(n))}
+	s.active = newGeneration(&s.order)
+	return s
 }
 
 func (s *Set) findLocked(id block.VolumeID, lba block.Logical) (Slot, bool) {
@@ -205,7 +210,7 @@ func (s *Set) freezeLocked() {
 	if n := len(s.spare); n > 0 {
 		s.active, s.spare = s.spare[n-1], s.spare[:n-1]
 	} else {
-		s.active = newGeneration()
+		s.active = newGeneration(&s.order)
 	}
 }
 
@@ -255,7 +260,7 @@ func (s *Set) Usage() Usage {
 	for _, g := range s.frozen {
 		u.Frozen += g.permits
 		u.Blocks += g.blocks.Len()
-		u.Bytes += g.blocks.Bytes() + g.pages.Bytes()
+		u.Bytes += g.bytes()
 	}
 	for _, g := range s.spare {
 		u.Bytes += g.bytes()

@@ -30,8 +30,8 @@ type Generation struct {
 	UpTo     block.Seq   // of a frozen one: the last record it covers
 	permits  int64
 	reserved int64
-	order    table.Sorter
-	sorted   []uint64 // keys of blocks in order, once somebody asked
+	order    *table.Sorter // of the set: one generation at a time is committed
+	sorted   []uint64      // keys of blocks in order, once somebody asked
 }
 
 // blockKey returns the key of a block: in the order of volumes and, within
@@ -54,8 +54,8 @@ const holeExtent = ^oplog.Extent(0)
 // IsHole reports whether the block reads as zero.
 func (s Slot) IsHole() bool { return s.Extent == holeExtent }
 
-func newGeneration() *Generation {
-	return &Generation{holes: map[block.VolumeID]block.Ranges{}}
+func newGeneration(order *table.Sorter) *Generation {
+	return &Generation{holes: map[block.VolumeID]block.Ranges{}, order: order}
 }
 
 // reset empties g for reuse and keeps its memory.
@@ -70,12 +70,10 @@ func (g *Generation) reset() {
 func (g *Generation) free() {
 	g.blocks.Free()
 	g.pages.Free()
-	g.order.Free()
-	g.sorted = nil
 }
 
 // bytes returns how much memory outside the Go heap g has.
-func (g *Generation) bytes() int64 { return g.blocks.Bytes() + g.pages.Bytes() + g.order.Bytes() }
+func (g *Generation) bytes() int64 { return g.blocks.Bytes() + g.pages.Bytes() }
 
 // leavesOf returns the first and the last leaf of the volume's tree that a
 // record changes. A write has at most 8 blocks and touches no others; those
@@ -132,7 +130,7 @@ func (g *Generation) find(id block.VolumeID, lba block.Logical) (Slot, bool) {
 // commits it may ask.
 func (g *Generation) keys() []uint64 {
 	if g.sorted == nil {
-		table.Start(&g.order, &g.blocks)
+		table.Start(g.order, &g.blocks)
 		g.sorted = g.order.Sort()
 	}
 	return g.sorted

@@ -1,0 +1,56 @@
+package dirty
+
+import (
+	"math/rand/v2"
+	"testing"
+
+	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/oplog"
+)
+
+// BenchmarkPublish measures what publishing one random block costs, its part of
+// dropping the generation included: an operation is one block.
+func BenchmarkPublish(b *testing.B) {
+	const extents = 64 << 10
+	r := newRig(b, extents)
+	rng := rand.New(rand.NewPCG(1, 1))
+	recs := make([]oplog.Record, 1)
+	var ext []oplog.Extent
+	b.ReportAllocs()
+	for i := 0; b.Loop(); i++ {
+		if i%(extents/generations) == 0 {
+			r.drain()
+		}
+		var ok bool
+		var err error
+		if ext, ok, err = r.TryAcquire(1, ext[:0]); !ok || err != nil {
+			b.Fatal(ok, err)
+		}
+		recs[0] = oplog.Record{Kind: oplog.KindWrite, Volume: 1, LBA: block.Logical(rng.Uint64N(1 << 15)), Count: 1, First: ext[0]}
+		if err := r.Publish(recs, nil); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkRead looks one block up, half of which are dirty, in as many
+// generations as there can be.
+func BenchmarkRead(b *testing.B) {
+	const extents = 64 << 10
+	r := newRig(b, extents)
+	r.Freeze()
+	rng := rand.New(rand.NewPCG(1, 1))
+	r.write(1, 0, 1, 1)
+	for i := range extents - extents/generations {
+		r.write(1, block.Logical(rng.Uint64N(1<<15)), 1, uint64(i))
+		if len(r.frozen) == 0 {
+			r.Freeze()
+		}
+	}
+	b.Logf("%d generations", len(r.frozen)+1)
+	found := func(int, []byte, uint32) {}
+	b.ReportAllocs()
+	for b.Loop() {
+		r.Read(1, block.Logical(rng.Uint64N(1<<16)), 1, found)
+	}
+}
