@@ -1,0 +1,99 @@
+package pool
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/pollux-storage/pollux/hpdi"
+	"github.com/pollux-storage/pollux/hpdi/mem"
+	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/cache"
+)
+
+// BenchmarkPoint measures what consistency points and folds cost for each block
+// of 4 KiB, on a device in memory: an operation is a point of a sixteenth of
+// the log, of single random blocks or of runs of 32, and its share of the fold
+// that is due after some of them.
+func BenchmarkPoint(b *testing.B) {
+	for _, run := range []int{1, 32} {
+		b.Run(fmt.Sprintf("runs-of-%d", run), func(b *testing.B) { benchmarkPoint(b, run) })
+	}
+}
+
+func benchmarkPoint(b *testing.B, run int) {
+	const points = 4096 // blocks of one
+	ctx := context.Background()
+	dev, err := mem.New("mem", 8<<30)
+	if err != nil {
+		b.Fatal(err)
+	}
+	if _, err := Create(ctx, CreateOptions{Name: "p", Identity: "a", Devices: []hpdi.Device{dev}}); err != nil {
+		b.Fatal(err)
+	}
+	frames, err := hpdi.Alloc(1 << 30)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer func() { _ = hpdi.Free(frames) }()
+	p, err := Open(ctx, OpenOptions{Devices: []hpdi.Device{dev}, RegionPath: filepath.Join(b.TempDir(), "region"), Cache: cache.New(frames), Owner: "a"})
+	if err != nil {
+		b.Fatal(err)
+	}
+	if err := p.load(); err != nil {
+		b.Fatal(err)
+	}
+	const size = 512 << 20
+	if err := p.commitVolume("v", size); err != nil {
+		b.Fatal(err)
+	}
+	v, _ := p.Volume("v")
+	rng := rand.New(rand.NewPCG(1, 1))
+	buf := make([]byte, run*block.Size)
+	fill := func(at func() int64) {
+		for range points / run {
+			buf[rng.IntN(len(buf))]++
+			buf[0] |= 1 // no zero block
+			if err := write(v, at(), buf); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+	var point, fold time.Duration
+	step := func() {
+		begun := time.Now()
+		if err := p.commit(nil); err != nil {
+			b.Fatal(err)
+		}
+		point += time.Since(begun)
+		if !p.machine.FoldDue() {
+			return
+		}
+		begun = time.Now()
+		if err := p.foldAll(); err != nil {
+			b.Fatal(err)
+		}
+		fold += time.Since(begun)
+	}
+	// All of the volume once, so that each later block replaces one.
+	for at := int64(0); at < size; {
+		fill(func() int64 { at += int64(len(buf)); return at - int64(len(buf)) })
+		step()
+	}
+	point, fold = 0, 0
+	b.ReportAllocs()
+	for b.Loop() {
+		b.StopTimer()
+		fill(func() int64 { return rng.Int64N(size/int64(len(buf))) * int64(len(buf)) })
+		b.StartTimer()
+		step()
+	}
+	b.ReportMetric(float64(point.Nanoseconds())/float64(b.N)/points, "point-ns/block")
+	b.ReportMetric(float64(fold.Nanoseconds())/float64(b.N)/points, "fold-ns/block")
+	if err := p.Release(ctx); err != nil {
+		b.Fatal(err)
+	}
+}
