@@ -43,7 +43,7 @@ func benchmarkPoint(b *testing.B, run int) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	if err := p.load(); err != nil {
+	if err := p.load(ctx); err != nil {
 		b.Fatal(err)
 	}
 	const size = 512 << 20
