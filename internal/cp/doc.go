@@ -26,6 +26,7 @@
 //
 //	begin     the active overlay becomes the folding one; the journal position
 //	          after the last point is where replay will start
+//	sort      its mappings by volume and block
 //	volumes   rewrite changed leaves and their parents, copy-on-write
 //	counts    apply the changes of references to the trees of counts
 //	catalogue rewrite the list of volumes with the new roots
@@ -33,6 +34,13 @@
 //	sync
 //	superblock, in two copies, into the slot of its generation; sync
 //	install   new roots; only now are replaced blocks and pages free
+//	free      them
+//
+// A step is bounded, and consistency points that are due go first: it sorts
+// some 100,000 numbers (a millisecond), rewrites one page above leaves with
+// those of its 256 leaves that changed, which at worst reads as many pages from
+// a device and writes 1 MiB, or frees 4096 runs of blocks. Only the list of
+// volumes, and forgetting the folded overlay, are done at once.
 //
 // The pages that a fold itself takes and frees are not in the counts that it
 // writes, which would be a circle: its journal record carries them, and the

@@ -19,8 +19,8 @@ func (m *Machine) install(c *commit, dropped func(block.Pointer)) {
 	for _, ch := range c.Catalogue {
 		m.applyChange(ch, dropped)
 	}
-	// What the blocks go through that lose their references, nobody who looks
-	// a mapping up need wait for.
+	// References are dropped when the map's lock is released: look-ups need not
+	// wait for that.
 	old := m.replaced[:0]
 	later := func(p block.Pointer) { old = append(old, p) }
 	release := func() {

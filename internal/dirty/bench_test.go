@@ -36,7 +36,7 @@ func BenchmarkPublish(b *testing.B) {
 // BenchmarkRead looks one block up, half of which are dirty, in as many
 // generations as there can be.
 func BenchmarkRead(b *testing.B) {
-	const extents = 64 << 10
+	const extents = 32 << 10
 	r := newRig(b, extents)
 	r.Freeze()
 	rng := rand.New(rand.NewPCG(1, 1))

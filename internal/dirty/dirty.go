@@ -166,7 +166,7 @@ func (s *Set) Restore(committed block.Seq) error {
 		return &block.CorruptError{What: "metadata journal", Where: fmt.Sprintf("log position %d", committed),
 			Why: fmt.Sprintf("its last consistency points are missing: the operation log was released up to %d", tail)}
 	}
-	s.active.blocks.Grow(int(min(uint64(s.log.Head()-committed)*2, uint64(s.capacity))))
+	s.active.blocks.Grow(int(min(uint64(s.log.Head()-committed), uint64(s.capacity))))
 	err := s.log.Replay(committed, s.log.Head(), func(r *oplog.Record) error {
 		if planted.Has(planted.ReplaySkipsFirst) && s.active.permits == 0 {
 			r.Kind = oplog.KindNop

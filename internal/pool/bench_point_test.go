@@ -27,14 +27,15 @@ func BenchmarkPoint(b *testing.B) {
 func benchmarkPoint(b *testing.B, run int) {
 	const points = 4096 // blocks of one
 	ctx := context.Background()
-	dev, err := mem.New("mem", 8<<30)
+	const device = 1 << 30
+	dev, err := mem.New("mem", device)
 	if err != nil {
 		b.Fatal(err)
 	}
-	if _, err := Create(ctx, CreateOptions{Name: "p", Identity: "a", Devices: []hpdi.Device{dev}}); err != nil {
+	if _, err := Create(ctx, CreateOptions{Name: "p", Identity: "a", Devices: []hpdi.Device{dev}, LogBytes: 64 << 20}); err != nil {
 		b.Fatal(err)
 	}
-	frames, err := hpdi.Alloc(1 << 30)
+	frames, err := hpdi.Alloc(256 << 20)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -46,7 +47,7 @@ func benchmarkPoint(b *testing.B, run int) {
 	if err := p.load(ctx); err != nil {
 		b.Fatal(err)
 	}
-	const size = 512 << 20
+	const size = 128 << 20
 	if err := p.commitVolume("v", size); err != nil {
 		b.Fatal(err)
 	}
@@ -78,9 +79,10 @@ func benchmarkPoint(b *testing.B, run int) {
 		}
 		fold += time.Since(begun)
 	}
-	// All of the volume once, so that each later block replaces one.
-	for at := int64(0); at < size; {
-		fill(func() int64 { at += int64(len(buf)); return at - int64(len(buf)) })
+	// All of the volume, so that each later block replaces one, and again, until
+	// all memory of the device has been touched.
+	for at := int64(0); at < device; {
+		fill(func() int64 { at += int64(len(buf)); return (at - int64(len(buf))) % size })
 		step()
 	}
 	point, fold = 0, 0

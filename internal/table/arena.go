@@ -23,17 +23,26 @@ type chunk struct {
 	cleanup runtime.Cleanup
 }
 
+// round rounds a size up to whole lines of the processor's cache.
+func round(size uintptr) uintptr { return (size + 63) &^ 63 }
+
 // take returns size bytes, aligned to a line of the processor's cache. That
 // the host has no memory left ends the program, as it does for memory of the
 // heap.
 func (a *arena) take(size uintptr) unsafe.Pointer {
-	size = (size + 63) &^ 63
-	if uintptr(len(a.rest)) < size {
-		a.rest = a.more(int(size))
-	}
+	size = round(size)
+	a.reserve(size)
 	p := unsafe.Pointer(unsafe.SliceData(a.rest))
 	a.rest = a.rest[size:]
 	return p
+}
+
+// reserve makes the next size bytes come from one chunk. A large one is on huge
+// pages where the host grants them, which are touched much faster.
+func (a *arena) reserve(size uintptr) {
+	if uintptr(len(a.rest)) < size {
+		a.rest = a.more(int(size))
+	}
 }
 
 func (a *arena) more(size int) []byte {

@@ -137,6 +137,7 @@ func (t *Table[V]) Grow(n int) {
 	t.Free()
 	t.depth = depth
 	t.dir = make([]*segment[V], 1<<depth)
+	t.arena.reserve(round(unsafe.Sizeof(segment[V]{})) << depth)
 	for i := range t.dir {
 		t.dir[i] = t.newSegment(depth)
 	}
