@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -70,16 +71,20 @@ func fullPool(ctx context.Context, o options, dir string, size int64) error {
 	if err != nil {
 		return err
 	}
+	steps, err := output(ctx, time.Minute, p.program, "status", "--dir", dir)
+	if err != nil {
+		return err
+	}
 	if err := p.loadedCounts(ctx); err != nil {
 		return err
 	}
 	again := time.Since(dead)
-	if err := p.find(ctx); err != nil {
-		return err
-	}
-	survivor, err := resident(p.first)
+	survivor, err := resident(p.guests[1])
 	if err != nil {
 		return err
+	}
+	if _, last, ok := strings.Cut(string(steps), "LAST "); ok {
+		defer fmt.Printf("\nLAST %s\n", last)
 	}
 	row := func(m map[string]int64) string {
 		return fmt.Sprintf("%d MiB (%d + %d)", m["VmRSS"]>>20, m["RssAnon"]>>20, m["RssShmem"]>>20)
@@ -87,7 +92,10 @@ func fullPool(ctx context.Context, o options, dir string, size int64) error {
 	fmt.Printf("| full pool | start | counts loaded after | resident (own + shared) | after writes | takeover | counts loaded after | survivor |\n|--:|--:|--:|--:|--:|--:|--:|--:|\n")
 	fmt.Printf("| %d GiB | %v | %v | %s | %s | %v | %v | %s |\n", size>>30, started.Round(time.Millisecond), loaded.Round(10*time.Millisecond),
 		row(idle), row(used), takeover.Round(100*time.Microsecond), again.Round(10*time.Millisecond), row(survivor))
-	p.stop()
+	if _, err := output(ctx, time.Minute, p.program, "down", "--dir", dir); err != nil {
+		return fmt.Errorf("%w\n%s", err, tail(filepath.Join(dir, "log", "guest-b.log")))
+	}
+	p.up = false
 	return os.RemoveAll(dir)
 }
 

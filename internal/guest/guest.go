@@ -48,6 +48,7 @@ type Guest struct {
 	watches map[string]*region.Region // the partner's, by identity
 	noticed map[string]time.Time      // causes of grants, by identity
 	fatal   error                     // why the guest must end without more ado
+	ending  bool                      // the agent's questions are answered, no more
 
 	mu      sync.Mutex // guards what follows
 	tenants map[string]*tenancy
@@ -81,7 +82,7 @@ func Run(ctx context.Context, o Options) error {
 	if g.fatal != nil {
 		return g.fatal
 	}
-	err = g.closeAll()
+	err = g.closeWhileAnswering()
 	_ = o.Line.Close()
 	if g.line != nil {
 		g.line.Close()
@@ -97,6 +98,24 @@ func Run(ctx context.Context, o Options) error {
 		_ = w.Close()
 	}
 	return err
+}
+
+// closeWhileAnswering ends the guest's pools. A large pool takes its time for the
+// last fold, and the agent would fence a guest that is silent meanwhile.
+func (g *Guest) closeWhileAnswering() error {
+	g.ending = true
+	done := make(chan error, 1)
+	go func() { done <- g.closeAll() }()
+	for {
+		select {
+		case err := <-done:
+			return err
+		case f := <-g.inputs:
+			f()
+			g.awake.Store(time.Now().UnixNano())
+			g.carryOut()
+		}
+	}
 }
 
 // drainInputs lets goroutines that still post end.
@@ -137,6 +156,12 @@ func (g *Guest) loop(ctx context.Context) {
 
 // input gives the machine a message, at its time.
 func (g *Guest) input(m partner.Message) {
+	if g.ending {
+		if m.Kind == partner.KindPing {
+			g.m.Step(m)
+		}
+		return
+	}
 	g.advance()
 	switch m.Kind {
 	case partner.KindGrant:

@@ -351,6 +351,28 @@ func TestHeartbeatWhileGivingUp(t *testing.T) {
 	b.expect(partner.KindReleased)
 }
 
+// TestAnswersWhileClosing: the last fold of a large pool takes long, and the
+// agent would fence a guest that is silent meanwhile.
+func TestAnswersWhileClosing(t *testing.T) {
+	b := newBench(t)
+	b.grant("a", partner.BasisStart, 1)
+	b.expect(partner.KindServing)
+	finish := make(chan struct{})
+	b.storage.last().finish.Store(&finish)
+	b.line.Send(partner.Message{Kind: partner.KindStop})
+	for range 3 {
+		b.line.Send(partner.Message{Kind: partner.KindPing})
+		b.expect(partner.KindPong)
+	}
+	close(finish)
+	if err := b.end(); err != nil {
+		t.Error(err)
+	}
+	if how := b.storage.last().how.Load(); how != "closed" {
+		t.Errorf("the pool was %v", how)
+	}
+}
+
 // TestAgentChanges: a new agent hears what is held and what was announced.
 func TestAgentChanges(t *testing.T) {
 	b := newBench(t)
