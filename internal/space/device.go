@@ -18,8 +18,10 @@ type Device struct {
 	counts    counts
 	trackFree []uint16 // free blocks of each track, outside the Go heap
 	groups    []group
-	cursor    int // track to look at first
-	want      int // only tracks with at least so many free blocks, while there are any
+	cursor    int      // track to look at first
+	want      int      // only tracks with at least so many free blocks, while there are any
+	open      int      // track that was allocated from last, whose rest small allocations get
+	avoid     []uint64 // a bit for each track that is being emptied, see Choose
 }
 
 // groupTracks is how many tracks, 1 GiB, are summed up together: the search for
@@ -113,7 +115,7 @@ func (d *Device) gained(t, n int) {
 
 // take allocates up to n blocks of one track.
 func (d *Device) take(dev, n int, runs []Run) (int, []Run) {
-	t, ok := d.pickTrack()
+	t, ok := d.pickTrack(n)
 	if !ok {
 		return 0, runs
 	}
@@ -133,13 +135,21 @@ func (d *Device) take(dev, n int, runs []Run) (int, []Run) {
 		}
 	}
 	d.gained(t, -got)
+	if d.trackFree[t] > 0 {
+		d.open = t
+	}
 	return got, runs
 }
 
-// pickTrack returns the next track with enough free blocks. What counts as
-// enough sinks while no track has it, down to a single block, and rises again
-// when blocks are freed.
-func (d *Device) pickTrack() (int, bool) {
+// pickTrack returns the track from which to take up to n blocks. Less than a
+// track's worth comes from the track that was begun last, so that many small
+// allocations do not begin a track each; otherwise it is the next track with
+// enough free blocks that nobody empties. What counts as enough sinks while no
+// track has it, down to a single block, and rises again when blocks are freed.
+func (d *Device) pickTrack(n int) (int, bool) {
+	if n < block.TrackBlocks && d.trackFree[d.open] > 0 && !bit(d.avoid, d.open) {
+		return d.open, true
+	}
 	for {
 		for range len(d.groups) + 1 { // the cursor's group has a part before the cursor
 			if d.seek() {
@@ -166,7 +176,7 @@ func (d *Device) seek() bool {
 		whole, most := d.cursor == begin, uint16(0)
 		for ; d.cursor < end; d.cursor++ {
 			f := d.trackFree[d.cursor]
-			if int(f) >= d.want {
+			if int(f) >= d.want && !bit(d.avoid, d.cursor) {
 				return true
 			}
 			most = max(most, f)

@@ -158,7 +158,7 @@ func (s *Space) Alloc(n int, runs []Run) ([]Run, error) {
 	if int64(n) > s.free {
 		return runs, fmt.Errorf("allocate %d blocks of %d free ones: %w", n, s.free, block.ErrNoSpace)
 	}
-	for n > 0 {
+	for misses := 0; n > 0; {
 		// Each device gives a track at a time, so that all work in parallel.
 		i := s.next % len(s.devs)
 		s.next++
@@ -166,6 +166,11 @@ func (s *Space) Alloc(n int, runs []Run) ([]Run, error) {
 		got, runs = s.devs[i].take(i, n, runs)
 		n -= got
 		s.free -= int64(got)
+		if misses++; got > 0 {
+			misses = 0
+		} else if misses == len(s.devs) {
+			s.stopEmptyingLocked() // the only free blocks are there
+		}
 	}
 	return runs, nil
 }

@@ -147,3 +147,16 @@ func TestWholeTracksFirst(t *testing.T) {
 		t.Errorf("a track's worth came as %v", runs)
 	}
 }
+
+// Small allocations fill a track before they begin another.
+func TestSmallAllocationsShareATrack(t *testing.T) {
+	s := newSpace(t, 256*8)
+	for range 20 {
+		if _, err := s.Alloc(12, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := s.Tracks(); got.Whole != 7 {
+		t.Errorf("240 blocks left %d of 8 tracks whole", got.Whole)
+	}
+}
