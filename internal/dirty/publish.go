@@ -53,6 +53,12 @@ func (s *Set) Publish(recs []oplog.Record, edges []Edge) error {
 			return err
 		}
 	}
+	return s.publishLocked(recs)
+}
+
+// publishLocked publishes complete records if the space for them can be
+// reserved.
+func (s *Set) publishLocked(recs []oplog.Record) error {
 	if err := s.reserveLocked(recs); err != nil {
 		return err
 	}

@@ -58,6 +58,8 @@ const (
 	HoleOrder             Fault = "hole-order"
 	PendingWithoutBirth   Fault = "pending-without-birth"
 	PartialBlockRace      Fault = "partial-block-race"
+	MoveIgnoresRace       Fault = "move-ignores-race"
+	MoveStalePointer      Fault = "move-stale-pointer"
 	PartialBlockZeroRest  Fault = "partial-block-zero-rest"
 	TrimTakesEdges        Fault = "trim-takes-edges"
 	ReservationMissing    Fault = "reservation-missing"

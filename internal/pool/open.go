@@ -49,6 +49,7 @@ type OpenOptions struct {
 	PointBytes int64
 	// FoldEntries is how many mappings begin a fold. cp.DefaultFoldEntries if 0.
 	FoldEntries int
+	Cleaner     CleanerOptions
 	// BootID identifies the boot of the host, which decides whether a region
 	// can still exist. region.BootID() if empty.
 	BootID string
@@ -427,6 +428,7 @@ func (op *opener) start(ctx context.Context) error {
 	}
 	p.store = &volume.Store{Dirty: p.dirty, Map: p.bmap, Reader: p.reader, Gate: &p.gate, Flush: flush, Relieve: p.relieve}
 	p.refreshVolumes()
+	p.cleaner = newCleaner(p, p.opts.Cleaner)
 	p.region.SetState(region.StateServing)
 	return ctx.Err()
 }

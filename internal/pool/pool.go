@@ -57,6 +57,7 @@ type Pool struct {
 	loaded   atomic.Bool // the counts are in memory
 	estimate int64       // blocks reserved until then
 	retryAt  time.Time
+	cleaner  *cleaner
 
 	kick    chan struct{}
 	jobs    chan job
@@ -144,6 +145,7 @@ func (p *Pool) Run(ctx context.Context) error {
 	defer close(p.stopped)
 	tick := time.NewTicker(min(p.opts.Interval, DefaultInterval) / 4) // failures and rest are looked at, too
 	defer tick.Stop()
+	defer p.cleaner.close()
 	t := timing{busy: time.Now()}
 	for {
 		if err := p.owned(); err != nil {
@@ -171,15 +173,19 @@ func (p *Pool) Run(ctx context.Context) error {
 		if p.loaded.Load() && (p.machine.Folding() || p.dirty.Usage().Frozen > 0) && !time.Now().Before(p.retryAt) {
 			continue // folds and points that wait go on unless something else is to be done
 		}
+		p.cleaner.arm()
 		select {
 		case <-ctx.Done():
 			return nil
 		case j := <-p.jobs:
 			j.done <- p.runJob(j)
 		case <-p.kick:
-			drain(tick.C) // one look serves both
+			drain(tick.C) // one look serves all
 		case <-tick.C:
 			drain(p.kick)
+		case <-p.cleaner.timer.C:
+			drain(p.kick)
+			drain(tick.C)
 		}
 	}
 }
@@ -208,7 +214,7 @@ func (p *Pool) runJob(j job) error {
 }
 
 // work does what is due: loading the counts, a consistency point, a step of a
-// fold.
+// fold, a step of the cleaner.
 func (p *Pool) work(ctx context.Context, t *timing) error {
 	now := time.Now()
 	if now.Before(p.retryAt) {
@@ -229,11 +235,12 @@ func (p *Pool) work(ctx context.Context, t *timing) error {
 			return err
 		}
 	}
-	if p.machine.Folding() || p.machine.FoldDue() || now.Sub(t.busy) >= restBeforeFold && p.machine.FoldUseful() {
+	if p.machine.Folding() || p.machine.FoldDue() || now.Sub(t.busy) >= restBeforeFold && p.machine.FoldUseful() || p.cleaner.wantsFold() {
 		if _, err := p.machine.Fold(); err != nil {
 			return err
 		}
 	}
+	p.cleaner.work(now)
 	p.lastError.Store(nil)
 	return nil
 }
@@ -412,6 +419,7 @@ type Stats struct {
 	// LastError is why the newest consistency point or fold failed, empty
 	// when it did not: as long as it stays, the devices fall behind.
 	LastError string
+	Cleaner   CleanerStats
 }
 
 // Stats returns the pool's statistics.
@@ -423,6 +431,7 @@ func (p *Pool) Stats() Stats {
 		LogBytes: d.Permits * block.Size, LogUsedBytes: (d.Active + d.Frozen) * block.Size, DirtyBlocks: d.Blocks,
 		CP: m.Commits, Folds: m.Folds, BlocksWritten: m.Blocks, Unfolded: unfolded,
 		CountsBytes: p.space.Memory(), Loading: !p.loaded.Load(),
+		Cleaner: p.cleaner.Stats(),
 	}
 	for i := range p.set.Len() {
 		s.Devices = append(s.Devices, p.set.Info(i))

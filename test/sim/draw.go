@@ -29,6 +29,9 @@ func Draw(seed uint64) *Script {
 	d := &drawer{rng: rand.New(rand.NewPCG(seed, 0x73696d))}
 	d.say("seed %d", seed)
 	d.shape()
+	if seed%2 == 0 {
+		d.say("cleaner")
+	}
 	d.chooseKinds()
 	for range 4 + d.rng.IntN(28) {
 		d.traffic()

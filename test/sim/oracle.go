@@ -36,7 +36,8 @@ type pool struct {
 	region    *region.Region // mapped for looking only
 	log       *oplog.View
 	shadow    shadow
-	powerLost bool // since the pool was open last
+	powerLost bool  // since the pool was open last
+	moves     int64 // blocks that the cleaner moved
 	// damaged says that a device took data away that it had accepted:
 	// requests may fail, and flushed writes be lost. hindered says that one
 	// returned errors.
@@ -259,7 +260,7 @@ func (pl *pool) publish(rec *oplog.Record) {
 			}
 		}
 	}
-	if len(asked) > 0 {
+	if len(asked) > 0 || pl.isMove(v, rec) {
 		pl.enter(v, asked, rec)
 		return
 	}
@@ -269,6 +270,22 @@ func (pl *pool) publish(rec *oplog.Record) {
 	}
 	w.violate("record %d of %s changes %d blocks from %d of %s (%s), and no request under way asks for it",
 		rec.Seq, pl.identity, rec.Count, rec.LBA, v.name, what)
+}
+
+// isMove tells whether a record can be the cleaner's: it writes blocks that are
+// not zero with exactly what they hold.
+func (pl *pool) isMove(v *volume, rec *oplog.Record) bool {
+	if pl.w.opt.Cleaner.Off || rec.Kind != oplog.KindWrite {
+		return false
+	}
+	for i := range block.Logical(rec.Count) {
+		now := v.current(rec.LBA + i)
+		if bytes.Equal(now, zeroPage[:]) || !bytes.Equal(now, pl.log.Payload(rec.First+oplog.Extent(i), 1)) {
+			return false
+		}
+	}
+	pl.moves += int64(rec.Count)
+	return true
 }
 
 // explains tells whether a request under way asks for exactly this record.

@@ -216,7 +216,7 @@ func (p *proc) open(a partner.Action) {
 			devs = pl.withoutCandidate(devs)
 			q, err = spool.Open(ctx, spool.OpenOptions{
 				Devices: devs, RegionPath: pl.path, Cache: p.cache, CacheSlot: pl.slot, Owner: p.name,
-				BatteryBacked: pl.battery, Interval: w.opt.Interval, BootID: fmt.Sprint("boot", w.boot),
+				BatteryBacked: pl.battery, Interval: w.opt.Interval, Cleaner: w.opt.Cleaner, BootID: fmt.Sprint("boot", w.boot),
 			})
 			if err != nil {
 				for _, d := range devs {

@@ -27,6 +27,7 @@ type Options struct {
 	Machine  partner.Config
 	Referee  partner.RefereeConfig
 	Interval time.Duration
+	Cleaner  spool.CleanerOptions
 }
 
 // Sizes of pools unless a script says otherwise.
@@ -42,6 +43,7 @@ type Result struct {
 	Events   int
 	Ops      int64 // counted operations
 	Requests int
+	Moves    int64 // blocks that cleaners moved
 	Virtual  time.Duration
 	Trace    string
 }
@@ -78,6 +80,9 @@ func Run(t *testing.T, s *Script, keep int) Result {
 			w.fail = err
 		}
 		res = Result{Err: w.fail, Ops: w.ops, Requests: w.requests, Virtual: w.now()}
+		for _, pl := range w.pools {
+			res.Moves += pl.moves
+		}
 		w.close()
 		res.Hash, res.Events, res.Trace = w.trace.hash, w.trace.count, w.trace.String()
 	})
@@ -108,6 +113,7 @@ func newWorld(seed uint64, dir string, keep int) *World {
 		opt: Options{
 			Machine: partner.Config{HangTimeout: time.Second, GivebackDelay: 2 * time.Second, LockoutCount: 1 << 30, LockoutWindow: time.Minute},
 			Referee: partner.RefereeConfig{RestartDelay: 100 * time.Millisecond, RestartMax: 2 * time.Second, CrashLimit: 1 << 30, CrashWindow: time.Minute},
+			Cleaner: spool.CleanerOptions{Off: true},
 		},
 	}
 	w.host = host{w: w, names: []string{"a", "b"}, incs: map[string]uint64{}, done: map[uint64]string{}}
@@ -133,6 +139,8 @@ func (w *World) set(s *Script) error {
 			delete(pools, "b")
 		case "interval":
 			w.opt.Interval, err = l.duration(1)
+		case "cleaner":
+			w.opt.Cleaner = spool.CleanerOptions{LowWater: 90, MinFree: 5, Pause: 20 * time.Millisecond}
 		case "giveback-delay":
 			if w.opt.Machine.GivebackDelay = -1; l.arg(1) != "never" {
 				w.opt.Machine.GivebackDelay, err = l.duration(1)
@@ -317,14 +325,22 @@ func (w *World) atRest() error {
 			if err := pl.check(ctx, p); err != nil {
 				return err
 			}
-			if err := p.Fold(ctx); err != nil {
-				return err
-			}
-			if err := pl.check(ctx, p); err != nil {
-				return err
-			}
-			if s := p.Stats(); s.LogUsedBytes != 0 || s.DirtyBlocks != 0 || s.ReservedBytes > restReserve {
-				return fmt.Errorf("at rest %d bytes of the log are in use, %d blocks dirty, %d bytes reserved", s.LogUsedBytes, s.DirtyBlocks, s.ReservedBytes)
+			for try := 0; ; try++ {
+				if err := p.Fold(ctx); err != nil {
+					return err
+				}
+				if err := pl.check(ctx, p); err != nil {
+					return err
+				}
+				s := p.Stats()
+				if s.LogUsedBytes == 0 && s.DirtyBlocks == 0 && s.ReservedBytes <= restReserve {
+					break
+				}
+				if w.opt.Cleaner.Off || try == cleanerTries {
+					return fmt.Errorf("at rest %d bytes of the log are in use, %d blocks dirty, %d bytes reserved, the cleaner: %s",
+						s.LogUsedBytes, s.DirtyBlocks, s.ReservedBytes, s.Cleaner.State)
+				}
+				time.Sleep(100 * time.Millisecond)
 			}
 			return nil
 		})
@@ -334,6 +350,10 @@ func (w *World) atRest() error {
 	}
 	return nil
 }
+
+// cleanerTries is how often a pool is looked at until its cleaner has nothing
+// to do any more.
+const cleanerTries = 100
 
 // restReserve is what may stay reserved in a pool at rest: space that is taken
 // ahead of need.

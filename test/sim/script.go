@@ -89,10 +89,11 @@ func (s *Script) String() string {
 //	pool ID [disks=N] [size=S] [journal=S] [battery]
 //	volume NAME on ID SIZE
 //	interval D                    longest time between consistency points
+//	cleaner                       pools are cleaned at every opportunity; never without
 //	giveback-delay D              delay of automatic givebacks, or "never"
 func isSetting(word string) bool {
 	switch word {
-	case "seed", "alone", "pool", "volume", "interval", "giveback-delay":
+	case "seed", "alone", "pool", "volume", "interval", "cleaner", "giveback-delay":
 		return true
 	}
 	return false
