@@ -3,25 +3,25 @@ package pool
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/block/blocktest"
 )
 
 // eager is a cleaner that finds something to do in small pools.
-var eager = CleanerOptions{LowWater: 60, MinFree: 20}
+var eager = CleanerOptions{LowWater: 70, MinFree: 15}
 
 // openEager opens a rig's pool with an eager cleaner, which cleanStep drives.
 func (r *rig) openEager() {
 	r.t.Helper()
-	o := r.options()
-	o.Cleaner = eager
-	if err := r.openWith(o); err != nil {
-		r.t.Fatal(err)
-	}
+	r.cleaning = eager
+	r.mustOpen()
 }
 
 // cleanStep makes the cleaner take its next step and does what it waits for, as
@@ -132,5 +132,271 @@ func TestCleanerMakesWholeTracks(t *testing.T) {
 			verifyBlocks(t, v, holds)
 			r.shut()
 		})
+	}
+}
+
+// busy changes a volume as clients do while the cleaner works between their
+// requests, until n changes are made or the power goes.
+func busy(r *rig, v block.Volume, m *blocktest.Model, rng *rand.Rand, blocks int64, n int) error {
+	ctx := context.Background()
+	for range n {
+		at := rng.Int64N(blocks)
+		k := min(1+rng.Int64N(8), blocks-at)
+		var err error
+		switch rng.IntN(12) {
+		case 0:
+			id := m.Zero(at*block.Size, k*block.Size)
+			if err = v.Trim(ctx, at*block.Size, k*block.Size); err == nil {
+				m.Ack(id)
+			}
+		case 1:
+			covers := m.FlushStart()
+			if err = v.Flush(ctx); err == nil {
+				m.FlushDone(covers)
+			}
+		case 2, 3, 4:
+			// Within a block: its rest may be what the cleaner moves.
+			off := at*block.Size + 1 + rng.Int64N(block.Size/2)
+			id, data := m.Write(off, 1+rng.IntN(block.Size/4))
+			if err = write(v, off, data); err == nil {
+				m.Ack(id)
+			}
+		case 5:
+			id, data := m.Write(at*block.Size, int(k*block.Size))
+			if err = write(v, at*block.Size, data); err == nil {
+				m.Ack(id)
+			}
+		default:
+			for range 1 + rng.IntN(8) {
+				if err = r.cleanStep(); err != nil {
+					break
+				}
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// cleaning returns a rig whose pool is small, fragmented and being cleaned.
+func cleaning(t *testing.T, seed uint64, rng *rand.Rand) (*rig, block.Volume, *blocktest.Model, int64) {
+	t.Helper()
+	const blocks = 1500
+	r := newRig(t, 1, 22<<20)
+	r.openEager()
+	v := r.volume("v", blocks*block.Size)
+	m := blocktest.NewModel(seed)
+	put := func(b, n int64) {
+		id, data := m.Write(b*block.Size, int(n*block.Size))
+		if err := write(v, b*block.Size, data); err != nil {
+			t.Fatal(err)
+		}
+		m.Ack(id)
+	}
+	for b := int64(0); b < blocks; b += 100 {
+		put(b, 100)
+		if err := r.Pool.Commit(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 12 {
+		for range 100 {
+			put(rng.Int64N(blocks), 1)
+		}
+		if err := r.Fold(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return r, v, m, blocks
+}
+
+// The power goes, or the guest dies, at any operation of devices while a pool
+// is cleaned and clients change what is being moved. A prefix of what clients
+// did comes back, with all that was flushed; after a death everything.
+func TestCleanerCut(t *testing.T) {
+	rounds := uint64(25)
+	if soak {
+		rounds = 20_000
+	}
+	moved := uint64(0)
+	for seed := range rounds {
+		rng := rand.New(rand.NewPCG(seed, 41))
+		r, v, m, blocks := cleaning(t, seed, rng)
+		for life := range uint64(3) {
+			what := fmt.Sprintf("seed %d life %d", seed, life)
+			cut := r.clock.Ops() + 1 + rng.Int64N(200)
+			r.clock.CutAfter(cut)
+			err := busy(r, v, m, rng, blocks, 60)
+			if err != nil && !errors.Is(err, blocktest.ErrPowerCut) {
+				t.Fatalf("%s: %v", what, err)
+			}
+			moved += r.Stats().Cleaner.Moved
+			dies := err == nil && r.clock.Ops() < cut && rng.IntN(2) == 0
+			if dies {
+				r.clock.CutAfter(0)
+				r.die()
+			} else {
+				r.cutPower(blocktest.CutRandom, seed<<3|life)
+			}
+			r.openEager()
+			if v, err = r.Volume("v"); err != nil {
+				t.Fatalf("%s: %v", what, err)
+			}
+			least := m.Flushed()
+			if dies {
+				least = m.Acked()
+			}
+			n, err := m.CheckPrefix(blockReader(v), least)
+			if err != nil {
+				t.Fatalf("%s: %v", what, err)
+			}
+			m.Truncate(n)
+			if r.mustCheck(); t.Failed() {
+				t.Fatal(what)
+			}
+		}
+		r.shut()
+	}
+	if moved == 0 {
+		t.Error("nothing was ever moved")
+	}
+}
+
+// A power cut at each operation of one pass, and a recovery after each.
+func TestCleanerCutAtEveryOperation(t *testing.T) {
+	step := int64(3)
+	if soak {
+		step = 1
+	}
+	for cut := int64(1); ; cut += step {
+		rng := rand.New(rand.NewPCG(7, 43))
+		r, v, m, _ := cleaning(t, 7, rng)
+		if err := v.Flush(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		r.clock.CutAfter(r.clock.Ops() + cut)
+		var err error
+		for steps := 0; err == nil && r.cleaner.Stats().Passes == 0; steps++ {
+			if err = r.cleanStep(); steps > 10_000 {
+				t.Fatalf("operation %d: no pass comes to an end: %+v", cut, r.cleaner.Stats())
+			}
+			if r.cleaner.Stats().Failed > 0 { // reads that the cut has ended
+				break
+			}
+		}
+		if err != nil && !errors.Is(err, blocktest.ErrPowerCut) {
+			t.Fatalf("operation %d: %v", cut, err)
+		}
+		through := err == nil && r.cleaner.Stats().Failed == 0
+		r.cutPower(blocktest.CutRandom, uint64(cut))
+		r.mustOpen()
+		v, _ = r.Volume("v")
+		// Everything was flushed before, and moves change nothing.
+		if _, err := m.CheckPrefix(blockReader(v), m.Acked()); err != nil {
+			t.Fatalf("operation %d: %v", cut, err)
+		}
+		if r.shut(); t.Failed() {
+			t.Fatalf("operation %d", cut)
+		}
+		if through {
+			t.Logf("%d operations", cut)
+			return
+		}
+	}
+}
+
+// Clients write, trim, resize and delete while Run cleans, all at once.
+func TestCleanerBesideClients(t *testing.T) {
+	ops := 600
+	if soak {
+		ops = 20_000
+	}
+	for seed := range uint64(2) {
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute) // only a hang needs it
+		defer cancel()
+		const clients, size = 4, 3 << 20
+		r := newRigWithLog(t, 1+int(seed), 96<<20, 16<<20)
+		r.cleaning = CleanerOptions{LowWater: 100, MinFree: 1, Pause: 20 * time.Millisecond, Rate: 1 << 30}
+		r.interval = 5 * time.Millisecond
+		stop := r.run()
+		var all []*client
+		var work sync.WaitGroup
+		v := r.volume("v", size)
+		for i := range clients {
+			c := &client{t: t, v: v, rng: rand.New(rand.NewPCG(seed, uint64(i))), want: make([]byte, size)}
+			for at := int64(i) * 5000; at < size; at += clients * 5000 {
+				c.own = append(c.own, block.Extent{Offset: at, Length: min(5000, size-at)})
+			}
+			all = append(all, c)
+			work.Go(func() { c.run(ctx, ops) })
+		}
+		rng := rand.New(rand.NewPCG(seed, 77))
+		work.Go(func() {
+			for i := range int64(30) {
+				name := fmt.Sprint("short", i)
+				if _, err := r.CreateVolume(ctx, name, 1<<20); err != nil {
+					t.Error(err)
+					return
+				}
+				s, err := r.Volume(name)
+				for k := 0; k < 40 && err == nil; k++ {
+					err = write(s, rng.Int64N(250)*block.Size, pattern(byte(k)|1))
+				}
+				if err == nil {
+					err = r.Fold(ctx)
+				}
+				if err == nil && i%2 == 0 {
+					err = r.ResizeVolume(ctx, name, 2<<20)
+				}
+				if err == nil {
+					err = r.DeleteVolume(ctx, name)
+				}
+				if err == nil {
+					err = r.ResizeVolume(ctx, "v", size+i*block.Size)
+				}
+				if err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+		work.Wait()
+		for _, c := range all {
+			c.verify(ctx)
+		}
+		s := r.Stats().Cleaner
+		t.Logf("seed %d: %+v", seed, s)
+		if s.Moved == 0 {
+			t.Errorf("seed %d: nothing was moved", seed)
+		}
+		r.mustCheck()
+		stop()
+		if err := r.Pool.Close(ctx); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// A pool without room to move anything says so and does nothing.
+func TestCleanerOfFullPool(t *testing.T) {
+	r := newRig(t, 1, smallest)
+	r.cleaning = CleanerOptions{LowWater: 100, MinFree: 1, Pause: time.Millisecond}
+	stop := r.run()
+	v := r.volume("v", 1<<30)
+	rng := rand.New(rand.NewPCG(1, 51))
+	for range 3 {
+		holds := fill(t, r, v, rng)
+		verifyBlocks(t, v, holds)
+		r.mustCheck()
+		if err := v.Trim(context.Background(), 0, 1<<30); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("%+v", r.Stats().Cleaner)
+	stop()
+	if err := r.Pool.Close(context.Background()); err != nil {
+		t.Error(err)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/internal/block"
@@ -29,6 +30,8 @@ type rig struct {
 	// gather, if set, makes the pool's devices out of devs.
 	gather     func() []hpdi.Device
 	acceptLoss bool
+	cleaning   CleanerOptions
+	interval   time.Duration
 	*Pool
 	serving chan struct{}
 }
@@ -43,8 +46,13 @@ var soak = os.Getenv("POLLUX_SOAK") == "1"
 
 func newRig(t testing.TB, devices int, size int64) *rig {
 	t.Helper()
+	return newRigWithLog(t, devices, size, testLog)
+}
+
+func newRigWithLog(t testing.TB, devices int, size, log int64) *rig {
+	t.Helper()
 	r := newBareRig(t, devices, size)
-	_, err := Create(context.Background(), CreateOptions{Name: "p", Identity: "a", Devices: r.devices(), LogBytes: testLog})
+	_, err := Create(context.Background(), CreateOptions{Name: "p", Identity: "a", Devices: r.devices(), LogBytes: log})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -79,7 +87,7 @@ func (r *rig) devices() []hpdi.Device {
 }
 
 func (r *rig) options() OpenOptions {
-	return OpenOptions{Devices: r.devices(), RegionPath: r.region, Cache: r.cache, Owner: "a", BatteryBacked: r.battery, BootID: fmt.Sprint(r.boot), AcceptLoss: r.acceptLoss}
+	return OpenOptions{Devices: r.devices(), RegionPath: r.region, Cache: r.cache, Owner: "a", BatteryBacked: r.battery, BootID: fmt.Sprint(r.boot), AcceptLoss: r.acceptLoss, Cleaner: r.cleaning, Interval: r.interval}
 }
 
 // open opens the pool and starts to serve jobs.
