@@ -46,6 +46,8 @@ type Config struct {
 	Failover Failover `yaml:"failover" json:"failover"`
 	// NBD are the settings of the NBD servers.
 	NBD NBD `yaml:"nbd" json:"nbd"`
+	// Cleaner makes whole free tracks of fragmented pools.
+	Cleaner Cleaner `yaml:"cleaner" json:"cleaner"`
 	// Exports are settings of single volumes, by their names.
 	Exports map[string]Export `yaml:"exports" json:"exports,omitempty"`
 	// LogFile is the size at which a process's log file is renamed to .1.
@@ -233,6 +235,7 @@ func (c *Config) setDefaults() {
 	or(&f.CrashLimit, 8)
 	or(&f.CrashWindow, 5*time.Minute)
 	or(&f.FenceTimeout, 5*time.Second)
+	c.Cleaner.setDefaults()
 	or(&c.NBD.TLS, "off")
 	or(&c.NBD.MaxConnections, 1024)
 	for i := range c.Guests {
@@ -330,6 +333,9 @@ func (c *Config) Validate() error {
 		return err
 	}
 	if err := c.NBD.validate(); err != nil {
+		return err
+	}
+	if err := c.Cleaner.validate(); err != nil {
 		return err
 	}
 	for name, e := range c.Exports {

@@ -89,6 +89,8 @@ func TestRefusals(t *testing.T) {
 		"consistency_points: {fold_after: 10}":                           "consistency_points.fold_after",
 		"guests: [{name: a, port: 70000}]":                               "guests[0].port",
 		"guests: [{name: a, pool: {size: 1M}}]":                          "guests[0].pool.size",
+		"cleaner: {rate: 1K}":                                            "cleaner.rate",
+		"cleaner: {low_water: 91}":                                       "cleaner.low_water",
 		"guests: [{name: a, socket: /" + strings.Repeat("x", 120) + "}]": "choose a shorter --dir",
 	} {
 		dir := t.TempDir()

@@ -20,9 +20,10 @@ import (
 // Pools is the real Storage: package pool, with one cache for all of a
 // guest's pools.
 type Pools struct {
-	cache *cache.Cache
-	slots map[string]uint32 // of identities in the cache
-	limit config.Points
+	cleaner pool.CleanerOptions
+	cache   *cache.Cache
+	slots   map[string]uint32 // of identities in the cache
+	limit   config.Points
 }
 
 // NewPools returns a storage with a cache of that size.
@@ -35,6 +36,7 @@ func NewPools(cfg *config.Config, cacheBytes int64) (*Pools, error) {
 	for i, g := range cfg.Guests {
 		p.slots[g.Name] = uint32(i + 1)
 	}
+	p.cleaner = pool.CleanerOptions{Off: cfg.Cleaner.Off, Rate: int64(cfg.Cleaner.Rate), LowWater: cfg.Cleaner.LowWater}
 	return p, nil
 }
 
@@ -82,6 +84,7 @@ func (p *Pools) open(ctx context.Context, o OpenSpec) (*store, error) {
 		Devices: o.Devices, RegionPath: o.RegionPath, Cache: p.cache, CacheSlot: p.slots[o.Identity],
 		Owner: o.Owner, AcceptLoss: o.AcceptLoss, BatteryBacked: o.BatteryBacked, LeftOut: o.LeftOut,
 		Interval: p.limit.Interval, PointBytes: int64(p.limit.Size), FoldEntries: p.limit.FoldAfter,
+		Cleaner: p.cleaner,
 	})
 	if err != nil {
 		return nil, err
