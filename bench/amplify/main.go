@@ -23,6 +23,7 @@ import (
 
 	"github.com/dustin/go-humanize"
 
+	"github.com/pollux-storage/pollux/bench/counting"
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/cache"
@@ -70,7 +71,7 @@ func run(ctx context.Context, o options) (err error) {
 	if err != nil {
 		return err
 	}
-	dev, err := newCounting(int64(o.size)*100/int64(o.full)/track*track + 1<<30)
+	dev, err := counting.New(int64(o.size)*100/int64(o.full)/track*track + 1<<30)
 	if err != nil {
 		return err
 	}
@@ -82,7 +83,7 @@ func run(ctx context.Context, o options) (err error) {
 	if err != nil {
 		return err
 	}
-	dev.first = int64(label.Layout.First) * block.Size
+	dev.SetFirst(int64(label.Layout.First) * block.Size)
 	mem, err := hpdi.Alloc(int(o.cache))
 	if err != nil {
 		return err
@@ -99,7 +100,7 @@ func run(ctx context.Context, o options) (err error) {
 	return errors.Join(err, <-ran, p.Close(ctx))
 }
 
-func measure(ctx context.Context, o options, p *pool.Pool, dev *counting) error {
+func measure(ctx context.Context, o options, p *pool.Pool, dev *counting.Device) error {
 	if _, err := p.CreateVolume(ctx, "v", int64(o.size)); err != nil {
 		return err
 	}
@@ -119,7 +120,7 @@ func measure(ctx context.Context, o options, p *pool.Pool, dev *counting) error 
 	if err := p.Fold(ctx); err != nil {
 		return err
 	}
-	before, folds := dev.count(), p.Stats().Folds
+	before, folds := dev.Count(), p.Stats().Folds
 	begin = time.Now()
 	var writers sync.WaitGroup
 	var mu sync.Mutex
@@ -149,14 +150,14 @@ func measure(ctx context.Context, o options, p *pool.Pool, dev *counting) error 
 	if err := p.Fold(ctx); err != nil {
 		return err
 	}
-	c := dev.count().minus(before)
+	c := dev.Count().Minus(before)
 	clients := float64(written * block.Size)
 	fmt.Printf("volume %s, pool %d %% full, %d writes of 4 KiB at random in %v, %d folds\n\n", humanize.IBytes(o.size), o.full, written, took.Round(time.Second), p.Stats().Folds-folds)
 	fmt.Printf("| written to the device | bytes | for each byte of clients |\n|---|--:|--:|\n")
 	for _, row := range []struct {
 		name string
 		n    int64
-	}{{"data", c.data}, {"metadata pages", c.pages}, {"journal and superblocks", c.journal}, {"all", c.data + c.pages + c.journal}} {
+	}{{"data", c.Data}, {"metadata pages", c.Pages}, {"journal and superblocks", c.Journal}, {"all", c.Data + c.Pages + c.Journal}} {
 		fmt.Printf("| %s | %s | %.2f |\n", row.name, humanize.IBytes(uint64(row.n)), float64(row.n)/clients)
 	}
 	return nil
@@ -170,7 +171,7 @@ func write(ctx context.Context, v block.Volume, off int64, n int) error {
 	}
 	for _, b := range w.Buffers() {
 		for ; len(b) > 0; b = b[block.Size:] {
-			copy(b, pattern[:])
+			copy(b, counting.Pattern[:])
 		}
 	}
 	return w.Commit(ctx)

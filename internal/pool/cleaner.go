@@ -212,7 +212,11 @@ func (c *cleaner) work(now time.Time) {
 // otherwise: whatever else the cleaner waits for, Run looks often enough.
 func (c *cleaner) arm() {
 	if c.phase == cleanerMoves {
-		c.timer.Reset(time.Until(c.next))
+		at := c.next
+		if at.Before(c.p.retryAt) { // until then Run does nothing
+			at = c.p.retryAt
+		}
+		c.timer.Reset(time.Until(at))
 	} else {
 		c.timer.Stop()
 	}

@@ -207,7 +207,7 @@ func (c *cleaner) moveSome() (blocks int, err error) {
 	}
 	ext, ok, err := p.dirty.TryAcquire(len(batch), c.ext[:0])
 	if c.ext = ext; err != nil || !ok {
-		return 0, err // when there is no room, the next step tries again
+		return n, err // without room a later step tries again, and not at once
 	}
 	c.queue = c.queue[n:]
 	var good [moveBlocks]bool // of different workers: no two write the same

@@ -1,4 +1,7 @@
-package main
+// Package counting has a device for measurements of large pools on small
+// machines: it keeps metadata in memory and of data, which all have the same
+// content, a bit for each block; and it counts what is written to it.
+package counting
 
 import (
 	"encoding/binary"
@@ -11,64 +14,75 @@ import (
 	"github.com/pollux-storage/pollux/internal/block"
 )
 
-// pattern is what clients write: it is not zero, and no metadata begin like it.
-var pattern = func() (p [block.Size]byte) {
+// Pattern is what clients write: it is not zero, and no metadata begin like it.
+var Pattern = func() (p [block.Size]byte) {
 	for i := 0; i < len(p); i += 8 {
 		binary.LittleEndian.PutUint64(p[i:], 0x9e3779b97f4a7c15*uint64(i+1))
 	}
 	return p
 }()
 
-// counting is a device that counts.
-type counting struct {
+// Device is the device.
+type Device struct {
 	size int64
 	mem  []byte // of what is not data
 
 	mu    sync.Mutex // guards all below, and mem
-	data  []uint64   // a bit for each block that holds the pattern
-	bytes counts
+	data  []uint64   // a bit for each block that holds Pattern
+	done  Counts
+	end   int64 // of the last write of data
 	first int64 // what lies before it are label, superblocks, journal and flush log
 }
 
-// counts are bytes written.
-type counts struct{ data, pages, journal int64 }
-
-func (c counts) minus(d counts) counts {
-	return counts{c.data - d.data, c.pages - d.pages, c.journal - d.journal}
+// Counts are what was written.
+type Counts struct {
+	Data, Pages, Journal int64 // bytes
+	Requests             int64 // writes of data
+	Jumps                int64 // those that did not begin where the one before had ended
 }
 
-func newCounting(size int64) (*counting, error) {
+// Minus returns what was written since d.
+func (c Counts) Minus(d Counts) Counts {
+	return Counts{c.Data - d.Data, c.Pages - d.Pages, c.Journal - d.Journal, c.Requests - d.Requests, c.Jumps - d.Jumps}
+}
+
+// New returns a device of size bytes.
+func New(size int64) (*Device, error) {
 	// Without huge pages: metadata lie scattered.
 	mem, err := unix.Mmap(-1, 0, int(size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
 	if err != nil {
 		return nil, fmt.Errorf("map %d bytes: %w", size, err)
 	}
-	return &counting{size: size, mem: mem, data: make([]uint64, size/block.Size/64+1)}, nil
+	return &Device{size: size, mem: mem, data: make([]uint64, size/block.Size/64+1)}, nil
 }
 
-func (d *counting) count() counts {
+// SetFirst says where the space begins that a pool allocates from.
+func (d *Device) SetFirst(off int64) { d.first = off }
+
+// Count returns what was written so far.
+func (d *Device) Count() Counts {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.bytes
+	return d.done
 }
 
 // Info implements hpdi.Device.
-func (d *counting) Info() hpdi.Info {
+func (d *Device) Info() hpdi.Info {
 	return hpdi.Info{Name: "counting", Driver: "counting", Size: d.size, BlockSize: block.Size}
 }
 
 // NewQueue implements hpdi.Device.
-func (d *counting) NewQueue(int) (hpdi.Queue, error) { return &queue{d: d}, nil }
+func (d *Device) NewQueue(int) (hpdi.Queue, error) { return &queue{d: d}, nil }
 
 // Register implements hpdi.Device.
-func (d *counting) Register([]byte) error { return nil }
+func (d *Device) Register([]byte) error { return nil }
 
 // Close implements hpdi.Device.
-func (d *counting) Close() error { return unix.Munmap(d.mem) }
+func (d *Device) Close() error { return unix.Munmap(d.mem) }
 
 // queue carries requests out when they are submitted.
 type queue struct {
-	d    *counting
+	d    *Device
 	done []*hpdi.Request
 }
 
@@ -93,10 +107,10 @@ func (q *queue) Wait(_ int, done []*hpdi.Request) ([]*hpdi.Request, error) {
 // Close implements hpdi.Queue.
 func (q *queue) Close() error { return nil }
 
-func (d *counting) do(r *hpdi.Request) {
+func (d *Device) do(r *hpdi.Request) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	off := r.Offset
+	off, before := r.Offset, d.done.Data
 	for _, v := range r.Vec {
 		for ; len(v) > 0; v, off = v[block.Size:], off+block.Size {
 			if r.Op == hpdi.OpRead {
@@ -106,28 +120,34 @@ func (d *counting) do(r *hpdi.Request) {
 			}
 		}
 	}
+	if d.done.Data > before {
+		if d.done.Requests++; d.end != r.Offset {
+			d.done.Jumps++
+		}
+		d.end = off
+	}
 }
 
-func (d *counting) read(p []byte, off int64) {
+func (d *Device) read(p []byte, off int64) {
 	if b := off / block.Size; d.data[b/64]&(1<<(b%64)) != 0 {
-		copy(p, pattern[:])
+		copy(p, Pattern[:])
 	} else {
 		copy(p, d.mem[off:])
 	}
 }
 
-func (d *counting) write(p []byte, off int64) {
+func (d *Device) write(p []byte, off int64) {
 	b := off / block.Size
-	if *(*[64]byte)(p) == *(*[64]byte)(pattern[:]) {
+	if *(*[64]byte)(p) == *(*[64]byte)(Pattern[:]) {
 		d.data[b/64] |= 1 << (b % 64)
-		d.bytes.data += block.Size
+		d.done.Data += block.Size
 		return
 	}
 	d.data[b/64] &^= 1 << (b % 64)
 	copy(d.mem[off:], p)
 	if off < d.first {
-		d.bytes.journal += block.Size
+		d.done.Journal += block.Size
 	} else {
-		d.bytes.pages += block.Size
+		d.done.Pages += block.Size
 	}
 }

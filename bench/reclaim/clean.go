@@ -1,0 +1,7 @@
+package main
+
+import (
+	"context"
+)
+
+func clean(ctx context.Context, o options) error { return nil }
