@@ -2,6 +2,111 @@ package main
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"time"
+
+	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/pool"
 )
 
-func clean(ctx context.Context, o options) error { return nil }
+// A disk as the design page has it, for what the lengths of runs mean.
+const (
+	diskBytes = 150e6 // a second
+	diskJump  = 5700 * time.Microsecond
+)
+
+// clean measures a pool before, while and after it is cleaned.
+func clean(ctx context.Context, o options) (err error) {
+	const others = 256 << 20
+	off := pool.CleanerOptions{Off: true}
+	// Two fifths of the pool are free, in pieces.
+	r, err := newRig(ctx, o, int64(o.size)*5/3+4<<30, off)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, r.close(ctx)) }()
+	v, err := r.fill(ctx, "others", others, others)
+	if err != nil {
+		return err
+	}
+	big, err := r.fill(ctx, "big", int64(o.size), int64(o.size))
+	if err != nil {
+		return err
+	}
+	// Nothing is left at the end of the disk, and every second hole of the
+	// ballast leaves room in the middle of others.
+	if err := scatter(ctx, r, big, o); err != nil {
+		return err
+	}
+	fmt.Printf("| pool | tracks wholly free | blocks a run | MB/s of a disk %s\n|---|--:|--:|--:|--:|--:|--:|--:|--:|\n", latencyHead)
+	row := func(name string, fn func() error) error {
+		before := r.dev.Count()
+		l, err := beside(ctx, v, others, o.rate, fn)
+		if err != nil {
+			return err
+		}
+		c, s := r.dev.Count().Minus(before), r.Stats().Cleaner
+		run, speed := "", ""
+		if c.Jumps > 0 {
+			seconds := float64(c.Data)/diskBytes + float64(c.Jumps)*diskJump.Seconds()
+			run = fmt.Sprintf("%.0f", float64(c.Data/block.Size)/float64(c.Requests))
+			speed = fmt.Sprintf("%.0f", float64(c.Data)/1e6/seconds)
+		}
+		fmt.Printf("| %s | %d of %d | %s | %s %s\n", name, s.Whole, s.Tracks, run, speed, l)
+		return nil
+	}
+	sequential := func() error {
+		for at := int64(0); at < int64(o.size)/8; at += track {
+			if err := write(ctx, big, at, track); err != nil {
+				return err
+			}
+		}
+		return r.Commit(ctx)
+	}
+	eager := pool.CleanerOptions{LowWater: 20}
+	return profiled(o, func() error {
+		if err := errors.Join(row("fragmented, clients alone", pause(o.window)), row("fragmented, written in sequence", sequential)); err != nil {
+			return err
+		}
+		if err := r.reopen(ctx, eager); err != nil {
+			return err
+		}
+		v, _ = r.Volume("others")
+		big, _ = r.Volume("big")
+		begin, moved := time.Now(), uint64(0)
+		err := row("being cleaned", func() error {
+			for {
+				time.Sleep(100 * time.Millisecond)
+				if s := r.Stats().Cleaner; time.Since(begin) > 12*o.window || s.Passes > 0 && s.Whole*5 >= s.Tracks {
+					moved = s.Moved
+					return nil
+				}
+			}
+		})
+		took := time.Since(begin)
+		fmt.Fprintf(os.Stderr, "cleaned for %v, %d blocks moved: %+v\n", took.Round(time.Second), moved, r.Stats().Cleaner)
+		if err := errors.Join(err, r.reopen(ctx, off)); err != nil {
+			return err
+		}
+		v, _ = r.Volume("others")
+		big, _ = r.Volume("big")
+		return errors.Join(row("cleaned, written in sequence", sequential), row("cleaned, clients alone", pause(o.window)))
+	})
+}
+
+// scatter overwrites blocks at random until few tracks are wholly free.
+func scatter(ctx context.Context, r *rig, big block.Volume, o options) error {
+	rng := rand.New(rand.NewPCG(1, 2))
+	begin := time.Now()
+	blocks := int64(o.size) / block.Size
+	for n := int64(0); n < blocks; n++ {
+		if err := write(ctx, big, rng.Int64N(blocks)*block.Size, block.Size); err != nil {
+			return err
+		}
+	}
+	fmt.Fprintf(os.Stderr, "fragmented after %v\n", time.Since(begin).Round(time.Second))
+	return r.Fold(ctx)
+}

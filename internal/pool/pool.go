@@ -131,10 +131,21 @@ const retryDelay = 200 * time.Millisecond
 // and makes the next takeover short.
 const restBeforeFold = 5 * time.Second
 
+const (
+	// freePause is the time between two folds that only free what was deleted
+	// or trimmed.
+	freePause = 500 * time.Millisecond
+	// longestUnfolded is the longest time without a fold in a pool that is
+	// never at rest and whose clients write too little for one to be due: what
+	// they trim shall come back all the same.
+	longestUnfolded = 30 * time.Second
+)
+
 // timing is what Run remembers between two rounds.
 type timing struct {
-	dirty time.Time // since when something is dirty; zero when nothing is
-	busy  time.Time // when something was dirty last
+	dirty  time.Time // since when something is dirty; zero when nothing is
+	busy   time.Time // when something was dirty last
+	folded time.Time // when the last fold was complete
 }
 
 // Run makes consistency points and folds until ctx ends. It returns an error
@@ -146,7 +157,7 @@ func (p *Pool) Run(ctx context.Context) error {
 	tick := time.NewTicker(min(p.opts.Interval, DefaultInterval) / 4) // failures and rest are looked at, too
 	defer tick.Stop()
 	defer p.cleaner.close()
-	t := timing{busy: time.Now()}
+	t := timing{busy: time.Now(), folded: time.Now()}
 	for {
 		if err := p.owned(); err != nil {
 			return err
@@ -235,14 +246,26 @@ func (p *Pool) work(ctx context.Context, t *timing) error {
 			return err
 		}
 	}
-	if p.machine.Folding() || p.machine.FoldDue() || now.Sub(t.busy) >= restBeforeFold && p.machine.FoldUseful() || p.cleaner.wantsFold() {
-		if _, err := p.machine.Fold(); err != nil {
+	if p.wantsFold(t, now) {
+		if done, err := p.machine.Fold(); err != nil {
 			return err
+		} else if done {
+			t.folded = time.Now()
 		}
 	}
 	p.cleaner.work(now)
 	p.lastError.Store(nil)
 	return nil
+}
+
+// wantsFold reports whether a step of a fold should be made now.
+func (p *Pool) wantsFold(t *timing, now time.Time) bool {
+	if p.machine.Folding() || p.machine.FoldDue() || p.cleaner.wantsFold() {
+		return true
+	}
+	since := now.Sub(t.folded)
+	return p.bmap.Unfinished() && since >= freePause ||
+		p.machine.FoldUseful() && (now.Sub(t.busy) >= restBeforeFold || since >= longestUnfolded)
 }
 
 // commit makes one consistency point, and the folds that it needs first: the
