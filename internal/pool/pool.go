@@ -135,6 +135,9 @@ const (
 	// freePause is the time between two folds that only free what was deleted
 	// or trimmed.
 	freePause = 500 * time.Millisecond
+	// trimPause is the time without a fold after which large trims are one's
+	// reason.
+	trimPause = 5 * time.Second
 	// longestUnfolded is the longest time without a fold in a pool that is
 	// never at rest and whose clients write too little for one to be due: what
 	// they trim shall come back all the same.
@@ -264,7 +267,7 @@ func (p *Pool) wantsFold(t *timing, now time.Time) bool {
 		return true
 	}
 	since := now.Sub(t.folded)
-	return p.bmap.Unfinished() && since >= freePause ||
+	return p.bmap.Unfinished() && since >= freePause || p.bmap.HasHoles() && since >= trimPause ||
 		p.machine.FoldUseful() && (now.Sub(t.busy) >= restBeforeFold || since >= longestUnfolded)
 }
 

@@ -1,0 +1,13 @@
+package blockmap
+
+// HasHoles reports whether ranges were trimmed that no fold has begun to free.
+func (m *Map) HasHoles() bool {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	for _, v := range m.active.vols {
+		if len(v.holes) > 0 {
+			return true
+		}
+	}
+	return false
+}
