@@ -4,8 +4,8 @@ package blockmap
 func (m *Map) HasHoles() bool {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
-	for _, v := range m.active.vols {
-		if len(v.holes) > 0 {
+	for _, h := range m.active.holes {
+		if len(h) > 0 {
 			return true
 		}
 	}
