@@ -21,9 +21,9 @@ const (
 // clean measures a pool before, while and after it is cleaned.
 func clean(ctx context.Context, o options) (err error) {
 	const others = 256 << 20
-	off := pool.CleanerOptions{Off: true}
-	// Two fifths of the pool are free, in pieces.
-	r, err := newRig(ctx, o, int64(o.size)*5/3+4<<30, off)
+	off := pool.CleanerOptions{Off: true, Pause: time.Second}
+	// A third of the space is free, in pieces.
+	r, err := newRig(ctx, o, int64(o.size)*3/2+3*int64(o.log)+others, off)
 	if err != nil {
 		return err
 	}
@@ -36,8 +36,6 @@ func clean(ctx context.Context, o options) (err error) {
 	if err != nil {
 		return err
 	}
-	// Nothing is left at the end of the disk, and every second hole of the
-	// ballast leaves room in the middle of others.
 	if err := scatter(ctx, r, big, o); err != nil {
 		return err
 	}
@@ -66,12 +64,12 @@ func clean(ctx context.Context, o options) (err error) {
 		}
 		return r.Commit(ctx)
 	}
-	eager := pool.CleanerOptions{LowWater: 20}
+	on := pool.CleanerOptions{Pause: time.Second}
 	return profiled(o, func() error {
 		if err := errors.Join(row("fragmented, clients alone", pause(o.window)), row("fragmented, written in sequence", sequential)); err != nil {
 			return err
 		}
-		if err := r.reopen(ctx, eager); err != nil {
+		if err := r.reopen(ctx, on); err != nil {
 			return err
 		}
 		v, _ = r.Volume("others")
@@ -80,7 +78,7 @@ func clean(ctx context.Context, o options) (err error) {
 		err := row("being cleaned", func() error {
 			for {
 				time.Sleep(100 * time.Millisecond)
-				if s := r.Stats().Cleaner; time.Since(begin) > 12*o.window || s.Passes > 0 && s.Whole*5 >= s.Tracks {
+				if s := r.Stats().Cleaner; time.Since(begin) > 12*o.window || s.Passes > 0 && s.Whole*10 >= s.Tracks {
 					moved = s.Moved
 					return nil
 				}

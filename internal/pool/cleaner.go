@@ -65,7 +65,7 @@ type CleanerOptions struct {
 const (
 	DefaultCleanerRate  = 16 << 20
 	DefaultLowWater     = 10
-	DefaultMinFree      = 50
+	DefaultMinFree      = 25
 	DefaultCleanerPause = 10 * time.Second
 )
 
@@ -185,7 +185,12 @@ func (c *cleaner) close() {
 
 // work does the next step if it is due.
 func (c *cleaner) work(now time.Time) {
-	if c.o.Off || now.Before(c.next) || c.p.machine.Folding() {
+	if now.Before(c.next) || c.p.machine.Folding() {
+		return
+	}
+	if c.o.Off {
+		c.look()
+		c.next = now.Add(c.o.Pause)
 		return
 	}
 	switch c.phase {
