@@ -13,8 +13,10 @@ import (
 
 // Flusher makes published prefixes of the operation log survive a power cut.
 // All flushes that wait while one is under way are served by the next: one
-// sequential write and one sync for all of them. Its methods may be called
-// concurrently.
+// sequential write and one sync for all of them. The first of them leads: it
+// alone waits for the turn, appends, and hands the turn on before it tells the
+// others, so that the device has the next append while they reply. Its methods
+// may be called concurrently.
 //
 // The chain of batches in the flush log begins with a consistency point, whose
 // record says where. Before the first one since the pool was opened, and when
@@ -27,6 +29,7 @@ import (
 type Flusher struct {
 	log    *oplog.Log
 	commit func(ctx context.Context) error // makes a consistency point
+	group  group                           // flushes that wait for the next append
 
 	turn     chan struct{} // holds one token while nobody has the turn
 	disk     *oplog.Disk   // of who has the turn, as all below but flushed
@@ -58,8 +61,8 @@ func (f *Flusher) Flush(ctx context.Context) error {
 	if f.flushed.Load() >= target {
 		return nil
 	}
-	done, err := f.try(ctx, target)
-	if done || err != nil {
+	done, err := f.try(ctx)
+	if done || err != nil || f.flushed.Load() >= target {
 		return err
 	}
 	if err := f.commit(ctx); err != nil {
@@ -68,35 +71,70 @@ func (f *Flusher) Flush(ctx context.Context) error {
 	return nil
 }
 
-// try flushes by an append to the chain; done is false when that cannot be.
-func (f *Flusher) try(ctx context.Context, target uint64) (done bool, err error) {
+// outcome is what an append did for a flush. Without done and without an error
+// it could do nothing, and a consistency point must.
+type outcome struct {
+	done bool
+	err  error
+}
+
+// errNotLed tells the members of a group whose leader left to try again.
+var errNotLed = errors.New("the flush that led this one was given up")
+
+// try flushes by an append to the chain, its own or that of the flush which
+// leads the group; done is false when that cannot be.
+func (f *Flusher) try(ctx context.Context) (done bool, err error) {
 	if planted.Has(planted.FlushCoversLess) && f.started && len(f.turn) == 0 {
 		<-f.turn
 		f.unlock()
 		return true, nil
 	}
+	for {
+		var o outcome
+		if m := f.group.join(); m == nil {
+			o = f.lead(ctx)
+		} else {
+			o = f.group.wait(ctx, m)
+		}
+		if o.err != errNotLed {
+			return o.done, o.err
+		}
+	}
+}
+
+// lead waits for the turn and serves all flushes that came meanwhile.
+func (f *Flusher) lead(ctx context.Context) outcome {
 	select {
 	case <-f.turn:
 	case <-ctx.Done():
-		return false, fmt.Errorf("wait for another flush: %w", ctx.Err())
+		f.group.tell(f.group.close(), outcome{err: errNotLed})
+		return outcome{err: waitEnded(ctx)}
 	}
-	defer f.unlock()
-	if f.flushed.Load() >= target {
-		return true, nil
-	}
+	// Whoever is in the group published before this, and so is covered.
+	members := f.group.close()
+	o := f.appendLocked()
+	f.unlock() // first, so that the next append begins before anybody replies
+	f.group.tell(members, o)
+	return o
+}
+
+// appendLocked appends everything published so far.
+func (f *Flusher) appendLocked() outcome {
 	if !f.started {
-		return false, nil
+		return outcome{}
 	}
 	head := f.log.Head()
 	switch err := f.disk.Append(f.log, block.Seq(f.flushed.Load()), head); {
 	case errors.Is(err, oplog.ErrFull):
-		return false, nil
+		return outcome{}
 	case err != nil:
-		return false, fmt.Errorf("flush log positions up to %d: %w", head, err)
+		return outcome{err: fmt.Errorf("flush log positions up to %d: %w", head, err)}
 	}
-	f.flushed.Store(uint64(head))
+	if f.flushed.Load() < uint64(head) {
+		f.flushed.Store(uint64(head))
+	}
 	f.promised = head
-	return true, nil
+	return outcome{done: true}
 }
 
 // Close frees memory; no flush may be under way or come.

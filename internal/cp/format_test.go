@@ -286,7 +286,7 @@ func TestFlusherKeepsOldPromises(t *testing.T) {
 		t.Errorf("started %v, flushed %d", f.started, f.flushed.Load())
 	}
 	f.invalidateLocked()
-	if done, err := f.try(context.Background(), 101); done || err != nil {
+	if done, err := f.try(context.Background()); done || err != nil {
 		t.Errorf("an ended chain goes on: %v %v", done, err)
 	}
 }
