@@ -18,8 +18,9 @@
 // # Durability
 //
 // A completed write is durable only after a later completed OpFlush on any
-// queue of the same device. Requests that are in flight together complete in
-// any order.
+// queue of the same device, unless its request was Durable: then it is when it
+// completes, in one round trip instead of two, and says nothing about other
+// writes. Requests that are in flight together complete in any order.
 package hpdi
 
 import (
@@ -74,6 +75,9 @@ type Request struct {
 	// Length is the number of bytes of a discard or write-zeroes. Reads and
 	// writes take it from Vec.
 	Length int64
+	// Durable makes a write complete only when it survives a power cut. It is
+	// for devices with Info.Durable.
+	Durable bool
 	// User is for the application; drivers do not touch it.
 	User any
 
@@ -102,6 +106,7 @@ type Info struct {
 	Direct    bool   // I/O bypasses the page cache
 	Discard   bool   // OpDiscard is supported
 	Zeroes    bool   // OpWriteZeroes is supported without writing data
+	Durable   bool   // writes may be Durable
 	ReadOnly  bool   // only OpRead and OpFlush are served
 	Note      string // why a faster way was not taken, empty when none was missed
 }
@@ -169,6 +174,9 @@ var (
 func (r *Request) Check(info Info) error {
 	if info.ReadOnly && (r.Op == OpWrite || r.Op == OpDiscard || r.Op == OpWriteZeroes) {
 		return ErrReadOnly
+	}
+	if r.Durable && (r.Op != OpWrite || !info.Durable) {
+		return ErrUnsupported
 	}
 	switch r.Op {
 	case OpFlush:

@@ -120,7 +120,7 @@ func Open(path string, opts Options) (hpdi.Device, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
-	d := &device{fd: fd, lock: opts.Lock, info: hpdi.Info{Name: path, BlockSize: BlockSize, ReadOnly: opts.ReadOnly}}
+	d := &device{fd: fd, lock: opts.Lock, info: hpdi.Info{Name: path, BlockSize: BlockSize, Durable: true, ReadOnly: opts.ReadOnly}}
 	if err := d.setUp(opts); err != nil {
 		_ = unix.Close(fd) // the error before is the one to tell
 		return nil, fmt.Errorf("open %s: %w", path, err)

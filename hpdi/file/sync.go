@@ -144,8 +144,11 @@ func (d *device) do(r *hpdi.Request, iov []iovec, pin *runtime.Pinner) error {
 
 // transfer moves all data of a read or write, in as many calls as it takes.
 func (d *device) transfer(r *hpdi.Request, iov []iovec) error {
-	trap := uintptr(unix.SYS_PREADV)
-	if r.Op == hpdi.OpWrite {
+	trap, flags := uintptr(unix.SYS_PREADV), uintptr(0)
+	switch {
+	case r.Durable:
+		trap, flags = unix.SYS_PWRITEV2, unix.RWF_DSYNC
+	case r.Op == hpdi.OpWrite:
 		trap = unix.SYS_PWRITEV
 	}
 	total := r.Bytes()
@@ -156,7 +159,7 @@ func (d *device) transfer(r *hpdi.Request, iov []iovec) error {
 		// the first; the shift in two steps is 0 there.
 		const bits = 8 * unsafe.Sizeof(uintptr(0))
 		moved, _, errno := unix.Syscall6(trap, uintptr(d.fd), uintptr(unsafe.Pointer(&iov[0])), uintptr(n),
-			uintptr(off), uintptr(off>>(bits-1)>>1), 0)
+			uintptr(off), uintptr(off>>(bits-1)>>1), flags)
 		switch {
 		case errno == unix.EINTR:
 		case errno != 0:

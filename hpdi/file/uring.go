@@ -240,6 +240,9 @@ func (q *uringQueue) issue(i uint32) {
 		}
 		if r.Op == hpdi.OpWrite {
 			e.opcode++ // each write follows its read
+			if r.Durable {
+				e.opFlags = unix.RWF_DSYNC
+			}
 		}
 	case hpdi.OpFlush:
 		e.opcode, e.opFlags = ringOpFsync, ringFsyncDatasync

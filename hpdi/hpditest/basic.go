@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"math"
+	"slices"
 	"testing"
 
 	"github.com/pollux-storage/pollux/hpdi"
@@ -280,6 +281,36 @@ func testFlush(t *testing.T, d hpdi.Device) {
 	do(t, other, read(0, p))
 	wantFill(t, p, 0, 4)
 	do(t, q, &hpdi.Request{Op: hpdi.OpFlush}, &hpdi.Request{Op: hpdi.OpFlush})
+}
+
+// testDurable cannot cut the power; what it sees is that a durable write is a
+// write, and that a device without them says so.
+func testDurable(t *testing.T, d hpdi.Device) {
+	info := d.Info()
+	q := newQueue(t, d, 4)
+	defer closeQueue(t, q)
+	p := alloc(t, 8*info.BlockSize)
+	fill(p, 0, 5)
+	durable := func(r *hpdi.Request) *hpdi.Request { r.Durable = true; return r }
+	half := len(p) / 2
+	if !info.Durable {
+		if err := hpdi.Do(q, durable(write(0, p))); !errors.Is(err, hpdi.ErrUnsupported) {
+			t.Errorf("a durable write is refused with %v", err)
+		}
+		return
+	}
+	do(t, q, durable(write(0, p[half:], p[:half])), durable(write(int64(len(p)), p)), write(int64(2*len(p)), p))
+	got := alloc(t, 3*len(p))
+	do(t, q, read(0, got))
+	wantBytes(t, got, slices.Concat(p[half:], p[:half], p, p), 0)
+	for _, r := range []*hpdi.Request{read(0, p), {Op: hpdi.OpFlush}, {Op: hpdi.OpDiscard, Length: int64(info.BlockSize)}} {
+		if err := hpdi.Do(q, durable(r)); !errors.Is(err, hpdi.ErrUnsupported) {
+			t.Errorf("a durable %s is refused with %v", r.Op, err)
+		}
+	}
+	if err := hpdi.Do(q, durable(write(info.Size, p))); !errors.Is(err, hpdi.ErrRange) {
+		t.Errorf("a durable write beyond the end is refused with %v", err)
+	}
 }
 
 func testDiscard(t *testing.T, d hpdi.Device) {

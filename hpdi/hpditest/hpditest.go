@@ -41,6 +41,7 @@ func Run(t *testing.T, open func(t *testing.T) hpdi.Device) {
 		{"ManyInFlight", testManyInFlight},
 		{"WaitBounds", testWaitBounds},
 		{"Flush", testFlush},
+		{"Durable", testDurable},
 		{"MixedInFlight", testMixedInFlight},
 		{"Discard", testDiscard},
 		{"WriteZeroes", testWriteZeroes},

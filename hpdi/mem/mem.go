@@ -49,6 +49,7 @@ func New(name string, size int64) (hpdi.Device, error) {
 			BlockSize: BlockSize,
 			Discard:   true,
 			Zeroes:    true,
+			Durable:   true, // no less than after a flush
 		},
 		mem: mem,
 	}, nil

@@ -21,6 +21,9 @@ type Area struct {
 	Start  int64 // bytes, a multiple of 4 KiB
 	Length int64 // bytes, a multiple of 4 KiB
 	Pool   block.PoolID
+	// DurableWrites says that the device takes hpdi.Request.Durable: most
+	// appends are one request then.
+	DurableWrites bool
 }
 
 func (a Area) check() error {
@@ -177,9 +180,10 @@ func (d *Disk) Append(l *Log, from, to block.Seq) error {
 		return fmt.Errorf("%d blocks, %d of %d free: %w", need, free, d.area.blocks(), ErrFull)
 	}
 	var done []keptBatch // one element unless the flush is huge
+	synced := false
 	for at := from; at < to; {
 		b := batch{pool: d.area.Pool, epoch: epoch, number: pos.Batch, nonce: pos.Nonce, durable: durable, chain: pos.Chain}
-		blocks, sum, err := d.write(l, at, to, pos, &b)
+		blocks, sum, one, err := d.write(l, at, to, pos, &b)
 		if err != nil {
 			return fmt.Errorf("flush log batch %d at byte %d: %w", pos.Batch, d.area.Start+pos.Offset, err)
 		}
@@ -187,9 +191,10 @@ func (d *Disk) Append(l *Log, from, to block.Seq) error {
 		pos.Offset = (pos.Offset + blocks*block.Size) % d.area.Length
 		pos.Batch++
 		pos.Chain = sum
+		synced = one && at == from // and then it is the last
 		at = b.last
 	}
-	if !planted.Has(planted.FlushWithoutSync) {
+	if !synced && !planted.Has(planted.FlushWithoutSync) {
 		if err := hpdi.Do(d.q, &hpdi.Request{Op: hpdi.OpFlush}); err != nil {
 			return fmt.Errorf("flush log: %w", err)
 		}
@@ -236,16 +241,17 @@ func (d *Disk) measure(l *Log, from, to block.Seq) (need int64, err error) {
 	return need, nil
 }
 
-// write writes one batch at pos, as many records as it takes, without making
-// it durable. It returns its size and checksum and fills in b.
-func (d *Disk) write(l *Log, from, to block.Seq, pos DiskPos, b *batch) (blocks int64, sum uint32, err error) {
+// write writes one batch at pos, as many records as it takes. It returns its
+// size and checksum and fills in b. The batch is durable afterwards only if it
+// ends with record to, the device can do that, and one request was enough.
+func (d *Disk) write(l *Log, from, to block.Seq, pos DiskPos, b *batch) (blocks int64, sum uint32, durable bool, err error) {
 	payload, err := d.cut(l, from, to)
 	if err != nil {
-		return 0, 0, err
+		return 0, 0, false, err
 	}
 	if d.meta == nil {
 		if d.meta, err = hpdi.Alloc(maxBatchMeta * block.Size); err != nil {
-			return 0, 0, err
+			return 0, 0, false, err
 		}
 	}
 	meta := d.meta[:metaBlocks(len(d.recs))*block.Size]
@@ -282,7 +288,9 @@ func (d *Disk) write(l *Log, from, to block.Seq, pos DiskPos, b *batch) (blocks 
 		}
 		w.add(l.Payload(r.First, n))
 	}
-	return int64(len(meta)/block.Size + payload), sum, hpdi.Do(d.q, d.reqs[:d.nreq]...)
+	durable = d.area.DurableWrites && d.nreq == 1 && b.last == to && !planted.Has(planted.FlushWithoutSync)
+	d.reqs[0].Durable = durable
+	return int64(len(meta)/block.Size + payload), sum, durable, hpdi.Do(d.q, d.reqs[:d.nreq]...)
 }
 
 func isWrite(k Kind) uint64 {
@@ -322,6 +330,6 @@ func (d *Disk) request() *hpdi.Request {
 	}
 	r := d.reqs[d.nreq]
 	d.nreq++
-	r.Vec, r.Err = r.Vec[:0], nil
+	r.Vec, r.Err, r.Durable = r.Vec[:0], nil, false
 	return r
 }

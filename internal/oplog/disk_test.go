@@ -17,7 +17,7 @@ import (
 const areaStart = 3 * block.Size
 
 func testArea(blocks int64) Area {
-	return Area{Start: areaStart, Length: blocks * block.Size, Pool: block.PoolID{7}}
+	return Area{Start: areaStart, Length: blocks * block.Size, Pool: block.PoolID{7}, DurableWrites: true}
 }
 
 func queue(t testing.TB, dev hpdi.Device) hpdi.Queue {
@@ -225,6 +225,7 @@ func crashRound(t *testing.T, seed uint64) {
 	clock.CutAfter(1 + rng.Int64N(120))
 	q := queue(t, dev)
 	area := testArea(60 + rng.Int64N(100))
+	area.DurableWrites = rng.IntN(2) == 0
 	l := format(t, section(t, 64), 64, 0)
 	d := NewDisk(q, area)
 	defer d.Close()

@@ -304,7 +304,10 @@ func (op *opener) attachLog() (err error) {
 }
 
 func (op *opener) flushArea() oplog.Area {
-	return oplog.Area{Start: int64(op.label.Layout.Flush) * block.Size, Length: int64(op.label.Layout.FlushBlocks) * block.Size, Pool: op.label.Pool}
+	return oplog.Area{
+		Start: int64(op.label.Layout.Flush) * block.Size, Length: int64(op.label.Layout.FlushBlocks) * block.Size,
+		Pool: op.label.Pool, DurableWrites: op.set.Info(0).Durable,
+	}
 }
 
 // replayFlushLog publishes again what flushes had made durable when the host

@@ -39,10 +39,11 @@ type fault struct {
 	left int    // so many requests; -1 for all
 }
 
-// take returns what is wrong with a request, nil for nothing.
+// take returns what is wrong with a request, nil for nothing. A durable write
+// is a sync as well.
 func (d *disk) take(r *hpdi.Request) *fault {
 	for i, f := range d.faults {
-		if f.op != r.Op || f.left == 0 {
+		if f.op != r.Op && !(f.op == hpdi.OpFlush && r.Durable) || f.left == 0 {
 			continue
 		}
 		if f.left > 0 {
@@ -193,7 +194,7 @@ func (q *queue) Close() error {
 // much longer.
 func (d *disk) latency(r *hpdi.Request) time.Duration {
 	l := d.w.between(20*time.Microsecond, 150*time.Microsecond) + time.Duration(r.Bytes())*time.Nanosecond
-	if r.Op == hpdi.OpFlush {
+	if r.Op == hpdi.OpFlush || r.Durable {
 		l *= 4
 	}
 	if d.w.chance(40) {
@@ -262,7 +263,10 @@ func (d *disk) carry(f *flight) {
 	if f.fault != nil {
 		switch f.fault.kind {
 		case "fails", "loses":
-			return
+			if f.fault.op != hpdi.OpFlush || !r.Durable {
+				return
+			}
+			r.Durable = false // written, and not synced
 		case "misdirects":
 			r.Offset = (r.Offset + block.Size*int64(1+d.w.rng.IntN(64))) % (d.medium.Info().Size - r.Bytes()) &^ (block.Size - 1)
 		}

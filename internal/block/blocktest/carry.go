@@ -28,12 +28,12 @@ func (d *Crash) CarryTorn(r *hpdi.Request, seed uint64) Carried {
 }
 
 // Complete says that the submitter was told of the request's end: a barrier
-// that is taken from now on covers it.
+// that is taken from now on covers it, and a Durable write needs none.
 func (c Carried) Complete() {
 	if c.c != nil {
 		c.m.mu.Lock()
 		defer c.m.mu.Unlock()
-		c.c.reaped = true
+		c.m.reapLocked(c.c)
 	}
 }
 

@@ -145,7 +145,7 @@ func (d *Crash) Corrupt(off int64, mask byte) {
 func (d *Crash) Info() hpdi.Info {
 	return hpdi.Info{
 		Name: d.opts.Name, Driver: "crash", Size: d.opts.Size, BlockSize: d.opts.BlockSize,
-		Direct: d.opts.Direct, Discard: !d.opts.NoDiscard, Zeroes: !d.opts.NoZeroes,
+		Direct: d.opts.Direct, Discard: !d.opts.NoDiscard, Zeroes: !d.opts.NoZeroes, Durable: true,
 	}
 }
 
@@ -215,7 +215,9 @@ func (d *Crash) run(r *hpdi.Request) *change {
 		}
 		return nil
 	}
-	return m.addLocked(r, 0)
+	c := m.addLocked(r, 0)
+	c.durable = r.Durable && ok
+	return c
 }
 
 // crashQueue runs requests as they are submitted and returns them, in an order
@@ -251,7 +253,7 @@ func (q *crashQueue) Wait(_ int, done []*hpdi.Request) ([]*hpdi.Request, error) 
 	defer q.d.m.mu.Unlock()
 	for _, f := range q.done {
 		if f.c != nil {
-			f.c.reaped = true
+			q.d.m.reapLocked(f.c)
 		}
 		done = append(done, f.req)
 	}

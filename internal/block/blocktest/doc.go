@@ -15,7 +15,8 @@
 //
 // A write is visible to reads as soon as it has been submitted. It is durable
 // once a flush was submitted after a Wait had returned the write; a flush that
-// is in flight together with a write does not cover it. Whatever is not durable
+// is in flight together with a write does not cover it. A write that is itself
+// Durable needs no flush once a Wait has returned it. Whatever is not durable
 // when power is cut is decided for each operation by seed: kept, dropped, or
 // torn to any subset of its 512-byte sectors; where such operations overlap,
 // any of them may win. Sectors are atomic. Flushed data are never lost, also not those

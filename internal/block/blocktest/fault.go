@@ -141,7 +141,8 @@ func (f *Fault) pick(r *hpdi.Request) *Rule {
 }
 
 func (rule *Rule) matches(r *hpdi.Request) bool {
-	if rule.Op != 0 && rule.Op != r.Op {
+	// A durable write is a sync as well.
+	if rule.Op != 0 && rule.Op != r.Op && !(rule.Op == hpdi.OpFlush && r.Durable) {
 		return false
 	}
 	if r.Op == hpdi.OpFlush {

@@ -20,13 +20,14 @@ type image map[int64]*page
 
 // change is an operation that is not durable yet.
 type change struct {
-	seq    uint64
-	op     hpdi.Op
-	off    int64
-	n      int64
-	data   []byte // of a write
-	reaped bool   // its request was returned by Wait: the next flush covers it
-	tear   uint64 // not 0: only some sectors reached the medium, by this seed
+	seq     uint64
+	op      hpdi.Op
+	off     int64
+	n       int64
+	data    []byte // of a write
+	durable bool   // its request was Durable: it is when it has been reaped
+	reaped  bool   // its request was returned by Wait: the next flush covers it
+	tear    uint64 // not 0: only some sectors reached the medium, by this seed
 }
 
 // arrived tells which sectors of a write reached the device at all.
@@ -88,6 +89,14 @@ func (m *medium) flushLocked(covered func(*change) bool) {
 	}
 	clear(m.pending[len(kept):])
 	m.pending = kept
+}
+
+// reapLocked notes that whoever asked for c learns of its end.
+func (m *medium) reapLocked(c *change) {
+	c.reaped = true
+	if c.durable {
+		m.flushLocked(func(o *change) bool { return o == c })
+	}
 }
 
 // overlaidLocked reports whether a later change that a flush covers overlaps

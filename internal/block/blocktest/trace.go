@@ -102,6 +102,9 @@ func (q *tracedQueue) Submit(reqs ...*hpdi.Request) error {
 		if r.Op != hpdi.OpFlush {
 			line += fmt.Sprintf(" %d+%d", r.Offset, r.Bytes())
 		}
+		if r.Durable {
+			line += " durable"
+		}
 		q.lines[r] = q.d.rec.add(line)
 	}
 	return q.Queue.Submit(reqs...)
