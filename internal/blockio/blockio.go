@@ -126,7 +126,7 @@ func (r *Reader) View(p block.Pointer, fn func(frame []byte)) error {
 // Prefetch brings blocks into the cache, many at a time. It is only a hint:
 // what cannot be read will be noticed by whoever wants it.
 func (r *Reader) Prefetch(ps []block.Pointer) {
-	var fetches []Fetch
+	fetches := make([]Fetch, 0, len(ps))
 	for _, p := range ps {
 		if !p.IsHole() && !r.cache.Has(r.key(p)) {
 			fetches = append(fetches, Fetch{Ptr: p})

@@ -43,10 +43,11 @@ type rig struct {
 }
 
 type options struct {
-	size    int64 // of the volume
-	extents int   // of the log
-	cache   int   // bytes
-	device  int64 // blocks; 0: 16384
+	size    int64                         // of the volume
+	extents int                           // of the log
+	cache   int                           // bytes
+	device  int64                         // blocks; 0: 16384
+	wrap    func(hpdi.Device) hpdi.Device // nil: the device as it is
 }
 
 const firstBlock = block.TrackBlocks
@@ -59,7 +60,10 @@ func newRig(t testing.TB, o options) *rig {
 	r := &rig{t: t}
 	r.crash = blocktest.NewCrashWith(blocktest.CrashOptions{Size: o.device * block.Size, Direct: true})
 	r.fault = blocktest.NewFault(r.crash, 1)
-	r.set = devices.NewSet([]hpdi.Device{r.fault})
+	if o.wrap == nil {
+		o.wrap = func(d hpdi.Device) hpdi.Device { return d }
+	}
+	r.set = devices.NewSet([]hpdi.Device{o.wrap(r.fault)})
 	r.space = space.New()
 	r.must(r.space.AddDevice(uint64(o.device), firstBlock))
 	t.Cleanup(r.space.Close)

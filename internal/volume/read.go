@@ -25,7 +25,11 @@ func (v *Volume) TryRead(p []byte, off int64) (bool, error) {
 		return false, err
 	}
 	defer v.Gate.Exit()
-	return v.read(p, off, false)
+	ok, err := v.read(p, off, false)
+	if err == nil {
+		v.saw(off, int64(len(p)), !ok)
+	}
+	return ok, err
 }
 
 // Read implements block.Volume.
@@ -38,6 +42,9 @@ func (v *Volume) Read(ctx context.Context, p []byte, off int64) error {
 		// Piece by piece, so that a large read ends soon after its client.
 		n := min(len(p), 1<<20)
 		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := v.ahead.await(ctx, off, int64(n)); err != nil {
 			return err
 		}
 		if _, err := v.read(p[:n], off, true); err != nil {

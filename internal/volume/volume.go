@@ -13,6 +13,11 @@
 // on the devices is read before, and the publication is refused and repeated
 // if a consistency point came between. So two writers to different parts of a
 // block never undo each other, and nobody waits for a device under a lock.
+//
+// Reads in order are noticed, and what follows is fetched into the cache before
+// it is asked for; see ahead.go.
+//
+// Locks: ahead.mu is a leaf.
 package volume
 
 import (
@@ -38,6 +43,8 @@ type Store struct {
 	// Relieve frees what space it can: it is called before a write is refused
 	// for lack of it.
 	Relieve func(ctx context.Context) error
+
+	filling atomic.Int32 // goroutines that read ahead, of all volumes
 }
 
 // Volume is one volume. Its methods may be called concurrently.
@@ -47,6 +54,7 @@ type Volume struct {
 	size   atomic.Int64
 	name   atomic.Pointer[string]
 	closed atomic.Bool
+	ahead  ahead
 }
 
 var _ block.Volume = (*Volume)(nil)
