@@ -93,7 +93,6 @@ func (a *ahead) note(off, n int64, missed bool) *stream {
 	if s.run < believed || s.filling || s.done-s.next > s.window/2 {
 		return nil
 	}
-	s.window = min(2*s.window, windowMost)
 	s.filling = true
 	return s
 }
@@ -153,6 +152,9 @@ func (a *ahead) advance(s *stream, size int64) (from, to int64) {
 	if s.piece != nil {
 		close(s.piece)
 		s.piece, s.done = nil, s.upTo
+	}
+	if s.done-s.next <= s.window/2 {
+		s.window = min(2*s.window, windowMost)
 	}
 	from = max(s.done, s.next) &^ (block.Size - 1)
 	to = min(from+aheadPiece, size, s.next+s.window)
