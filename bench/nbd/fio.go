@@ -39,6 +39,7 @@ var allRows = []row{
 	{Name: "4k-randwrite-qd1", RW: "randwrite", Block: "4k", Depth: 1},
 	{Name: "4k-randread-qd1", RW: "randread", Block: "4k", Depth: 1},
 	{Name: "4k-randread-cold", RW: "randread", Block: "4k", Depth: 16, Cold: true},
+	{Name: "128k-read-qd1-cold", RW: "read", Block: "128k", Depth: 1, Cold: true},
 	{Name: "4k-write-flush-x16", RW: "randwrite", Block: "4k", Depth: 1, Conns: 16, Flush: 1},
 	{Name: "128k-write-burst", RW: "write", Block: "128k", Depth: 16, Bytes: burst},
 	{Name: "128k-write-sustained", RW: "write", Block: "128k", Depth: 16, Bytes: sustained, Sync: true},
