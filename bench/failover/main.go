@@ -2,6 +2,7 @@
 //
 //	go run ./bench/failover                 the tables to stdout, all samples to out/failover.json
 //	go run ./bench/failover -log 2GiB       the same with regions of that size
+//	go run ./bench/failover -huge=false     the same with regions of small pages
 //
 // A probe writes and reads 4 KiB blocks of one volume over a unix socket, one
 // request at a time, and compares what it reads with what it wrote. In each
@@ -68,6 +69,7 @@ type options struct {
 	seed   uint64
 	tcp    bool
 	check  bool
+	huge   bool
 	limit  time.Duration
 }
 
@@ -86,6 +88,7 @@ func main() {
 	flag.Uint64Var(&o.seed, "seed", uint64(time.Now().UnixNano()), "of the moments of the faults and of the load")
 	flag.BoolVar(&o.tcp, "tcp", false, "connect over TCP instead of unix sockets")
 	flag.BoolVar(&o.check, "check", true, "fail when the pauses are longer than promised")
+	flag.BoolVar(&o.huge, "huge", true, "huge pages for the regions, where the pair would take them; -huge=false shows the pause without them")
 	flag.DurationVar(&o.limit, "limit", 30*time.Minute, "for everything together")
 	flag.Parse()
 	if err := run(o); err != nil {
@@ -146,7 +149,15 @@ func measure(ctx context.Context, o options, bin string, rep *report) (err error
 		defer cancel()
 		err = errors.Join(err, p.Remove(down))
 	}()
+	if !o.huge {
+		if err := smallPages(p.Dir); err != nil {
+			return err
+		}
+	}
 	if err := p.Up(ctx); err != nil {
+		return err
+	}
+	if rep.Region, rep.HugePages, err = regions(ctx, p, o); err != nil {
 		return err
 	}
 	b := &bench{options: o, pair: p, report: rep}

@@ -24,11 +24,13 @@ const (
 
 // report is what goes to the JSON file.
 type report struct {
-	Started  time.Time         `json:"started"`
-	CPUs     int               `json:"cpus"`
-	Seed     uint64            `json:"seed"`
-	TCP      bool              `json:"tcp"`
-	Versions map[string]string `json:"versions"`
+	Started   time.Time         `json:"started"`
+	CPUs      int               `json:"cpus"`
+	Seed      uint64            `json:"seed"`
+	TCP       bool              `json:"tcp"`
+	Region    int64             `json:"region_bytes"`
+	HugePages bool              `json:"huge_pages"`
+	Versions  map[string]string `json:"versions"`
 	// Load averages of the machine, those of the benchmark included.
 	LoadBefore string    `json:"load_before"`
 	LoadAfter  string    `json:"load_after"`
@@ -143,6 +145,11 @@ func (rep *report) print(w io.Writer) {
 		over = "TCP"
 	}
 	fmt.Fprintf(&b, "What a client sees of a failover: 4 KiB writes and reads, queue depth 1, over %s, %d CPUs, seed %d.\n", over, rep.CPUs, rep.Seed)
+	pages := "small"
+	if rep.HugePages {
+		pages = "huge"
+	}
+	fmt.Fprintf(&b, "Regions of %d MiB on %s pages.\n", rep.Region>>20, pages)
 	b.WriteString("Pause: last reply before the fault to first reply after it.\n\n")
 	b.WriteString("| case | rounds | p50 ms | p90 ms | p99 ms | max ms | longest later gap ms |\n|---|--:|--:|--:|--:|--:|--:|\n")
 	for _, r := range rep.Cases {

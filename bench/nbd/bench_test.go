@@ -1,6 +1,7 @@
 package main
 
 import (
+	"math"
 	"strings"
 	"testing"
 	"time"
@@ -22,7 +23,7 @@ func TestParseSize(t *testing.T) {
 func TestReport(t *testing.T) {
 	at := func(iops ...float64) (s []sample) {
 		for _, x := range iops {
-			s = append(s, sample{IOPS: x})
+			s = append(s, sample{IOPS: x, P99us: 1e5 / x, CPUus: x})
 		}
 		return s
 	}
@@ -32,36 +33,113 @@ func TestReport(t *testing.T) {
 		{Row: row, Server: "qsd-cached", Samples: at(10, 20)},
 		{Row: row, Server: "nbdkit-cached", Samples: at(30)},
 		{Row: row, Server: "qsd-direct", Samples: at(1000)},
+		{Row: row, Server: "nbdkit-nocache", Samples: at(100)},
 	}}
 	rep.finish()
-	for i, want := range []float64{2, 0.5, 1, 1000.0 / 30} {
-		c := rep.Cells[i]
-		if got := c.Ratios["cached peer"]; got != want {
-			t.Errorf("%s: ratio %v, want %v", c.Server, got, want)
+	want := []verdict{
+		{row, "to cached peer", "nbdkit-cached", 2, 1.2, false, true},
+		{row, "to direct peer", "qsd-direct", 0.06, 0, false, false},
+		{row, "p99 to peer", "nbdkit-cached", 0.5, 1, true, true},
+		{row, "CPU to peer", "qsd-cached", 4, 1, true, false},
+	}
+	for i := range max(len(want), len(rep.Verdicts)) {
+		if i >= len(want) || i >= len(rep.Verdicts) || math.Abs(want[i].Ratio-rep.Verdicts[i].Ratio) > 1e-9 {
+			t.Fatalf("%+v, want %+v", rep.Verdicts, want)
 		}
-		if got := c.Ratios["direct peer"]; got != c.Median.IOPS/1000 {
-			t.Errorf("%s: ratio %v to the direct peer, want %v", c.Server, got, c.Median.IOPS/1000)
-		}
-		if _, ok := c.Ratios["ceiling"]; ok {
-			t.Errorf("%s: a ratio to a ceiling that was not measured", c.Server)
+		if rep.Verdicts[i].Ratio = want[i].Ratio; rep.Verdicts[i] != want[i] {
+			t.Errorf("%+v, want %+v", rep.Verdicts[i], want[i])
 		}
 	}
 	var b strings.Builder
-	rep.table(&b)
-	if !strings.Contains(b.String(), "| "+row+" | pollux | 60 |") {
-		t.Error(b.String())
+	rep.print(&b)
+	for _, want := range []string{
+		"| " + row + " | 0 | 1667 | 60.0 | **2.00** (≥ 1.2) | 0.06 | – | **0.50** (≤ 1) | 4.00 (not ≤ 1) |",
+		"| " + row + " | pollux | 60 |", "2 of 3 wanted ratios are reached",
+	} {
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("no %q in\n%s", want, b.String())
+		}
 	}
 }
 
-func TestMemoryMedian(t *testing.T) {
-	if m := medianRSS([]watch{{RSS: 3}, {RSS: 1}, {RSS: 2}}); m != 2 {
-		t.Error(m)
+// A cold row is compared with what reads from the device.
+func TestColdPeers(t *testing.T) {
+	for _, r := range allRows {
+		for server, cold := range map[string]bool{"qsd-direct": true, "qsd-cached": false} {
+			if peers(r, server) != (r.Cold == cold) {
+				t.Errorf("%s on %s", r.Name, server)
+			}
+		}
+	}
+}
+
+func TestRotated(t *testing.T) {
+	list := []server{&peer{title: "a"}, &peer{title: "b"}, &peer{title: "c"}}
+	for n, want := range []string{"abc", "bca", "cab", "abc"} {
+		got := ""
+		for _, s := range rotated(list, n) {
+			got += s.name()
+		}
+		if got != want {
+			t.Errorf("%d: %s, want %s", n, got, want)
+		}
+	}
+	if got := rotated(nil, 1); len(got) != 0 {
+		t.Error(got)
+	}
+}
+
+func TestTrace(t *testing.T) {
+	var n bytesSeen
+	direct := map[string]bool{"/disk/direct": true}
+	for _, line := range []string{
+		`recvmsg(5<socket:[4321]>, {msg_name=NULL, msg_iov=[{iov_base=""..., iov_len=4096}]}, 0) = 28`,
+		`write(7<UNIX-STREAM:[1->2]>, ""..., 16) = 16`,
+		`pwrite64(8</disk/file>, ""..., 4096, 0) = 4096`,
+		`preadv(9</disk/direct>, [{iov_base=""..., iov_len=4096}], 1, 0) = 512`,
+		`read(4<anon_inode:[eventfd]>, ""..., 8) = 8`,
+		`read(5<socket:[4321]>, 0xc000, 4096) = -1 EAGAIN (Resource temporarily unavailable)`,
+		`+++ exited with 0 +++`,
+	} {
+		n.add(line, direct)
+	}
+	if want := (bytesSeen{socket: 44, file: 4096, device: 512}); n != want {
+		t.Errorf("%+v, want %+v", n, want)
+	}
+}
+
+func TestFlat(t *testing.T) {
+	rep := &memoryReport{}
+	for n := range 60 {
+		w := watch{Seconds: float64(30 * n), RSS: 1 << 30}
+		w.Read.P99us, w.Write.P99us = 100, 200
+		if n < 20 {
+			w.RSS /= 2 // caches fill
+		}
+		rep.Watches = append(rep.Watches, w)
+	}
+	rep.finish()
+	if err := rep.judge(); err != nil || rep.Slope != 0 || rep.Peak != 1<<30 {
+		t.Errorf("%+v: %v", rep, err)
+	}
+	for n := range rep.Watches {
+		rep.Watches[n].RSS += int64(n) << 20
+		if n >= 30 {
+			rep.Watches[n].Write.P99us *= 2
+		}
+	}
+	rep.finish()
+	if math.Abs(rep.Slope-120<<20) > 1 {
+		t.Errorf("a MiB each 30 s is %v bytes an hour", rep.Slope)
+	}
+	if err := rep.judge(); err == nil || !strings.Contains(err.Error(), "grew by 2.") || !strings.Contains(err.Error(), "writes in the second half is 2.00") {
+		t.Error(err)
 	}
 }
 
 func TestRowArguments(t *testing.T) {
 	for _, r := range allRows {
-		args := strings.Join(r.args(1<<30, 256<<20, 5*time.Second), " ")
+		args := strings.Join(r.args(options{size: 1 << 30, log: 256 << 20, runtime: 5 * time.Second}), " ")
 		timed := strings.Contains(args, "--time_based --runtime=5")
 		if sized := strings.Contains(args, "--io_size="); sized == timed || sized != (r.Bytes != nil) {
 			t.Errorf("%s: %s", r.Name, args)

@@ -26,7 +26,7 @@ import (
 // reference counts tell: they are made up, for nobody waits for 10 TiB to be
 // written. So it is not checked.
 func fullPool(ctx context.Context, o options, dir string, size int64) error {
-	p := &pollux{title: "pollux", program: o.pollux, dir: dir, volume: "bench", size: size / 2, poolSize: size, limit: o.limit}
+	p := &pollux{title: "pollux", program: o.pollux, dir: dir, volume: "bench", size: size / 2, poolSize: size, limit: o.setting}
 	defer p.stop()
 	if err := p.start(ctx); err != nil {
 		return err
@@ -53,7 +53,7 @@ func fullPool(ctx context.Context, o options, dir string, size int64) error {
 	if err != nil {
 		return err
 	}
-	if _, _, err := fio(ctx, p.uri(), size/2, o.runtime+time.Minute, "--rw=randwrite", "--bs=4k", "--iodepth=16", "--time_based", fmt.Sprintf("--runtime=%d", int(o.runtime.Seconds()))); err != nil {
+	if _, err := fio(ctx, p.uri(), size/2, o.runtime+time.Minute, "--rw=randwrite", "--bs=4k", "--iodepth=16", "--time_based", fmt.Sprintf("--runtime=%d", int(o.runtime.Seconds()))); err != nil {
 		return err
 	}
 	used, err := resident(p.first)

@@ -2,11 +2,20 @@
 // with its nbd engine), Unix sockets, files on the same disk, in turn.
 //
 //	go run ./bench/nbd                     the table of rows, to stdout and out/bench.json
+//	go run ./bench/nbd -copies             how often each server copies a byte of its clients
 //	go run ./bench/nbd -memory             memory and latencies of a guest under a long load, and a check
 //	go run ./bench/nbd -scale              larger pools, more volumes, more connections
 //
-// Every run of fio has a time limit, every server is ended by its process
+// All rows five times take some 20 minutes, and no more than an hour. Every run
+// of fio has a time limit of its own, every server is ended by its process
 // number, and the working directory is removed.
+//
+// A row is measured on one server after the other before the next row, and each
+// repetition begins with another server. Before its turn a server has nothing
+// left to write back, neither in the page cache nor in its log, and is idle; and
+// the peers that rely on the page cache have their file in it. Before a cold run
+// the page cache is dropped; a second pair, whose cache holds one part in 32 of
+// the data set, stands for Pollux.
 //
 // What the comparison leaves out: the peers acknowledge a write from the page
 // cache (or the disk, with direct I/O) of one process that nobody takes over;
@@ -42,11 +51,13 @@ type options struct {
 	rows     string
 	memory   bool
 	scale    bool
-	limit    string
+	setting  string
 	pool     string
+	copies   bool
 	duration time.Duration
 	iops     int
 	keep     bool
+	limit    time.Duration
 }
 
 func main() {
@@ -59,17 +70,19 @@ func main() {
 	flag.StringVar(&o.out, "out", "out/bench.json", "where the numbers go")
 	flag.StringVar(&size, "size", "1GiB", "data set of each server")
 	flag.StringVar(&log, "log", "256MiB", "operation log of each pool, by which the rows of bursts and sustained writes are measured")
-	flag.DurationVar(&o.runtime, "runtime", 5*time.Second, "length of each run")
-	flag.IntVar(&o.n, "n", 3, "how often each row is measured; the median counts")
+	flag.DurationVar(&o.runtime, "runtime", 3*time.Second, "length of each run")
+	flag.IntVar(&o.n, "n", 5, "how often each row is measured; the median counts")
 	flag.StringVar(&o.servers, "servers", "", "only servers whose names contain one of these words, separated by commas")
 	flag.StringVar(&o.rows, "rows", "", "only rows whose names contain one of these words, separated by commas")
 	flag.BoolVar(&o.memory, "memory", false, "watch the memory of a guest instead")
 	flag.BoolVar(&o.scale, "scale", false, "measure larger pools, more volumes and more connections instead")
-	flag.StringVar(&o.limit, "limit", "", "with -scale: the setting `memory` of the pairs with large pools")
+	flag.StringVar(&o.setting, "setting", "", "with -scale: the setting `memory` of the pairs with large pools")
 	flag.StringVar(&o.pool, "pool", "", "with -scale: only a pool of this size, sparse and then full")
+	flag.BoolVar(&o.copies, "copies", false, "count how often each byte is copied instead; needs strace")
 	flag.DurationVar(&o.duration, "duration", 10*time.Minute, "with -memory: length of the load")
 	flag.IntVar(&o.iops, "iops", 6000, "with -memory: limit of the load, half of it writes; it bounds the disk space that is filled")
 	flag.BoolVar(&o.keep, "keep", false, "leave the working directory and its logs")
+	flag.DurationVar(&o.limit, "limit", 0, "for everything together (default 1h, with -memory and -scale as long as it takes)")
 	flag.Parse()
 	var err error
 	if o.size, err = parseSize(size); err == nil {
@@ -87,6 +100,14 @@ func main() {
 func run(o options) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
+	if o.limit == 0 && !o.memory && !o.scale {
+		o.limit = time.Hour
+	}
+	if o.limit > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, o.limit, fmt.Errorf("it took longer than %v, see -limit: %w", o.limit, context.DeadlineExceeded))
+		defer cancel()
+	}
 	if o.n < 1 || o.runtime < time.Second || o.size < 64<<20 {
 		return fmt.Errorf("-n is at least 1, -runtime at least 1s, -size at least 64MiB")
 	}
@@ -114,6 +135,8 @@ func run(o options) error {
 	switch {
 	case o.memory:
 		return watchMemory(ctx, o, dir)
+	case o.copies:
+		return countCopies(ctx, o, dir)
 	case o.scale:
 		return scale(ctx, o, dir)
 	}

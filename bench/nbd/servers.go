@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -21,8 +22,10 @@ type server interface {
 	start(ctx context.Context) error
 	uri() string
 	pids() []int // whose CPU time is the server's
-	// settle brings what was written to disk, so that it does not disturb the
-	// next run of another server.
+	// warm brings the data set into the caches that the server relies on.
+	warm() error
+	// settle brings what was written to disk, so that it disturbs neither the
+	// next run of another server nor one of its own.
 	settle(ctx context.Context) error
 	stop()
 }
@@ -32,6 +35,7 @@ type peer struct {
 	title   string
 	remark  string
 	file    string // "" when it serves memory
+	cached  bool   // relies on the page cache
 	size    int64
 	socket  string
 	export  string
@@ -63,6 +67,26 @@ func (p *peer) start(ctx context.Context) error {
 		return fill(ctx, p.uri(), p.size)
 	}
 	return nil
+}
+
+// warm reads the file once: a cold row of another server may have emptied the
+// page cache.
+func (p *peer) warm() error {
+	if !p.cached {
+		return nil
+	}
+	f, err := os.Open(p.file)
+	if err != nil {
+		return err
+	}
+	buf := make([]byte, 1<<20)
+	for err == nil {
+		_, err = f.Read(buf)
+	}
+	if errors.Is(err, io.EOF) {
+		err = nil
+	}
+	return errors.Join(err, f.Close())
 }
 
 func (p *peer) settle(context.Context) error {
@@ -106,14 +130,14 @@ func servers(ctx context.Context, o options, dir string) ([]server, error) {
 	file := func(name string) string { return filepath.Join(dir, name+".img") }
 	sock := func(name string) string { return filepath.Join(dir, name+".sock") }
 	qsd := func(name, cache string) *peer {
-		return &peer{title: name, file: file(name), size: o.size, socket: sock(name), export: "bench", dir: dir, command: []string{
+		return &peer{title: name, file: file(name), cached: cache == "cache.direct=off", size: o.size, socket: sock(name), export: "bench", dir: dir, command: []string{
 			"qemu-storage-daemon", "--blockdev", "driver=file,node-name=f,filename=" + file(name) + "," + cache,
 			"--nbd-server", "addr.type=unix,addr.path=" + sock(name),
 			"--export", "type=nbd,id=e,node-name=f,name=bench,writable=on",
 		}}
 	}
 	kit := func(name, cache, note string) *peer {
-		return &peer{title: name, remark: note, file: file(name), size: o.size, socket: sock(name), export: "bench", dir: dir,
+		return &peer{title: name, remark: note, file: file(name), cached: cache == "cache=default", size: o.size, socket: sock(name), export: "bench", dir: dir,
 			command: []string{"nbdkit", "-f", "-U", sock(name), "file", file(name), cache}}
 	}
 	var list []server
@@ -178,10 +202,11 @@ func (p *pollux) note() string {
 	if p.cache < p.size {
 		return fmt.Sprintf("a pair with a cache of %d MiB, one part in %d of the data set", p.cache>>20, p.size/p.cache)
 	}
-	return fmt.Sprintf("CPU is that of both guests; consistency points run during the measurement; a cache of %d MiB holds the data set, as the page cache does for the cached peers", p.cache>>20)
+	return fmt.Sprintf("CPU is that of agent and both guests; consistency points run during the measurement; a cache of %d MiB holds the data set, as the page cache does for the cached peers", p.cache>>20)
 }
 func (p *pollux) uri() string { return p.nbd }
-func (p *pollux) pids() []int { return p.guests }
+func (p *pollux) pids() []int { return append([]int{p.agent}, p.guests...) }
+func (p *pollux) warm() error { return nil } // nothing takes from its cache
 
 // polluxStatus is what is needed of `pollux status --json`.
 type polluxStatus struct {
@@ -272,29 +297,43 @@ func (p *pollux) find(ctx context.Context) error {
 	return nil
 }
 
-// settle waits, for a limited time, until the dirty blocks are on disk.
+// settle waits, for a limited time, until the dirty blocks are on disk and the
+// pair is idle, for a fold may still work on them.
 func (p *pollux) settle(ctx context.Context) error {
-	for begin := time.Now(); time.Since(begin) < 20*time.Second; {
-		s, err := p.status(ctx)
-		if err != nil {
-			return err
-		}
-		var dirty int64
-		for _, g := range s.Guests {
-			for _, d := range g.PoolStats {
-				dirty += d.Dirty
-			}
-		}
-		if dirty == 0 {
-			return nil
-		}
+	const step = 200 * time.Millisecond
+	before, err := cpuTime(p.pids())
+	for begin := time.Now(); err == nil && time.Since(begin) < 20*time.Second; {
 		select {
 		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(200 * time.Millisecond):
+			return context.Cause(ctx)
+		case <-time.After(step):
+		}
+		var after time.Duration
+		if after, err = cpuTime(p.pids()); err != nil {
+			return err
+		}
+		idle := after-before < step/5
+		before = after
+		var dirty int64
+		if dirty, err = p.dirty(ctx); err == nil && idle && dirty == 0 {
+			return nil
 		}
 	}
-	return nil // a trickle of writes of its own disturbs nobody
+	return err // nil: a trickle of writes of its own disturbs nobody
+}
+
+// dirty returns how much is in the logs and not on the devices.
+func (p *pollux) dirty(ctx context.Context) (n int64, err error) {
+	s, err := p.status(ctx)
+	if err != nil {
+		return 0, err
+	}
+	for _, g := range s.Guests {
+		for _, d := range g.PoolStats {
+			n += d.Dirty
+		}
+	}
+	return n, nil
 }
 
 func (p *pollux) stop() {
