@@ -57,7 +57,7 @@ type options struct {
 	duration time.Duration
 	iops     int
 	keep     bool
-	limit    time.Duration
+	timeout  time.Duration
 }
 
 func main() {
@@ -82,7 +82,7 @@ func main() {
 	flag.DurationVar(&o.duration, "duration", 10*time.Minute, "with -memory: length of the load")
 	flag.IntVar(&o.iops, "iops", 6000, "with -memory: limit of the load, half of it writes; it bounds the disk space that is filled")
 	flag.BoolVar(&o.keep, "keep", false, "leave the working directory and its logs")
-	flag.DurationVar(&o.limit, "limit", 0, "for everything together (default 1h, with -memory and -scale as long as it takes)")
+	flag.DurationVar(&o.timeout, "timeout", 0, "for everything together (default 1h, with -memory and -scale as long as it takes)")
 	flag.Parse()
 	var err error
 	if o.size, err = parseSize(size); err == nil {
@@ -100,12 +100,12 @@ func main() {
 func run(o options) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	if o.limit == 0 && !o.memory && !o.scale {
-		o.limit = time.Hour
+	if o.timeout == 0 && !o.memory && !o.scale {
+		o.timeout = time.Hour
 	}
-	if o.limit > 0 {
+	if o.timeout > 0 {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, o.limit, fmt.Errorf("it took longer than %v, see -limit: %w", o.limit, context.DeadlineExceeded))
+		ctx, cancel = context.WithTimeoutCause(ctx, o.timeout, fmt.Errorf("it took longer than %v, see -timeout: %w", o.timeout, context.DeadlineExceeded))
 		defer cancel()
 	}
 	if o.n < 1 || o.runtime < time.Second || o.size < 64<<20 {
