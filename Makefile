@@ -18,7 +18,7 @@ export POLLUX_SEED := $(SEED)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test lint fmt deps demo bench planted cover soak clean
+.PHONY: help build run test lint fmt deps demo bench plots planted cover soak clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,9 +53,16 @@ deps: ## install what tests, demo and benchmarks need; without root, say what is
 demo: build deps ## import a real image, kill a guest in the middle, prove that nothing was lost
 	$(GO) run ./test/demo -pollux $(BIN)
 
-bench: build deps ## measure against other NBD servers, and the pause at a failover
+# Each row five times takes some 20 minutes, the pauses some 5 with each kind of
+# pages; -timeout and -limit end what hangs. Numbers go to out/*.json.
+bench: build deps ## measure against other NBD servers, and the pause at a failover; about half an hour
 	$(GO) run ./bench/nbd -pollux $(BIN)
+	$(GO) run ./bench/nbd -pollux $(BIN) -copies
+	$(GO) run ./bench/failover -pollux $(BIN) -check=false -huge=false -rounds 30 -hangs 0 -qemu 0 -out out/failover-small.json
 	$(GO) run ./bench/failover -pollux $(BIN)
+
+plots: ## draw docs/*.svg from the numbers in out/ that benchmarks have left
+	$(GO) run ./bench/plot
 
 planted: ## give the program each planted fault in turn: the simulator must find them all
 	$(GO) test -tags planted -count=1 -timeout 0 -v -run "TestPlanted|TestPlaces" ./internal/planted ./test/sim

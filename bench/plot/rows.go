@@ -39,7 +39,7 @@ func (b *bench) rows() (names []string) {
 
 const (
 	labels = 190.0 // pixels for the names of rows
-	width  = 860.0
+	width  = 940.0
 	top    = 60.0
 )
 
@@ -63,7 +63,7 @@ func ratios(b *bench) []byte {
 	}
 	panel := (width - labels - 16) / float64(max(len(figures), 1))
 	for f, figure := range figures {
-		x := axis{from: 0, to: 2.5, start: labels + panel*float64(f), end: labels + panel*float64(f+1) - 34}
+		x := axis{from: 0, to: 2.5, start: labels + panel*float64(f), end: labels + panel*float64(f+1) - 46}
 		for _, t := range []float64{0, 1, 2} {
 			c.line(x.at(t), top, x.at(t), bottom, "grid")
 			c.text(x.at(t), bottom+13, "dim", "middle", fmt.Sprint(t))

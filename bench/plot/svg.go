@@ -85,7 +85,7 @@ func (c *canvas) legend(x, y float64, entries ...[2]string) {
 	for _, e := range entries {
 		c.rect(x, y-9, 10, 10, "fill "+e[0])
 		c.text(x+15, y, "dim", "start", e[1])
-		x += 30 + 6.5*float64(len(e[1]))
+		x += 36 + 7.2*float64(len(e[1]))
 	}
 }
 
