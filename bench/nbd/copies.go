@@ -25,9 +25,6 @@ type copied struct {
 	// User is what the server copied within its own memory, nil where that
 	// cannot be counted.
 	User *float64 `json:"user,omitempty"`
-	// Device is what went past the page cache by system calls: no processor
-	// copies it.
-	Device float64 `json:"device"`
 }
 
 func (c copied) sum() float64 {
@@ -48,9 +45,9 @@ var copyRows = map[string]int64{
 // the kernel and with a probe on Go's copy function within Pollux.
 //
 // A consistency point that copies what a client has overwritten meanwhile does
-// not, so its part may be below one. Copies of the peers within their own
-// memory are not counted, and neither is what the kernel copies between two
-// sockets' ends: the client pays for that.
+// not, so its part may be below one. What goes past the page cache is moved by
+// the device, and no copy. Copies of the peers within their own memory are not
+// counted, and neither is what the client copies at its end of the socket.
 func countCopies(ctx context.Context, o options, dir string) error {
 	list, err := servers(ctx, o, dir)
 	if err != nil {
@@ -67,7 +64,7 @@ func countCopies(ctx context.Context, o options, dir string) error {
 		return failed
 	}
 	fmt.Printf("Bytes copied for each byte of clients:\n\n")
-	fmt.Printf("| row | server | sockets | page cache | own memory | all | past the page cache |\n|---|---|--:|--:|--:|--:|--:|\n")
+	fmt.Printf("| row | server | sockets | page cache | own memory | all |\n|---|---|--:|--:|--:|--:|\n")
 	var all []copied
 	for _, r := range allRows {
 		moved, ok := copyRows[r.Name]
@@ -87,7 +84,7 @@ func countCopies(ctx context.Context, o options, dir string) error {
 			if c.User != nil {
 				user = fmt.Sprintf("%.2f", *c.User)
 			}
-			fmt.Printf("| %s | %s | %.2f | %.2f | %s | **%.2f** | %.2f |\n", c.Row, c.Server, c.Socket, c.File, user, c.sum(), c.Device)
+			fmt.Printf("| %s | %s | %.2f | %.2f | %s | **%.2f** |\n", c.Row, c.Server, c.Socket, c.File, user, c.sum())
 			all = append(all, c)
 		}
 	}
@@ -122,7 +119,7 @@ func copiesOf(ctx context.Context, s server, r row, o options, dir string) (c co
 		return c, err
 	}
 	bytes := float64(r.Bytes(o))
-	c = copied{Row: r.Name, Server: s.name(), Socket: seen.socket / bytes, File: seen.file / bytes, Device: seen.device / bytes}
+	c = copied{Row: r.Name, Server: s.name(), Socket: seen.socket / bytes, File: seen.file / bytes}
 	if user >= 0 {
 		u := float64(user) / bytes
 		c.User = &u
@@ -181,7 +178,7 @@ func (c *child) interrupt() {
 }
 
 // bytesSeen are bytes that passed the border of the kernel.
-type bytesSeen struct{ socket, file, device float64 }
+type bytesSeen struct{ socket, file float64 }
 
 // A call of strace's: `pwrite64(8</disk/file>, ""..., 4096, 0) = 4096`.
 var traced = regexp.MustCompile(`^\w+\(\d+<([^>]*)>.* = (\d+)$`)
@@ -216,9 +213,7 @@ func (n *bytesSeen) add(line string, direct map[string]bool) {
 	switch where := m[1]; {
 	case strings.HasPrefix(where, "socket:"), strings.HasPrefix(where, "UNIX"):
 		n.socket += bytes
-	case direct[where]:
-		n.device += bytes
-	case strings.HasPrefix(where, "/"):
+	case strings.HasPrefix(where, "/") && !direct[where]:
 		n.file += bytes
 	}
 }

@@ -129,14 +129,21 @@ func watchMemory(ctx context.Context, o options, dir string) error {
 	return rep.judge()
 }
 
+// watchSplit are the sizes of reads and writes, of watchMean bytes in the mean.
+const (
+	watchSplit = "4k/80:64k/15:128k/5"
+	watchMean  = (4*80 + 64*15 + 128*5) << 10 / 100
+)
+
 // watchLoad are fio's jobs. Half of what is asked for are writes, and a trim
-// comes for each forty requests.
+// comes for each forty requests. Limits are in bytes, because fio takes one in
+// requests for so many of the smallest.
 func watchLoad(uris []string, iops int, length time.Duration) []string {
 	args := []string{"--time_based", fmt.Sprintf("--runtime=%d", int(length.Seconds())), fmt.Sprintf("--size=%d", watchVolumeSize)}
 	for n, uri := range uris {
 		args = append(args,
-			fmt.Sprintf("--name=rw%d", n), "--uri="+uri, "--rw=randrw", "--bssplit=4k/80:64k/15:128k/5", "--iodepth=4", "--fsync=64",
-			fmt.Sprintf("--numjobs=%d", watchConns), fmt.Sprintf("--rate_iops=%d", max(1, iops/2/watchConns/len(uris))),
+			fmt.Sprintf("--name=rw%d", n), "--uri="+uri, "--rw=randrw", "--bssplit="+watchSplit, "--iodepth=4", "--fsync=64",
+			fmt.Sprintf("--numjobs=%d", watchConns), fmt.Sprintf("--rate=%d", max(1, iops/2/watchConns/len(uris))*watchMean),
 			fmt.Sprintf("--name=trim%d", n), "--uri="+uri, "--rw=randtrim", "--bs=64k", "--iodepth=1",
 			fmt.Sprintf("--rate_iops=%d", max(1, iops/40/len(uris))))
 	}
