@@ -41,7 +41,9 @@ func startMoves(ctx context.Context, s server, dir string) (*moves, error) {
 	if _, err := output(ctx, time.Minute, "perf", "probe", "-q", "-x", p.program, m.probe+"=runtime.memmove n="+register); err != nil {
 		return nil, err
 	}
-	argv := []string{"perf", "record", "-v", "-m", "8M", "-e", m.probe, "--filter", fmt.Sprintf("n >= %d", least), "-a", "-o", m.data}
+	// Only the pair's processes: another pair may run the same program.
+	pids := strings.Trim(strings.Join(strings.Fields(fmt.Sprint(p.pids())), ","), "[]")
+	argv := []string{"perf", "record", "-v", "-m", "8M", "-e", m.probe, "--filter", fmt.Sprintf("n >= %d", least), "-p", pids, "-o", m.data}
 	var err error
 	if m.perf, err = start(dir, "perf", argv...); err == nil {
 		err = m.perf.awaitText(ctx, "mmap", 1)
