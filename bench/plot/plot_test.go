@@ -35,7 +35,7 @@ func TestPictures(t *testing.T) {
 	}
 	want := map[string]string{
 		"ratios.svg": "4k &amp; more", "latencies.svg": "10 ms", "soak.svg": "memory of the guest", "scale.svg": "connections",
-		"failover.svg": "kill -9, 2 GiB, small pages, 1 rounds",
+		"failover.svg": "kill -9, small pages, 1 rounds",
 	}
 	for _, p := range pictures {
 		b, err := os.ReadFile(filepath.Join(to, p.name))
