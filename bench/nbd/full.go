@@ -90,8 +90,8 @@ func fullPool(ctx context.Context, o options, dir string, size int64) error {
 		return fmt.Sprintf("%d MiB (%d + %d)", m["VmRSS"]>>20, m["RssAnon"]>>20, m["RssShmem"]>>20)
 	}
 	fmt.Printf("| full pool | start | counts loaded after | resident (own + shared) | after writes | takeover | counts loaded after | survivor |\n|--:|--:|--:|--:|--:|--:|--:|--:|\n")
-	fmt.Printf("| %d GiB | %v | %v | %s | %s | %v | %v | %s |\n", size>>30, started.Round(time.Millisecond), loaded.Round(10*time.Millisecond),
-		row(idle), row(used), takeover.Round(100*time.Microsecond), again.Round(10*time.Millisecond), row(survivor))
+	fmt.Printf("| %d GiB | %v | %v | %s | %s | %.1f ms | %v | %s |\n", size>>30, started.Round(time.Millisecond), loaded.Round(10*time.Millisecond),
+		row(idle), row(used), takeover, again.Round(10*time.Millisecond), row(survivor))
 	if _, err := output(ctx, time.Minute, p.program, "down", "--dir", dir); err != nil {
 		return fmt.Errorf("%w\n%s", err, tail(filepath.Join(dir, "log", "guest-b.log")))
 	}
