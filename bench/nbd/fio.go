@@ -93,6 +93,12 @@ func measure(ctx context.Context, s server, r row, o options) (sample, error) {
 	if err != nil {
 		return sample{}, err
 	}
+	// Consistency points that come after the last reply belong to the row too.
+	if r.writes() {
+		if err := s.settle(ctx); err != nil {
+			return sample{}, err
+		}
+	}
 	after, err := cpuTime(s.pids())
 	if err != nil {
 		return sample{}, err
@@ -115,8 +121,5 @@ func measure(ctx context.Context, s server, r row, o options) (sample, error) {
 		lat = f.Sync.Lat
 	}
 	m.P50us, m.P99us, m.P999us = lat.us()
-	if r.writes() {
-		err = s.settle(ctx)
-	}
-	return m, err
+	return m, nil
 }
