@@ -45,7 +45,7 @@ func cpuTime(pids []int) (time.Duration, error) {
 // dropPageCache empties the host's page cache, as far as that is clean.
 func dropPageCache() error {
 	if err := os.WriteFile("/proc/sys/vm/drop_caches", []byte("1"), 0); err != nil {
-		return fmt.Errorf("empty the page cache: %w; run as root, or leave out the cold rows with -rows", err)
+		return fmt.Errorf("empty the page cache: %w", err)
 	}
 	return nil
 }

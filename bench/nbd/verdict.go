@@ -162,7 +162,7 @@ func (rep *report) print(w io.Writer) {
 		fmt.Fprintf(&b, "* %s: %s.\n", name, rep.Notes[name])
 	}
 	for _, name := range slices.Sorted(maps.Keys(rep.LeftOut)) {
-		fmt.Fprintf(&b, "* %s was left out: %s\n", name, strings.TrimSpace(rep.LeftOut[name]))
+		fmt.Fprintf(&b, "* left out: %s: %s\n", name, strings.TrimSpace(rep.LeftOut[name]))
 	}
 	_, _ = io.WriteString(w, b.String()) // stdout
 }
