@@ -86,25 +86,23 @@ func soak(m *memory) []byte {
 
 // scaled is what is needed of bench/nbd -scale.
 type scaled struct {
-	Volumes, Connections []struct {
-		N           float64
-		Write, Read struct {
-			CPU float64 `json:"server_cpu_us_per_request"`
-		}
+	Volumes, Connections []loaded
+}
+
+// loaded is how requests do with n volumes or connections.
+type loaded struct {
+	N           float64
+	Write, Read struct {
+		CPU float64 `json:"server_cpu_us_per_request"`
 	}
 }
 
 // scale draws CPU time over volumes and connections.
 func scale(s *scaled) []byte {
-	c := newCanvas(width, 400, "CPU time of a request of 4 KiB, µs")
+	c := newCanvas(width, 370, "CPU time of a request of 4 KiB, µs")
 	for i, p := range []struct {
 		title string
-		of    []struct {
-			N           float64
-			Write, Read struct {
-				CPU float64 `json:"server_cpu_us_per_request"`
-			}
-		}
+		of    []loaded
 	}{{"volumes", s.Volumes}, {"connections", s.Connections}} {
 		var n, write, read []float64
 		x := axis{from: 1, to: 2, start: 70, end: width - 30, log: true}
