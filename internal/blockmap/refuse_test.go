@@ -405,6 +405,71 @@ func TestLookupOrder(t *testing.T) {
 	want(t, m, 5*parentBlocks, at(5*parentBlocks, 1))
 }
 
+// Hidden tells what lies below the active overlay, and only of what is asked.
+func TestHidden(t *testing.T) {
+	m, f := newMap(t)
+	set(m, 2, 1, 2)
+	m.Update(func(o *Overlay) { o.Punch(1, block.Range{Start: 5, End: 90}, func(block.Pointer) {}) })
+	m.BeginFold()
+	set(m, 3, 2, 7)
+	var got [LeafBlocks]block.Pointer
+	rest := at(77, 77)
+	got[100] = rest
+	m.Hidden(1, []block.Logical{0, 1, 2, 6, 7, 200}, &got)
+	for lba, p := range map[block.Logical]block.Pointer{0: at(0, 1), 1: at(1, 2), 100: rest} {
+		if got[lba] != p {
+			t.Errorf("block %d: %v instead of %v", lba, got[lba], p)
+		}
+	}
+	for _, lba := range []block.Logical{2, 6, 7, 200} {
+		if !got[lba].IsHole() {
+			t.Errorf("block %d: %v", lba, got[lba])
+		}
+	}
+	// What is not in memory stays unknown, as does what no volume has.
+	leaf, err := FindLeaf(f, m.Trees()[1].Root, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.uncached[leaf] = true
+	for _, id := range []block.VolumeID{1, 9} {
+		if m.Hidden(id, []block.Logical{300}, &got); !got[300%LeafBlocks].IsHole() {
+			t.Errorf("volume %d: block 300: %v", id, got[300%LeafBlocks])
+		}
+	}
+	delete(f.uncached, leaf)
+	if m.Hidden(1, []block.Logical{300}, &got); got[300%LeafBlocks] != at(300, 1) {
+		t.Errorf("block 300: %v", got[300%LeafBlocks])
+	}
+}
+
+// The memory of an overlay that was folded serves the next, and what it held
+// is gone.
+func TestOverlayMemory(t *testing.T) {
+	m := NewMap(&flaky{store: &store{pages: map[block.Pointer][]byte{}, next: 1 << 30}})
+	m.AddVolume(1, Tree{})
+	var before int64
+	for round := range 4 {
+		for lba := range block.Logical(5000) {
+			set(m, block.CP(round+1), lba*3)
+		}
+		m.Update(func(o *Overlay) { o.Punch(1, block.Range{Start: 1 << 20, End: 1<<20 + 500}, func(block.Pointer) {}) })
+		m.BeginFold()
+		m.EndFold(nil)
+		if n, pages := m.Overlays(); n+pages > 0 {
+			t.Errorf("round %d: %d entries, %d pages", round, n, pages)
+		}
+		want(t, m, 0, block.Pointer{})
+		if round > 1 && m.Bytes() != before {
+			t.Errorf("round %d: %d bytes instead of %d", round, m.Bytes(), before)
+		}
+		before = m.Bytes()
+	}
+	if before == 0 {
+		t.Error("no memory")
+	}
+}
+
 // An edit that is refused ends an update, and nothing was written or freed.
 func TestEditRefused(t *testing.T) {
 	m, f := newMap(t)

@@ -55,6 +55,9 @@ func TestGenerations(t *testing.T) {
 	r.reads(1, 1, clean)
 	r.settled()
 	// The memory of a generation is used again, its content is not.
+	if u := r.Usage(); u.Bytes == 0 {
+		t.Error("the index has no memory")
+	}
 	r.write(1, 3, 1, 7)
 	r.drain()
 	r.write(2, 0, 1, 8)

@@ -229,7 +229,7 @@ func TestForgotten(t *testing.T) {
 
 // Values with pointers would be lost to the garbage collector.
 func TestPointersRefused(t *testing.T) {
-	type deep struct{ a [2]struct{ s string } }
+	type deep struct{ _ [2]struct{ S string } }
 	for _, put := range []func(){
 		func() { new(Table[*int]).Put(1, nil) },
 		func() { new(Table[[]byte]).Put(1, nil) },
