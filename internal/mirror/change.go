@@ -103,8 +103,8 @@ func (m *Mirror) fits(dev hpdi.Device) error {
 		return fmt.Errorf("device %s for %s: %w", info.Name, m.info.Name, hpdi.ErrReadOnly)
 	case uint64(info.Size)/block.Size < m.head.blocks+reserved:
 		return fmt.Errorf("device %s has %d blocks, a copy of %s needs %d: %w", info.Name, info.Size/block.Size, m.info.Name, m.head.blocks+reserved, block.ErrInvalid)
-	case info.Direct && !m.info.Direct, !info.Discard && m.info.Discard, !info.Zeroes && m.info.Zeroes:
-		return fmt.Errorf("device %s does not do what the other copies of %s can (discard, write zeroes, unaligned memory); open the mirror with it: %w", info.Name, m.info.Name, block.ErrUnsupported)
+	case info.Direct && !m.info.Direct, !info.Discard && m.info.Discard, !info.Zeroes && m.info.Zeroes, !info.Durable && m.info.Durable:
+		return fmt.Errorf("device %s does not do what the other copies of %s can (discard, write zeroes, durable writes, unaligned memory); open the mirror with it: %w", info.Name, m.info.Name, block.ErrUnsupported)
 	}
 	return nil
 }

@@ -96,13 +96,14 @@ func (m *Mirror) free() error { return errors.Join(hpdi.Free(m.page), hpdi.Free(
 // describe makes the Info of a mirror of devices.
 func describe(blocks uint64, devs []hpdi.Device) hpdi.Info {
 	var names []string
-	info := hpdi.Info{Driver: "mirror", Size: int64(blocks) * block.Size, BlockSize: block.Size, Discard: true, Zeroes: true}
+	info := hpdi.Info{Driver: "mirror", Size: int64(blocks) * block.Size, BlockSize: block.Size, Discard: true, Zeroes: true, Durable: true}
 	for _, d := range devs {
 		i := d.Info()
 		names = append(names, i.Name)
 		info.Direct = info.Direct || i.Direct
 		info.Discard = info.Discard && i.Discard
 		info.Zeroes = info.Zeroes && i.Zeroes
+		info.Durable = info.Durable && i.Durable
 	}
 	info.Name = "mirror of " + strings.Join(names, ", ")
 	return info

@@ -225,7 +225,7 @@ func (q *queue) operation(r *hpdi.Request) *operation {
 // add puts the part of an operation for copy i into the next batch.
 func (q *queue) add(op *operation, i int) {
 	p, r := &op.parts[i], op.r
-	*p = part{Request: hpdi.Request{Op: r.Op, Offset: r.Offset + base, Vec: r.Vec, Length: r.Length, User: p}, op: op, copy: i, disk: q.paths[i].disk}
+	*p = part{Request: hpdi.Request{Op: r.Op, Offset: r.Offset + base, Vec: r.Vec, Length: r.Length, Durable: r.Durable, User: p}, op: op, copy: i, disk: q.paths[i].disk}
 	if r.Op == hpdi.OpFlush {
 		p.Offset = 0
 	}
