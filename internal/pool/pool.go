@@ -1,11 +1,3 @@
-// Package pool assembles the layers below it into one pool: it opens or
-// recovers it, runs its consistency points and folds, manages its volumes and
-// checks it.
-//
-// One goroutine, [Pool.Run], owns the cp.Machine. Whatever must not run
-// beside a consistency point (changes of the catalogue, checks, adding a
-// device) is a job that is handed to it. Requests of clients never wait for a
-// job, except for room in the log.
 package pool
 
 import (

@@ -1,0 +1,41 @@
+// Package pool assembles the layers below it into one pool: it opens or
+// recovers it, runs its consistency points and folds, manages its volumes and
+// checks it.
+//
+// One goroutine, [Pool.Run], owns the cp.Machine. Whatever must not run
+// beside a consistency point (changes of the catalogue, checks, adding a
+// device) is a job that is handed to it. Requests of clients never wait for a
+// job, except for room in the log.
+//
+// # Cleaner
+//
+// The cleaner makes whole free tracks of tracks that are mostly free, so that
+// what is written together can lie together. Scattered overwrites free blocks
+// here and there; without it the allocator hands out ever shorter pieces.
+//
+// A block is moved by writing it again, on the way of any write: it is read and
+// verified, put into the log, published, and the next consistency point stores
+// it at another place. The only difference to a client's write is a condition
+// that dirty.Set.Move checks as it publishes: nobody has written or trimmed the
+// block since it was read, and no consistency point came between. So a move
+// needs no format and no recovery of its own, its record may be lost or kept by
+// a crash like any other, and one that loses a race has not happened.
+//
+// Nothing says which volume refers to a block. A pass therefore chooses many
+// tracks, keeps allocations out of them, and walks all maps once in logical
+// order: it moves the blocks that lie in one of the tracks. A fold before the
+// pass brings into the trees what is only in overlays, one after it gives up
+// the old places.
+//
+// Pages of maps lie among the data. A leaf in one of the tracks is moved by
+// moving one of the blocks that it maps, because the fold then writes the leaf
+// anew. The pages above leaves, the counts and the catalogue are few, and
+// change with folds anyway; a track with one of these stays as it is until then.
+//
+// The cleaner is a machine without a goroutine: Pool.Run calls its steps, each
+// of at most scanLeaves pages or moveBlocks blocks, between consistency points.
+// It yields to clients: it works at a bounded rate, past the cache, and only
+// while the log is less than a quarter full and nobody waits for room. It begins
+// a pass only when whole free tracks are few and the pass pays for what it
+// reads, and after one that gained nothing it waits until somebody has written.
+package pool
