@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"testing"
 
 	"github.com/pollux-storage/pollux/hpdi"
@@ -373,4 +374,45 @@ func FuzzScan(f *testing.F) {
 			return nil
 		})
 	})
+}
+
+// The first lap of the area is written and synced; after that an append is one
+// durable request, unless the device has none, or the batch goes around the end.
+func TestAppendInOneRequest(t *testing.T) {
+	for _, able := range []bool{true, false} {
+		rec := new(blocktest.Recorder)
+		dev := rec.Wrap("log", blocktest.NewCrash(1<<20, 1))
+		q := queue(t, dev)
+		l := format(t, section(t, 64), 64, 0)
+		area := testArea(10)
+		area.DurableWrites = able
+		d := NewDisk(q, area)
+		defer d.Close()
+		d.Reset(3, 1)
+		appends := func(n int) string {
+			for range n {
+				from := l.Head()
+				mustPublish(t, l, write(t, l, 1, 2, 5)) // with its head three blocks
+				if err := d.Append(l, from, l.Head()); err != nil {
+					t.Fatal(err)
+				}
+				d.Committed(l.Head(), d.Position(l.Head()))
+				l.Release(l.Head())
+			}
+			return rec.Take()
+		}
+		if got := appends(3); strings.Contains(got, "durable") || strings.Count(got, "flush") != 3 {
+			t.Errorf("the first lap:\n%s", got)
+		}
+		if got := appends(1); strings.Contains(got, "durable") || strings.Count(got, "flush") != 1 {
+			t.Errorf("around the end:\n%s", got)
+		}
+		durable, flushes := 2, 0
+		if !able {
+			durable, flushes = 0, 2
+		}
+		if got := appends(2); strings.Count(got, "durable") != durable || strings.Count(got, "flush") != flushes {
+			t.Errorf("the second lap:\n%s", got)
+		}
+	}
 }
