@@ -255,7 +255,7 @@ func (t *Table[V]) all(yield func(*segment[V]) bool) {
 func (t *Table[V]) All() iter.Seq2[uint64, V] {
 	return func(yield func(uint64, V) bool) {
 		for s := range t.all {
-			for i, key := range s.keys {
+			for i, key := range &s.keys {
 				if key != 0 && !yield(key-1, s.values[i]) {
 					return
 				}
