@@ -42,7 +42,7 @@ func InspectLabels(dev hpdi.Device) (copies [2]LabelCopy, err error) {
 
 // FlushArea returns where on device 0 the flush log is.
 func (l Label) FlushArea() oplog.Area {
-	return (&opener{Pool: &Pool{label: l}}).flushArea()
+	return oplog.Area{Start: int64(l.Layout.Flush) * block.Size, Length: int64(l.Layout.FlushBlocks) * block.Size, Pool: l.Pool}
 }
 
 // TreePage is a page of a metadata tree.

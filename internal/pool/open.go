@@ -303,13 +303,6 @@ func (op *opener) attachLog() (err error) {
 	return op.replayFlushLog()
 }
 
-func (op *opener) flushArea() oplog.Area {
-	return oplog.Area{
-		Start: int64(op.label.Layout.Flush) * block.Size, Length: int64(op.label.Layout.FlushBlocks) * block.Size,
-		Pool: op.label.Pool, DurableWrites: op.set.Info(0).Durable,
-	}
-}
-
 // replayFlushLog publishes again what flushes had made durable when the host
 // lost its memory.
 func (op *opener) replayFlushLog() error {
@@ -322,7 +315,7 @@ func (op *opener) replayFlushLog() error {
 	}
 	defer func() { _ = q.Close() }()
 	committed := op.machine.Committed()
-	_, err = oplog.Scan(q, op.flushArea(), op.machine.FlushPos(), func(rec oplog.Record, payload [][]byte) error {
+	_, err = oplog.Scan(q, op.label.FlushArea(), op.machine.FlushPos(), func(rec oplog.Record, payload [][]byte) error {
 		if rec.Seq <= committed {
 			return nil
 		}
@@ -423,7 +416,9 @@ func (op *opener) start(ctx context.Context) error {
 	if p.flushQueue, err = p.set.Queue(0); err != nil {
 		return err
 	}
-	p.flusher = cp.NewFlusher(p.log, oplog.NewDisk(p.flushQueue, op.flushArea()), p.machine.FlushPos(), p.Commit)
+	area := p.label.FlushArea()
+	area.DurableWrites = p.set.Info(0).Durable
+	p.flusher = cp.NewFlusher(p.log, oplog.NewDisk(p.flushQueue, area), p.machine.FlushPos(), p.Commit)
 	p.machine.Start(p.dirty, p.log, p.flusher)
 	flush := p.flusher.Flush
 	if p.opts.BatteryBacked {
