@@ -2,8 +2,8 @@
 // devices for each byte that clients write, when they overwrite blocks of a
 // full volume at random.
 //
-//	go run ./bench/amplify -size 64GiB            pool half full
-//	go run ./bench/amplify -size 64GiB -full 85   pool 85 % full
+//	go run ./bench/amplify -size 1TiB             pool half full
+//	go run ./bench/amplify -size 1TiB -full 85    pool 85 % full
 //
 // The device counts what is written to it. It keeps metadata in memory; of data,
 // which all have the same content, it keeps a bit for each block, so that a
@@ -84,6 +84,7 @@ func run(ctx context.Context, o options) (err error) {
 		return err
 	}
 	dev.SetFirst(int64(label.Layout.First) * block.Size)
+	dev.SetLog(int64(label.Layout.Flush)*block.Size, int64(label.Layout.Flush+label.Layout.FlushBlocks)*block.Size)
 	mem, err := hpdi.Alloc(int(o.cache))
 	if err != nil {
 		return err
@@ -157,7 +158,7 @@ func measure(ctx context.Context, o options, p *pool.Pool, dev *counting.Device)
 	for _, row := range []struct {
 		name string
 		n    int64
-	}{{"data", c.Data}, {"metadata pages", c.Pages}, {"journal and superblocks", c.Journal}, {"all", c.Data + c.Pages + c.Journal}} {
+	}{{"data", c.Data}, {"metadata pages", c.Pages}, {"journal and superblocks", c.Journal}, {"log device", c.Log}, {"all", c.Data + c.Pages + c.Journal + c.Log}} {
 		fmt.Printf("| %s | %s | %.2f |\n", row.name, humanize.IBytes(uint64(row.n)), float64(row.n)/clients)
 	}
 	return nil

@@ -30,20 +30,22 @@ type Device struct {
 	mu    sync.Mutex // guards all below, and mem
 	data  []uint64   // a bit for each block that holds Pattern
 	done  Counts
-	end   int64 // of the last write of data
-	first int64 // what lies before it are label, superblocks, journal and flush log
+	end   int64    // of the last write of data
+	log   [2]int64 // where the flush log lies, from and to
+	first int64    // what lies before it and is no flush log are label, superblocks and journal
 }
 
 // Counts are what was written.
 type Counts struct {
 	Data, Pages, Journal int64 // bytes
+	Log                  int64 // bytes of the flush log
 	Requests             int64 // writes of data
 	Jumps                int64 // those that did not begin where the one before had ended
 }
 
 // Minus returns what was written since d.
 func (c Counts) Minus(d Counts) Counts {
-	return Counts{c.Data - d.Data, c.Pages - d.Pages, c.Journal - d.Journal, c.Requests - d.Requests, c.Jumps - d.Jumps}
+	return Counts{c.Data - d.Data, c.Pages - d.Pages, c.Journal - d.Journal, c.Log - d.Log, c.Requests - d.Requests, c.Jumps - d.Jumps}
 }
 
 // New returns a device of size bytes.
@@ -58,6 +60,9 @@ func New(size int64) (*Device, error) {
 
 // SetFirst says where the space begins that a pool allocates from.
 func (d *Device) SetFirst(off int64) { d.first = off }
+
+// SetLog says which bytes are the flush log's.
+func (d *Device) SetLog(from, to int64) { d.log = [2]int64{from, to} }
 
 // Count returns what was written so far.
 func (d *Device) Count() Counts {
@@ -139,16 +144,21 @@ func (d *Device) read(p []byte, off int64) {
 
 func (d *Device) write(p []byte, off int64) {
 	b := off / block.Size
-	if *(*[64]byte)(p) == *(*[64]byte)(Pattern[:]) {
+	data := *(*[64]byte)(p) == *(*[64]byte)(Pattern[:])
+	if data {
 		d.data[b/64] |= 1 << (b % 64)
-		d.done.Data += block.Size
-		return
-	}
-	d.data[b/64] &^= 1 << (b % 64)
-	copy(d.mem[off:], p)
-	if off < d.first {
-		d.done.Journal += block.Size
 	} else {
+		d.data[b/64] &^= 1 << (b % 64)
+		copy(d.mem[off:], p)
+	}
+	switch {
+	case off >= d.log[0] && off < d.log[1]:
+		d.done.Log += block.Size // data too: a flush writes them once more
+	case data:
+		d.done.Data += block.Size
+	case off < d.first:
+		d.done.Journal += block.Size
+	default:
 		d.done.Pages += block.Size
 	}
 }
