@@ -26,7 +26,7 @@ import (
 // reference counts tell: they are made up, for nobody waits for 10 TiB to be
 // written. So it is not checked.
 func fullPool(ctx context.Context, o options, dir string, size int64) error {
-	p := &pollux{title: "pollux", program: o.pollux, dir: dir, volume: "bench", size: size / 2, poolSize: size, limit: o.setting}
+	p := &pollux{title: "pollux", program: o.pollux, dir: dir, volume: "bench", size: size / 2, poolSize: size, limit: o.guestMemory}
 	defer p.stop()
 	if err := p.start(ctx); err != nil {
 		return err

@@ -40,24 +40,24 @@ import (
 
 // options are the flags.
 type options struct {
-	pollux   string
-	dir      string
-	out      string
-	size     int64
-	log      int64
-	runtime  time.Duration
-	n        int
-	servers  string
-	rows     string
-	memory   bool
-	scale    bool
-	setting  string
-	pool     string
-	copies   bool
-	duration time.Duration
-	iops     int
-	keep     bool
-	timeout  time.Duration
+	pollux      string
+	dir         string
+	out         string
+	size        int64
+	log         int64
+	runtime     time.Duration
+	n           int
+	servers     string
+	rows        string
+	memory      bool
+	scale       bool
+	guestMemory string
+	pool        string
+	copies      bool
+	duration    time.Duration
+	iops        int
+	keep        bool
+	timeout     time.Duration
 }
 
 func main() {
@@ -76,7 +76,7 @@ func main() {
 	flag.StringVar(&o.rows, "rows", "", "only rows whose names contain one of these words, separated by commas")
 	flag.BoolVar(&o.memory, "memory", false, "watch the memory of a guest instead")
 	flag.BoolVar(&o.scale, "scale", false, "measure larger pools, more volumes and more connections instead")
-	flag.StringVar(&o.setting, "setting", "", "with -scale: the setting `memory` of the pairs with large pools")
+	flag.StringVar(&o.guestMemory, "guest-memory", "", "with -scale: the setting `memory` of the pairs with large pools")
 	flag.StringVar(&o.pool, "pool", "", "with -scale: only a pool of this size, sparse and then full")
 	flag.BoolVar(&o.copies, "copies", false, "count how often each byte is copied instead; needs strace")
 	flag.DurationVar(&o.duration, "duration", 10*time.Minute, "with -memory: length of the load")

@@ -133,7 +133,7 @@ func (p *pollux) loaded(ctx context.Context, o options, n, conns int) (r loadSca
 // scalePool makes a sparse pool, writes to it, kills its guest and checks it.
 func scalePool(ctx context.Context, o options, dir string, size int64) (r poolScale, err error) {
 	r.Bytes = size
-	p := &pollux{title: "pollux", program: o.pollux, dir: dir, volume: "bench", size: size / 2, poolSize: size, limit: o.setting}
+	p := &pollux{title: "pollux", program: o.pollux, dir: dir, volume: "bench", size: size / 2, poolSize: size, limit: o.guestMemory}
 	defer p.stop()
 	if err := p.start(ctx); err != nil {
 		return r, err
