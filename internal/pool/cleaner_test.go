@@ -325,6 +325,26 @@ func TestCleanerBesideClients(t *testing.T) {
 		stop := r.run()
 		var all []*client
 		var work sync.WaitGroup
+		// What nobody changes lies in pieces, among what clients do change.
+		deal := rand.New(rand.NewPCG(seed, 78))
+		still, holds := r.volume("still", 8<<20), map[int64]byte{}
+		put := func(b int64, c byte) {
+			if err := write(still, b*block.Size, pattern(c)); err != nil {
+				t.Fatal(err)
+			}
+			holds[b] = c
+		}
+		for b := range int64(2000) {
+			put(b, 1)
+		}
+		for range 20 {
+			for b := range int64(50) {
+				put(b*40+deal.Int64N(40), 2)
+			}
+			if err := r.Fold(ctx); err != nil {
+				t.Fatal(err)
+			}
+		}
 		v := r.volume("v", size)
 		for i := range clients {
 			c := &client{t: t, v: v, rng: rand.New(rand.NewPCG(seed, uint64(i))), want: make([]byte, size)}
@@ -373,6 +393,7 @@ func TestCleanerBesideClients(t *testing.T) {
 		for _, c := range all {
 			c.verify(ctx)
 		}
+		verifyBlocks(t, still, holds)
 		s := r.Stats().Cleaner
 		t.Logf("seed %d: %+v", seed, s)
 		if s.Moved == 0 {
