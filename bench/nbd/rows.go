@@ -44,8 +44,8 @@ func sustained(o options) int64 { return 4 * o.log }
 func once(o options) int64 { return o.size }
 
 var (
-	small = wants{Cached: 1.2, Ceiling: 0.8, P99: 1, CPU: 1}
-	large = wants{Cached: 1.2, P99: 1, CPU: 1}
+	small = wants{Cached: 1.2, Ceiling: 0.8, P99: 1, CPU: 0.7}
+	large = wants{Cached: 1.2, P99: 1}
 )
 
 var allRows = []row{
@@ -53,14 +53,14 @@ var allRows = []row{
 	{Name: "4k-randwrite-qd16-x4", RW: "randwrite", Block: "4k", Depth: 16, Conns: 4, Want: small},
 	{Name: "4k-randread-qd16", RW: "randread", Block: "4k", Depth: 16, Want: small},
 	{Name: "4k-randread-qd16-x4", RW: "randread", Block: "4k", Depth: 16, Conns: 4, Want: small},
-	{Name: "4k-randwrite-qd1", RW: "randwrite", Block: "4k", Depth: 1, Want: wants{Cached: 1.2, P99: 1, CPU: 1}},
-	{Name: "4k-randread-qd1", RW: "randread", Block: "4k", Depth: 1, Want: wants{Cached: 1.2, P99: 1, CPU: 1}},
-	{Name: "4k-randread-cold", RW: "randread", Block: "4k", Depth: 16, Cold: true, Alone: true, Want: wants{Direct: 1, P99: 1, CPU: 1}},
-	{Name: "4k-write-flush-x16", RW: "randwrite", Block: "4k", Depth: 1, Conns: 16, Flush: 1, Want: wants{Cached: 2, P99: 1, CPU: 1}},
+	{Name: "4k-randwrite-qd1", RW: "randwrite", Block: "4k", Depth: 1, Want: wants{Cached: 1.2, P99: 1, CPU: 0.7}},
+	{Name: "4k-randread-qd1", RW: "randread", Block: "4k", Depth: 1, Want: wants{Cached: 1.2, P99: 1, CPU: 0.7}},
+	{Name: "4k-randread-cold", RW: "randread", Block: "4k", Depth: 16, Cold: true, Alone: true, Want: wants{Direct: 1, P99: 1, CPU: 0.7}},
+	{Name: "4k-write-flush-x16", RW: "randwrite", Block: "4k", Depth: 1, Conns: 16, Flush: 1, Want: wants{Cached: 2, P99: 1, CPU: 0.7}},
 	{Name: "128k-write-burst", RW: "write", Block: "128k", Depth: 16, Bytes: burst, Want: large},
-	{Name: "128k-write-sustained", RW: "write", Block: "128k", Depth: 16, Bytes: sustained, Sync: true, Want: wants{Direct: 0.95, P99: 1, CPU: 1}},
+	{Name: "128k-write-sustained", RW: "write", Block: "128k", Depth: 16, Bytes: sustained, Sync: true, Want: wants{Direct: 0.95, P99: 1}},
 	{Name: "128k-read-qd16", RW: "read", Block: "128k", Depth: 16, Want: large},
-	{Name: "128k-read-cold", RW: "read", Block: "128k", Depth: 16, Cold: true, Bytes: once, Want: wants{Direct: 1, P99: 1, CPU: 1}},
+	{Name: "128k-read-cold", RW: "read", Block: "128k", Depth: 16, Cold: true, Bytes: once, Want: wants{Direct: 1, P99: 1}},
 }
 
 // suits reports whether a row is measured on a server.

@@ -31,6 +31,8 @@ func (s *session) printPool(p control.Pool) error {
 		{"state", p.State},
 		{"capacity", humanSize(st.Capacity)},
 		{"free", humanSize(st.Free)},
+		{"wholly free tracks", fmt.Sprintf("%d of %d", st.Cleaner.Whole, st.Cleaner.Tracks)},
+		{"cleaner", fmt.Sprintf("%s; %d tracks freed, %s moved", orDash(st.Cleaner.State), st.Cleaner.Freed, humanSize(int64(st.Cleaner.Moved)*4096))},
 		{"operation log", fmt.Sprintf("%s of %s used", humanSize(st.LogUsed), humanSize(st.LogBytes))},
 		{"not yet on disk", humanSize(st.Dirty)},
 		{"consistency point", strconv.FormatUint(st.CP, 10)},

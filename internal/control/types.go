@@ -139,8 +139,21 @@ type PoolStatus struct {
 	CountsBytes int64 `json:"counts_bytes"`
 	// Loading says that the counts are still being read: clients are served,
 	// and nothing is taken to the devices yet.
-	Loading bool   `json:"loading,omitempty"`
-	Error   string `json:"error,omitempty"` // why the newest consistency point failed
+	Loading bool          `json:"loading,omitempty"`
+	Error   string        `json:"error,omitempty"` // why the newest consistency point failed
+	Cleaner CleanerStatus `json:"cleaner"`
+}
+
+// CleanerStatus tells how the free space of a pool lies, and what the cleaner has
+// done about it since the pool was opened.
+type CleanerStatus struct {
+	State  string `json:"state"`  // what it does, or why it does nothing
+	Tracks int64  `json:"tracks"` // of the pool, of 1 MiB each
+	Whole  int64  `json:"whole"`  // of them wholly free at the last look
+	Passes uint64 `json:"passes"`
+	Freed  uint64 `json:"freed"`  // tracks that it has made wholly free
+	Moved  uint64 `json:"moved"`  // blocks of 4 KiB
+	Failed uint64 `json:"failed"` // blocks that it could not read
 }
 
 // MemoryStatus says what a guest takes.
