@@ -82,7 +82,7 @@ const (
 	minShards   = 16
 	maxShards   = 256
 	shardFrames = 16384
-	tinyShard   = 8 // fewer frames than this and a shard is not worth having
+	tinyShard   = 512 // with fewer frames some shards get too many of a few groups of neighbours
 )
 
 // frameCost is what a frame takes of the memory, all tables included.
@@ -248,12 +248,18 @@ func (c *Cache) Stats() Stats {
 
 // at returns the shard of a key and the key's hash within it.
 func (c *Cache) at(key Key) (*shard, uint32) {
-	x := uint64(key.Phys)*0x9e3779b97f4a7c15 ^ uint64(key.Pool)*0xd6e8feb86659fd93
+	x := uint64(key.Phys>>neighbourBits)*0x9e3779b97f4a7c15 ^ uint64(key.Pool)*0xd6e8feb86659fd93
 	x = (x ^ x>>32) * 0xd6e8feb86659fd93
 	x = (x ^ x>>32) * 0xd6e8feb86659fd93
 	x ^= x >> 32
-	return &c.shards[x>>32&(1<<c.bits-1)], uint32(x)
+	const within = 1<<neighbourBits - 1
+	return &c.shards[x>>32&(1<<c.bits-1)], uint32(x)&^within | uint32(key.Phys)&within
 }
+
+// neighbourBits is log2 of how many blocks that lie side by side on a device have
+// one shard, and places side by side in its table: whoever takes them one after
+// the other finds lock, slot and record in the processor's cache.
+const neighbourBits = 3
 
 // shard is a cache by itself. Everything in it is guarded by mu.
 type shard struct {

@@ -192,7 +192,8 @@ func (s *shard) take() uint32 {
 
 // ghost returns the place where the departure of a block is remembered.
 func (s *shard) ghost(r *record) *uint32 {
-	return &s.ghosts[uint64(r.hash)*uint64(len(s.ghosts))>>32]
+	// Neighbours have places far apart: one place remembers one block.
+	return &s.ghosts[uint64(r.hash*0x9e3779b1)*uint64(len(s.ghosts))>>32]
 }
 
 // ghost returns the mark of a departed block, never 0.
