@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"runtime/pprof"
 	"syscall"
 
@@ -29,8 +30,8 @@ import (
 )
 
 type options struct {
-	dir, socket, profile string
-	size, log, cache     int64
+	dir, socket, profile, mutex string
+	size, log, cache            int64
 }
 
 func main() {
@@ -41,6 +42,7 @@ func main() {
 	flag.Int64Var(&o.log, "log", 256<<20, "bytes of the operation log")
 	flag.Int64Var(&o.cache, "cache", 256<<20, "bytes of the cache")
 	flag.StringVar(&o.profile, "cpuprofile", "", "write a CPU profile to this file, from the first SIGUSR1 to the end")
+	flag.StringVar(&o.mutex, "mutexprofile", "", "write at the end how long locks were waited for")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
@@ -79,7 +81,19 @@ func run(ctx context.Context, o options) (err error) {
 		}
 		defer stop()
 	}
+	if o.mutex != "" {
+		runtime.SetMutexProfileFraction(1)
+		defer func() { err = errors.Join(err, writeMutexes(o.mutex)) }()
+	}
 	return serve(ctx, v, o.socket)
+}
+
+func writeMutexes(path string) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(pprof.Lookup("mutex").WriteTo(f, 0), f.Close())
 }
 
 // open makes the pool.
