@@ -47,9 +47,7 @@ func TestMirror(t *testing.T) {
 	rubbish(t, second, noise(rng, 1<<20), 1<<20, 256<<20)
 	r.up()
 	sameContent(t, disk.NBDUnix, content)
-	if c, _ := r.copyOf(second); c.State != "in sync" || c.Repaired == 0 {
-		t.Errorf("after it was overwritten: %+v", c)
-	}
+	r.until(copyIs(second, "in sync", func(d control.DeviceStatus) bool { return d.Repaired > 0 }))
 	swap("a")
 	r.clean()
 
@@ -65,22 +63,23 @@ func TestMirror(t *testing.T) {
 	r.well()
 	sameContent(t, disk.NBDUnix, content)
 	change()
-	if alerts := strings.Join(r.alerts(), "\n"); !strings.Contains(alerts, "copy 2 of mirror 1 of pool pool-a is absent") {
-		t.Errorf("alerts: %s", alerts)
-	}
+	r.until(func(st control.Status) string {
+		if all := alerts(st); !strings.Contains(all, "copy 2 of mirror 1 of pool pool-a is absent") {
+			return "alerts: " + all
+		}
+		return ""
+	})
 
 	r.must("pool", "replace", "pool-a", second)
 	change()
-	r.resilvered(second)
+	r.until(copyIs(second, "in sync", nil))
 	change()
 	r.clean()
 	r.must("pool", "offline", "pool-a", first)
 	change()
 	r.must("pool", "online", "pool-a", first)
-	r.resilvered(first)
-	if alerts := r.alerts(); len(alerts) > 0 {
-		t.Errorf("alerts: %v", alerts)
-	}
+	r.until(copyIs(first, "in sync", nil))
+	r.until(alerts)
 	r.down()
 	if err := os.Remove(first); err != nil {
 		t.Fatal(err)
@@ -106,37 +105,33 @@ func rubbish(t *testing.T, path string, what []byte, from, to int64) {
 	}
 }
 
-// copyOf returns what status says of a device, if its guest has answered in time.
-func (r *rig) copyOf(path string) (d control.DeviceStatus, ok bool) {
+// until waits until what status tells is so; ok says why it is not.
+func (r *rig) until(ok func(control.Status) string) {
 	r.t.Helper()
-	for _, g := range r.status().Guests {
-		for _, d := range g.Devices {
-			if d.Path == path {
-				return d, true
-			}
-		}
+	if err := r.Until(r.t.Context(), time.Minute, ok); err != nil {
+		r.t.Fatal(err)
 	}
-	return d, false
 }
 
-func (r *rig) alerts() (all []string) {
-	r.t.Helper()
-	st := r.status()
+// copyIs wants a copy in a state, and whatever else also says.
+func copyIs(path, state string, also func(control.DeviceStatus) bool) func(control.Status) string {
+	return func(st control.Status) string {
+		for _, g := range st.Guests {
+			for _, d := range g.Devices {
+				if d.Path == path && d.State == state && (also == nil || also(d)) {
+					return ""
+				}
+			}
+		}
+		return fmt.Sprintf("no copy on %s is %s, or not as it should be: %+v", path, state, st.Guests)
+	}
+}
+
+// alerts returns all alerts, one a line.
+func alerts(st control.Status) string {
+	var all []string
 	for _, g := range st.Guests {
 		all = append(all, g.Alerts...)
 	}
-	return all
-}
-
-// resilvered waits until a copy has everything.
-func (r *rig) resilvered(path string) {
-	r.t.Helper()
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
-		switch d, _ := r.copyOf(path); {
-		case d.State == "in sync":
-			return
-		case time.Now().After(deadline):
-			r.t.Fatalf("%s is not resilvered: %+v", path, d)
-		}
-	}
+	return strings.Join(all, "\n")
 }
