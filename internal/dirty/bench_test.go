@@ -54,3 +54,28 @@ func BenchmarkRead(b *testing.B) {
 		r.Read(1, block.Logical(rng.Uint64N(1<<16)), 1, found)
 	}
 }
+
+// BenchmarkRestore rebuilds the index of a 2 GiB log with a quarter of it in
+// records of single random blocks, as a takeover does.
+func BenchmarkRestore(b *testing.B) {
+	const extents = 512 << 10
+	r := newRig(b, extents)
+	rng := rand.New(rand.NewPCG(1, 1))
+	for range extents / 4 {
+		ext, _ := r.log.Alloc(1, nil)
+		rec := oplog.Record{Kind: oplog.KindWrite, Volume: 1, LBA: block.Logical(rng.Uint64N(1 << 20)), Count: 1, First: ext[0]}
+		if _, ok := r.log.Publish([]oplog.Record{rec}); !ok {
+			b.Fatal("ring full")
+		}
+	}
+	log, _ := r.attach()
+	b.ReportAllocs()
+	for b.Loop() {
+		s := r.over(log)
+		if err := s.Restore(log.Tail()); err != nil {
+			b.Fatal(err)
+		}
+		r.space.Unreserve(s.active.reserved)
+		s.active.free()
+	}
+}

@@ -45,6 +45,7 @@ func Attach(mem []byte) (*Log, error) {
 	}
 	l.head.Store(uint64(head))
 	a.restore()
+	l.attached = head
 	return l, nil
 }
 
@@ -70,18 +71,17 @@ func (a *attach) cell(what string, at int) (block.Seq, error) {
 // ring, and makes sure that this is the end and not a hole.
 func (a *attach) walk(tail, known block.Seq) (head block.Seq, err error) {
 	end := tail + block.Seq(a.geo.slots)
+	beyond := a.lastWhole(known, end)
+	defer beyond() // nobody looks at the memory after Attach has returned
+	var rec Record
 	for head = tail; head < end; head++ {
 		seq := head + 1
-		var rec, twin Record
-		okA, okB := a.read(0, seq, &rec), a.read(1, seq, &twin)
+		okA, okB, same := a.both(seq, &rec)
 		if !okA && !okB {
 			break
 		}
-		if okA && okB && rec != twin {
+		if okA && okB && !same {
 			return 0, damage(seq, known, "the two copies of the record differ")
-		}
-		if !okA {
-			rec = twin
 		}
 		if !okA || !okB {
 			a.badRecord = append(a.badRecord, seq)
@@ -97,13 +97,29 @@ func (a *attach) walk(tail, known block.Seq) (head block.Seq, err error) {
 	if head < known {
 		return 0, damage(head+1, known, "both copies of the record are bad")
 	}
-	var rec Record
-	for seq := head + 2; seq <= end; seq++ {
-		if a.read(0, seq, &rec) || a.read(1, seq, &rec) {
-			return 0, damage(head+1, seq, "a whole record follows a bad one")
-		}
+	if last := beyond(); last > head {
+		return 0, damage(head+1, last, "a whole record follows a bad one")
 	}
 	return head, nil
+}
+
+// both reads a record, which is whole in copy A, in B, in both or in none, and
+// says whether two whole ones are the same. Nearly always the two have the same
+// bytes, and then one checksum speaks for both.
+func (a *attach) both(seq block.Seq, rec *Record) (okA, okB, same bool) {
+	at := a.slot(seq)
+	p := (*[recordSize]byte)(a.mem[a.geo.ring[0]+at:])
+	q := (*[recordSize]byte)(a.mem[a.geo.ring[1]+at:])
+	if okA = rec.decode(p, a.seed, seq); *p == *q {
+		return okA, okA, true
+	}
+	var twin Record
+	okB = twin.decode(q, a.seed, seq)
+	same = *rec == twin
+	if !okA {
+		*rec = twin
+	}
+	return okA, okB, same
 }
 
 func damage(first, known block.Seq, why string) error {

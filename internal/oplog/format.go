@@ -142,8 +142,15 @@ func (r *Record) decode(p *[recordSize]byte, seed uint32, want block.Seq) bool {
 	if recordSum(p, seed) != le.Uint32(p[28:]) && !planted.Has(planted.TornRecordAccepted) {
 		return false
 	}
+	r.fields(p)
+	return true
+}
+
+// fields takes a record apart that is known to be whole.
+func (r *Record) fields(p *[recordSize]byte) {
+	le := binary.LittleEndian
 	*r = Record{
-		Seq:    want,
+		Seq:    block.Seq(le.Uint64(p[0:])),
 		LBA:    block.Logical(le.Uint64(p[8:])),
 		Volume: block.VolumeID(le.Uint32(p[16:])),
 		Kind:   Kind(p[24]),
@@ -158,7 +165,6 @@ func (r *Record) decode(p *[recordSize]byte, seed uint32, want block.Seq) bool {
 	case KindZero:
 		r.Count = le.Uint64(p[32:])
 	}
-	return true
 }
 
 // geometry is where the parts of a section are. All are bytes from its start.
