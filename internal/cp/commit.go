@@ -65,6 +65,9 @@ func (m *Machine) Commit(changes []catalogue.Change) error {
 	if p.gen == nil && len(changes) == 0 {
 		return nil
 	}
+	if err := m.Claimed(); err != nil {
+		return err
+	}
 	p.CP, p.Log, p.Catalogue = m.last.CP+1, m.last.Log, changes
 	if p.gen != nil {
 		p.Log = p.gen.UpTo

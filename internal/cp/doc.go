@@ -52,9 +52,13 @@
 //	newest valid superblock → journal records after its position, in a chain →
 //	operation log after the last record's position
 //
+// A new owner writes its epoch into a superblock and syncs before it writes
+// anything else, but not before it serves: see [Machine.Claim].
+//
 // Invariants:
 //
 //	fold's point <= last committed point
+//	what a new owner claims is durable before anything else is written
 //	count of a block = entries of trees and overlays that point at it
 //	a block is reused only when the commit that freed it is durable
 //	journal: tail <= head <= tail + size; a record never overwrites one that

@@ -60,6 +60,9 @@ func (m *Machine) Fold() (done bool, err error) {
 	if m.broken != nil {
 		return false, m.broken
 	}
+	if err := m.Claimed(); err != nil {
+		return false, err
+	}
 	if m.folding == nil {
 		m.folding = m.beginFold()
 	}

@@ -56,7 +56,8 @@ type Machine struct {
 	log   *oplog.Log
 	flush *Flusher
 
-	sb       Superblock // the newest durable one
+	sb       Superblock        // the newest durable one
+	claim    func(*Superblock) // what must become durable before anything else is written, or nil
 	journal  journal
 	last     commit // the newest durable consistency point, without its mappings
 	meta     foldPages
@@ -164,16 +165,36 @@ func (m *Machine) Superblock() Superblock {
 	return sb
 }
 
+// Claim makes change part of the superblock that is written, and durable, before
+// anything else is: by Claimed, or else by the first Commit, Fold or Rewrite. Whoever
+// takes a pool over need not wait, before it serves, for a device that is still busy
+// with what a dead guest gave it.
+func (m *Machine) Claim(change func(*Superblock)) { m.claim = change }
+
+// Claimed writes the superblock that Claim asked for, if it is not there yet. Its
+// sync covers what the owner before wrote and did not sync, too: the records that
+// Recover found, and with them that what they freed is free. After an error it can
+// be called again.
+func (m *Machine) Claimed() error {
+	if m.claim == nil {
+		return nil
+	}
+	return m.Rewrite(func(*Superblock) {})
+}
+
 // Rewrite writes a superblock that change has altered: a new epoch, another
 // region, one more device. No fold may be under way.
 func (m *Machine) Rewrite(change func(*Superblock)) error {
 	sb := m.Superblock()
+	if m.claim != nil {
+		m.claim(&sb)
+	}
 	change(&sb)
 	sb.Generation++
 	if err := WriteSuperblock(m.Devices, &sb); err != nil {
 		return err
 	}
-	m.sb = sb
+	m.sb, m.claim = sb, nil
 	return nil
 }
 

@@ -128,6 +128,9 @@ func (p *Pool) Check(ctx context.Context, o CheckOptions) (CheckReport, error) {
 		return fn()
 	}
 	err = p.do(ctx, func() error {
+		if err := p.machine.Claimed(); err != nil {
+			return err
+		}
 		if p.machine.Folding() {
 			if err := p.foldAll(); p.machine.Broken() != nil {
 				return err

@@ -230,8 +230,9 @@ func (op *opener) openRegion() error {
 			return errors.Join(fmt.Errorf("region %s belongs to pool %v, not to %s (%v): %w",
 				op.o.RegionPath, h.Pool, op.label.Name, sb.Pool, block.ErrInvalid), r.Close())
 		}
-		if h.Epoch > sb.Epoch && !op.o.AcceptLoss {
-			// A region comes into use after the superblock that names it.
+		if h.ID != sb.RegionID && h.Epoch > sb.Epoch && !op.o.AcceptLoss {
+			// A region comes into use after the superblock that names it. The
+			// next that adopts it may have raised its epoch alone.
 			return errors.Join(&block.CorruptError{What: "superblock", Where: "pool " + op.label.Name,
 				Why: fmt.Sprintf("the newest that can be read is of epoch %d, but region %s was in use in epoch %d", sb.Epoch, op.o.RegionPath, h.Epoch)}, r.Close())
 		}
@@ -372,17 +373,32 @@ func (op *opener) allocRun(n int) (first oplog.Extent, ok bool) {
 }
 
 // takeOwnership raises the epoch in superblock and region: whoever had the
-// pool before stops at its next step.
+// pool before stops at its next step, which looks at the region.
+//
+// A region comes into use after the superblock that names it. When a region is
+// adopted there is one already; then the superblock with the new epoch may wait
+// until clients are served, and they need not wait until the device has synced what
+// a dead guest gave it. Until it is durable nothing else is written to a device, so
+// that nothing durable carries the new epoch when a power cut takes the region and
+// the epoch with it.
+//
+// It may not wait where something outside the devices relies on what was found on
+// them and may not be durable: a region that survives a power cut, from which
+// records are released that a consistency point covers, and the labels of devices
+// that the superblock names.
 func (op *opener) takeOwnership() error {
 	op.epoch = max(op.sb.Epoch, op.region.Epoch()) + 1
 	if planted.Has(planted.EpochNotRaised) {
 		op.epoch--
 	}
-	err := op.machine.Rewrite(func(sb *cp.Superblock) {
-		sb.Epoch, sb.RegionID, sb.BootID = op.epoch, op.region.Header().ID, op.boot
-	})
-	if err != nil {
-		return fmt.Errorf("open pool %s: %w", op.label.Name, err)
+	epoch, region := op.epoch, op.region.Header().ID
+	op.machine.Claim(func(sb *cp.Superblock) { sb.Epoch, sb.RegionID, sb.BootID = epoch, region, op.boot })
+	named := op.sb.RegionID == region && op.sb.BootID == op.boot
+	joining := slices.ContainsFunc(op.labels, func(l Label) bool { return l.Joining })
+	if !named || op.o.BatteryBacked || joining {
+		if err := op.machine.Rewrite(func(*cp.Superblock) {}); err != nil {
+			return fmt.Errorf("open pool %s: %w", op.label.Name, err)
+		}
 	}
 	op.log.SetEpoch(op.epoch)
 	if err := op.region.SetOwner(op.o.Owner, op.epoch); err != nil {

@@ -219,12 +219,15 @@ func (p *Pool) runJob(j job) error {
 	return j.run()
 }
 
-// work does what is due: loading the counts, a consistency point, a step of a
+// work does what is due: the superblock that Open left to write, loading the counts, a consistency point, a step of a
 // fold, a step of the cleaner.
 func (p *Pool) work(ctx context.Context, t *timing) error {
 	now := time.Now()
 	if now.Before(p.retryAt) {
 		return nil
+	}
+	if err := p.machine.Claimed(); err != nil {
+		return err
 	}
 	if err := p.load(ctx); err != nil {
 		return err

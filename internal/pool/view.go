@@ -82,7 +82,7 @@ func (v *View) openLog(op *opener) error {
 	case !expected && err != nil:
 		return nil // whatever is there came never into use
 	case !expected:
-		if h := r.Header(); h.Pool == sb.Pool && h.Epoch > sb.Epoch {
+		if h := r.Header(); h.Pool == sb.Pool && h.ID != sb.RegionID && h.Epoch > sb.Epoch {
 			v.lost = newerRegion(op, h.Epoch)
 		}
 		return r.Close()

@@ -24,6 +24,9 @@ type pool struct {
 	journal   int64  // bytes of the metadata journal
 	battery   bool
 	epoch     block.Epoch // of the last owner
+	named     block.Epoch // the last one that surely is on the devices: its owner made the region or a consistency point
+	made      string      // id of the region
+	point     block.CP    // the last one before the last owner
 	usurped   bool        // somebody has raised the epoch since
 	rotted    block.Epoch // the last one after which memory was damaged
 	acting    []*proc     // who may touch the devices
@@ -143,6 +146,10 @@ func (w *World) adopted(p *proc, t *tenant) {
 		w.violate("%s has the pool of %s at epoch %d, although %d was in use", p.name, t.identity, t.pool.Epoch(), pl.epoch)
 	}
 	pl.epoch, pl.usurped = t.pool.Epoch(), false
+	pl.point, _ = r.Committed()
+	if id := r.Header().ID; id != pl.made {
+		pl.made, pl.named = id, pl.epoch
+	}
 	pl.compareVolumes(t.pool)
 }
 
@@ -182,6 +189,9 @@ func (pl *pool) compareVolumes(p *spool.Pool) {
 // unmap drops the oracle's view of a region.
 func (pl *pool) unmap() {
 	if pl.region != nil {
+		if point, _ := pl.region.Committed(); point > pl.point {
+			pl.named = pl.epoch
+		}
 		_ = pl.region.Close()
 		pl.region, pl.log = nil, nil
 	}

@@ -344,6 +344,9 @@ func (w *World) powerCut(l Line) error {
 		pl.unmap()
 		if !pl.battery {
 			pl.powerLost = true
+			// Nothing durable carries the epoch of who adopted the region and
+			// made no consistency point: it may come again.
+			pl.epoch = pl.named
 			if err := w.loseRegion(pl); err != nil {
 				return err
 			}
