@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -21,13 +22,33 @@ import (
 
 // fakeMirror has some tracks to be resilvered and may fail.
 type fakeMirror struct {
+	mu           sync.Mutex // guards what follows
 	left, tidied int
 	fails        error
 }
 
-func (f *fakeMirror) Tidy() error { f.tidied++; return nil }
+func (f *fakeMirror) Tidy() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.tidied++
+	return nil
+}
+
+func (f *fakeMirror) state() (left, tidied int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.left, f.tidied
+}
+
+func (f *fakeMirror) fail(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.fails = err
+}
 
 func (f *fakeMirror) Resync(n int) (bool, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if f.fails != nil {
 		return false, f.fails
 	}
@@ -49,22 +70,21 @@ func TestKeepMirror(t *testing.T) {
 		}()
 		time.Sleep(5 * time.Second)
 		synctest.Wait()
-		if m.left < 4*resilverRate || m.left > 6*resilverRate || m.tidied < 2 {
-			t.Errorf("after 5 of 10 seconds %d tracks are left, and marks were cleared %d times", m.left, m.tidied)
+		if left, tidied := m.state(); left < 4*resilverRate || left > 6*resilverRate || tidied < 2 {
+			t.Errorf("after 5 of 10 seconds %d tracks are left, and marks were cleared %d times", left, tidied)
 		}
 		time.Sleep(10 * time.Second)
 		synctest.Wait()
-		if m.left != 0 || m.tidied < 6 {
-			t.Errorf("%d tracks are left, marks were cleared %d times", m.left, m.tidied)
+		if left, tidied := m.state(); left != 0 || tidied < 6 {
+			t.Errorf("%d tracks are left, marks were cleared %d times", left, tidied)
 		}
-		m.fails = errors.New("no copy")
+		m.fail(errors.New("no copy"))
 		time.Sleep(20 * time.Second)
-		synctest.Wait()
+		cancel()
+		<-ended
 		if n := strings.Count(said.String(), "no copy"); n != 1 {
 			t.Errorf("told %d times: %s", n, said.String())
 		}
-		cancel()
-		<-ended
 	})
 }
 
