@@ -141,7 +141,16 @@ type timing struct {
 	dirty  time.Time // since when something is dirty; zero when nothing is
 	busy   time.Time // when something was dirty last
 	folded time.Time // when the last fold was complete
+	pause  time.Time // until then a fold that nobody waits for rests
 }
+
+// A fold that nobody waits for rests after each step for foldRest times as long as
+// the step took, so that freeing much at once takes a quarter of one processor from
+// clients; longestRest is the most, for a step that takes longer waits for a device.
+const (
+	foldRest    = 3
+	longestRest = 10 * time.Millisecond
+)
 
 // Run makes consistency points and folds until ctx ends. It returns an error
 // when the pool must be closed: its ownership is lost, or the state of its
@@ -152,6 +161,8 @@ func (p *Pool) Run(ctx context.Context) error {
 	tick := time.NewTicker(min(p.opts.Interval, DefaultInterval) / 4) // failures and rest are looked at, too
 	defer tick.Stop()
 	defer p.cleaner.close()
+	rested := time.NewTimer(0)
+	defer rested.Stop()
 	t := timing{busy: time.Now(), folded: time.Now()}
 	for {
 		if err := p.owned(); err != nil {
@@ -176,10 +187,19 @@ func (p *Pool) Run(ctx context.Context) error {
 			continue
 		default:
 		}
-		if p.loaded.Load() && (p.machine.Folding() || p.dirty.Usage().Frozen > 0) && !time.Now().Before(p.retryAt) {
+		rest := time.Duration(0)
+		if p.machine.Folding() {
+			rest = time.Until(t.pause)
+		}
+		if p.loaded.Load() && (p.machine.Folding() && rest <= 0 || p.dirty.Usage().Frozen > 0) && !time.Now().Before(p.retryAt) {
 			continue // folds and points that wait go on unless something else is to be done
 		}
-		p.cleaner.arm()
+		if rested.Stop(); rest > 0 {
+			rested.Reset(rest)
+			p.cleaner.timer.Stop() // it waits for the fold, too
+		} else {
+			p.cleaner.arm()
+		}
 		select {
 		case <-ctx.Done():
 			return nil
@@ -189,6 +209,7 @@ func (p *Pool) Run(ctx context.Context) error {
 			drain(tick.C) // one look serves all
 		case <-tick.C:
 			drain(p.kick)
+		case <-rested.C:
 		case <-p.cleaner.timer.C:
 			drain(p.kick)
 			drain(tick.C)
@@ -219,8 +240,8 @@ func (p *Pool) runJob(j job) error {
 	return j.run()
 }
 
-// work does what is due: the superblock that Open left to write, loading the counts, a consistency point, a step of a
-// fold, a step of the cleaner.
+// work does what is due: the superblock that Open left to write, loading the
+// counts, a consistency point, a step of a fold, a step of the cleaner.
 func (p *Pool) work(ctx context.Context, t *timing) error {
 	now := time.Now()
 	if now.Before(p.retryAt) {
@@ -245,10 +266,17 @@ func (p *Pool) work(ctx context.Context, t *timing) error {
 		}
 	}
 	if p.wantsFold(t, now) {
-		if done, err := p.machine.Fold(); err != nil {
+		begun := time.Now()
+		done, err := p.machine.Fold()
+		if err != nil {
 			return err
-		} else if done {
-			t.folded = time.Now()
+		}
+		now := time.Now()
+		if done {
+			t.folded = now
+		}
+		if t.pause = now; !p.machine.FoldDue() && now.Sub(t.busy) < restBeforeFold {
+			t.pause = now.Add(min(foldRest*now.Sub(begun), longestRest))
 		}
 	}
 	p.cleaner.work(now)
@@ -258,7 +286,12 @@ func (p *Pool) work(ctx context.Context, t *timing) error {
 
 // wantsFold reports whether a step of a fold should be made now.
 func (p *Pool) wantsFold(t *timing, now time.Time) bool {
-	if p.machine.Folding() || p.machine.FoldDue() || p.cleaner.wantsFold() {
+	switch {
+	case p.machine.FoldDue():
+		return true
+	case p.machine.Folding():
+		return !now.Before(t.pause)
+	case p.cleaner.wantsFold():
 		return true
 	}
 	since := now.Sub(t.folded)
