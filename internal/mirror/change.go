@@ -3,6 +3,7 @@ package mirror
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/internal/block"
@@ -43,9 +44,10 @@ func (m *Mirror) Attach(dev hpdi.Device) error {
 		err = fmt.Errorf("copy %d of %s is there: %w", i+1, m.info.Name, block.ErrExists)
 	}
 	if err == nil {
-		h := m.nextHeaderLocked()
-		h.copies[i].state = Resilvering
-		err = m.admitLocked(f.disk, i, h, false)
+		err = writeMap(f.disk, m.encodeMapLocked(allPages))
+	}
+	if err == nil {
+		err = m.admitLocked(f.disk, i, m.head.copies[i].id)
 	}
 	if err != nil {
 		return errors.Join(err, f.disk.retire())
@@ -73,26 +75,24 @@ func (m *Mirror) replaceLocked(i int, d *disk) error {
 	if err := m.fits(d.dev); err != nil {
 		return err
 	}
-	h := m.nextHeaderLocked()
-	h.copies[i] = member{id: newDeviceID(), state: Resilvering}
-	if h.wrong() != "" {
+	if !slices.ContainsFunc(m.copies, func(c *copyOf) bool { return c != m.copies[i] && c.is(InSync) }) {
 		return fmt.Errorf("replace copy %d of %s, the only one that has everything: %w", i+1, m.info.Name, block.ErrInvalid)
 	}
-	if was := m.copies[i].present(); was != nil {
-		// Out first: from here on the marks say what it lacks.
-		var lost marked
-		lost[i] = was
-		if err := m.loseLocked(lost, ErrTakenOut); err != nil {
-			return err
-		}
-		h.generation = m.nextHeaderLocked().generation
+	// Out first: from here on the marks say what it lacks.
+	var lost marked
+	lost[i] = m.copies[i].present()
+	if err := m.loseLocked(lost, ErrTakenOut); err != nil {
+		return err
 	}
 	m.stored.fill(m.regions())
 	if err := m.storeMapLocked(allPages); err != nil {
 		return err
 	}
 	m.live.or(m.stored)
-	return m.admitLocked(d, i, h, true)
+	if err := m.formatLocked(d); err != nil {
+		return err
+	}
+	return m.admitLocked(d, i, newDeviceID())
 }
 
 // fits checks that a device can be a copy.
@@ -109,28 +109,20 @@ func (m *Mirror) fits(dev hpdi.Device) error {
 	return nil
 }
 
-// admitLocked makes a disk copy i, with the states of h, in which it is
+// admitLocked makes a disk that has the map copy i, with an identity. It is
 // resilvering.
-func (m *Mirror) admitLocked(d *disk, i int, h header, fresh bool) error {
-	var err error
-	if fresh {
-		err = m.formatLocked(d, i, h)
-	} else if err = writeMap(d, m.encodeMapLocked(allPages)); err == nil {
-		err = m.writeHeaderLocked(d, i, h)
-	}
-	if err != nil {
-		return fmt.Errorf("make device %s copy %d of %s: %w", d.dev.Info().Name, i+1, m.info.Name, err)
-	}
+func (m *Mirror) admitLocked(d *disk, i int, id block.DeviceID) error {
 	// What was marked while the copy was away it lacks. Old before present, so
 	// that nobody reads from it what it has not.
 	m.old.or(m.live)
 	m.doubts++
 	m.copies[i].disk.Store(d)
 	m.copies[i].state.Store(uint32(Resilvering))
-	if err := m.installLocked(h); err != nil {
+	err := m.changeLocked(func(copies []member) { copies[i] = member{id: id, state: Resilvering} })
+	if err != nil {
 		// The headers say that it is absent, or will.
 		m.copies[i].state.Store(uint32(Absent))
-		return err
+		return fmt.Errorf("make device %s copy %d of %s: %w", d.dev.Info().Name, i+1, m.info.Name, err)
 	}
 	return nil
 }

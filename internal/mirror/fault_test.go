@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"testing"
 
 	"github.com/pollux-storage/pollux/hpdi"
@@ -215,4 +216,28 @@ func TestShortAbsence(t *testing.T) {
 		t.Fatalf("got %+v", s)
 	}
 	alike(t, w.newest(), disks...)
+}
+
+// A copy that is lost in the middle of a replacement stays lost.
+func TestLostDuringReplace(t *testing.T) {
+	disks := crashes(4)
+	create(t, devices(disks[:3]...))
+	fault := blocktest.NewFault(disks[2], 1)
+	m := open(t, Options{Devices: []hpdi.Device{disks[0], disks[1], fault}})
+	w := newWorld(t, m)
+	w.write(0, 1)
+	fault.Add(blocktest.Rule{Op: hpdi.OpWrite, Offset: mapStart * block.Size, Length: block.Size, Err: errBroken})
+	if err := m.Replace(0, disks[3]); err != nil {
+		t.Fatal(err)
+	}
+	var states []State
+	for _, c := range m.Status().Copies {
+		states = append(states, c.State)
+	}
+	if want := []State{Resilvering, InSync, Absent}; !slices.Equal(states, want) {
+		t.Fatalf("got %v, want %v", states, want)
+	}
+	w.write(1, 1)
+	w.resync()
+	alike(t, w.newest(), disks[3], disks[1])
 }

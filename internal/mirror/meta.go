@@ -91,6 +91,32 @@ func (m *Mirror) loseLocked(lost marked, cause error) error {
 	return nil
 }
 
+// changeLocked changes what the newest header says of the copies, durably on all
+// that are there, and gives the copies the states that it names. After an error
+// the headers say what they said before, but that more copies may be lost.
+func (m *Mirror) changeLocked(change func(copies []member)) error {
+	h := m.nextHeaderLocked()
+	change(h.copies)
+	var lost marked
+	var errs []error
+	for i, c := range m.copies {
+		if d := c.present(); d != nil {
+			if err := m.writeHeaderLocked(d, i, h); err != nil {
+				lost[i] = d
+				errs = append(errs, err)
+			}
+		}
+	}
+	if !lost.empty() {
+		return errors.Join(append(errs, m.loseLocked(lost, errors.Join(errs...)))...)
+	}
+	m.head = h
+	for i, c := range m.copies {
+		c.state.Store(uint32(h.copies[i].state))
+	}
+	return nil
+}
+
 // nextHeaderLocked returns a copy of the newest header with a generation that no
 // header had, be it one that was not completed.
 func (m *Mirror) nextHeaderLocked() header {

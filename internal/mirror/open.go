@@ -40,7 +40,7 @@ func Create(devs []hpdi.Device) (ID, error) {
 	defer func() { _ = m.free() }()
 	for i, dev := range devs {
 		d := newDisk(dev)
-		if err := errors.Join(m.formatLocked(d, i, h), d.release()); err != nil {
+		if err := errors.Join(m.formatLocked(d), m.writeHeaderLocked(d, i, h), d.release()); err != nil {
 			return id, fmt.Errorf("make device %s a copy of a mirror: %w", dev.Info().Name, err)
 		}
 	}
@@ -69,9 +69,9 @@ func newMirror(h header, devs []hpdi.Device) (*Mirror, error) {
 	return m, nil
 }
 
-// formatLocked makes a disk a copy: what an earlier mirror left there is
-// overwritten before the header that makes it valid.
-func (m *Mirror) formatLocked(d *disk, index int, h header) error {
+// formatLocked prepares a disk to be a copy: what an earlier mirror left there is
+// overwritten before the header that makes it one.
+func (m *Mirror) formatLocked(d *disk) error {
 	zero := m.page[:block.Size]
 	clear(zero)
 	for _, b := range headerSlots {
@@ -79,10 +79,7 @@ func (m *Mirror) formatLocked(d *disk, index int, h header) error {
 			return err
 		}
 	}
-	if err := writeMap(d, m.encodeMapLocked(allPages)); err != nil {
-		return err
-	}
-	return m.writeHeaderLocked(d, index, h)
+	return writeMap(d, m.encodeMapLocked(allPages))
 }
 
 // found is a device with what its newest header says.
@@ -285,7 +282,7 @@ func (m *Mirror) startLocked(next header, back []*found) error {
 	// A copy that is missing may be opened elsewhere, by itself. So that both do
 	// not count alike, the generation jumps.
 	m.tried += uint64(rand.Uint32() >> 8)
-	return m.installLocked(next)
+	return m.changeLocked(func(copies []member) { copy(copies, next.copies) })
 }
 
 // placeOf returns which copy a device is.

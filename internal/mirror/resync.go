@@ -101,52 +101,21 @@ func (m *Mirror) resilvered() (bool, error) {
 	if m.old.next(0) >= 0 {
 		return false, nil
 	}
-	h := m.nextHeaderLocked()
-	changed := false
-	for i, c := range m.copies {
-		if c.is(Resilvering) {
-			h.copies[i].state = InSync
-			changed = true
-		}
-	}
-	if !changed {
+	if !slices.ContainsFunc(m.copies, func(c *copyOf) bool { return c.is(Resilvering) }) {
 		return true, nil
 	}
 	if err := m.storeLocked((*disk).flush); err != nil {
 		return false, fmt.Errorf("flush copies that are resilvered: %w", err)
 	}
-	for i, c := range m.copies {
-		if c.is(Absent) {
-			h.copies[i] = m.head.copies[i] // it was lost just now
+	err := m.changeLocked(func(copies []member) {
+		for i := range copies {
+			if copies[i].state == Resilvering {
+				copies[i].state = InSync
+			}
 		}
-	}
-	if err := m.installLocked(h); err != nil {
+	})
+	if err != nil {
 		return false, fmt.Errorf("take copies into sync: %w", err)
 	}
 	return true, nil
-}
-
-// installLocked makes a header the newest on all copies that are there, and
-// their states those that it names.
-func (m *Mirror) installLocked(h header) error {
-	h.generation = max(h.generation, m.tried+1)
-	m.tried = h.generation
-	var lost marked
-	var errs []error
-	for i, c := range m.copies {
-		if d := c.present(); d != nil {
-			if err := m.writeHeaderLocked(d, i, h); err != nil {
-				lost[i] = d
-				errs = append(errs, err)
-			}
-		}
-	}
-	if lost.empty() {
-		m.head = h
-		for i, c := range m.copies {
-			c.state.Store(uint32(h.copies[i].state))
-		}
-		return nil
-	}
-	return errors.Join(append(errs, m.loseLocked(lost, errors.Join(errs...)))...)
 }
