@@ -12,7 +12,7 @@ import (
 
 // changeCopy takes one of several copies out or back, or puts another device in
 // its place. It is resilvered in the background.
-func (g *Guest) changeCopy(_ context.Context, name string, c control.CopyChange) (control.Pool, error) {
+func (g *Guest) changeCopy(ctx context.Context, name string, c control.CopyChange) (control.Pool, error) {
 	for _, t := range g.all() {
 		st := t.open()
 		if st == nil || st.Name() != name {
@@ -41,7 +41,7 @@ func (g *Guest) changeCopy(_ context.Context, name string, c control.CopyChange)
 		if err != nil {
 			return control.Pool{}, fmt.Errorf("%s device %s of pool %s: %w", c.Action, c.Device, name, err)
 		}
-		return g.poolOf(context.Background(), t.identity)
+		return g.poolOf(ctx, t.identity)
 	}
 	return control.Pool{}, control.NewError(control.KindNotFound, fmt.Sprintf("guest %s has no open pool %q", g.opt.Name, name), "see `pollux pool list`")
 }
@@ -50,8 +50,8 @@ func (g *Guest) changeCopy(_ context.Context, name string, c control.CopyChange)
 func (t *tenancy) copyAt(place, copies int) (*mirror.Mirror, int, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	ms, n := mirrors(t.devices)
-	if n == 0 || copies < 2 || place < 0 || place/copies >= n {
+	ms := mirrors(t.devices)
+	if copies < 2 || place < 0 || place/copies >= len(ms) {
 		return nil, 0, control.NewError(control.KindInvalid, "the pool keeps one copy of each block, on devices that it needs", "")
 	}
 	return ms[place/copies], place % copies, nil

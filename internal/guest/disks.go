@@ -42,7 +42,7 @@ func disks(set *config.Pool, readOnly bool, open func(path string) (hpdi.Device,
 	if err != nil {
 		return nil, err
 	}
-	if _, whole := mirrors(devs); whole == 0 && missing == 0 {
+	if len(mirrors(devs)) == 0 && missing == 0 {
 		return devs, nil // yet to be made
 	}
 	kept := devs[:0]
@@ -70,14 +70,14 @@ func alone(d hpdi.Device) (hpdi.Device, error) {
 	return devs[0], nil
 }
 
-// mirrors returns the mirrors among devices, and how many there are.
-func mirrors(devs []hpdi.Device) (ms []*mirror.Mirror, n int) {
+// mirrors returns the mirrors among devices.
+func mirrors(devs []hpdi.Device) (ms []*mirror.Mirror) {
 	for _, d := range devs {
 		if m, ok := d.(*mirror.Mirror); ok {
 			ms = append(ms, m)
 		}
 	}
-	return ms, len(ms)
+	return ms
 }
 
 // makeMirrors makes mirrors of devices that hold nothing, and opens them. After

@@ -146,8 +146,8 @@ func TestDisks(t *testing.T) {
 			if !errors.Is(err, tt.fails) {
 				t.Fatalf("got %v, want %v", err, tt.fails)
 			}
-			if ms, n := mirrors(devs); err == nil && (n != 1 || len(devs) != 1 || ms[0].Status().Copies[0].State != mirror.InSync) {
-				t.Errorf("got %d devices, %d mirrors", len(devs), n)
+			if ms := mirrors(devs); err == nil && (len(ms) != 1 || len(devs) != 1 || ms[0].Status().Copies[0].State != mirror.InSync) {
+				t.Errorf("got %d devices, %d mirrors", len(devs), len(ms))
 			}
 			if tt.without != (len(without) == 1 && without[0] == set.Devices[1]) {
 				t.Errorf("without %v", without)

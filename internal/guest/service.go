@@ -327,7 +327,7 @@ func (g *Guest) addDevice(ctx context.Context, name string, c control.PoolAdd) (
 		if err != nil {
 			return control.Pool{}, fmt.Errorf("device %s: %w", c.Device, err)
 		}
-		if _, n := mirrors(t.devices); n > 0 {
+		if len(mirrors(t.devices)) > 0 {
 			_ = d.Close()
 			return control.Pool{}, control.NewError(control.KindInvalid, fmt.Sprintf("pool %s keeps several copies of each block, and a single device has one", name), "")
 		}

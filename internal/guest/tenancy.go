@@ -143,7 +143,7 @@ func (g *Guest) create(ctx context.Context, set *config.Guest, devs []hpdi.Devic
 			return devs, err
 		}
 	}
-	if _, made := mirrors(devs); made == 0 {
+	if len(mirrors(devs)) == 0 {
 		var err error
 		if devs, err = makeMirrors(devs, set.Pool.Copies); err != nil {
 			return nil, err
@@ -254,8 +254,7 @@ func (g *Guest) begin(t *tenancy) {
 	for _, d := range t.devices {
 		t.wg.Go(func() { g.watchDevice(t, d) })
 	}
-	ms, _ := mirrors(t.devices)
-	for _, m := range ms {
+	for _, m := range mirrors(t.devices) {
 		t.wg.Go(func() { keepMirror(t.ctx, m, g.log.With("identity", t.identity)) })
 	}
 }

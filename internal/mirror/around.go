@@ -130,7 +130,7 @@ func (m *Mirror) ReadGood(off int64, buf []byte, good func([]byte) bool) (repair
 		return 0, fmt.Errorf("read %d bytes at %d of %s from a good copy: %w", n, off, m.info.Name, errors.Join(err, block.ErrInvalid))
 	}
 	err = m.stripes.alone(off, func() error {
-		repaired, err = m.heal(off, r.Vec, func() bool { return good(buf) })
+		repaired, err = m.heal(off, n, r.Vec, func() bool { return good(buf) })
 		return err
 	})
 	return repaired, err
@@ -139,7 +139,7 @@ func (m *Mirror) ReadGood(off int64, buf []byte, good func([]byte) bool) (repair
 // heal is ReadGood in a track that it has alone; good looks at vec. It reads every
 // copy: it was called because one of them is bad, and that need not be the one
 // that is read first.
-func (m *Mirror) heal(off int64, vec [][]byte, good func() bool) (repaired int, err error) {
+func (m *Mirror) heal(off, n int64, vec [][]byte, good func() bool) (repaired int, err error) {
 	var bad marked
 	var errs []error
 	var source *disk
@@ -167,7 +167,7 @@ func (m *Mirror) heal(off int64, vec [][]byte, good func() bool) (repaired int, 
 	if err := source.transfer(hpdi.OpRead, off, vec...); err != nil || !good() {
 		return 0, errors.Join(fmt.Errorf("device %s of %s: what was sound is not when read again", source.dev.Info().Name, m.info.Name), err)
 	}
-	return repaired, m.rewrite(off, (&hpdi.Request{Op: hpdi.OpRead, Vec: vec}).Bytes(), vec, bad, true)
+	return repaired, m.rewrite(off, n, vec, bad, true)
 }
 
 // cut returns the bytes [from, from+n) of vec.

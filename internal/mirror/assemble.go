@@ -14,8 +14,13 @@ import (
 func Assemble(devs []hpdi.Device, o Options) ([]hpdi.Device, error) {
 	var out []hpdi.Device
 	places := map[ID]int{}
-	groups := map[ID][]hpdi.Device{}
+	groups := map[ID][]*found{}
 	fail := func(err error) ([]hpdi.Device, error) {
+		for _, group := range groups {
+			for _, f := range group {
+				_ = f.disk.release() // nothing is under way
+			}
+		}
 		for _, d := range append(out, devs...) {
 			if d != nil {
 				_ = d.Close() // those that are closed already do not mind
@@ -24,7 +29,7 @@ func Assemble(devs []hpdi.Device, o Options) ([]hpdi.Device, error) {
 		return nil, err
 	}
 	for _, d := range devs {
-		id, err := Belongs(d)
+		f, err := readHeader(d)
 		switch {
 		case errors.Is(err, ondisk.ErrMagic):
 			out = append(out, d)
@@ -36,15 +41,14 @@ func Assemble(devs []hpdi.Device, o Options) ([]hpdi.Device, error) {
 		case err != nil:
 			return fail(fmt.Errorf("look for a copy of a mirror: %w", err))
 		}
-		if _, known := groups[id]; !known {
-			places[id] = len(out)
+		if _, known := groups[f.id]; !known {
+			places[f.id] = len(out)
 			out = append(out, nil)
 		}
-		groups[id] = append(groups[id], d)
+		groups[f.id] = append(groups[f.id], f)
 	}
 	for id, group := range groups {
-		o.Devices = group
-		m, err := Open(o)
+		m, err := openFound(group, o)
 		if err != nil {
 			return fail(err)
 		}

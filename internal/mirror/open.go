@@ -119,16 +119,6 @@ func readHeader(dev hpdi.Device) (*found, error) {
 	return f, nil
 }
 
-// Belongs returns the mirror that a device holds a copy of. ondisk.ErrMagic says
-// that it is none of a mirror.
-func Belongs(dev hpdi.Device) (ID, error) {
-	f, err := readHeader(dev)
-	if err != nil {
-		return ID{}, err
-	}
-	return f.id, f.disk.release()
-}
-
 // Options says which mirror to open.
 type Options struct {
 	// Devices are copies of one mirror, in any order, opened under their
@@ -153,11 +143,16 @@ var ErrMissing = errors.New("a copy that was in sync is missing; give it, or ope
 
 // Open opens a mirror. Regions that were being written to when it was used last,
 // and copies that were absent, are made equal by Resync.
-func Open(o Options) (_ *Mirror, err error) {
+func Open(o Options) (*Mirror, error) {
 	founds, err := readHeaders(o.Devices)
 	if err != nil {
 		return nil, err
 	}
+	return openFound(founds, o)
+}
+
+// openFound is Open for devices of one mirror whose headers were read.
+func openFound(founds []*found, o Options) (_ *Mirror, err error) {
 	defer func() {
 		if err != nil {
 			for _, f := range founds {
@@ -166,12 +161,14 @@ func Open(o Options) (_ *Mirror, err error) {
 		}
 	}()
 	newest := founds[0].header
+	var devs []hpdi.Device
 	for _, f := range founds {
+		devs = append(devs, f.disk.dev)
 		if f.generation > newest.generation {
 			newest = f.header
 		}
 	}
-	m, err := newMirror(newest, o.Devices)
+	m, err := newMirror(newest, devs)
 	if err != nil {
 		return nil, err
 	}
