@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/pollux-storage/pollux/internal/config"
 	"github.com/pollux-storage/pollux/internal/control"
 )
 
@@ -62,8 +63,8 @@ func (o *poolCreateOptions) run(ctx context.Context) error {
 	if len(o.devices) == 0 {
 		return usagef("of which devices? say --device PATH once for each")
 	}
-	if o.mirror < 1 || o.mirror > 3 || len(o.devices)%o.mirror != 0 {
-		return usagef("--mirror %d does not go with %d devices: it is 1 to 3, and devices are named in groups of so many", o.mirror, len(o.devices))
+	if o.mirror < 1 || o.mirror > config.MaxCopies || len(o.devices)%o.mirror != 0 {
+		return usagef("--mirror %d does not go with %d devices: it is 1 to %d, and devices are named in groups of so many", o.mirror, len(o.devices), config.MaxCopies)
 	}
 	devices, err := absolute(o.devices)
 	if err != nil {

@@ -17,15 +17,7 @@ import (
 func (a *agent) changeCopy(ctx context.Context, name string, c control.CopyChange) (control.Pool, error) {
 	a.change.Lock()
 	defer a.change.Unlock()
-	p, err := a.pool(ctx, name)
-	if err != nil {
-		return p, err
-	}
-	g, err := a.known(p.Guest)
-	if err != nil {
-		return p, err
-	}
-	cl, err := a.holder(ctx, p.Guest)
+	p, g, cl, err := a.poolHolder(ctx, name)
 	if err != nil {
 		return p, err
 	}
@@ -53,13 +45,9 @@ func (a *agent) replaceCopy(ctx context.Context, cl *control.Client, g *config.G
 	if c.New != c.Device && slices.Contains(g.Pool.Devices, c.New) {
 		return control.Pool{}, control.NewError(control.KindExists, fmt.Sprintf("device %s is part of pool %s already", c.New, name), "")
 	}
-	size := c.Size
-	if size == 0 {
-		size = int64(g.Pool.Size)
-	}
-	made, err := makeFile(c.New, size)
+	made, err := makeDevice(g, c.New, c.Size)
 	if err != nil {
-		return control.Pool{}, control.NewError(control.KindInvalid, fmt.Sprintf("device %s: %v", c.New, err), "")
+		return control.Pool{}, err
 	}
 	before, after := slices.Clone(g.Pool.Devices), slices.Clone(g.Pool.Devices)
 	after[c.Place] = c.New

@@ -207,17 +207,13 @@ func (a *agent) createPool(ctx context.Context, c control.PoolCreate) (control.P
 	if err != nil {
 		return control.Pool{}, err
 	}
-	size := c.Size
-	if size == 0 {
-		size = int64(g.Pool.Size)
-	}
 	var made []string
 	for i, d := range c.Devices {
 		c.Devices[i] = a.absolute(d)
-		ok, err := makeFile(c.Devices[i], size)
+		ok, err := makeDevice(g, c.Devices[i], c.Size)
 		if err != nil {
 			removeAll(made)
-			return control.Pool{}, control.NewError(control.KindInvalid, fmt.Sprintf("device %s: %v", d, err), "")
+			return control.Pool{}, err
 		}
 		if ok {
 			made = append(made, c.Devices[i])
@@ -260,15 +256,7 @@ func (a *agent) createPool(ctx context.Context, c control.PoolCreate) (control.P
 func (a *agent) addDevice(ctx context.Context, name string, c control.PoolAdd) (control.Pool, error) {
 	a.change.Lock()
 	defer a.change.Unlock()
-	p, err := a.pool(ctx, name)
-	if err != nil {
-		return p, err
-	}
-	g, err := a.known(p.Guest)
-	if err != nil {
-		return p, err
-	}
-	cl, err := a.holder(ctx, p.Guest)
+	p, g, cl, err := a.poolHolder(ctx, name)
 	if err != nil {
 		return p, err
 	}
@@ -279,13 +267,9 @@ func (a *agent) addDevice(ctx context.Context, name string, c control.PoolAdd) (
 	if slices.Contains(g.Pool.Devices, c.Device) {
 		return p, control.NewError(control.KindExists, fmt.Sprintf("device %s is part of pool %s already", c.Device, name), "")
 	}
-	size := c.Size
-	if size == 0 {
-		size = int64(g.Pool.Size)
-	}
-	made, err := makeFile(c.Device, size)
+	made, err := makeDevice(g, c.Device, c.Size)
 	if err != nil {
-		return p, control.NewError(control.KindInvalid, fmt.Sprintf("device %s: %v", c.Device, err), "")
+		return p, err
 	}
 	devices := slices.Clone(g.Pool.Devices)
 	set := func(devs []string, adding string) error {
@@ -319,6 +303,30 @@ func (a *agent) addDevice(ctx context.Context, name string, c control.PoolAdd) (
 	}
 	a.event(p.Guest, "device-added", map[string]string{"pool": name, "device": c.Device}, "device %s is part of pool %s", c.Device, name)
 	return got, set(append(devices, c.Device), "")
+}
+
+// poolHolder returns a pool, the settings of its guest, and the way to the guest
+// that holds it.
+func (a *agent) poolHolder(ctx context.Context, name string) (p control.Pool, g *config.Guest, cl *control.Client, err error) {
+	if p, err = a.pool(ctx, name); err == nil {
+		g, err = a.known(p.Guest)
+	}
+	if err == nil {
+		cl, err = a.holder(ctx, p.Guest)
+	}
+	return p, g, cl, err
+}
+
+// makeDevice makes the file of a device unless something is there; a size of 0 is
+// that of the settings.
+func makeDevice(g *config.Guest, path string, size int64) (made bool, err error) {
+	if size == 0 {
+		size = int64(g.Pool.Size)
+	}
+	if made, err = makeFile(path, size); err != nil {
+		err = control.NewError(control.KindInvalid, fmt.Sprintf("device %s: %v", path, err), "")
+	}
+	return made, err
 }
 
 // unanswered tells whether it is not known if a guest did what it was asked.
