@@ -17,21 +17,14 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
 	"github.com/dustin/go-humanize"
 
 	"github.com/pollux-storage/pollux/bench/counting"
-	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/internal/block"
-	"github.com/pollux-storage/pollux/internal/cache"
-	"github.com/pollux-storage/pollux/internal/pool"
-	"github.com/pollux-storage/pollux/internal/region"
 )
-
-const track = block.TrackBlocks * block.Size
 
 type options struct {
 	size, log, cache uint64
@@ -41,16 +34,9 @@ type options struct {
 
 func main() {
 	var o options
-	bytes := func(p *uint64, name, value, usage string) {
-		*p, _ = humanize.ParseBytes(value) // a constant of ours
-		flag.Func(name, usage+" (default "+value+")", func(s string) (err error) {
-			*p, err = humanize.ParseBytes(s)
-			return err
-		})
-	}
-	bytes(&o.size, "size", "64GiB", "bytes of the volume")
-	bytes(&o.log, "log", "256MiB", "bytes of the operation log")
-	bytes(&o.cache, "cache", "1GiB", "bytes of the cache")
+	counting.SizeFlag(&o.size, "size", "64GiB", "bytes of the volume")
+	counting.SizeFlag(&o.log, "log", "256MiB", "bytes of the operation log")
+	counting.SizeFlag(&o.cache, "cache", "1GiB", "bytes of the cache")
 	flag.IntVar(&o.full, "full", 50, "how full the pool is, in percent")
 	flag.Uint64Var(&o.folds, "folds", 3, "measure until so many folds are complete")
 	flag.Parse()
@@ -60,48 +46,18 @@ func main() {
 	}
 }
 
-func run(ctx context.Context, o options) (err error) {
-	dir, err := os.MkdirTemp("", "amplify-")
+func run(ctx context.Context, o options) error {
+	p, err := counting.NewPool(ctx, counting.Options{
+		Size: int64(o.size)*100/int64(o.full)/counting.Track*counting.Track + 1<<30, Log: int64(o.log), Cache: int64(o.cache),
+	})
 	if err != nil {
 		return err
 	}
-	regions := filepath.Join(dir, "region")
-	defer func() { err = errors.Join(err, region.RemoveDir(regions), os.RemoveAll(dir)) }()
-	medium, err := region.Dir(regions)
-	if err != nil {
-		return err
-	}
-	dev, err := counting.New(int64(o.size)*100/int64(o.full)/track*track + 1<<30)
-	if err != nil {
-		return err
-	}
-	devs := []hpdi.Device{dev}
-	if _, err := pool.Create(ctx, pool.CreateOptions{Name: "p", Identity: "a", Devices: devs, LogBytes: int64(o.log)}); err != nil {
-		return err
-	}
-	label, err := pool.ReadLabel(dev)
-	if err != nil {
-		return err
-	}
-	dev.SetFirst(int64(label.Layout.First) * block.Size)
-	dev.SetLog(int64(label.Layout.Flush)*block.Size, int64(label.Layout.Flush+label.Layout.FlushBlocks)*block.Size)
-	mem, err := hpdi.Alloc(int(o.cache))
-	if err != nil {
-		return err
-	}
-	p, err := pool.Open(ctx, pool.OpenOptions{Devices: devs, RegionPath: filepath.Join(medium.Path, "r"), Cache: cache.New(mem), Owner: "a"})
-	if err != nil {
-		return err
-	}
-	ran := make(chan error, 1)
-	loop, end := context.WithCancel(ctx)
-	go func() { ran <- p.Run(loop) }()
-	err = measure(ctx, o, p, dev)
-	end()
-	return errors.Join(err, <-ran, p.Close(ctx))
+	err = measure(ctx, o, p)
+	return errors.Join(err, p.Close(ctx))
 }
 
-func measure(ctx context.Context, o options, p *pool.Pool, dev *counting.Device) error {
+func measure(ctx context.Context, o options, p *counting.Pool) error {
 	if _, err := p.CreateVolume(ctx, "v", int64(o.size)); err != nil {
 		return err
 	}
@@ -110,8 +66,8 @@ func measure(ctx context.Context, o options, p *pool.Pool, dev *counting.Device)
 		return err
 	}
 	begin := time.Now()
-	for off := int64(0); off < int64(o.size); off += track {
-		if err := write(ctx, v, off, track); err != nil {
+	for off := int64(0); off < int64(o.size); off += counting.Track {
+		if err := counting.Write(ctx, v, off, counting.Track); err != nil {
 			return err
 		}
 		if off%(64<<30) == 0 {
@@ -121,7 +77,7 @@ func measure(ctx context.Context, o options, p *pool.Pool, dev *counting.Device)
 	if err := p.Fold(ctx); err != nil {
 		return err
 	}
-	before, folds := dev.Count(), p.Stats().Folds
+	before, folds := p.Device.Count(), p.Stats().Folds
 	begin = time.Now()
 	var writers sync.WaitGroup
 	var mu sync.Mutex
@@ -131,7 +87,7 @@ func measure(ctx context.Context, o options, p *pool.Pool, dev *counting.Device)
 			rng := rand.New(rand.NewPCG(1, uint64(i)))
 			n := int64(0)
 			for ; err == nil && p.Stats().Folds < folds+o.folds; n++ {
-				if e := write(ctx, v, rng.Int64N(int64(o.size)/block.Size)*block.Size, block.Size); e != nil {
+				if e := counting.Write(ctx, v, rng.Int64N(int64(o.size)/block.Size)*block.Size, block.Size); e != nil {
 					mu.Lock()
 					err = e
 					mu.Unlock()
@@ -151,7 +107,7 @@ func measure(ctx context.Context, o options, p *pool.Pool, dev *counting.Device)
 	if err := p.Fold(ctx); err != nil {
 		return err
 	}
-	c := dev.Count().Minus(before)
+	c := p.Device.Count().Minus(before)
 	clients := float64(written * block.Size)
 	fmt.Printf("volume %s, pool %d %% full, %d writes of 4 KiB at random in %v, %d folds\n\n", humanize.IBytes(o.size), o.full, written, took.Round(time.Second), p.Stats().Folds-folds)
 	fmt.Printf("| written to the device | bytes | for each byte of clients |\n|---|--:|--:|\n")
@@ -162,18 +118,4 @@ func measure(ctx context.Context, o options, p *pool.Pool, dev *counting.Device)
 		fmt.Printf("| %s | %s | %.2f |\n", row.name, humanize.IBytes(uint64(row.n)), float64(row.n)/clients)
 	}
 	return nil
-}
-
-// write stores the pattern.
-func write(ctx context.Context, v block.Volume, off int64, n int) error {
-	w, err := v.Stage(ctx, off, n)
-	if err != nil {
-		return err
-	}
-	for _, b := range w.Buffers() {
-		for ; len(b) > 0; b = b[block.Size:] {
-			copy(b, counting.Pattern[:])
-		}
-	}
-	return w.Commit(ctx)
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/pollux-storage/pollux/bench/counting"
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/pool"
 )
@@ -23,16 +24,16 @@ func clean(ctx context.Context, o options) (err error) {
 	const others = 256 << 20
 	off := pool.CleanerOptions{Off: true, Pause: time.Second}
 	// A third of the space is free, in pieces.
-	r, err := newRig(ctx, o, int64(o.size)*3/2+3*int64(o.log)+others, off)
+	r, err := newPool(ctx, o, int64(o.size)*3/2+3*int64(o.log)+others, off)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, r.close(ctx)) }()
-	v, err := r.fill(ctx, "others", others, others)
+	defer func() { err = errors.Join(err, r.Close(ctx)) }()
+	v, err := fill(ctx, r, "others", others, others)
 	if err != nil {
 		return err
 	}
-	big, err := r.fill(ctx, "big", int64(o.size), int64(o.size))
+	big, err := fill(ctx, r, "big", int64(o.size), int64(o.size))
 	if err != nil {
 		return err
 	}
@@ -41,12 +42,12 @@ func clean(ctx context.Context, o options) (err error) {
 	}
 	fmt.Printf("| pool | tracks wholly free | blocks a run | MB/s of a disk %s\n|---|--:|--:|--:|--:|--:|--:|--:|--:|\n", latencyHead)
 	row := func(name string, fn func() error) error {
-		before := r.dev.Count()
+		before := r.Device.Count()
 		l, err := beside(ctx, v, others, o.rate, fn)
 		if err != nil {
 			return err
 		}
-		c, s := r.dev.Count().Minus(before), r.Stats().Cleaner
+		c, s := r.Device.Count().Minus(before), r.Stats().Cleaner
 		run, speed := "", ""
 		if c.Jumps > 0 {
 			seconds := float64(c.Data)/diskBytes + float64(c.Jumps)*diskJump.Seconds()
@@ -57,8 +58,8 @@ func clean(ctx context.Context, o options) (err error) {
 		return nil
 	}
 	sequential := func() error {
-		for at := int64(0); at < int64(o.size)/8; at += track {
-			if err := write(ctx, big, at, track); err != nil {
+		for at := int64(0); at < int64(o.size)/8; at += counting.Track {
+			if err := counting.Write(ctx, big, at, counting.Track); err != nil {
 				return err
 			}
 		}
@@ -69,7 +70,7 @@ func clean(ctx context.Context, o options) (err error) {
 		if err := errors.Join(row("fragmented, clients alone", pause(o.window)), row("fragmented, written in sequence", sequential)); err != nil {
 			return err
 		}
-		if err := r.reopen(ctx, on); err != nil {
+		if err := r.Reopen(ctx, on); err != nil {
 			return err
 		}
 		v, _ = r.Volume("others")
@@ -86,7 +87,7 @@ func clean(ctx context.Context, o options) (err error) {
 		})
 		took := time.Since(begin)
 		fmt.Fprintf(os.Stderr, "cleaned for %v, %d blocks moved: %+v\n", took.Round(time.Second), moved, r.Stats().Cleaner)
-		if err := errors.Join(err, r.reopen(ctx, off)); err != nil {
+		if err := errors.Join(err, r.Reopen(ctx, off)); err != nil {
 			return err
 		}
 		v, _ = r.Volume("others")
@@ -96,12 +97,12 @@ func clean(ctx context.Context, o options) (err error) {
 }
 
 // scatter overwrites blocks at random until few tracks are wholly free.
-func scatter(ctx context.Context, r *rig, big block.Volume, o options) error {
+func scatter(ctx context.Context, r *counting.Pool, big block.Volume, o options) error {
 	rng := rand.New(rand.NewPCG(1, 2))
 	begin := time.Now()
 	blocks := int64(o.size) / block.Size
 	for n := int64(0); n < blocks; n++ {
-		if err := write(ctx, big, rng.Int64N(blocks)*block.Size, block.Size); err != nil {
+		if err := counting.Write(ctx, big, rng.Int64N(blocks)*block.Size, block.Size); err != nil {
 			return err
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/pollux-storage/pollux/bench/counting"
 	"github.com/pollux-storage/pollux/internal/block"
 )
 
@@ -42,7 +43,7 @@ func ask(ctx context.Context, v block.Volume, size int64, rate int) *clients {
 				if n%2 == 0 {
 					err = v.Read(ctx, page, off)
 				} else {
-					err = write(ctx, v, off, block.Size)
+					err = counting.Write(ctx, v, off, block.Size)
 				}
 				c.done(time.Since(due), err)
 			}

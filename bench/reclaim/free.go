@@ -16,21 +16,21 @@ import (
 // takes to come back.
 func free(ctx context.Context, o options) (err error) {
 	const others = 1 << 30
-	r, err := newRig(ctx, o, 2*int64(o.size)*21/20+8<<30, pool.CleanerOptions{Off: true})
+	r, err := newPool(ctx, o, 2*int64(o.size)*21/20+8<<30, pool.CleanerOptions{Off: true})
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, r.close(ctx)) }()
+	defer func() { err = errors.Join(err, r.Close(ctx)) }()
 	began := time.Now()
-	v, err := r.fill(ctx, "others", others, others)
+	v, err := fill(ctx, r, "others", others, others)
 	if err != nil {
 		return err
 	}
-	trimmed, err := r.fill(ctx, "trimmed", 1<<40, int64(o.size))
+	trimmed, err := fill(ctx, r, "trimmed", 1<<40, int64(o.size))
 	if err != nil {
 		return err
 	}
-	if _, err := r.fill(ctx, "deleted", int64(o.size), int64(o.size)); err != nil {
+	if _, err := fill(ctx, r, "deleted", int64(o.size), int64(o.size)); err != nil {
 		return err
 	}
 	fmt.Fprintf(os.Stderr, "filled after %v\n", time.Since(began).Round(time.Second))

@@ -1,0 +1,124 @@
+package counting
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"os"
+	"path/filepath"
+
+	"github.com/dustin/go-humanize"
+
+	"github.com/pollux-storage/pollux/hpdi"
+	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/cache"
+	"github.com/pollux-storage/pollux/internal/pool"
+	"github.com/pollux-storage/pollux/internal/region"
+)
+
+// Track is the size of a track in bytes.
+const Track = block.TrackBlocks * block.Size
+
+// Pool is a pool on a Device, that runs.
+type Pool struct {
+	*pool.Pool
+	Device  *Device
+	dir     string
+	regions string
+	mem     []byte
+	end     context.CancelFunc
+	ran     chan error
+}
+
+// Options says what pool to make. Sizes are in bytes.
+type Options struct {
+	Size       int64 // of the device, which has whole tracks
+	Log, Cache int64
+	Cleaner    pool.CleanerOptions
+}
+
+// NewPool makes a pool and runs it. Without an error Close must be called.
+func NewPool(ctx context.Context, o Options) (p *Pool, err error) {
+	p = &Pool{ran: make(chan error, 1)}
+	if p.dir, err = os.MkdirTemp("", "counting-"); err != nil {
+		return nil, err
+	}
+	p.regions = filepath.Join(p.dir, "region")
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, p.remove())
+		}
+	}()
+	if p.Device, err = New(o.Size / Track * Track); err != nil {
+		return nil, err
+	}
+	if _, err := pool.Create(ctx, pool.CreateOptions{Name: "p", Identity: "a", Devices: []hpdi.Device{p.Device}, LogBytes: o.Log}); err != nil {
+		return nil, err
+	}
+	label, err := pool.ReadLabel(p.Device)
+	if err != nil {
+		return nil, err
+	}
+	p.Device.SetFirst(int64(label.Layout.First) * block.Size)
+	p.Device.SetLog(int64(label.Layout.Flush)*block.Size, int64(label.Layout.Flush+label.Layout.FlushBlocks)*block.Size)
+	if p.mem, err = hpdi.Alloc(int(o.Cache)); err != nil {
+		return nil, err
+	}
+	return p, p.open(ctx, o.Cleaner)
+}
+
+func (p *Pool) open(ctx context.Context, c pool.CleanerOptions) error {
+	medium, err := region.Dir(p.regions)
+	if err != nil {
+		return err
+	}
+	p.Pool, err = pool.Open(ctx, pool.OpenOptions{Devices: []hpdi.Device{p.Device}, RegionPath: filepath.Join(medium.Path, "r"),
+		Cache: cache.New(p.mem), Owner: "a", Cleaner: c})
+	if err != nil {
+		return err
+	}
+	loop, end := context.WithCancel(ctx)
+	p.end = end
+	go func() { p.ran <- p.Run(loop) }()
+	return nil
+}
+
+// Reopen opens the pool with another cleaner.
+func (p *Pool) Reopen(ctx context.Context, c pool.CleanerOptions) error {
+	p.end()
+	if err := errors.Join(<-p.ran, p.Release(ctx)); err != nil {
+		return err
+	}
+	return p.open(ctx, c)
+}
+
+// Close closes the pool and removes all that it had outside memory.
+func (p *Pool) Close(ctx context.Context) error {
+	p.end()
+	return errors.Join(<-p.ran, p.Pool.Close(ctx), p.remove())
+}
+
+func (p *Pool) remove() error { return errors.Join(region.RemoveDir(p.regions), os.RemoveAll(p.dir)) }
+
+// Write stores Pattern in n bytes of a volume from off on.
+func Write(ctx context.Context, v block.Volume, off int64, n int) error {
+	w, err := v.Stage(ctx, off, n)
+	if err != nil {
+		return err
+	}
+	for _, b := range w.Buffers() {
+		for ; len(b) > 0; b = b[block.Size:] {
+			copy(b, Pattern[:])
+		}
+	}
+	return w.Commit(ctx)
+}
+
+// SizeFlag defines a flag for a number of bytes, such as 64GiB.
+func SizeFlag(p *uint64, name, value, usage string) {
+	*p, _ = humanize.ParseBytes(value) // a constant of ours
+	flag.Func(name, usage+" (default "+value+")", func(s string) (err error) {
+		*p, err = humanize.ParseBytes(s)
+		return err
+	})
+}
