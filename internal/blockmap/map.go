@@ -322,6 +322,18 @@ func (m *Map) Unfinished() bool {
 	return false
 }
 
+// HasHoles reports whether ranges were trimmed that no fold has begun to free.
+func (m *Map) HasHoles() bool {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	for _, h := range m.active.holes {
+		if len(h) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
 // newer reports whether a fold has installed new roots since generation gen.
 func (m *Map) newer(gen uint64) bool {
 	m.mu.RLock()

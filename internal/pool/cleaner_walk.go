@@ -41,15 +41,12 @@ func (u *uncached) View(p block.Pointer, fn func(page []byte)) error {
 		return nil
 	}
 	var failed error
-	err := u.bulk.read(context.Background(), 1, func(int) block.Pointer { return p }, func(_ int, frame []byte, err error) {
+	u.bulk.readRun([]int32{0}, u.bulk.mem, func(int) block.Pointer { return p }, func(_ int, frame []byte, err error) {
 		if failed = err; err == nil {
 			fn(frame)
 		}
 	})
-	if err == nil {
-		err = failed
-	}
-	return err
+	return failed
 }
 
 // ViewCached implements blockmap.Pages.
