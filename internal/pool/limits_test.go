@@ -28,9 +28,9 @@ func TestLimits(t *testing.T) {
 		if n := r.dirty.Usage().Permits / 2; n <= size {
 			t.Fatalf("with a log of %d blocks the size says nothing", 2*n)
 		}
-		clock := timing{busy: time.Now()}
+		clock := timing{busy: time.Now(), folded: time.Now()} // as Run begins
 		buf := make([]byte, block.Size)
-		points := r.machine.Stats().Commits
+		points, folds := r.machine.Stats().Commits, r.machine.Stats().Folds
 		for i := range 3 * size {
 			buf[0] = byte(i + 1)
 			if err := write(v, int64(i)*block.Size, buf); err != nil {
@@ -43,8 +43,8 @@ func TestLimits(t *testing.T) {
 				t.Fatalf("%d consistency points after %d blocks", n, i+1)
 			}
 		}
-		if r.machine.Folding() != test.folds {
-			t.Errorf("fold after %d mappings: is one under way after %d? %t", test.fold, 3*size, !test.folds)
+		if begun := r.machine.Folding() || r.machine.Stats().Folds > folds; begun != test.folds {
+			t.Errorf("fold after %d mappings: has one begun after %d? %t", test.fold, 3*size, begun)
 		}
 		r.die()
 	}
