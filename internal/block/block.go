@@ -56,6 +56,18 @@ type Epoch uint64
 // VolumeID identifies a volume within its pool for ever; it is not reused.
 type VolumeID uint32
 
+// keyBits is how many bits of a key number a block: a volume has at most 1<<32.
+const keyBits = 32
+
+// Key numbers a block of a volume among those of all volumes of a pool, in the
+// order of volumes and, within each, of blocks.
+func Key(id VolumeID, lba Logical) uint64 { return uint64(id)<<keyBits | uint64(lba) }
+
+// OfKey returns what Key was given.
+func OfKey(key uint64) (VolumeID, Logical) {
+	return VolumeID(key >> keyBits), Logical(key % (1 << keyBits))
+}
+
 // PoolID is the random identity of a pool.
 type PoolID [16]byte
 

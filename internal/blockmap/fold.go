@@ -6,6 +6,7 @@ import (
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/catalogue"
 	"github.com/pollux-storage/pollux/internal/planted"
+	"github.com/pollux-storage/pollux/internal/table"
 )
 
 // References is told how a fold changes the references that trees hold to
@@ -67,7 +68,7 @@ func (f Frozen) finishSort() {
 func (f Frozen) Fold(id block.VolumeID, limit block.CP, budget *int, pages Pages, w PageWriter, refs References) (*VolumeFold, error) {
 	tree := f.Trees[id]
 	f.finishSort()
-	v := &VolumeFold{refs: refs, first: blockKey(id, 0), pending: tree.Pending, after: Tree{Deleted: tree.Deleted, Used: tree.Used}}
+	v := &VolumeFold{refs: refs, first: block.Key(id, 0), pending: tree.Pending, after: Tree{Deleted: tree.Deleted, Used: tree.Used}}
 	v.update = NewUpdate(pages, w, tree.Root)
 	if tree.Deleted {
 		v.pending = everything
@@ -132,7 +133,7 @@ func (v *VolumeFold) Step() (done bool, err error) {
 		return true, nil
 	}
 	first := v.first + v.parents[0]*parentBlocks
-	v.group = keysIn(v.keys, first, first+parentBlocks)
+	v.group = table.Between(v.keys, first, first+parentBlocks)
 	if err := v.update.Group(v.parents[0], v.want, v.edit); err != nil {
 		return false, err
 	}
@@ -147,17 +148,10 @@ func (v *VolumeFold) Finish() (Tree, error) {
 	return v.after, err
 }
 
-// keysIn returns those of keys, which are in order, that lie in [from, to).
-func keysIn(keys []uint64, from, to uint64) []uint64 {
-	lo, _ := slices.BinarySearch(keys, from)
-	hi, _ := slices.BinarySearch(keys, to)
-	return keys[lo:hi]
-}
-
 // keysOf returns the keys of the mapped blocks of a leaf of the group.
 func (v *VolumeFold) keysOf(leaf uint64) []uint64 {
 	first := v.first + leaf*LeafBlocks
-	return keysIn(v.group, first, first+LeafBlocks)
+	return table.Between(v.group, first, first+LeafBlocks)
 }
 
 func (v *VolumeFold) want(leaf uint64, exists bool) bool {

@@ -14,7 +14,7 @@ const LeafBlocks = Fanout
 // guarded by the Map that it belongs to. What is large of it lies outside the
 // Go heap and is used again by later folds.
 type Overlay struct {
-	// blocks are the mappings by blockKey; a hole hides the tree's entry.
+	// blocks are the mappings by block.Key; a hole hides the tree's entry.
 	blocks table.Table[entry]
 	// holes, by volume, are ranges that read as zero where blocks has no entry;
 	// ascending and disjoint. Entries of blocks are newer than the holes around
@@ -36,14 +36,6 @@ func entryOf(p block.Pointer) (e entry) {
 }
 
 func (e entry) pointer() block.Pointer { return block.DecodePointer(e[:]) }
-
-// blockKey returns the key of a block: in the order of volumes and, within
-// each, of blocks, of which a volume has at most 1<<lbaBits.
-func blockKey(id block.VolumeID, lba block.Logical) uint64 {
-	return uint64(id)<<lbaBits | uint64(lba)
-}
-
-const lbaBits = 32
 
 // NewOverlay returns an empty overlay.
 func NewOverlay() *Overlay { return &Overlay{holes: map[block.VolumeID]block.Ranges{}} }
@@ -70,7 +62,7 @@ func (o *Overlay) Grow(n int) { o.blocks.Grow(n) }
 // Set maps one block and returns the mapping that it replaces in the overlay:
 // that one's reference is gone.
 func (o *Overlay) Set(id block.VolumeID, lba block.Logical, p block.Pointer) (old block.Pointer) {
-	e, had := o.blocks.Put(blockKey(id, lba), entryOf(p))
+	e, had := o.blocks.Put(block.Key(id, lba), entryOf(p))
 	if !had {
 		o.pages.Add(uint32(id), uint64(lba)/LeafBlocks)
 		return old
@@ -81,7 +73,7 @@ func (o *Overlay) Set(id block.VolumeID, lba block.Logical, p block.Pointer) (ol
 // Punch makes a range a hole and calls dropped for each mapping in the overlay
 // that it removes.
 func (o *Overlay) Punch(id block.VolumeID, r block.Range, dropped func(block.Pointer)) {
-	o.remove(blockKey(id, r.Start), blockKey(id, 0)+uint64(r.End), dropped)
+	o.remove(block.Key(id, r.Start), block.Key(id, 0)+uint64(r.End), dropped)
 	o.holes[id] = o.holes[id].Add(r)
 	o.pages.Add(uint32(id), uint64(r.Start)/LeafBlocks)
 	o.pages.Add(uint32(id), uint64(r.End-1)/LeafBlocks)
@@ -98,14 +90,14 @@ func (o *Overlay) remove(from, to uint64, dropped func(block.Pointer)) {
 
 // DropVolume forgets a volume's mappings and calls dropped for each.
 func (o *Overlay) DropVolume(id block.VolumeID, dropped func(block.Pointer)) {
-	o.remove(blockKey(id, 0), blockKey(id+1, 0), dropped)
+	o.remove(block.Key(id, 0), block.Key(id+1, 0), dropped)
 	o.pages.Drop(uint32(id))
 	delete(o.holes, id)
 }
 
 // find looks a block up; ok is false when the layers below decide.
 func (o *Overlay) find(id block.VolumeID, lba block.Logical) (p block.Pointer, ok bool) {
-	if e, ok := o.blocks.Get(blockKey(id, lba)); ok {
+	if e, ok := o.blocks.Get(block.Key(id, lba)); ok {
 		return e.pointer(), true
 	}
 	if len(o.holes) == 0 {
@@ -118,7 +110,8 @@ func (o *Overlay) find(id block.VolumeID, lba block.Logical) (p block.Pointer, o
 func (o *Overlay) each(fn func(block.VolumeID, block.Logical, block.Pointer) error) error {
 	for key, e := range o.blocks.All() {
 		if p := e.pointer(); !p.IsHole() {
-			if err := fn(block.VolumeID(key>>lbaBits), block.Logical(key%(1<<lbaBits)), p); err != nil {
+			id, lba := block.OfKey(key)
+			if err := fn(id, lba, p); err != nil {
 				return err
 			}
 		}
@@ -147,7 +140,7 @@ func (o *Overlay) sort() (done bool) {
 
 // keysOf returns the keys of a volume's blocks in order.
 func (o *Overlay) keysOf(id block.VolumeID) []uint64 {
-	return keysIn(o.sorted, blockKey(id, 0), blockKey(id+1, 0))
+	return table.Between(o.sorted, block.Key(id, 0), block.Key(id+1, 0))
 }
 
 // reset empties the overlay and keeps its memory.

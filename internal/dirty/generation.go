@@ -22,7 +22,7 @@ const smallHole = 32
 // Generation is a set of dirty blocks. A frozen one does not change. What is
 // large of it lies outside the Go heap and is used again.
 type Generation struct {
-	blocks table.Table[Slot] // by blockKey
+	blocks table.Table[Slot] // by block.Key
 	// holes, by volume, read as zero where blocks has no entry; entries of
 	// blocks are newer than the holes around them.
 	holes    map[block.VolumeID]block.Ranges
@@ -33,14 +33,6 @@ type Generation struct {
 	order    *table.Sorter // of the set: one generation at a time is committed
 	sorted   []uint64      // keys of blocks in order, once somebody asked
 }
-
-// blockKey returns the key of a block: in the order of volumes and, within
-// each, of blocks, of which a volume has at most 1<<lbaBits.
-func blockKey(id block.VolumeID, lba block.Logical) uint64 {
-	return uint64(id)<<lbaBits | uint64(lba)
-}
-
-const lbaBits = 32
 
 // Slot is the newest version of a block: an extent of the log and its
 // checksum, or a hole.
@@ -83,7 +75,7 @@ func leavesOf(r *oplog.Record) (first, last uint64) {
 }
 
 func (g *Generation) insert(r *oplog.Record) {
-	key := blockKey(r.Volume, r.LBA)
+	key := block.Key(r.Volume, r.LBA)
 	switch r.Kind {
 	case oplog.KindWrite:
 		g.permits += int64(r.Count)
@@ -117,7 +109,7 @@ func (g *Generation) addPages(r *oplog.Record) {
 }
 
 func (g *Generation) find(id block.VolumeID, lba block.Logical) (Slot, bool) {
-	if slot, ok := g.blocks.Get(blockKey(id, lba)); ok {
+	if slot, ok := g.blocks.Get(block.Key(id, lba)); ok {
 		return slot, true
 	}
 	if len(g.holes) == 0 {
@@ -138,10 +130,7 @@ func (g *Generation) keys() []uint64 {
 
 // keysOf returns those of a volume.
 func (g *Generation) keysOf(id block.VolumeID) []uint64 {
-	keys := g.keys()
-	lo, _ := slices.BinarySearch(keys, blockKey(id, 0))
-	hi, _ := slices.BinarySearch(keys, blockKey(id+1, 0))
-	return keys[lo:hi]
+	return table.Between(g.keys(), block.Key(id, 0), block.Key(id+1, 0))
 }
 
 // Len returns the number of blocks of a frozen generation that are not in Holes.
@@ -152,9 +141,9 @@ func (g *Generation) Len() int { return g.blocks.Len() }
 func (g *Generation) Volumes() []block.VolumeID {
 	ids := slices.Collect(maps.Keys(g.holes))
 	for keys := g.keys(); len(keys) > 0; {
-		id := block.VolumeID(keys[0] >> lbaBits)
+		id, _ := block.OfKey(keys[0])
 		ids = append(ids, id)
-		next, _ := slices.BinarySearch(keys, blockKey(id+1, 0))
+		next, _ := slices.BinarySearch(keys, block.Key(id+1, 0))
 		keys = keys[next:]
 	}
 	slices.Sort(ids)
@@ -166,7 +155,7 @@ func (g *Generation) Blocks(id block.VolumeID) iter.Seq2[block.Logical, Slot] {
 	return func(yield func(block.Logical, Slot) bool) {
 		for _, key := range g.keysOf(id) {
 			slot, _ := g.blocks.Get(key)
-			if !yield(block.Logical(key%(1<<lbaBits)), slot) {
+			if _, lba := block.OfKey(key); !yield(lba, slot) {
 				return
 			}
 		}

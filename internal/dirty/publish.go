@@ -125,7 +125,7 @@ func (s *Set) reserveLocked(recs []oplog.Record) error {
 		}
 		if trim = trim || r.Kind == oplog.KindZero; r.Kind == oplog.KindWrite {
 			for j := range r.Count {
-				if old, ok := s.active.blocks.Get(blockKey(r.Volume, r.LBA) + j); !ok || old.IsHole() {
+				if old, ok := s.active.blocks.Get(block.Key(r.Volume, r.LBA) + j); !ok || old.IsHole() {
 					need++
 				}
 			}

@@ -159,3 +159,10 @@ func (s *Sorter) Free() {
 	s.arena.free()
 	s.keys, s.spare, s.next, s.n = nil, nil, nil, 0
 }
+
+// Between returns those of keys, which are in order, that lie in [from, to).
+func Between(keys []uint64, from, to uint64) []uint64 {
+	lo, _ := slices.BinarySearch(keys, from)
+	hi, _ := slices.BinarySearch(keys, to)
+	return keys[lo:hi]
+}
