@@ -58,6 +58,7 @@ demo: build deps ## import a real image, kill a guest in the middle, prove that 
 bench: build deps ## measure against other NBD servers, and the pause at a failover; about half an hour
 	$(GO) run ./bench/nbd -pollux $(BIN)
 	$(GO) run ./bench/nbd -pollux $(BIN) -copies
+	$(GO) run ./bench/mirror -pollux $(BIN)
 	$(GO) run ./bench/failover -pollux $(BIN) -check=false -huge=false -rounds 30 -hangs 0 -qemu 0 -out out/failover-small.json
 	$(GO) run ./bench/failover -pollux $(BIN)
 

@@ -1,11 +1,11 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"fmt"
 	"time"
+
+	"github.com/pollux-storage/pollux/bench/fio"
 )
 
 // sample is one run.
@@ -18,61 +18,9 @@ type sample struct {
 	CPUus  float64 `json:"server_cpu_us_per_request"`
 }
 
-// fioResult is what is needed of fio's JSON: its sides, of all jobs together.
-type fioResult struct {
-	Error             int
-	Read, Write, Trim fioSide
-	Sync              struct {
-		Lat percentiles `json:"lat_ns"`
-	}
-}
-
-type fioSide struct {
-	IOPS    float64
-	Moved   float64     `json:"io_bytes"`
-	Total   float64     `json:"total_ios"`
-	Runtime float64     // in milliseconds
-	Clat    percentiles `json:"clat_ns"`
-}
-
-type percentiles struct{ Percentile map[string]float64 }
-
-// us returns three percentiles in microseconds.
-func (p percentiles) us() (p50, p99, p999 float64) {
-	return p.Percentile["50.000000"] / 1e3, p.Percentile["99.000000"] / 1e3, p.Percentile["99.900000"] / 1e3
-}
-
-// fio runs fio on a volume.
-func fio(ctx context.Context, uri string, size int64, limit time.Duration, args ...string) (fioResult, error) {
-	return fioJobs(ctx, limit, append([]string{"--name=bench", "--uri=" + uri, fmt.Sprintf("--size=%d", size)}, args...)...)
-}
-
-// fioJobs runs fio with jobs that name their volumes.
-func fioJobs(ctx context.Context, limit time.Duration, jobs ...string) (fioResult, error) {
-	argv := append([]string{"fio", "--output-format=json", "--ioengine=nbd", "--norandommap", "--randrepeat=0", "--group_reporting"}, jobs...)
-	b, err := output(ctx, limit, argv...)
-	if err != nil {
-		return fioResult{}, err
-	}
-	var r struct{ Jobs []fioResult }
-	if i := bytes.IndexByte(b, '{'); i < 0 {
-		return fioResult{}, fmt.Errorf("fio printed no JSON: %q", b)
-	} else if err := json.Unmarshal(b[i:], &r); err != nil {
-		return fioResult{}, fmt.Errorf("fio: %w", err)
-	}
-	if len(r.Jobs) != 1 || r.Jobs[0].Error != 0 {
-		return fioResult{}, fmt.Errorf("fio failed: %s", b)
-	}
-	return r.Jobs[0], nil
-}
-
-// fill writes a volume once from end to end with data that is nowhere zero.
-func fill(ctx context.Context, uri string, size int64) error {
-	_, err := fio(ctx, uri, size, 15*time.Minute, "--rw=write", "--bs=1M", "--iodepth=4", "--refill_buffers", "--end_fsync=1")
-	if err != nil {
-		return fmt.Errorf("fill %s: %w", uri, err)
-	}
-	return nil
+// load runs fio on the first size bytes of a volume.
+func load(ctx context.Context, uri string, size int64, limit time.Duration, args ...string) (fio.Result, error) {
+	return fio.Run(ctx, limit, append([]string{"--name=bench", "--uri=" + uri, fmt.Sprintf("--size=%d", size)}, args...)...)
 }
 
 // measure runs one row on a server, which it finds idle and leaves idle: with
@@ -89,7 +37,7 @@ func measure(ctx context.Context, s server, r row, o options) (sample, error) {
 	if err != nil {
 		return sample{}, err
 	}
-	f, err := fio(ctx, s.uri(), o.size, o.runtime+2*time.Minute, r.args(o)...)
+	f, err := load(ctx, s.uri(), o.size, o.runtime+2*time.Minute, r.args(o)...)
 	if err != nil {
 		return sample{}, err
 	}
@@ -120,6 +68,6 @@ func measure(ctx context.Context, s server, r row, o options) (sample, error) {
 	if r.Flush > 0 {
 		lat = f.Sync.Lat
 	}
-	m.P50us, m.P99us, m.P999us = lat.us()
+	m.P50us, m.P99us, m.P999us = lat.Us()
 	return m, nil
 }

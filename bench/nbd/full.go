@@ -53,7 +53,7 @@ func fullPool(ctx context.Context, o options, dir string, size int64) error {
 	if err != nil {
 		return err
 	}
-	if _, err := fio(ctx, p.uri(), size/2, o.runtime+time.Minute, "--rw=randwrite", "--bs=4k", "--iodepth=16", "--time_based", fmt.Sprintf("--runtime=%d", int(o.runtime.Seconds()))); err != nil {
+	if _, err := load(ctx, p.uri(), size/2, o.runtime+time.Minute, "--rw=randwrite", "--bs=4k", "--iodepth=16", "--time_based", fmt.Sprintf("--runtime=%d", int(o.runtime.Seconds()))); err != nil {
 		return err
 	}
 	used, err := resident(p.first)

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/pollux-storage/pollux/bench/fio"
 )
 
 // The volumes of a watch, all on one guest, and how each is loaded.
@@ -45,9 +47,9 @@ type latency struct {
 	P999us float64 `json:"p999_us"`
 }
 
-func latencyOf(s fioSide) latency {
+func latencyOf(s fio.Side) latency {
 	l := latency{IOPS: s.IOPS, MBps: s.Moved / s.Runtime / 1e3}
-	l.P50us, l.P99us, l.P999us = s.Clat.us()
+	l.P50us, l.P99us, l.P999us = s.Clat.Us()
 	return l
 }
 
@@ -94,7 +96,7 @@ func watchMemory(ctx context.Context, o options, dir string) error {
 	// Full volumes: reads of what nobody has written yet would be faster than
 	// those that come later.
 	for _, uri := range uris {
-		if err := fill(ctx, uri, watchVolumeSize); err != nil {
+		if err := fio.Fill(ctx, uri, watchVolumeSize); err != nil {
 			return err
 		}
 	}
@@ -105,7 +107,7 @@ func watchMemory(ctx context.Context, o options, dir string) error {
 	// Sixty parts, or fewer that are not too short for percentiles.
 	length := max(10*time.Second, o.duration/60)
 	for begin := time.Now(); time.Since(begin)+length/2 < o.duration; {
-		f, err := fioJobs(ctx, length+time.Minute, watchLoad(uris, o.iops, length)...)
+		f, err := fio.Run(ctx, length+time.Minute, watchLoad(uris, o.iops, length)...)
 		if err != nil {
 			return err
 		}

@@ -155,7 +155,7 @@ func scalePool(ctx context.Context, o options, dir string, size int64) (r poolSc
 		return r, err
 	}
 	r.Idle = m["VmRSS"]
-	if _, err := fio(ctx, p.uri(), size/2, o.runtime+time.Minute, "--rw=randwrite", "--bs=4k", "--iodepth=16", "--time_based", fmt.Sprintf("--runtime=%d", int(o.runtime.Seconds()))); err != nil {
+	if _, err := load(ctx, p.uri(), size/2, o.runtime+time.Minute, "--rw=randwrite", "--bs=4k", "--iodepth=16", "--time_based", fmt.Sprintf("--runtime=%d", int(o.runtime.Seconds()))); err != nil {
 		return r, err
 	}
 	if m, err = resident(p.first); err != nil {

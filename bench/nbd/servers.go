@@ -12,6 +12,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"github.com/pollux-storage/pollux/bench/fio"
 )
 
 // server is something that is measured.
@@ -64,7 +66,7 @@ func (p *peer) start(ctx context.Context) error {
 		return err
 	}
 	if p.file == "" {
-		return fill(ctx, p.uri(), p.size)
+		return fio.Fill(ctx, p.uri(), p.size)
 	}
 	return nil
 }
@@ -271,7 +273,7 @@ func (p *pollux) start(ctx context.Context) error {
 		return err
 	}
 	if p.full {
-		return fill(ctx, p.nbd, p.size)
+		return fio.Fill(ctx, p.nbd, p.size)
 	}
 	return nil
 }
