@@ -151,6 +151,11 @@ type Copies interface {
 	// ReadGood, so that the device need not decide which copy to believe. What
 	// a crash interrupted writing there is of interest to nobody.
 	Verified(off int64)
+	// Unused gives the device a function that says of a range, from the offset
+	// that Verified was given on, that nobody reads it before it is written
+	// again: then it need not be the same on all copies. It is called with
+	// nothing being written to the range, until the device is closed.
+	Unused(unused func(off, n int64) bool)
 }
 
 // Errors of requests and devices. Drivers wrap them with what was being done.

@@ -33,7 +33,8 @@
 // Where whoever reads verifies what it reads ([Mirror.Verified]: the data area of
 // a pool, in which nothing is known that was not durable on all copies before),
 // copies in sync are not made equal after a crash. One of them may have decayed,
-// and only the reader can tell which.
+// and only the reader can tell which. There, too, a copy is filled with what is in
+// use only ([Mirror.Unused]): what is written later goes to all copies.
 //
 // # Which copy is good
 //

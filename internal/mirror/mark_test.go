@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	"github.com/pollux-storage/pollux/hpdi"
+	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/block/blocktest"
 )
 
@@ -117,5 +118,40 @@ func TestVerified(t *testing.T) {
 			t.Error(err)
 		}
 		alike(t, map[int][]byte{0: want}, disks...)
+	}
+}
+
+// A copy is not filled with what nobody uses, but with what is written there while
+// it is filled, and it is filled with everything else.
+func TestUnused(t *testing.T) {
+	disks := crashes(3)
+	create(t, devices(disks[:2]...))
+	w := newWorld(t, open(t, Options{Devices: devices(disks[:2]...)}))
+	const tracks = 4
+	for i := range tracks {
+		w.write(i*block.TrackBlocks, 1)
+	}
+	w.m.Verified(trackBytes)
+	unused := map[int64]bool{0: true, 1: true, 2: true, 3: false} // the first is not verified
+	w.m.Unused(func(off, n int64) bool {
+		if off/trackBytes != (off+n-1)/trackBytes {
+			t.Errorf("asked for %d bytes at %d", n, off)
+		}
+		return unused[off/trackBytes]
+	})
+	w.try("replace", w.m.Replace(1, disks[2]))
+	w.resync()
+	want := map[int][]byte{}
+	for i := range tracks {
+		if want[i*block.TrackBlocks] = pattern(uint64(1+i), 1); i == 1 || i == 2 {
+			want[i*block.TrackBlocks] = make([]byte, block.Size)
+		}
+	}
+	alike(t, want, disks[2])
+	w.write(2*block.TrackBlocks, 1)
+	want[2*block.TrackBlocks] = pattern(w.now, 1)
+	alike(t, want, disks[2])
+	if s := w.m.Status(); s.OldBytes != 0 || s.Copies[1].State != InSync {
+		t.Errorf("%+v", s)
 	}
 }

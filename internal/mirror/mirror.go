@@ -31,6 +31,8 @@ type Mirror struct {
 	// verified is where the bytes begin that whoever reads them checks, see
 	// Verified; the size of the mirror until it is called.
 	verified atomic.Int64
+	// unused tells what nobody reads, see Unused; nil until it is called.
+	unused atomic.Pointer[func(off, n int64) bool]
 
 	stripes stripes
 
@@ -116,6 +118,17 @@ func describe(blocks uint64, devs []hpdi.Device) hpdi.Info {
 // over the sound block of the other.
 func (m *Mirror) Verified(off int64) {
 	m.verified.Store((off + trackBytes - 1) / trackBytes * trackBytes)
+}
+
+// Unused says with a function of what lies in the verified part that nobody reads it
+// before it is written again. Resync does not fill copies with it.
+func (m *Mirror) Unused(unused func(off, n int64) bool) { m.unused.Store(&unused) }
+
+// unread reports whether nobody reads what is in a range of one track, which the
+// caller has alone, before it is written again.
+func (m *Mirror) unread(off, n int64) bool {
+	unused := m.unused.Load()
+	return unused != nil && m.trusted(off) && (*unused)(off, n)
 }
 
 // regions returns how many regions the mirror has.

@@ -17,8 +17,13 @@ type resync struct {
 	doubts uint64 // Mirror.doubts when it was
 }
 
+// skipsAtOnce is how many tracks one call of Resync passes over at most: a
+// few milliseconds of one processor.
+const skipsAtOnce = 4096
+
 // Resync makes copies equal in at most n tracks of 1 MiB of the regions that are
-// old, and takes copies that have everything back into sync. It returns true
+// old, not counting those that nobody uses, and takes copies that have everything
+// back into sync. It returns true
 // when there is nothing to do. Clients go on meanwhile. One caller at a time
 // may use it.
 //
@@ -26,14 +31,19 @@ type resync struct {
 // error, which does not end the work: the next call goes on.
 func (m *Mirror) Resync(n int) (done bool, err error) {
 	s := &m.resync
-	for ; n > 0; n-- {
+	for skips := 0; n > 0 && skips < skipsAtOnce; {
 		if !s.begun && !m.enterRegion() {
 			return m.resilvered()
 		}
 		first := int64(s.region) << m.shift * block.Size
 		off := first + s.track*trackBytes
 		end := min(first+int64(block.Size)<<m.shift, m.info.Size)
-		err = errors.Join(err, m.copyTrack(off, min(trackBytes, end-off)))
+		copied, e := m.copyTrack(off, min(trackBytes, end-off))
+		if err = errors.Join(err, e); copied {
+			n--
+		} else {
+			skips++
+		}
 		if s.track++; off+trackBytes >= end {
 			m.leaveRegion()
 		}
@@ -71,18 +81,25 @@ func (m *Mirror) leaveRegion() {
 }
 
 // copyTrack makes the copies equal in a range of one track. What is verified by
-// who reads it is copied only to those that lack it.
-func (m *Mirror) copyTrack(off, n int64) error {
+// who reads it is copied only to those that lack it, and what nobody uses to none:
+// copied tells whether anything was to be done.
+func (m *Mirror) copyTrack(off, n int64) (copied bool, err error) {
 	fill := func(c *copyOf) bool { return !m.trusted(off) || c.is(Resilvering) }
 	if !slices.ContainsFunc(m.copies, func(c *copyOf) bool { return c.present() != nil && fill(c) }) {
-		return nil
+		return false, nil
 	}
 	read := func(at, n int64) error {
 		vec := [][]byte{m.resync.buf[at:][:n]}
-		return m.stripes.alone(off, func() error { return m.readAlone(off+at, n, vec, fill) })
+		return m.stripes.alone(off, func() error {
+			if m.unread(off+at, n) {
+				return nil
+			}
+			copied = true
+			return m.readAlone(off+at, n, vec, fill)
+		})
 	}
 	if read(0, n) == nil {
-		return nil
+		return copied, nil
 	}
 	// Block by block: one bad sector must not keep its neighbours apart.
 	var errs []error
@@ -91,7 +108,7 @@ func (m *Mirror) copyTrack(off, n int64) error {
 			errs = append(errs, fmt.Errorf("resilver block %d of %s: %w", (off+at)/block.Size, m.info.Name, err))
 		}
 	}
-	return errors.Join(errs...)
+	return copied, errors.Join(errs...)
 }
 
 // resilvered takes copies that have everything into sync.

@@ -152,7 +152,18 @@ func (p *Pool) load(ctx context.Context) error {
 	}
 	p.space.Unreserve(p.estimate)
 	p.loaded.Store(true)
+	p.tellUnused()
 	return nil
+}
+
+// tellUnused lets devices that keep copies pass over free blocks when they fill
+// one. Whatever the pool would find on its devices after a crash is not free.
+func (p *Pool) tellUnused() {
+	for i := range p.set.Len() {
+		if c, ok := p.set.Device(i).(hpdi.Copies); ok {
+			c.Unused(func(off, n int64) bool { return p.space.Unused(i, uint64(off)/block.Size, int(n/block.Size)) })
+		}
+	}
 }
 
 // readLeaves implements cp.ReadLeaves.

@@ -279,6 +279,24 @@ func (s *Space) Count(p block.Physical) int {
 	return d.counts.get(p.Block())
 }
 
+// Unused reports whether n blocks of a device, from the given one on and all on one
+// track, are free. What is freed or allocated meanwhile may or may not be seen.
+func (s *Space) Unused(dev int, first uint64, n int) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if dev >= len(s.devs) || first < s.devs[dev].first || first+uint64(n) > s.devs[dev].blocks {
+		return false
+	}
+	off := int(first % block.TrackBlocks)
+	m := span(off, off+n)
+	for w, used := range s.devs[dev].counts.track(int(first / block.TrackBlocks)) {
+		if used&m[w] != 0 {
+			return false
+		}
+	}
+	return true
+}
+
 // Memory returns how many bytes the counts take at most.
 func (s *Space) Memory() int64 {
 	s.mu.Lock()

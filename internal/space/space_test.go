@@ -160,3 +160,40 @@ func TestSmallAllocationsShareATrack(t *testing.T) {
 		t.Errorf("240 blocks left %d of 8 tracks whole", got.Whole)
 	}
 }
+
+// Unused is about whole ranges of the data area, and of nothing beyond it.
+func TestUnused(t *testing.T) {
+	s := New()
+	defer s.Close()
+	if err := s.AddDevice(4*block.TrackBlocks, 2*block.TrackBlocks); err != nil {
+		t.Fatal(err)
+	}
+	at := block.At(0, 2*block.TrackBlocks+70)
+	if err := s.Inc(Run{At: at, N: 2}); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		first uint64
+		n     int
+		want  bool
+	}{
+		{2 * block.TrackBlocks, block.TrackBlocks, false},
+		{2 * block.TrackBlocks, 70, true},
+		{2 * block.TrackBlocks, 71, false},
+		{2*block.TrackBlocks + 71, 1, false},
+		{2*block.TrackBlocks + 72, block.TrackBlocks - 72, true},
+		{3 * block.TrackBlocks, block.TrackBlocks, true},
+		{4 * block.TrackBlocks, 1, false},
+		{block.TrackBlocks, block.TrackBlocks, false},
+	} {
+		if got := s.Unused(0, c.first, c.n); got != c.want {
+			t.Errorf("%d blocks from %d on: %v", c.n, c.first, got)
+		}
+	}
+	if s.Unused(1, 2*block.TrackBlocks, 1) {
+		t.Error("a device that is not there has unused blocks")
+	}
+	if err := s.Dec(Run{At: at, N: 2}); err != nil || !s.Unused(0, 2*block.TrackBlocks, block.TrackBlocks) {
+		t.Error("freed blocks are in use", err)
+	}
+}
