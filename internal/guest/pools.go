@@ -56,7 +56,7 @@ func readLabel(dev hpdi.Device) (Label, error) {
 
 // Create makes a pool.
 func (p *Pools) Create(ctx context.Context, o CreateSpec) error {
-	_, err := pool.Create(ctx, pool.CreateOptions{Name: o.Name, Identity: o.Identity, Devices: o.Devices, LogBytes: o.LogBytes})
+	_, err := pool.Create(ctx, pool.CreateOptions{Name: o.Name, Identity: o.Identity, Devices: o.Devices, LogBytes: o.LogBytes, FillFlushArea: true})
 	return err
 }
 

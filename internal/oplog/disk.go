@@ -22,7 +22,7 @@ type Area struct {
 	Length int64 // bytes, a multiple of 4 KiB
 	Pool   block.PoolID
 	// DurableWrites says that the device takes hpdi.Request.Durable: then most
-	// appends to places that were written before are one request.
+	// appends are one request.
 	DurableWrites bool
 }
 
@@ -55,11 +55,6 @@ type Disk struct {
 	recs []Record
 	reqs []*hpdi.Request
 	nreq int
-	// written is how many bytes from the start of the area this Disk has
-	// written once. Every chain begins at the start, so there are no gaps. A
-	// file system has to note each block that it gets first data for, and does
-	// so sooner for a write and a sync than for a durable write.
-	written int64
 
 	mu      sync.Mutex
 	epoch   block.Epoch // guarded by mu, as all below
@@ -192,7 +187,6 @@ func (d *Disk) Append(l *Log, from, to block.Seq) error {
 		if err != nil {
 			return fmt.Errorf("flush log batch %d at byte %d: %w", pos.Batch, d.area.Start+pos.Offset, err)
 		}
-		d.written = min(max(d.written, pos.Offset+blocks*block.Size), d.area.Length)
 		done = append(done, keptBatch{pos: pos, last: b.last, blocks: blocks})
 		pos.Offset = (pos.Offset + blocks*block.Size) % d.area.Length
 		pos.Batch++
@@ -249,8 +243,7 @@ func (d *Disk) measure(l *Log, from, to block.Seq) (need int64, err error) {
 
 // write writes one batch at pos, as many records as it takes. It returns its
 // size and checksum and fills in b. The batch is durable afterwards only if it
-// ends with record to, the device can do that, its place was written before and
-// one request was enough.
+// ends with record to, the device can do that, and one request was enough.
 func (d *Disk) write(l *Log, from, to block.Seq, pos DiskPos, b *batch) (blocks int64, sum uint32, durable bool, err error) {
 	payload, err := d.cut(l, from, to)
 	if err != nil {
@@ -296,7 +289,7 @@ func (d *Disk) write(l *Log, from, to block.Seq, pos DiskPos, b *batch) (blocks 
 		w.add(l.Payload(r.First, n))
 	}
 	blocks = int64(len(meta)/block.Size + payload)
-	durable = d.area.DurableWrites && d.nreq == 1 && b.last == to && pos.Offset+blocks*block.Size <= d.written && !planted.Has(planted.FlushWithoutSync)
+	durable = d.area.DurableWrites && d.nreq == 1 && b.last == to && !planted.Has(planted.FlushWithoutSync)
 	d.reqs[0].Durable = durable
 	return blocks, sum, durable, hpdi.Do(d.q, d.reqs[:d.nreq]...)
 }

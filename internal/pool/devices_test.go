@@ -114,6 +114,42 @@ func TestReplacedDevice(t *testing.T) {
 	r.shut()
 }
 
+// The area of the flush log is written to its last block, and nothing beside it;
+// a pool whose making was given up is none.
+func TestFillFlushArea(t *testing.T) {
+	dev := blocktest.NewCrash(64<<20, 1)
+	o := CreateOptions{Name: "q", Identity: "b", Devices: []hpdi.Device{dev}, LogBytes: testLog, FillFlushArea: true}
+	l := layout(0, 64<<20/block.Size, testLog, 0)
+	for _, b := range []uint64{l.Flush - 1, l.Flush, l.Flush + l.FlushBlocks/2, l.Flush + l.FlushBlocks - 1, l.Flush + l.FlushBlocks} {
+		dev.Corrupt(int64(b)*block.Size, 1)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if _, err := Create(ctx, o); !errors.Is(err, context.Canceled) {
+		t.Errorf("given up: %v", err)
+	}
+	if _, err := ReadLabel(dev); !errors.Is(err, ondisk.ErrMagic) {
+		t.Errorf("given up: %v", err)
+	}
+	if _, err := Create(context.Background(), o); err != nil {
+		t.Fatal(err)
+	}
+	q, err := dev.NewQueue(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer q.Close()
+	p := make([]byte, block.Size)
+	for b := l.Flush - 1; b <= l.Flush+l.FlushBlocks; b++ {
+		if err := hpdi.Do(q, &hpdi.Request{Op: hpdi.OpRead, Offset: int64(b) * block.Size, Vec: [][]byte{p}}); err != nil {
+			t.Fatal(err)
+		}
+		if outside := b < l.Flush || b == l.Flush+l.FlushBlocks; (p[0] != 0) != outside {
+			t.Errorf("block %d of the area of %d from %d on: %d", b, l.FlushBlocks, l.Flush, p[0])
+		}
+	}
+}
+
 func TestCreateRefusesUsedDevices(t *testing.T) {
 	r := newRig(t, 1, testSize)
 	o := CreateOptions{Name: "q", Identity: "b", Devices: r.devices(), LogBytes: testLog}
