@@ -18,6 +18,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/dustin/go-humanize"
@@ -80,29 +81,29 @@ func measure(ctx context.Context, o options, p *counting.Pool) error {
 	before, folds := p.Device.Count(), p.Stats().Folds
 	begin = time.Now()
 	var writers sync.WaitGroup
+	var done atomic.Int64 // writes
+	stop := make(chan struct{})
+	go eachFold(p, &done, stop)
+	defer close(stop)
 	var mu sync.Mutex
-	var written int64
 	for i := range 2 {
 		writers.Go(func() {
 			rng := rand.New(rand.NewPCG(1, uint64(i)))
-			n := int64(0)
-			for ; err == nil && p.Stats().Folds < folds+o.folds; n++ {
+			for err == nil && p.Stats().Folds < folds+o.folds {
 				if e := counting.Write(ctx, v, rng.Int64N(int64(o.size)/block.Size)*block.Size, block.Size); e != nil {
 					mu.Lock()
 					err = e
 					mu.Unlock()
 				}
+				done.Add(1)
 			}
-			mu.Lock()
-			written += n
-			mu.Unlock()
 		})
 	}
 	writers.Wait()
 	if err != nil {
 		return err
 	}
-	took := time.Since(begin)
+	took, written := time.Since(begin), done.Load()
 	// What is still on its way counts too.
 	if err := p.Fold(ctx); err != nil {
 		return err
@@ -118,4 +119,24 @@ func measure(ctx context.Context, o options, p *counting.Pool) error {
 		fmt.Printf("| %s | %s | %.2f |\n", row.name, humanize.IBytes(uint64(row.n)), float64(row.n)/clients)
 	}
 	return nil
+}
+
+// eachFold tells of each fold that is completed until stop is closed.
+func eachFold(p *counting.Pool, writes *atomic.Int64, stop <-chan struct{}) {
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	begin, was, w, c := time.Now(), p.Stats(), writes.Load(), p.Device.Count()
+	for {
+		select {
+		case <-stop:
+			return
+		case <-tick.C:
+		}
+		if now := p.Stats(); now.Folds != was.Folds {
+			n, d := writes.Load(), p.Device.Count()
+			fmt.Fprintf(os.Stderr, "fold after %v: %d writes, %d pages, %d mappings left\n",
+				time.Since(begin).Round(10*time.Millisecond), n-w, d.Minus(c).Pages/block.Size, now.Unfolded)
+			begin, was, w, c = time.Now(), now, n, d
+		}
+	}
 }

@@ -221,7 +221,7 @@ func (c *Config) setDefaults() {
 	if c.Memory == 0 {
 		or(&c.Cache, 256<<20)
 	}
-	c.Points.setDefaults()
+	c.Points.setDefaults(c.Memory)
 	or(&c.LogFile, 16<<20)
 	or(&c.EventFile, 4<<20)
 	f := &c.Failover

@@ -87,6 +87,7 @@ func TestRefusals(t *testing.T) {
 		"consistency_points: {size: 1K}":                                 "consistency_points.size",
 		"consistency_points: {size: 193MiB}":                             "three quarters of the log of 256MiB",
 		"consistency_points: {fold_after: 10}":                           "consistency_points.fold_after",
+		"consistency_points: {fold_after: 2000, fold_limit: 1500}":       "consistency_points.fold_limit",
 		"guests: [{name: a, port: 70000}]":                               "guests[0].port",
 		"guests: [{name: a, pool: {size: 1M}}]":                          "guests[0].pool.size",
 		"cleaner: {rate: 1K}":                                            "cleaner.rate",

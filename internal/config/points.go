@@ -17,8 +17,11 @@ type Points struct {
 	// quarters of the pool's log count as that.
 	Size Size `yaml:"size" json:"size,omitempty"`
 	// FoldAfter is how many mappings of blocks, in memory and journal, begin a
-	// fold. A takeover replays them: about 0.2 ms for a thousand.
+	// fold that writes few pages for them. A takeover replays them: about 0.15 ms
+	// for a thousand.
 	FoldAfter int `yaml:"fold_after" json:"fold_after"`
+	// FoldLimit is how many begin a fold whatever it writes.
+	FoldLimit int `yaml:"fold_limit" json:"fold_limit"`
 }
 
 const (
@@ -27,11 +30,28 @@ const (
 	minPointSize = Size(1 << 20)
 	minFoldAfter = 1 << 10
 	maxFoldAfter = 1 << 20
+	maxFoldLimit = 8 << 20
 )
 
-func (p *Points) setDefaults() {
+// bytesForMapping is how much of a guest's memory setting there is for each mapping
+// of FoldLimit at least.
+const bytesForMapping = 8 << 10
+
+// setDefaults fills in what is missing. memory is the setting of that name, 0 when
+// there is none.
+func (p *Points) setDefaults(memory Size) {
 	or(&p.Interval, time.Second)
 	or(&p.FoldAfter, 48<<10)
+	or(&p.FoldLimit, p.DefaultFoldLimit(memory))
+}
+
+// DefaultFoldLimit returns FoldLimit for the setting of memory, 0 when there is none.
+func (p *Points) DefaultFoldLimit(memory Size) int {
+	limit := 768 << 10
+	if memory > 0 {
+		limit = min(limit, int(memory/bytesForMapping))
+	}
+	return max(limit, p.FoldAfter)
 }
 
 func (p *Points) validate(log Size) error {
@@ -42,6 +62,8 @@ func (p *Points) validate(log Size) error {
 		return fmt.Errorf("consistency_points.size: %s must lie between %s and three quarters of the log of %s", p.Size, minPointSize, log)
 	case p.FoldAfter < minFoldAfter || p.FoldAfter > maxFoldAfter:
 		return fmt.Errorf("consistency_points.fold_after: %d must lie between %d and %d mappings", p.FoldAfter, minFoldAfter, maxFoldAfter)
+	case p.FoldLimit < p.FoldAfter || p.FoldLimit > maxFoldLimit:
+		return fmt.Errorf("consistency_points.fold_limit: %d must lie between fold_after, %d, and %d mappings", p.FoldLimit, p.FoldAfter, maxFoldLimit)
 	}
 	return nil
 }

@@ -126,7 +126,7 @@ func ReadEffective(dir string) (*Config, error) {
 	if err := json.Unmarshal(p, c); err != nil {
 		return nil, fmt.Errorf("%s: %w", EffectivePath(dir), err)
 	}
-	c.Points.setDefaults() // who wrote it may be older than they are
+	c.Points.setDefaults(c.Memory) // who wrote it may be older than they are
 	return c, c.Validate()
 }
 

@@ -18,6 +18,7 @@ type fold struct {
 	sb     Superblock         // the one to be written
 	list   []catalogue.Volume // as of the fold's consistency point
 	next   block.VolumeID     // as of the fold's consistency point
+	due    bool               // it had to begin
 	sorted bool               // the mappings are in order
 	todo   []block.VolumeID   // volumes still to be folded
 	volume *blockmap.VolumeFold
@@ -83,7 +84,7 @@ func (m *Machine) Fold() (done bool, err error) {
 func (m *Machine) Folding() bool { return m.folding != nil }
 
 func (m *Machine) beginFold() *fold {
-	f := &fold{m: m, frozen: m.Map.BeginFold(), sb: m.Superblock(), list: m.Catalogue.All(), next: m.Catalogue.NextID()}
+	f := &fold{m: m, due: m.FoldDue(), frozen: m.Map.BeginFold(), sb: m.Superblock(), list: m.Catalogue.All(), next: m.Catalogue.NextID()}
 	f.sb.Fold++
 	f.sb.CP, f.sb.Log, f.sb.Flush = m.last.CP, m.last.Log, m.last.Flush
 	f.sb.Journal = m.journal.next

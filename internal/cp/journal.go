@@ -87,8 +87,13 @@ func (j *journal) append(r *record) error {
 	return nil
 }
 
-// scanChunk is how much of the journal is read at once.
-const scanChunk = 4 << 20
+// How much of the journal is read at once: little at first, twice as much each
+// time that what follows is wanted, and at most so much. Most replays are short,
+// and whoever takes over waits for them.
+const (
+	scanFirst = 256 << 10
+	scanMost  = 4 << 20
+)
 
 // replay calls fn with every record from pos on, and leaves the journal ready
 // to append after the last one. It ends at the first record that is not there
@@ -163,14 +168,20 @@ func (w *window) bytes(off uint64, n int) ([]byte, error) {
 		return nil, errBeyond
 	}
 	if off < w.from || off+uint64(n) > w.from+w.n {
-		if need := max(n, scanChunk); len(w.buf) < need {
+		chunk := scanFirst
+		if off > w.from && off <= w.from+w.n {
+			chunk = min(2*int(w.n), scanMost)
+		}
+		need := max(n, chunk)
+		if len(w.buf) < need {
 			w.free()
 			var err error
 			if w.buf, err = hpdi.Alloc(need); err != nil {
+				w.buf, w.n = nil, 0
 				return nil, err
 			}
 		}
-		w.from, w.n = off, min(uint64(len(w.buf)), w.j.size-off)
+		w.from, w.n = off, min(uint64(need), w.j.size-off)
 		if err := w.j.set.Do([]*devices.IO{{Op: hpdi.OpRead, At: w.j.at(off), Vec: [][]byte{w.buf[:w.n]}}}); err != nil {
 			w.n = 0
 			return nil, err

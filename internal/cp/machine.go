@@ -29,18 +29,29 @@ type Config struct {
 	JournalStart uint64 // first block of the journal on device 0
 	JournalBlock uint64 // its length in blocks
 
-	// FoldEntries is the number of mappings, in memory or in the journal, at
-	// which a fold is due. DefaultFoldEntries if 0.
+	// FoldEntries is the number of mappings, in memory or in the journal, from
+	// which on a fold is due that writes few pages for them, see FoldDue.
+	// DefaultFoldEntries if 0.
 	FoldEntries int
+	// FoldLimit is the number at which a fold is due whatever it writes; at least
+	// FoldEntries. DefaultFoldLimit if 0.
+	FoldLimit int
 }
 
-// DefaultFoldEntries is the FoldEntries of pools that do not ask for another
-// number. More would make folds cheaper for each mapping, and takeover
-// slower, because the survivor replays them before it serves: about 0.2 ms for
-// a thousand on an idle core (BenchmarkOpen in internal/pool), up to 0.5 ms
-// beside a client that keeps the host busy. Half as many again come together
-// while a fold runs.
-const DefaultFoldEntries = 48 << 10
+// What begins a fold in pools that do not ask for something else. More would make
+// folds cheaper for each mapping, and takeover slower, because the survivor replays
+// them before it serves: about 0.15 ms for a thousand on an idle core (BenchmarkOpen
+// in internal/pool), up to 0.5 ms beside a client that keeps the host busy. As many
+// again come together while a fold runs.
+const (
+	DefaultFoldEntries = 48 << 10
+	DefaultFoldLimit   = 768 << 10
+)
+
+// mappingsForPage is for how many mappings a fold may write a page before the limit:
+// a leaf has 256. Folds of small volumes reach that at once. Overwrites scattered
+// over a terabyte, a leaf for nearly each, are left to gather.
+const mappingsForPage = 2
 
 // foldedBytes is the length of a mapping in the journal, if it is by itself. A
 // small set of blocks that is written again and again has few mappings in
@@ -86,6 +97,10 @@ func Recover(c Config, sb *Superblock) (*Machine, error) {
 	if c.FoldEntries == 0 {
 		c.FoldEntries = DefaultFoldEntries
 	}
+	if c.FoldLimit == 0 {
+		c.FoldLimit = DefaultFoldLimit
+	}
+	c.FoldLimit = max(c.FoldLimit, c.FoldEntries)
 	m := &Machine{Config: c, sb: *sb}
 	m.journal = journal{set: c.Devices, pool: sb.Pool, start: c.JournalStart, size: c.JournalBlock * block.Size}
 	m.last = commit{CP: sb.CP, Log: sb.Log, Flush: sb.Flush}
@@ -217,10 +232,22 @@ func (m *Machine) Close() error {
 // more until the pool is opened anew, or nil.
 func (m *Machine) Broken() error { return m.broken }
 
-// FoldDue reports whether a fold should be made soon.
+// FoldDue reports whether a fold should be made soon: there is much to fold, and it
+// writes few pages for it or can wait no longer. A fold that was due remains it.
 func (m *Machine) FoldDue() bool {
-	entries, _ := m.Map.Overlays()
-	return entries >= m.FoldEntries || m.journal.used() > min(m.journal.size/4, uint64(m.FoldEntries)*foldedBytes)
+	if m.folding != nil && m.folding.due {
+		return true
+	}
+	entries, pages := m.Map.Overlays()
+	// What must be replayed, too, of blocks that are written again and again.
+	n := max(uint64(entries), m.journal.used()/foldedBytes)
+	switch {
+	case n >= uint64(m.FoldLimit), m.journal.used() > m.journal.size/4:
+		return true
+	case n < uint64(m.FoldEntries):
+		return false
+	}
+	return uint64(pages)*mappingsForPage <= n
 }
 
 // FoldUseful reports whether a fold would find anything to do: mappings that

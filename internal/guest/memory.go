@@ -97,11 +97,14 @@ func plan(cfg *config.Config, pools []poolNeeds) (Plan, error) {
 	if p.Limit == 0 || p.Sum() <= p.Limit {
 		return p, nil
 	}
-	// Where the log follows the memory, more memory means a larger log.
+	// Where log and folds follow the memory, more of it means larger ones.
 	c, least := *cfg, p
 	for least.Sum() > int64(c.Memory) {
 		if c.Memory = roundUp(least.Sum()); cfg.Log == config.DefaultLog(cfg.Memory) {
 			c.Log = config.DefaultLog(c.Memory)
+		}
+		if cfg.Points.FoldLimit == cfg.Points.DefaultFoldLimit(cfg.Memory) {
+			c.Points.FoldLimit = c.Points.DefaultFoldLimit(c.Memory)
 		}
 		least = divide(&c, pools)
 	}
@@ -124,7 +127,7 @@ func divide(cfg *config.Config, pools []poolNeeds) Plan {
 			log = int64(cfg.Log)
 		}
 		p.Logs += oplog.SectionSize(log)
-		p.Work += workPool + log/workLogShare + int64(cfg.Points.FoldAfter)*workForMapping
+		p.Work += workPool + log/workLogShare + int64(cfg.Points.FoldLimit)*workForMapping
 		for _, b := range n.blocks {
 			p.Counts += space.MemoryFor(b)
 			p.devices += int64(b) * block.Size

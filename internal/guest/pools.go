@@ -83,7 +83,7 @@ func (p *Pools) open(ctx context.Context, o OpenSpec) (*store, error) {
 	q, err := pool.Open(ctx, pool.OpenOptions{
 		Devices: o.Devices, RegionPath: o.RegionPath, Cache: p.cache, CacheSlot: p.slots[o.Identity],
 		Owner: o.Owner, AcceptLoss: o.AcceptLoss, BatteryBacked: o.BatteryBacked, LeftOut: o.LeftOut,
-		Interval: p.limit.Interval, PointBytes: int64(p.limit.Size), FoldEntries: p.limit.FoldAfter,
+		Interval: p.limit.Interval, PointBytes: int64(p.limit.Size), FoldEntries: p.limit.FoldAfter, FoldLimit: p.limit.FoldLimit,
 		Cleaner: p.cleaner,
 	})
 	if err != nil {

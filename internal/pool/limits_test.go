@@ -8,20 +8,25 @@ import (
 )
 
 // A consistency point begins at its size, a fold at its number of mappings, as
-// the options say.
+// the options say: at a higher one where it would write a page for each.
 func TestLimits(t *testing.T) {
 	const size = 100
+	const together, scattered = 1, 1 << 16
 	for _, test := range []struct {
-		fold  int
-		folds bool // after three points
-	}{{0, false}, {2 * size, true}} {
+		fold, limit int
+		stride      int64 // of the blocks
+		folds       bool  // after three points
+	}{
+		{0, 0, together, false}, {2 * size, 0, together, true},
+		{2 * size, 10 * size, scattered, false}, {2 * size, 3 * size, scattered, true},
+	} {
 		r := newRig(t, 1, testSize)
 		o := r.options()
-		o.Interval, o.PointBytes, o.FoldEntries = time.Hour, size*block.Size, test.fold
+		o.Interval, o.PointBytes, o.FoldEntries, o.FoldLimit = time.Hour, size*block.Size, test.fold, test.limit
 		if err := r.openWith(o); err != nil {
 			t.Fatal(err)
 		}
-		v := r.volume("v", 16<<20)
+		v := r.volume("v", 128<<30)
 		if err := r.Fold(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -33,7 +38,7 @@ func TestLimits(t *testing.T) {
 		points, folds := r.machine.Stats().Commits, r.machine.Stats().Folds
 		for i := range 3 * size {
 			buf[0] = byte(i + 1)
-			if err := write(v, int64(i)*block.Size, buf); err != nil {
+			if err := write(v, int64(i)*test.stride*block.Size, buf); err != nil {
 				t.Fatal(err)
 			}
 			if err := r.work(t.Context(), &clock); err != nil {
@@ -44,7 +49,7 @@ func TestLimits(t *testing.T) {
 			}
 		}
 		if begun := r.machine.Folding() || r.machine.Stats().Folds > folds; begun != test.folds {
-			t.Errorf("fold after %d mappings: has one begun after %d? %t", test.fold, 3*size, begun)
+			t.Errorf("%+v: has a fold begun after %d? %t", test, 3*size, begun)
 		}
 		r.die()
 	}

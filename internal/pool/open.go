@@ -47,9 +47,10 @@ type OpenOptions struct {
 	// PointBytes is how much acknowledged data begins a consistency point
 	// before that time is over; a quarter of the log if 0.
 	PointBytes int64
-	// FoldEntries is how many mappings begin a fold. cp.DefaultFoldEntries if 0.
-	FoldEntries int
-	Cleaner     CleanerOptions
+	// FoldEntries and FoldLimit are how many mappings begin a fold, as cp.Config
+	// has them.
+	FoldEntries, FoldLimit int
+	Cleaner                CleanerOptions
 	// BootID identifies the boot of the host, which decides whether a region
 	// can still exist. region.BootID() if empty.
 	BootID string
@@ -202,7 +203,7 @@ func (op *opener) buildLayers() (err error) {
 	op.machine, err = cp.Recover(cp.Config{
 		Devices: op.set, Reader: op.reader, Space: op.space, Map: op.bmap, Catalogue: op.catalogue,
 		JournalStart: op.label.Layout.Journal, JournalBlock: op.label.Layout.JournalBlocks,
-		FoldEntries: op.o.FoldEntries,
+		FoldEntries: op.o.FoldEntries, FoldLimit: op.o.FoldLimit,
 	}, op.sb)
 	if err != nil {
 		return fmt.Errorf("open pool %s: %w", op.label.Name, err)

@@ -133,7 +133,7 @@ const (
 	// longestUnfolded is the longest time without a fold in a pool that is
 	// never at rest and whose clients write too little for one to be due: what
 	// they trim shall come back all the same.
-	longestUnfolded = 30 * time.Second
+	longestUnfolded = 2 * time.Minute
 )
 
 // timing is what Run remembers between two rounds.
