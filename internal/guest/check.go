@@ -10,7 +10,6 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/pollux-storage/pollux/hpdi/file"
 	"github.com/pollux-storage/pollux/internal/config"
 	"github.com/pollux-storage/pollux/internal/control"
 )
@@ -54,9 +53,13 @@ func (g *Guest) checkTakeover(ctx context.Context, id string) (control.TakeoverC
 	}
 	add("line to the agent", agent, pick(agent, "it is up", "only the agent can fence, and it is not on the line"))
 	add("region", mapped, pick(mapped, fmt.Sprintf("mapped read-only, %s", config.Size(bytes)), "it is not mapped: the guest may not have announced it"))
-	for _, path := range set.Pool.Devices {
-		name, err := g.reach(path, id, set.Pool.Copies)
-		add("device "+path, err == nil, pick(err == nil, "pool "+name+", readable from here", fmt.Sprint(err)))
+	for paths := range groups(&set.Pool) {
+		name := "device "
+		if len(paths) > 1 {
+			name = "mirror of "
+		}
+		said, err := g.reach(paths, id)
+		add(name+strings.Join(paths, ", "), err == nil, pick(err == nil, said, fmt.Sprint(err)))
 	}
 	if len(set.Pool.Devices) == 0 {
 		add("devices", true, "it has no pool")
@@ -74,22 +77,20 @@ func pick(ok bool, yes, no string) string {
 	return no
 }
 
-// reach reads a device's label without its lock, which its guest holds. One of
-// several copies says what the others say.
-func (g *Guest) reach(path, id string, copies int) (string, error) {
-	d, err := file.Open(path, file.Options{ReadOnly: true})
-	if err == nil && copies > 1 {
-		d, err = alone(d)
-	}
+// reach reads the label of a device, or of a mirror of which some copies may be
+// missing, and says what it found.
+func (g *Guest) reach(paths []string, id string) (string, error) {
+	without := ""
+	d, err := openToLook(paths, func(path string, why error) { without += fmt.Sprintf("; without %s: %v", path, why) })
 	if err != nil {
-		return "", err
+		return "", fmt.Errorf("%w%s", err, without)
 	}
 	l, err := g.opt.Storage.Label(d)
 	err = errors.Join(err, d.Close())
 	if err == nil && l.Identity != "" && l.Identity != id {
 		err = fmt.Errorf("it belongs to pool %s of %s", l.Name, l.Identity)
 	}
-	return l.Name, err
+	return "pool " + l.Name + ", readable from here" + without, err
 }
 
 // headroom is what a second pool takes of memory beside its region, which is

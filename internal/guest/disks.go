@@ -3,6 +3,9 @@ package guest
 import (
 	"errors"
 	"fmt"
+	"iter"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/pollux-storage/pollux/hpdi"
@@ -61,13 +64,27 @@ func disks(set *config.Pool, readOnly bool, open func(path string) (hpdi.Device,
 	return kept, nil
 }
 
-// alone returns the mirror of which a device holds a copy, to be read from that.
-func alone(d hpdi.Device) (hpdi.Device, error) {
-	devs, err := mirror.Assemble([]hpdi.Device{d}, mirror.Options{Degraded: true, ReadOnly: true})
+// openToLook opens a device, or the mirror that several are copies of, for reading
+// and without locks, which its guest may hold. A copy that cannot be had is told to
+// without.
+func openToLook(paths []string, without func(path string, why error)) (hpdi.Device, error) {
+	devs, err := disks(&config.Pool{Devices: paths, Copies: len(paths)}, true, func(path string) (hpdi.Device, error) {
+		return file.Open(path, file.Options{ReadOnly: true})
+	}, without)
 	if err != nil {
 		return nil, err
 	}
+	if len(devs) != 1 {
+		closeAll(devs)
+		return nil, fmt.Errorf("devices %s %w", strings.Join(paths, ", "), ErrNoPool)
+	}
 	return devs[0], nil
+}
+
+// groups returns the devices of a pool by what the pool sees of them: each by
+// itself, or the copies of a mirror together.
+func groups(set *config.Pool) iter.Seq[[]string] {
+	return slices.Chunk(set.Devices, max(set.Copies, 1))
 }
 
 // mirrors returns the mirrors among devices.

@@ -3,11 +3,11 @@ package guest
 import (
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"runtime/debug"
 	"strings"
 
-	"github.com/pollux-storage/pollux/hpdi/file"
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/config"
 	"github.com/pollux-storage/pollux/internal/control"
@@ -64,31 +64,37 @@ func PlanMemory(cfg *config.Config) (Plan, error) {
 // what the settings would make of it: opening it will say what is wrong.
 func needsOf(cfg *config.Config, set *config.Guest) poolNeeds {
 	var n poolNeeds
-	for _, path := range set.Pool.Devices {
-		size := int64(set.Pool.Size)
+	for paths := range groups(&set.Pool) {
+		d, err := openToLook(paths, func(string, error) {})
+		switch {
+		case err == nil:
+			n.blocks = append(n.blocks, uint64(d.Info().Size)/block.Size)
+			if l, err := pool.ReadLabel(d); err == nil {
+				n.log = l.LogBytes
+			}
+			_ = d.Close() // it was only read
+		default:
+			n.blocks = append(n.blocks, uint64(smallest(paths, int64(set.Pool.Size)))/block.Size)
+		}
+	}
+	return n
+}
+
+// smallest returns the size of the smallest of some devices, each of which has the
+// given size if it cannot be looked at.
+func smallest(paths []string, otherwise int64) int64 {
+	least := int64(math.MaxInt64)
+	for _, path := range paths {
+		size := otherwise
 		if f, err := os.Open(path); err == nil {
 			if end, err := f.Seek(0, io.SeekEnd); err == nil {
 				size = end
 			}
 			_ = f.Close() // it was only looked at
-			if log, ok := logOf(path); ok {
-				n.log = log
-			}
 		}
-		n.blocks = append(n.blocks, uint64(size/block.Size))
+		least = min(least, size)
 	}
-	return n
-}
-
-// logOf returns the size of the log that a device's label tells.
-func logOf(path string) (int64, bool) {
-	d, err := file.Open(path, file.Options{ReadOnly: true})
-	if err != nil {
-		return 0, false
-	}
-	l, err := pool.ReadLabel(d)
-	_ = d.Close() // it was only read
-	return l.LogBytes, err == nil
+	return least
 }
 
 // plan is PlanMemory for pools that are known.

@@ -127,3 +127,58 @@ func TestMemoryOfWhatExists(t *testing.T) {
 		t.Errorf("the log has %d bytes", n.log)
 	}
 }
+
+// The copies of a mirror count once, also when one of them is missing, and say how
+// large the log is.
+func TestMemoryOfMirrors(t *testing.T) {
+	cfg := settingsOf(t, "{memory: 2GiB, guests: [{name: a, pool: {devices: [one, two], copies: 2}}]}")
+	set := &cfg.Guests[0]
+	for _, path := range set.Pool.Devices {
+		if err := os.WriteFile(path, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Truncate(path, testTiB); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := needsOf(cfg, set); len(n.blocks) != 1 || n.blocks[0] != testTiB/block.Size || n.log != 0 {
+		t.Errorf("yet to be made: %+v", n)
+	}
+	devs, err := disks(&set.Pool, false, func(path string) (hpdi.Device, error) { return openLocked(path, time.Now()) }, func(path string, why error) { t.Error(path, why) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if devs, err = makeMirrors(devs, 2); err != nil {
+		t.Fatal(err)
+	}
+	st, err := NewPools(cfg, 1<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := st.Create(t.Context(), CreateSpec{Name: "p", Identity: "a", Devices: devs, LogBytes: 24 * testMiB}); err != nil {
+		t.Fatal(err)
+	}
+	closeAll(devs)
+	for _, missing := range []string{"", set.Pool.Devices[1]} {
+		if missing != "" {
+			if err := os.Remove(missing); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if n := needsOf(cfg, set); len(n.blocks) != 1 || n.blocks[0] != testTiB/block.Size-block.TrackBlocks || n.log != 24*testMiB {
+			t.Errorf("without %q: %+v", missing, n)
+		}
+		g := &Guest{opt: Options{Storage: st}}
+		said, err := g.reach(set.Pool.Devices, "a")
+		if err != nil || strings.Contains(said, "without") != (missing != "") {
+			t.Errorf("without %q: %q, %v", missing, said, err)
+		}
+	}
+	if err := os.Remove(set.Pool.Devices[0]); err != nil {
+		t.Fatal(err)
+	}
+	g := &Guest{opt: Options{Storage: st}}
+	if _, err := g.reach(set.Pool.Devices, "a"); err == nil || !strings.Contains(err.Error(), set.Pool.Devices[0]) {
+		t.Errorf("without any: %v", err)
+	}
+}
