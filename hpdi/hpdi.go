@@ -147,6 +147,12 @@ type Copies interface {
 	// returns true, and makes those before it like it. It returns how many it
 	// has repaired. The range must not cross a multiple of 1 MiB.
 	ReadGood(off int64, buf []byte, good func([]byte) bool) (repaired int, err error)
+	// NumCopies returns how many copies there are, those that are away included.
+	NumCopies() int
+	// ReadCopy reads at off from copy i, from 0, alone and repairs nothing. It
+	// returns ErrNoCopy when that copy is away, or need not have what was written
+	// to the range. What is being written meanwhile may be read in part.
+	ReadCopy(i int, off int64, vec ...[]byte) error
 	// Verified says that whoever reads bytes from off on checks them and uses
 	// ReadGood, so that the device need not decide which copy to believe. What
 	// a crash interrupted writing there is of interest to nobody.
@@ -170,6 +176,8 @@ var (
 	ErrReadOnly = errors.New("device is open for reading only")
 	// ErrClosed: the queue or device was closed.
 	ErrClosed = errors.New("device is closed")
+	// ErrNoCopy: the copy that was asked for is away or not filled yet.
+	ErrNoCopy = errors.New("this copy is away or not filled yet")
 	// ErrLocked: somebody else has the device open.
 	ErrLocked = errors.New("device is locked by another process")
 )

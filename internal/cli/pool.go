@@ -14,7 +14,7 @@ func newPool(s *session) *cobra.Command {
 		`A pool is devices with one free space. Each guest has one; the volumes of a
 guest take their space from it. Devices are files or block devices.`,
 		newPoolCreate(s), newPoolList(s), newPoolShow(s), newPoolAdd(s),
-		newPoolReplace(s), newPoolOffline(s), newPoolOnline(s))
+		newPoolReplace(s), newPoolOffline(s), newPoolOnline(s), newPoolScrub(s))
 }
 
 // printPool shows one pool and its devices.
@@ -33,6 +33,7 @@ func (s *session) printPool(p control.Pool) error {
 		{"free", humanSize(st.Free)},
 		{"wholly free tracks", fmt.Sprintf("%d of %d", st.Cleaner.Whole, st.Cleaner.Tracks)},
 		{"cleaner", fmt.Sprintf("%s; %d tracks freed, %s moved", orDash(st.Cleaner.State), st.Cleaner.Freed, humanSize(int64(st.Cleaner.Moved)*4096))},
+		{"scrub", scrubLine(st.Scrub)},
 		{"operation log", fmt.Sprintf("%s of %s used", humanSize(st.LogUsed), humanSize(st.LogBytes))},
 		{"not yet on disk", humanSize(st.Dirty)},
 		{"consistency point", strconv.FormatUint(st.CP, 10)},

@@ -184,6 +184,9 @@ func fakeHandlers(dir string, down func()) control.Handlers {
 		ChangeCopy: func(_ context.Context, n string, c control.CopyChange) (control.Pool, error) {
 			return answer[control.Pool](dir, "pool", n+" copy "+text(c))
 		},
+		ScrubPool: func(_ context.Context, n string, c control.ScrubChange) (control.Pool, error) {
+			return answer[control.Pool](dir, "pool", n+" scrub "+text(c))
+		},
 		CheckTakeover: func(_ context.Context, n string) (control.TakeoverCheck, error) {
 			return answer[control.TakeoverCheck](dir, "dryrun", n)
 		},

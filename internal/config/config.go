@@ -48,6 +48,8 @@ type Config struct {
 	NBD NBD `yaml:"nbd" json:"nbd"`
 	// Cleaner makes whole free tracks of fragmented pools.
 	Cleaner Cleaner `yaml:"cleaner" json:"cleaner"`
+	// Scrub proves what pools hold in the background.
+	Scrub Scrub `yaml:"scrub" json:"scrub"`
 	// Exports are settings of single volumes, by their names.
 	Exports map[string]Export `yaml:"exports" json:"exports,omitempty"`
 	// LogFile is the size at which a process's log file is renamed to .1.
@@ -236,6 +238,7 @@ func (c *Config) setDefaults() {
 	or(&f.CrashWindow, 5*time.Minute)
 	or(&f.FenceTimeout, 5*time.Second)
 	c.Cleaner.setDefaults()
+	c.Scrub.setDefaults()
 	or(&c.NBD.TLS, "off")
 	or(&c.NBD.MaxConnections, 1024)
 	for i := range c.Guests {
@@ -336,6 +339,9 @@ func (c *Config) Validate() error {
 		return err
 	}
 	if err := c.Cleaner.validate(); err != nil {
+		return err
+	}
+	if err := c.Scrub.validate(); err != nil {
 		return err
 	}
 	for name, e := range c.Exports {

@@ -91,6 +91,8 @@ func TestRefusals(t *testing.T) {
 		"guests: [{name: a, port: 70000}]":                               "guests[0].port",
 		"guests: [{name: a, pool: {size: 1M}}]":                          "guests[0].pool.size",
 		"cleaner: {rate: 1K}":                                            "cleaner.rate",
+		"scrub: {rate: 1K}":                                              "scrub.rate",
+		"scrub: {every: 1m}":                                             "scrub.every",
 		"cleaner: {low_water: 91}":                                       "cleaner.low_water",
 		"guests: [{name: a, socket: /" + strings.Repeat("x", 120) + "}]": "choose a shorter --dir",
 	} {

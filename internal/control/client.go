@@ -171,6 +171,12 @@ func (c *Client) ChangeCopy(ctx context.Context, pool string, req CopyChange) (p
 	return p, err
 }
 
+// ScrubPool begins, pauses, goes on with or ends the scrub of a pool.
+func (c *Client) ScrubPool(ctx context.Context, pool string, req ScrubChange) (p Pool, err error) {
+	err = c.agent.call(ctx, http.MethodPost, "/v1/pools/"+url.PathEscape(pool)+"/scrub", req, &p)
+	return p, err
+}
+
 // CheckTakeover says whether the partner could take over guest now.
 func (c *Client) CheckTakeover(ctx context.Context, guest string) (t TakeoverCheck, err error) {
 	err = c.agent.call(ctx, http.MethodGet, "/v1/guests/"+url.PathEscape(guest)+"/takeover", nil, &t)

@@ -142,6 +142,7 @@ type PoolStatus struct {
 	Loading bool          `json:"loading,omitempty"`
 	Error   string        `json:"error,omitempty"` // why the newest consistency point failed
 	Cleaner CleanerStatus `json:"cleaner"`
+	Scrub   ScrubStatus   `json:"scrub"`
 }
 
 // CleanerStatus tells how the free space of a pool lies, and what the cleaner has

@@ -282,16 +282,55 @@ func (m *member) take() (*queue, error) {
 // the others, where the device keeps copies. It returns false where it does not,
 // or none is good.
 func (s *Set) ReadGood(at block.Physical, buf []byte, good func([]byte) bool) bool {
+	_, err := s.Repair(at, buf, good)
+	return err == nil
+}
+
+// Repair is ReadGood that tells how many copies it has repaired. A device that
+// keeps one copy has none to repair it from.
+func (s *Set) Repair(at block.Physical, buf []byte, good func([]byte) bool) (repaired int, err error) {
 	m, err := s.member(at.Device())
 	if err != nil {
-		return false
+		return 0, err
+	}
+	if c, ok := m.dev.(hpdi.Copies); ok {
+		return c.ReadGood(int64(at.Block())*block.Size, buf, good)
+	}
+	return 0, &block.CorruptError{What: "the only copy of a block", Where: fmt.Sprintf("block %v of device %s", at, m.dev.Info().Name), Why: "there is none to repair it from"}
+}
+
+// Copies returns how many copies device i keeps of each block.
+func (s *Set) Copies(i int) int {
+	if c, ok := s.Device(i).(hpdi.Copies); ok {
+		return c.NumCopies()
+	}
+	return 1
+}
+
+// ReadCopy reads consecutive blocks from one copy alone, from 0. The error is of
+// kind hpdi.ErrNoCopy when it is away or the device keeps fewer.
+func (s *Set) ReadCopy(i int, at block.Physical, vec ...[]byte) error {
+	m, err := s.member(at.Device())
+	if err != nil {
+		return err
 	}
 	c, ok := m.dev.(hpdi.Copies)
-	if !ok {
-		return false
+	switch {
+	case !ok && i == 0:
+		return s.Do([]*IO{{Op: hpdi.OpRead, At: at, Vec: vec}})
+	case !ok || i >= c.NumCopies():
+		return fmt.Errorf("copy %d of device %s: %w", i+1, m.dev.Info().Name, hpdi.ErrNoCopy)
 	}
-	_, err = c.ReadGood(int64(at.Block())*block.Size, buf, good)
-	return err == nil
+	var n int64
+	for _, v := range vec {
+		n += int64(len(v))
+	}
+	m.limit.acquire(n)
+	defer m.limit.release(n)
+	if err := c.ReadCopy(i, int64(at.Block())*block.Size, vec...); err != nil {
+		return fmt.Errorf("read block %v: %w", at, err)
+	}
+	return nil
 }
 
 // Sync makes all completed writes to all devices durable. A device whose sync

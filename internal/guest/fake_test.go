@@ -206,6 +206,8 @@ func (s *fakeStore) Checking() (control.CheckProgress, bool) {
 func (s *fakeStore) Check(context.Context) (control.PoolCheck, error) {
 	return control.PoolCheck{}, s.refusal()
 }
+func (s *fakeStore) Scrub(context.Context, string) error { return nil }
+
 func (s *fakeStore) Stats() control.PoolStatus {
 	st := control.PoolStatus{Name: s.name}
 	if err := s.refusal(); err != nil {

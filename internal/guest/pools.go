@@ -21,6 +21,7 @@ import (
 // guest's pools.
 type Pools struct {
 	cleaner pool.CleanerOptions
+	scrub   pool.ScrubOptions
 	cache   *cache.Cache
 	slots   map[string]uint32 // of identities in the cache
 	limit   config.Points
@@ -37,6 +38,7 @@ func NewPools(cfg *config.Config, cacheBytes int64) (*Pools, error) {
 		p.slots[g.Name] = uint32(i + 1)
 	}
 	p.cleaner = pool.CleanerOptions{Off: cfg.Cleaner.Off, Rate: int64(cfg.Cleaner.Rate), LowWater: cfg.Cleaner.LowWater}
+	p.scrub = pool.ScrubOptions{Off: cfg.Scrub.Off, Every: cfg.Scrub.Every, Rate: int64(cfg.Scrub.Rate)}
 	return p, nil
 }
 
@@ -80,11 +82,15 @@ func (p *Pools) open(ctx context.Context, o OpenSpec) (*store, error) {
 			return nil, fmt.Errorf("device %s belongs to pool %s of %q, not of %q: correct the settings", d.Info().Name, l.Name, l.Identity, o.Identity)
 		}
 	}
+	scrub := p.scrub
+	if o.Tell != nil {
+		scrub.Tell = func(e pool.ScrubEvent) { o.Tell(e.Kind, e.Message) }
+	}
 	q, err := pool.Open(ctx, pool.OpenOptions{
 		Devices: o.Devices, RegionPath: o.RegionPath, Cache: p.cache, CacheSlot: p.slots[o.Identity],
 		Owner: o.Owner, AcceptLoss: o.AcceptLoss, BatteryBacked: o.BatteryBacked, LeftOut: o.LeftOut,
 		Interval: p.limit.Interval, PointBytes: int64(p.limit.Size), FoldEntries: p.limit.FoldAfter, FoldLimit: p.limit.FoldLimit,
-		Cleaner: p.cleaner,
+		Cleaner: p.cleaner, Scrub: scrub,
 	})
 	if err != nil {
 		return nil, err
@@ -165,6 +171,7 @@ func (s *store) Stats() control.PoolStatus {
 			State: st.Cleaner.State, Tracks: st.Cleaner.Tracks, Whole: st.Cleaner.Whole, Passes: st.Cleaner.Passes,
 			Freed: st.Cleaner.Freed, Moved: st.Cleaner.Moved, Failed: st.Cleaner.Failed,
 		},
+		Scrub: scrubStatus(st.Scrub),
 	}
 }
 

@@ -31,6 +31,7 @@ func (g *Guest) handlers() control.Handlers {
 		CreatePool:    g.createPool,
 		AddDevice:     g.addDevice,
 		ChangeCopy:    g.changeCopy,
+		ScrubPool:     g.scrubPool,
 		CheckTakeover: g.checkTakeover,
 		Check:         g.check,
 		Checking:      g.checking,
@@ -111,6 +112,9 @@ func (g *Guest) describe(s *control.GuestStatus, t *tenancy) {
 	s.PoolStats = append(s.PoolStats, stats)
 	if stats.Error != "" {
 		s.Alerts = append(s.Alerts, fmt.Sprintf("pool %s cannot write to its devices: %s", stats.Name, stats.Error))
+	}
+	if n := stats.Scrub.Unreadable(); n > 0 {
+		s.Alerts = append(s.Alerts, fmt.Sprintf("a scrub of pool %s found %d blocks that no copy has: `pollux pool scrub status %s` names them", stats.Name, n, stats.Name))
 	}
 	for _, v := range g.list(t, st) {
 		s.Exports = append(s.Exports, control.Export{
@@ -291,7 +295,7 @@ func (g *Guest) createPool(ctx context.Context, c control.PoolCreate) (control.P
 		closeAll(devs)
 		return control.Pool{}, err
 	}
-	st, err := g.opt.Storage.Open(t.ctx, OpenSpec{Identity: c.Guest, Owner: g.opt.Name, Devices: devs, RegionPath: g.cfg.RegionPath(c.Guest)})
+	st, err := g.opt.Storage.Open(t.ctx, OpenSpec{Identity: c.Guest, Owner: g.opt.Name, Devices: devs, RegionPath: g.cfg.RegionPath(c.Guest), Tell: g.teller(t.ctx, c.Guest)})
 	if err != nil {
 		return control.Pool{}, err
 	}

@@ -46,6 +46,9 @@ type OpenSpec struct {
 	// LeftOut is told of a device that is no part of the pool, because its
 	// addition was interrupted. It is closed then.
 	LeftOut func(hpdi.Device)
+	// Tell, if set, hears what people may want to know of the pool, for the log
+	// of events. It does not block.
+	Tell func(kind, text string)
 }
 
 // CreateSpec says which pool to make.
@@ -90,6 +93,8 @@ type Store interface {
 	Check(ctx context.Context) (control.PoolCheck, error)
 	// Checking tells how far a Check under way has come.
 	Checking() (now control.CheckProgress, ok bool)
+	// Scrub begins, pauses, goes on with or ends a scrub.
+	Scrub(ctx context.Context, action string) error
 	Stats() control.PoolStatus
 	// Close ends cleanly: nothing is left in the region, which is removed.
 	Close(ctx context.Context) error

@@ -113,6 +113,7 @@ func (g *Guest) openTenancy(a partner.Action, w *stopwatch) (*tenancy, error) {
 		t.store, err = g.opt.Storage.Open(ctx, OpenSpec{
 			Identity: a.Identity, Owner: g.opt.Name, Devices: devs, RegionPath: g.cfg.RegionPath(a.Identity),
 			AcceptLoss: set.Pool.AcceptLoss, BatteryBacked: set.Pool.BatteryBacked,
+			Tell: g.teller(ctx, a.Identity),
 			LeftOut: func(d hpdi.Device) {
 				t.devices = slices.DeleteFunc(t.devices, func(x hpdi.Device) bool { return x == d })
 				g.leftOut(a.Identity, d)

@@ -32,6 +32,7 @@ func (a *agent) handlers() control.Handlers {
 		CreatePool:    a.createPool,
 		AddDevice:     a.addDevice,
 		ChangeCopy:    a.changeCopy,
+		ScrubPool:     a.scrubPool,
 		CheckTakeover: a.checkTakeover,
 		Takeover:      a.takeover,
 		Giveback:      a.giveback,

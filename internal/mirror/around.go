@@ -143,7 +143,9 @@ func (m *Mirror) heal(off, n int64, vec [][]byte, good func() bool) (repaired in
 	var bad marked
 	var errs []error
 	var source *disk
-	for _, i := range m.sources(true) {
+	// A checksum proves also what a copy holds that lacks the newest; in what is
+	// not verified good knows less.
+	for _, i := range m.sources(m.trusted(off) || !m.isOld(off, n)) {
 		c := m.copies[i]
 		d := c.present()
 		if d == nil {
@@ -168,6 +170,30 @@ func (m *Mirror) heal(off, n int64, vec [][]byte, good func() bool) (repaired in
 		return 0, errors.Join(fmt.Errorf("device %s of %s: what was sound is not when read again", source.dev.Info().Name, m.info.Name), err)
 	}
 	return repaired, m.rewrite(off, n, vec, bad, true)
+}
+
+// NumCopies returns how many copies the mirror has, absent ones included.
+func (m *Mirror) NumCopies() int { return len(m.copies) }
+
+// ReadCopy reads at off from copy i alone, see [hpdi.Copies].
+func (m *Mirror) ReadCopy(i int, off int64, vec ...[]byte) error {
+	r := hpdi.Request{Op: hpdi.OpRead, Offset: off, Vec: vec}
+	if err := r.Check(m.info); err != nil || i < 0 || i >= len(m.copies) {
+		return fmt.Errorf("read copy %d of %s at %d: %w", i+1, m.info.Name, off, errors.Join(err, block.ErrInvalid))
+	}
+	c := m.copies[i]
+	d := c.present()
+	if d == nil || !c.is(InSync) || !m.trusted(off) && m.isOld(off, r.Bytes()) {
+		return fmt.Errorf("copy %d of %s: %w", i+1, m.info.Name, hpdi.ErrNoCopy)
+	}
+	err := d.transfer(hpdi.OpRead, off, vec...)
+	if errors.Is(err, errRetired) {
+		return fmt.Errorf("copy %d of %s: %w", i+1, m.info.Name, hpdi.ErrNoCopy)
+	}
+	if err != nil {
+		c.readErrors.Add(1)
+	}
+	return err
 }
 
 // cut returns the bytes [from, from+n) of vec.

@@ -241,3 +241,41 @@ func TestLostDuringReplace(t *testing.T) {
 	w.resync()
 	alike(t, w.newest(), disks[3], disks[1])
 }
+
+// A certain copy is read as it is, unless it is away or need not be right.
+func TestReadCopy(t *testing.T) {
+	disks := crashes(2)
+	create(t, devices(disks...))
+	m := open(t, Options{Devices: devices(disks...)})
+	w := newWorld(t, m)
+	w.write(7, 1)
+	want := pattern(w.now, 1)
+	disks[1].Corrupt(base+7*block.Size, 0x40)
+	buf := make([]byte, block.Size)
+	if err := m.ReadCopy(0, 7*block.Size, buf); err != nil || string(buf) != string(want) {
+		t.Errorf("copy 1: %v", err)
+	}
+	if err := m.ReadCopy(1, 7*block.Size, buf); err != nil || string(buf) == string(want) {
+		t.Errorf("copy 2 is not read as it is: %v", err)
+	}
+	if n := m.NumCopies(); n != 2 {
+		t.Errorf("%d copies", n)
+	}
+	if err := m.ReadCopy(2, 0, buf); !errors.Is(err, block.ErrInvalid) {
+		t.Errorf("copy 3 of 2: %v", err)
+	}
+	m.distrust(7*block.Size, block.Size)
+	if err := m.ReadCopy(0, 7*block.Size, buf); !errors.Is(err, hpdi.ErrNoCopy) {
+		t.Errorf("copies that may differ: %v", err)
+	}
+	m.Verified(0)
+	if err := m.ReadCopy(0, 7*block.Size, buf); err != nil {
+		t.Errorf("where the reader decides: %v", err)
+	}
+	if err := m.Detach(1); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.ReadCopy(1, 7*block.Size, buf); !errors.Is(err, hpdi.ErrNoCopy) {
+		t.Errorf("a copy that is away: %v", err)
+	}
+}

@@ -30,6 +30,7 @@ const (
 	KindCatalogue  Kind = "PLXcatal" // catalogue page
 	KindMirror     Kind = "PLXmirro" // header of a copy of a mirror
 	KindMirrorMap  Kind = "PLXmrmap" // page of the map of regions of a mirror
+	KindScrub      Kind = "PLXscrub" // how far the scrub of a pool is
 )
 
 // Header is the decoded header.

@@ -200,6 +200,8 @@ func (m *Machine) Step(msg Message) {
 		} else {
 			m.raise("device:"+msg.Identity, msg.Reason)
 		}
+	case KindEvent:
+		m.send(Message{Kind: KindEvent, Identity: msg.Identity, Event: msg.Event, Reason: msg.Reason})
 	case KindPing:
 		m.send(Message{Kind: KindPong})
 	case KindStop:

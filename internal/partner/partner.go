@@ -104,6 +104,7 @@ const (
 	KindServeDone   Kind = "serve-done"   // outcome of DoServe
 	KindReleaseDone Kind = "release-done" // outcome of DoRelease
 	KindLost        Kind = "lost"         // a pool stopped by itself: a higher epoch, or a failure
+	KindEvent       Kind = "event"        // something of Identity that people may want to know: Event says what kind, Reason what; it goes to the agent
 	KindStuck       Kind = "stuck"        // the device named by Identity does not answer; Reason is empty when it does again
 )
 
@@ -156,6 +157,7 @@ type Message struct {
 	Term     uint64 `json:"term,omitempty"`
 	Basis    string `json:"basis,omitempty"`
 	Reason   string `json:"reason,omitempty"`
+	Event    string `json:"event,omitempty"`
 	Well     bool   `json:"well,omitempty"`
 	Known    bool   `json:"known,omitempty"`
 	Planned  bool   `json:"planned,omitempty"` // a person asked for it

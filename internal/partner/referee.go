@@ -273,6 +273,9 @@ func (r *Referee) fromGuest(m Message) {
 	switch m.Kind {
 	case KindPong:
 		return
+	case KindEvent:
+		r.do(Action{Do: DoNote, Guest: m.Identity, Key: m.Event, Text: m.Reason})
+		return
 	case KindWantFence:
 		r.wantFence(s, m)
 		return

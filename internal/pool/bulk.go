@@ -45,7 +45,18 @@ func (b *bulk) close() { _ = hpdi.Free(b.mem) }
 // read reads the blocks that ptr names, counted from 0 to n-1, and calls fn
 // with each one's content or the reason why it cannot be had. Several calls of
 // fn are made at the same time. Only the end of ctx is an error.
+//
+// A copy that is bad is repaired where another is good.
 func (b *bulk) read(ctx context.Context, n int, ptr func(i int) block.Pointer, fn func(i int, frame []byte, err error)) error {
+	return b.readFrom(ctx, anyCopy, n, ptr, fn)
+}
+
+// anyCopy stands for the copy that a device chooses.
+const anyCopy = -1
+
+// readFrom is read from one copy, from 0, that repairs nothing. The error of a
+// block is of kind hpdi.ErrNoCopy where there is no such copy.
+func (b *bulk) readFrom(ctx context.Context, copy, n int, ptr func(i int) block.Pointer, fn func(i int, frame []byte, err error)) error {
 	order := make([]int32, n)
 	for i := range order {
 		order[i] = int32(i)
@@ -65,7 +76,7 @@ func (b *bulk) read(ctx context.Context, n int, ptr func(i int) block.Pointer, f
 	for buf := range slices.Chunk(b.mem, bulkRun*block.Size) {
 		workers.Go(func() {
 			for run := range runs {
-				b.readRun(run, buf, ptr, fn)
+				b.readRun(copy, run, buf, ptr, fn)
 			}
 		})
 	}
@@ -98,25 +109,34 @@ func runLength(order []int32, ptr func(i int) block.Pointer) int {
 	return len(order)
 }
 
-func (b *bulk) readRun(run []int32, buf []byte, ptr func(i int) block.Pointer, fn func(int, []byte, error)) {
+func (b *bulk) readRun(copy int, run []int32, buf []byte, ptr func(i int) block.Pointer, fn func(int, []byte, error)) {
 	first := ptr(int(run[0])).Phys
 	blocks := int(ptr(int(run[len(run)-1])).Phys-first) + 1
-	io := &devices.IO{Op: hpdi.OpRead, At: first, Vec: [][]byte{buf[:blocks*block.Size]}}
-	err := b.set.Do([]*devices.IO{io})
+	err := b.readAt(copy, first, buf[:blocks*block.Size])
 	for _, i := range run {
 		p := ptr(int(i))
 		frame := buf[int(p.Phys-first)*block.Size:][:block.Size]
 		bad := err
-		if err != nil && blocks > 1 {
+		if err != nil && blocks > 1 && !errors.Is(err, hpdi.ErrNoCopy) {
 			// One bad sector must not hide its neighbours.
-			io := &devices.IO{Op: hpdi.OpRead, At: p.Phys, Vec: [][]byte{frame}}
-			bad = b.set.Do([]*devices.IO{io})
+			bad = b.readAt(copy, p.Phys, frame)
 		}
-		if bad == nil {
+		switch {
+		case bad != nil:
+		case copy == anyCopy:
 			bad = b.prove(p, frame)
+		default:
+			bad = prove(p, frame)
 		}
 		fn(int(i), frame, bad)
 	}
+}
+
+func (b *bulk) readAt(copy int, at block.Physical, buf []byte) error {
+	if copy != anyCopy {
+		return b.set.ReadCopy(copy, at, buf)
+	}
+	return b.set.Do([]*devices.IO{{Op: hpdi.OpRead, At: at, Vec: [][]byte{buf}}})
 }
 
 // fewLeaves is up to how many leaves of count trees, of 4 GiB of devices, are

@@ -41,7 +41,7 @@ func (u *uncached) View(p block.Pointer, fn func(page []byte)) error {
 		return nil
 	}
 	var failed error
-	u.bulk.readRun([]int32{0}, u.bulk.mem, func(int) block.Pointer { return p }, func(_ int, frame []byte, err error) {
+	u.bulk.readRun(anyCopy, []int32{0}, u.bulk.mem, func(int) block.Pointer { return p }, func(_ int, frame []byte, err error) {
 		if failed = err; err == nil {
 			fn(frame)
 		}

@@ -121,6 +121,7 @@ func ReadLabel(dev hpdi.Device) (Label, error) {
 		return Label{}, err
 	}
 	defer func() { _ = hpdi.Free(buf) }()
+	mendLabel(dev, buf)
 	var errs []error
 	for _, b := range labelBlocks {
 		err := hpdi.Do(q, &hpdi.Request{Op: hpdi.OpRead, Offset: int64(b) * block.Size, Vec: [][]byte{buf}})
@@ -133,6 +134,22 @@ func ReadLabel(dev hpdi.Device) (Label, error) {
 		errs = append(errs, fmt.Errorf("block %d: %w", b, err))
 	}
 	return Label{}, fmt.Errorf("device %s has no valid label: %w", name, errors.Join(errs...))
+}
+
+// mendLabel repairs both blocks of the label of a device that keeps several copies
+// of them, before one is read that is bad: after a crash it would be taken for the
+// one to go by, and the others made like it.
+func mendLabel(dev hpdi.Device, buf []byte) {
+	c, ok := dev.(hpdi.Copies)
+	if !ok {
+		return
+	}
+	for _, b := range labelBlocks {
+		_, _ = c.ReadGood(int64(b)*block.Size, buf, func(buf []byte) bool {
+			_, err := decodeLabel(buf)
+			return err == nil || errors.Is(err, ondisk.ErrVersion)
+		})
+	}
 }
 
 // writeLabel writes the copies of a label one after the other, so that wherever

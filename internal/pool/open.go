@@ -51,6 +51,7 @@ type OpenOptions struct {
 	// has them.
 	FoldEntries, FoldLimit int
 	Cleaner                CleanerOptions
+	Scrub                  ScrubOptions
 	// BootID identifies the boot of the host, which decides whether a region
 	// can still exist. region.BootID() if empty.
 	BootID string
@@ -444,6 +445,7 @@ func (op *opener) start(ctx context.Context) error {
 	p.store = &volume.Store{Dirty: p.dirty, Map: p.bmap, Reader: p.reader, Gate: &p.gate, Flush: flush, Relieve: p.relieve}
 	p.refreshVolumes()
 	p.cleaner = newCleaner(p, p.opts.Cleaner)
+	p.scrub = newScrub(p, p.opts.Scrub)
 	p.region.SetState(region.StateServing)
 	return ctx.Err()
 }

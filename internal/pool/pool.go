@@ -50,6 +50,7 @@ type Pool struct {
 	estimate int64       // blocks reserved until then
 	retryAt  time.Time
 	cleaner  *cleaner
+	scrub    *scrub
 
 	kick    chan struct{}
 	jobs    chan job
@@ -200,6 +201,7 @@ func (p *Pool) Run(ctx context.Context) error {
 		} else {
 			p.cleaner.arm()
 		}
+		p.scrub.arm()
 		select {
 		case <-ctx.Done():
 			return nil
@@ -213,6 +215,7 @@ func (p *Pool) Run(ctx context.Context) error {
 		case <-p.cleaner.timer.C:
 			drain(p.kick)
 			drain(tick.C)
+		case <-p.scrub.timer.C:
 		}
 	}
 }
@@ -241,7 +244,8 @@ func (p *Pool) runJob(j job) error {
 }
 
 // work does what is due: the superblock that Open left to write, loading the
-// counts, a consistency point, a step of a fold, a step of the cleaner.
+// counts, a consistency point, a step of a fold, a step of the cleaner, one of the
+// scrub.
 func (p *Pool) work(ctx context.Context, t *timing) error {
 	now := time.Now()
 	if now.Before(p.retryAt) {
@@ -280,6 +284,7 @@ func (p *Pool) work(ctx context.Context, t *timing) error {
 		}
 	}
 	p.cleaner.work(now)
+	p.scrub.work(now)
 	p.lastError.Store(nil)
 	return nil
 }
@@ -291,7 +296,7 @@ func (p *Pool) wantsFold(t *timing, now time.Time) bool {
 		return true
 	case p.machine.Folding():
 		return !now.Before(t.pause)
-	case p.cleaner.wantsFold():
+	case p.cleaner.wantsFold() || p.scrub.wantsFold():
 		return true
 	}
 	since := now.Sub(t.folded)
@@ -454,6 +459,7 @@ func (p *Pool) Release(ctx context.Context) error {
 
 func (p *Pool) free() error {
 	errs := []error{p.flusher.Close(), p.machine.Close(), p.flushQueue.Close(), p.set.Close(), p.reader.Close(), p.region.Close()}
+	p.scrub.close()
 	p.space.Close()
 	return errors.Join(errs...)
 }
@@ -474,6 +480,7 @@ type Stats struct {
 	// when it did not: as long as it stays, the devices fall behind.
 	LastError string
 	Cleaner   CleanerStats
+	Scrub     ScrubStats
 }
 
 // Stats returns the pool's statistics.
@@ -485,7 +492,7 @@ func (p *Pool) Stats() Stats {
 		LogBytes: d.Permits * block.Size, LogUsedBytes: (d.Active + d.Frozen) * block.Size, DirtyBlocks: d.Blocks,
 		CP: m.Commits, Folds: m.Folds, BlocksWritten: m.Blocks, Unfolded: unfolded,
 		CountsBytes: p.space.Memory(), Loading: !p.loaded.Load(),
-		Cleaner: p.cleaner.Stats(),
+		Cleaner: p.cleaner.Stats(), Scrub: p.scrub.Stats(),
 	}
 	for i := range p.set.Len() {
 		s.Devices = append(s.Devices, p.set.Info(i))

@@ -1,0 +1,262 @@
+package pool
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"slices"
+
+	"github.com/pollux-storage/pollux/hpdi"
+	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/blockmap"
+	"github.com/pollux-storage/pollux/internal/cp"
+	"github.com/pollux-storage/pollux/internal/devices"
+)
+
+const (
+	// scrubLeaves is how many leaves of a volume's map a step reads with their
+	// data, 4 MiB, and scrubPages how many of a tree that has none.
+	scrubLeaves = 4
+	scrubPages  = 64
+)
+
+// scrubbed is a block to be proved.
+type scrubbed struct {
+	scrubFinding
+	ptr block.Pointer
+}
+
+// proof is the work space of prove. Workers touch it at different places.
+type proof struct {
+	bad    []bool  // some copy is not right
+	copies []uint8 // that were read
+	leaves [][block.Size]byte
+}
+
+// step reads the next few MiB, and reports whether there is more to read. It runs
+// between two steps of everything else that changes a pool: nothing is freed or
+// written while it reads.
+func (s *scrub) step() (more bool) {
+	r := &s.rec
+	sb := s.p.machine.Superblock()
+	switch at := &r.place; at.part {
+	case scrubCopies:
+		s.structures(&sb)
+		*at = scrubPlace{part: scrubCounts}
+	case scrubCounts:
+		if at.id >= uint64(len(sb.Devices)) {
+			*at = scrubPlace{part: scrubCatalogue}
+		} else if !s.window(sb.Devices[at.id].Counts, ScrubCounts, scrubPages) {
+			*at = scrubPlace{part: scrubCounts, id: at.id + 1}
+		}
+	case scrubCatalogue:
+		if !s.window(sb.Catalogue, ScrubCatalogue, scrubPages) {
+			*at = scrubPlace{part: scrubVolumes}
+		}
+	case scrubVolumes:
+		trees := s.p.bmap.Trees()
+		ids := slices.Sorted(maps.Keys(trees))
+		i, found := slices.BinarySearch(ids, block.VolumeID(at.id))
+		if i == len(ids) {
+			return false
+		}
+		if !found {
+			*at = scrubPlace{part: scrubVolumes, id: uint64(ids[i])}
+		}
+		if tree := trees[ids[i]]; tree.Deleted || !s.window(tree.Root, ScrubMap, scrubLeaves) {
+			*at = scrubPlace{part: scrubVolumes, id: at.id + 1}
+		}
+	}
+	return true
+}
+
+// window reads up to n leaves of a tree from the place of the scrub on, the pages
+// above whose first leaf is among them, and what the leaves of a map refer to.
+// Every page has one first leaf and so is in one window. It moves the place behind
+// it, or returns false when the tree ends.
+func (s *scrub) window(root block.Pointer, kind ScrubKind, n int) (more bool) {
+	at := &s.rec.place
+	w := &treeWindow{s: s, kind: kind, from: at.leaf, n: n}
+	more = w.visit(root, blockmap.Top, 0)
+	s.prove(w.leaves, kind == ScrubMap)
+	if kind == ScrubMap {
+		s.data(w.leaves)
+	}
+	if more {
+		at.leaf = w.next
+	}
+	return more
+}
+
+// treeWindow collects the leaves of a window.
+type treeWindow struct {
+	s      *scrub
+	kind   ScrubKind
+	from   uint64
+	n      int
+	leaves []scrubbed
+	next   uint64 // leaf behind the last one
+}
+
+// visit proves the pages of a subtree above its leaves and collects those. It
+// returns true when it has enough. A page that cannot be read hides what is below.
+func (w *treeWindow) visit(p block.Pointer, level int, leaf uint64) (enough bool) {
+	if p.IsHole() || leaf+blockmap.LeavesBelow(level) <= w.from {
+		return false
+	}
+	b := scrubbed{scrubFinding{kind: w.kind, at: p.Phys}, p}
+	if w.kind == ScrubMap {
+		b.volume, b.lba = block.VolumeID(w.s.rec.place.id), block.Logical(leaf*blockmap.LeafBlocks)
+	}
+	if level == 0 {
+		w.leaves, w.next = append(w.leaves, b), leaf+1
+		return len(w.leaves) == w.n
+	}
+	if leaf >= w.from {
+		w.s.prove([]scrubbed{b}, false)
+	}
+	var entries [blockmap.Fanout]block.Pointer
+	if w.s.pages.View(p, func(page []byte) {
+		for i := range entries {
+			entries[i] = block.DecodePointer(page[i*block.PointerSize:])
+		}
+	}) != nil {
+		return false // it was reported when it was proved
+	}
+	for i, e := range entries {
+		if w.visit(e, level-1, leaf+uint64(i)*blockmap.LeavesBelow(level-1)) {
+			return true
+		}
+	}
+	return false
+}
+
+// data proves the blocks that leaves refer to, whose content prove has kept.
+func (s *scrub) data(leaves []scrubbed) {
+	blocks := s.blocks[:0]
+	for i, leaf := range leaves {
+		for k := range blockmap.LeafBlocks {
+			p := block.DecodePointer(s.proof.leaves[i][k*block.PointerSize:])
+			if !p.IsHole() {
+				blocks = append(blocks, scrubbed{scrubFinding{ScrubData, leaf.volume, leaf.lba + block.Logical(k), p.Phys}, p})
+			}
+		}
+	}
+	s.blocks = blocks
+	s.prove(blocks, false)
+}
+
+// prove reads blocks from all copies and mends those that are bad. With keep, the
+// content of block i is in proof.leaves[i] afterwards, zero if it is lost.
+func (s *scrub) prove(blocks []scrubbed, keep bool) {
+	w := &s.proof
+	w.bad = append(w.bad[:0], make([]bool, len(blocks))...)
+	w.copies = append(w.copies[:0], make([]uint8, len(blocks))...)
+	if keep {
+		w.leaves = append(w.leaves[:0], make([][block.Size]byte, len(blocks))...)
+	}
+	copies := 0
+	for i := range s.p.set.Len() {
+		copies = max(copies, s.p.set.Copies(i))
+	}
+	for c := range copies {
+		_ = s.bulk.readFrom(context.Background(), c, len(blocks), func(i int) block.Pointer { return blocks[i].ptr }, func(i int, frame []byte, err error) {
+			if errors.Is(err, hpdi.ErrNoCopy) {
+				return
+			}
+			w.copies[i]++
+			if err != nil {
+				w.bad[i] = true
+			} else if keep {
+				copy(w.leaves[i][:], frame)
+			}
+		})
+	}
+	for i, b := range blocks {
+		s.count(int(w.copies[i]))
+		if !w.bad[i] {
+			continue
+		}
+		good := func(frame []byte) bool { return prove(b.ptr, frame) == nil }
+		if s.mend(b, good) && keep {
+			copy(w.leaves[i][:], s.frame)
+		}
+	}
+}
+
+// mend repairs the bad copies of a block by a good one, which is in frame then. A
+// block that no copy has is a finding, unless nobody refers to it any more.
+func (s *scrub) mend(b scrubbed, good func([]byte) bool) bool {
+	repaired, err := s.p.set.Repair(b.at, s.frame, good)
+	if err == nil {
+		s.repaired(b.scrubFinding, repaired)
+		return true
+	}
+	if b.kind == ScrubData {
+		// The tree holds on to a block until the fold after it was overwritten.
+		var now [1]block.Pointer
+		if s.p.bmap.Lookup(b.volume, b.lba, now[:]) == nil && now[0] != b.ptr {
+			return false
+		}
+	}
+	s.found(b.scrubFinding)
+	return false
+}
+
+// structures proves the labels of all devices and the superblock.
+func (s *scrub) structures(sb *cp.Superblock) {
+	for i, d := range sb.Devices {
+		if d.State == cp.DeviceGone {
+			continue
+		}
+		for _, b := range labelBlocks {
+			s.structure(scrubFinding{kind: ScrubLabel, at: block.At(i, b)}, func(frame []byte) bool {
+				l, err := decodeLabel(frame)
+				return err == nil && l.Pool == sb.Pool && l.Device == d.ID && l.Index == i
+			})
+		}
+	}
+	for _, b := range cp.SuperblockAt(sb.Generation) {
+		s.structure(scrubFinding{kind: ScrubSuperblock, at: block.At(0, b)}, func(frame []byte) bool {
+			x, err := cp.DecodeSuperblock(frame)
+			return err == nil && x.Pool == sb.Pool && x.Generation == sb.Generation
+		})
+	}
+}
+
+// structure proves a block that no pointer names.
+func (s *scrub) structure(f scrubFinding, good func([]byte) bool) {
+	bad, copies := false, 0
+	for c := range s.p.set.Copies(f.at.Device()) {
+		err := s.p.set.ReadCopy(c, f.at, s.frame)
+		if errors.Is(err, hpdi.ErrNoCopy) {
+			continue
+		}
+		copies++
+		bad = bad || err != nil || !good(s.frame)
+	}
+	if s.count(copies); bad {
+		s.mend(scrubbed{scrubFinding: f}, good)
+	}
+}
+
+// recall reads the newest record of scrubs; nothing that is wrong with it matters.
+func (s *scrub) recall() {
+	for _, b := range scrubBlocks {
+		io := &devices.IO{Op: hpdi.OpRead, At: block.At(0, b), Vec: [][]byte{s.frame}}
+		if s.p.set.Do([]*devices.IO{io}) != nil {
+			continue
+		}
+		if r, err := decodeScrub(s.frame, s.p.label.Pool); err == nil && r.generation >= s.rec.generation {
+			s.rec = *r
+		}
+	}
+}
+
+// save writes the record to the older of its places. It need not be durable: who
+// finds an older one scrubs a little twice.
+func (s *scrub) save() {
+	s.rec.generation++
+	copy(s.frame, s.rec.encode(s.p.label.Pool, s.p.epoch))
+	_ = s.p.set.Do([]*devices.IO{{Op: hpdi.OpWrite, At: block.At(0, scrubBlocks[s.rec.generation%2]), Vec: [][]byte{s.frame}}})
+}
