@@ -52,6 +52,9 @@ func (o *upOptions) spawn(ctx context.Context, cfg *config.Config) error {
 		}
 		words = append(words, "--config", file)
 	}
+	if o.onAlert != "" {
+		words = append(words, "--on-alert", o.onAlert)
+	}
 	if o.first.name != "" {
 		words = append(words, "--first-volume", o.first.String())
 	}

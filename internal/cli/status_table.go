@@ -18,7 +18,7 @@ import (
 func (s *session) printStatus(st control.Status) error {
 	var b bytes.Buffer
 	b.WriteString(verdict(st))
-	for _, a := range alerts(st) {
+	for _, a := range st.AllAlerts() {
 		fmt.Fprintf(&b, "  ! %s\n", a)
 	}
 	parts := [][][]string{guestRows(st), volumeRows(st), poolRows(st)}
@@ -58,20 +58,6 @@ func verdict(st control.Status) string {
 		return "NOT PROTECTED\n"
 	}
 	return "NOT PROTECTED: " + strings.Join(why, "; ") + "\n"
-}
-
-// alerts are those of the pair and of its guests, each once.
-func alerts(st control.Status) []string {
-	all := slices.Clone(st.Alerts)
-	for _, g := range st.Guests {
-		for _, a := range g.Alerts {
-			told := slices.ContainsFunc(st.Alerts, func(have string) bool { return strings.Contains(have, a) })
-			if !told {
-				all = append(all, "guest "+g.Name+": "+a)
-			}
-		}
-	}
-	return all
 }
 
 func guestRows(st control.Status) [][]string {

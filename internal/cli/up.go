@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -20,10 +21,11 @@ import (
 
 type upOptions struct {
 	*session
-	detach bool
-	config string
-	first  firstVolume
-	report bool // this is the agent that --detach started
+	detach  bool
+	config  string
+	onAlert string
+	first   firstVolume
+	report  bool // this is the agent that --detach started
 }
 
 // How long `up` waits for the guests, and how often it looks. A guest that
@@ -63,6 +65,7 @@ them have defaults. See docs/operations.md.`,
 	f := c.Flags()
 	f.BoolVar(&o.detach, "detach", false, "return when the pair serves")
 	f.StringVar(&o.config, "config", "", "file with settings (default: DIR/config.yaml where that exists)")
+	f.StringVar(&o.onAlert, "on-alert", "", "program that is run for each alert (default: the setting alerts.command)")
 	f.Var(&o.first, "first-volume", "make this volume when there is none")
 	f.BoolVar(&o.report, "report", false, "")
 	_ = f.MarkHidden("report") // fails only for a flag that does not exist
@@ -76,6 +79,15 @@ func (o *upOptions) run(ctx context.Context) error {
 	}
 	if _, err := guest.PlanMemory(cfg); err != nil {
 		return usagef("%w", err)
+	}
+	if o.onAlert != "" {
+		if o.onAlert, err = exec.LookPath(o.onAlert); err != nil {
+			return usagef("--on-alert: %w", err)
+		}
+		if o.onAlert, err = filepath.Abs(o.onAlert); err != nil {
+			return usagef("--on-alert: %w", err)
+		}
+		cfg.Alerts.Command = []string{o.onAlert}
 	}
 	if o.report {
 		return o.detached(ctx, cfg)

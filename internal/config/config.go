@@ -50,6 +50,10 @@ type Config struct {
 	Cleaner Cleaner `yaml:"cleaner" json:"cleaner"`
 	// Scrub proves what pools hold in the background.
 	Scrub Scrub `yaml:"scrub" json:"scrub"`
+	// Alerts says who is told of alerts.
+	Alerts Alerts `yaml:"alerts" json:"alerts"`
+	// Metrics is where monitoring finds the pair.
+	Metrics Metrics `yaml:"metrics" json:"metrics"`
 	// Exports are settings of single volumes, by their names.
 	Exports map[string]Export `yaml:"exports" json:"exports,omitempty"`
 	// LogFile is the size at which a process's log file is renamed to .1.
@@ -239,6 +243,7 @@ func (c *Config) setDefaults() {
 	or(&f.FenceTimeout, 5*time.Second)
 	c.Cleaner.setDefaults()
 	c.Scrub.setDefaults()
+	c.Alerts.setDefaults()
 	or(&c.NBD.TLS, "off")
 	or(&c.NBD.MaxConnections, 1024)
 	for i := range c.Guests {
@@ -338,7 +343,7 @@ func (c *Config) Validate() error {
 	if err := c.NBD.validate(); err != nil {
 		return err
 	}
-	if err := c.Cleaner.validate(); err != nil {
+	if err := errors.Join(c.Cleaner.validate(), c.Alerts.validate(), c.Metrics.validate()); err != nil {
 		return err
 	}
 	if err := c.Scrub.validate(); err != nil {

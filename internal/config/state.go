@@ -126,7 +126,9 @@ func ReadEffective(dir string) (*Config, error) {
 	if err := json.Unmarshal(p, c); err != nil {
 		return nil, fmt.Errorf("%s: %w", EffectivePath(dir), err)
 	}
-	c.Points.setDefaults(c.Memory) // who wrote it may be older than they are
+	// Who wrote it may be older than these settings.
+	c.Points.setDefaults(c.Memory)
+	c.Alerts.setDefaults()
 	return c, c.Validate()
 }
 

@@ -3,6 +3,8 @@ package control
 import (
 	"encoding/json"
 	"math"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -35,6 +37,20 @@ type Status struct {
 	LastTakeover *Takeover     `json:"last_takeover,omitempty"`
 	Alerts       []string      `json:"alerts"` // what a person must look at
 	Notes        []string      `json:"notes,omitempty"`
+}
+
+// AllAlerts returns those of the pair and of its guests, each once.
+func (st Status) AllAlerts() []string {
+	all := append([]string{}, st.Alerts...)
+	for _, g := range st.Guests {
+		for _, a := range g.Alerts {
+			told := slices.ContainsFunc(st.Alerts, func(have string) bool { return strings.Contains(have, a) })
+			if !told {
+				all = append(all, "guest "+g.Name+": "+a)
+			}
+		}
+	}
+	return all
 }
 
 // AgentStatus describes the host agent.

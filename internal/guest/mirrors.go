@@ -84,7 +84,10 @@ func describeMirror(s *control.GuestStatus, pool string, m *mirror.Mirror) {
 		case mirror.Absent:
 			s.Alerts = append(s.Alerts, name+" is absent: what the other copies lose now is lost")
 		case mirror.Resilvering:
-			s.Alerts = append(s.Alerts, fmt.Sprintf("%s is being resilvered, %s to go", name, roundMiB(st.OldBytes)))
+			s.Alerts = append(s.Alerts, name+" is being resilvered")
+		}
+		if c.ReadErrors+c.WriteErrors > 0 {
+			s.Alerts = append(s.Alerts, name+" has returned errors since the pool was opened; what it lacked was written again")
 		}
 	}
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/pollux-storage/pollux/hpdi/file"
 	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/config"
 	"github.com/pollux-storage/pollux/internal/control"
 	"github.com/pollux-storage/pollux/internal/mirror"
 	"github.com/pollux-storage/pollux/internal/partner"
@@ -101,6 +102,22 @@ func state(self string, phases map[string]partner.Phase) string {
 	return control.StateWaiting
 }
 
+// fullness is the alert of a pool that is nearly full, without a number that would
+// change all the time.
+func fullness(s control.PoolStatus, limits config.Alerts) string {
+	if s.Capacity == 0 {
+		return ""
+	}
+	used := 100 - float64(s.Free)*100/float64(s.Capacity)
+	switch {
+	case used >= float64(limits.FullCritical):
+		return fmt.Sprintf("pool %s is full to %d %% and more: writes to new places will soon fail; delete, trim or add a device", s.Name, limits.FullCritical)
+	case used >= float64(limits.FullWarning):
+		return fmt.Sprintf("pool %s is full to %d %% and more", s.Name, limits.FullWarning)
+	}
+	return ""
+}
+
 // describe adds what a tenancy has to show.
 func (g *Guest) describe(s *control.GuestStatus, t *tenancy) {
 	st := t.open()
@@ -115,6 +132,9 @@ func (g *Guest) describe(s *control.GuestStatus, t *tenancy) {
 	}
 	if n := stats.Scrub.Unreadable(); n > 0 {
 		s.Alerts = append(s.Alerts, fmt.Sprintf("a scrub of pool %s found %d blocks that no copy has: `pollux pool scrub status %s` names them", stats.Name, n, stats.Name))
+	}
+	if full := fullness(stats, g.cfg.Alerts); full != "" {
+		s.Alerts = append(s.Alerts, full)
 	}
 	for _, v := range g.list(t, st) {
 		s.Exports = append(s.Exports, control.Export{

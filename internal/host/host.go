@@ -123,6 +123,10 @@ func RunWith(ctx context.Context, cfg *config.Config, o Options) error {
 	if err != nil {
 		return errors.Join(err, a.closeSockets())
 	}
+	endMetrics, err := a.serveMetrics()
+	if err != nil {
+		return errors.Join(err, ln.Close(), a.closeSockets())
+	}
 	srv := control.Serve(ln, a.handlers())
 	a.event("", "agent-started", nil, "the agent runs (process %d)", os.Getpid())
 	for name, m := range a.members {
@@ -131,8 +135,14 @@ func RunWith(ctx context.Context, cfg *config.Config, o Options) error {
 			a.attend(m, conns[name])
 		}
 	}
+	watch, endWatch := context.WithCancel(ctx)
+	var watching sync.WaitGroup
+	watching.Go(func() { a.watchAlerts(watch) })
 	a.loop(ctx)
+	endWatch()
+	watching.Wait()
 	a.leave()
+	endMetrics()
 	grace, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	_ = srv.Close(grace) // a request that is still under way is cut

@@ -27,6 +27,7 @@ type Settings struct {
 	PoolSize   string   // of each guest's file
 	Copies     int      // files of each guest's pool that keep the same; 1 if 0
 	Failover   []string // "name: value"
+	More       []string // lines of their own
 }
 
 // text writes the settings file.
@@ -49,6 +50,9 @@ func (s Settings) text() string {
 	}
 	if len(s.Failover) > 0 {
 		fmt.Fprintf(&b, "failover: {%s}\n", strings.Join(s.Failover, ", "))
+	}
+	for _, line := range s.More {
+		b.WriteString(line + "\n")
 	}
 	return b.String()
 }

@@ -1,0 +1,46 @@
+package config
+
+import (
+	"fmt"
+	"net"
+)
+
+// Alerts says who is told of alerts beside those who ask for the status.
+type Alerts struct {
+	// Command is a program and its arguments, which the agent runs for each alert
+	// that is raised or over. Empty: none.
+	Command []string `yaml:"command" json:"command,omitempty"`
+	// FullWarning and FullCritical are how full a pool may be, in percent, before
+	// that is an alert.
+	FullWarning  int `yaml:"full_warning" json:"full_warning"`
+	FullCritical int `yaml:"full_critical" json:"full_critical"`
+}
+
+func (a *Alerts) setDefaults() {
+	or(&a.FullWarning, 80)
+	or(&a.FullCritical, 95)
+}
+
+func (a *Alerts) validate() error {
+	if a.FullWarning < 1 || a.FullCritical > 100 || a.FullWarning > a.FullCritical {
+		return fmt.Errorf("alerts: full_warning %d and full_critical %d must be percentages, the first not above the second", a.FullWarning, a.FullCritical)
+	}
+	return nil
+}
+
+// Metrics are the settings of the monitoring endpoint.
+type Metrics struct {
+	// Address is where the agent serves /metrics and /healthz over HTTP, as
+	// host:port. Empty: nowhere.
+	Address string `yaml:"address" json:"address,omitempty"`
+}
+
+func (m *Metrics) validate() error {
+	if m.Address == "" {
+		return nil
+	}
+	if _, _, err := net.SplitHostPort(m.Address); err != nil {
+		return fmt.Errorf("metrics.address: %w; write it like 127.0.0.1:9427", err)
+	}
+	return nil
+}

@@ -1,0 +1,207 @@
+package metrics
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/pollux-storage/pollux/internal/control"
+)
+
+// Metric is one family of metrics that the collector sends.
+type Metric struct {
+	Name, Help string
+	Labels     []string
+	counter    bool
+	desc       *prometheus.Desc
+	collect    func(st *control.Status, send sender)
+}
+
+// sender takes a value and the values of the labels.
+type sender func(v float64, labels ...string)
+
+// gauge and counter make a Metric.
+func gauge(name, help string, labels []string, collect func(*control.Status, sender)) Metric {
+	return Metric{Name: name, Help: help, Labels: labels, desc: prometheus.NewDesc(name, help, labels, nil), collect: collect}
+}
+
+func counter(name, help string, labels []string, collect func(*control.Status, sender)) Metric {
+	m := gauge(name, help, labels, collect)
+	m.counter = true
+	return m
+}
+
+// ofGuests sends what f says of each guest.
+func ofGuests(f func(*control.GuestStatus) float64) func(*control.Status, sender) {
+	return func(st *control.Status, send sender) {
+		for i := range st.Guests {
+			send(f(&st.Guests[i]), st.Guests[i].Name)
+		}
+	}
+}
+
+// ofPools sends what f says of each open pool.
+func ofPools(f func(*control.PoolStatus) float64) func(*control.Status, sender) {
+	return func(st *control.Status, send sender) {
+		for _, g := range st.Guests {
+			for i := range g.PoolStats {
+				send(f(&g.PoolStats[i]), g.PoolStats[i].Name)
+			}
+		}
+	}
+}
+
+// ofDevices sends what f says of each open device for which it says anything.
+func ofDevices(f func(*control.DeviceStatus) (v float64, ok bool)) func(*control.Status, sender) {
+	return func(st *control.Status, send sender) {
+		for _, g := range st.Guests {
+			for i := range g.Devices {
+				d := &g.Devices[i]
+				if v, ok := f(d); ok && d.Path != "" {
+					send(v, d.Pool, d.Path)
+				}
+			}
+		}
+	}
+}
+
+// ofCopies is ofDevices for those that are copies of a mirror.
+func ofCopies(f func(*control.DeviceStatus) float64) func(*control.Status, sender) {
+	return ofDevices(func(d *control.DeviceStatus) (float64, bool) { return f(d), d.Mirror > 0 })
+}
+
+// ofExports sends what f says of each volume.
+func ofExports(f func(*control.Export) float64) func(*control.Status, sender) {
+	return func(st *control.Status, send sender) {
+		for _, g := range st.Guests {
+			for i := range g.Exports {
+				e := &g.Exports[i]
+				send(f(e), e.Volume, e.Guest)
+			}
+		}
+	}
+}
+
+func number(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+func seconds(d control.Duration) float64 { return time.Duration(d).Seconds() }
+
+var (
+	byGuest  = []string{"guest"}
+	byPool   = []string{"pool"}
+	byDevice = []string{"pool", "device"}
+	byVolume = []string{"volume", "guest"}
+)
+
+// Metrics are all that a scrape gets beside those of the agent's process.
+var Metrics = []Metric{
+	gauge("pollux_build_info", "Always 1; the version is a label.", []string{"version"}, func(st *control.Status, send sender) {
+		send(1, st.Agent.Version)
+	}),
+	gauge("pollux_protected", "Whether either guest may die now and nothing is lost.", nil, func(st *control.Status, send sender) {
+		send(number(st.Protected))
+	}),
+	gauge("pollux_alerts", "Alerts that a person must look at.", nil, func(st *control.Status, send sender) {
+		send(float64(len(st.AllAlerts())))
+	}),
+	gauge("pollux_last_takeover_seconds", "How long the newest takeover or giveback took.", []string{"kind"}, func(st *control.Status, send sender) {
+		if t := st.LastTakeover; t != nil {
+			send(seconds(t.Total), t.Kind)
+		}
+	}),
+	gauge("pollux_last_takeover_timestamp_seconds", "When the newest takeover or giveback began.", []string{"kind"}, func(st *control.Status, send sender) {
+		if t := st.LastTakeover; t != nil {
+			send(float64(t.Started.UnixMilli())/1e3, t.Kind)
+		}
+	}),
+	gauge("pollux_guest_state", "1 for the state that the guest is in.", []string{"guest", "state"}, func(st *control.Status, send sender) {
+		for _, g := range st.Guests {
+			send(1, g.Name, g.State)
+		}
+	}),
+	gauge("pollux_guest_protected", "Whether its partner would serve its volumes at once.", byGuest, ofGuests(func(g *control.GuestStatus) float64 { return number(g.Protected) })),
+	gauge("pollux_guest_served", "Whether anybody serves its volumes.", byGuest, ofGuests(func(g *control.GuestStatus) float64 { return number(g.ServedBy != "") })),
+	counter("pollux_guest_restarts_total", "How often the agent has started it again.", byGuest, ofGuests(func(g *control.GuestStatus) float64 { return float64(g.Restarts) })),
+	gauge("pollux_guest_resident_bytes", "Memory of its process, shared memory included.", byGuest, ofGuests(func(g *control.GuestStatus) float64 { return float64(g.Memory.Resident) })),
+	gauge("pollux_guest_cache_bytes", "Blocks in its cache.", byGuest, ofGuests(func(g *control.GuestStatus) float64 { return float64(g.Memory.Cache) })),
+	gauge("pollux_pool_capacity_bytes", "Space of the pool for data and metadata.", byPool, ofPools(func(p *control.PoolStatus) float64 { return float64(p.Capacity) })),
+	gauge("pollux_pool_free_bytes", "Space of the pool that clients can still fill.", byPool, ofPools(func(p *control.PoolStatus) float64 { return float64(p.Free) })),
+	gauge("pollux_pool_log_bytes", "Size of the operation log.", byPool, ofPools(func(p *control.PoolStatus) float64 { return float64(p.LogBytes) })),
+	gauge("pollux_pool_log_used_bytes", "Part of the operation log in use.", byPool, ofPools(func(p *control.PoolStatus) float64 { return float64(p.LogUsed) })),
+	gauge("pollux_pool_dirty_bytes", "What was acknowledged and is not on the devices.", byPool, ofPools(func(p *control.PoolStatus) float64 { return float64(p.Dirty) })),
+	gauge("pollux_pool_failing", "Whether the newest consistency point failed.", byPool, ofPools(func(p *control.PoolStatus) float64 { return number(p.Error != "") })),
+	counter("pollux_pool_consistency_points_total", "Number of the newest consistency point.", byPool, ofPools(func(p *control.PoolStatus) float64 { return float64(p.CP) })),
+	counter("pollux_pool_cleaned_tracks_total", "Tracks that the cleaner has made wholly free since the pool was opened.", byPool, ofPools(func(p *control.PoolStatus) float64 { return float64(p.Cleaner.Freed) })),
+	gauge("pollux_pool_absent_copies", "Copies of mirrors that are not there.", byPool, func(st *control.Status, send sender) {
+		for _, g := range st.Guests {
+			absent := map[string]float64{}
+			for _, d := range g.Devices {
+				if absent[d.Pool] += 0; d.State == "absent" {
+					absent[d.Pool]++
+				}
+			}
+			for pool, n := range absent {
+				send(n, pool)
+			}
+		}
+	}),
+	gauge("pollux_device_size_bytes", "Size of an open device.", byDevice, ofDevices(func(d *control.DeviceStatus) (float64, bool) { return float64(d.Size), true })),
+	gauge("pollux_copy_in_sync", "Whether a copy of a mirror has everything.", byDevice, ofCopies(func(d *control.DeviceStatus) float64 { return number(d.State == "in sync") })),
+	gauge("pollux_copy_resilver_bytes", "What is left to look at until a copy has everything.", byDevice, ofCopies(func(d *control.DeviceStatus) float64 { return float64(d.Resilver) })),
+	counter("pollux_copy_read_errors_total", "Reads of a copy that failed since the pool was opened.", byDevice, ofCopies(func(d *control.DeviceStatus) float64 { return float64(d.ReadErrors) })),
+	counter("pollux_copy_repairs_total", "Ranges of a copy that were written again from another.", byDevice, ofCopies(func(d *control.DeviceStatus) float64 { return float64(d.Repaired) })),
+	gauge("pollux_volume_size_bytes", "Size of a volume.", byVolume, ofExports(func(e *control.Export) float64 { return float64(e.Size) })),
+	gauge("pollux_volume_connections", "Connections of clients to a volume.", byVolume, ofExports(func(e *control.Export) float64 { return float64(e.Connections) })),
+}
+
+// collector asks for the status whenever it is scraped.
+type collector struct {
+	status Status
+	log    *slog.Logger
+}
+
+var up = prometheus.NewDesc("pollux_up", "Whether the agent could tell how the pair is.", nil, nil)
+
+// Describe implements prometheus.Collector.
+func (c *collector) Describe(ch chan<- *prometheus.Desc) {
+	ch <- up
+	for _, m := range Metrics {
+		ch <- m.desc
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (c *collector) Collect(ch chan<- prometheus.Metric) {
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	st, err := c.status(ctx)
+	ch <- prometheus.MustNewConstMetric(up, prometheus.GaugeValue, number(err == nil))
+	if err != nil {
+		c.log.Warn("metrics", "error", err)
+		return
+	}
+	for _, m := range Metrics {
+		kind := prometheus.GaugeValue
+		if m.counter {
+			kind = prometheus.CounterValue
+		}
+		seen := map[string]bool{} // in the middle of a takeover both guests may tell of a pool
+		m.collect(&st, func(v float64, labels ...string) {
+			key := ""
+			for _, l := range labels {
+				key += l + "\x00"
+			}
+			if !seen[key] {
+				seen[key] = true
+				ch <- prometheus.MustNewConstMetric(m.desc, kind, v, labels...)
+			}
+		})
+	}
+}

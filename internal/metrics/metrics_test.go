@@ -1,0 +1,125 @@
+package metrics
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/pollux-storage/pollux/internal/control"
+)
+
+var quiet = slog.New(slog.NewTextHandler(io.Discard, nil))
+
+func sample() control.Status {
+	return control.Status{
+		Agent: control.AgentStatus{Running: true, Version: "v1"}, Protected: true, Alerts: []string{"one"},
+		LastTakeover: &control.Takeover{Kind: "takeover", Started: time.Unix(1000, 0), Total: control.Duration(40 * time.Millisecond)},
+		Guests: []control.GuestStatus{{
+			Name: "a", State: control.StateServing, ServedBy: "a", Protected: true, Restarts: 2, Alerts: []string{"two"},
+			Memory:    control.MemoryStatus{Resident: 5, Cache: 6},
+			PoolStats: []control.PoolStatus{{Name: "p", Capacity: 100, Free: 60, LogBytes: 50, LogUsed: 5, Dirty: 4, CP: 9, Error: "no", Cleaner: control.CleanerStatus{Freed: 3}}},
+			Devices: []control.DeviceStatus{
+				{Pool: "p", Path: "/one", Size: 7, Mirror: 1, State: "in sync", Repaired: 1},
+				{Pool: "p", Path: "/two", Size: 7, Mirror: 1, State: "resilvering", Resilver: 8, ReadErrors: 2},
+				{Pool: "p", Mirror: 1, State: "absent"},
+			},
+			Exports: []control.Export{{Volume: "v", Guest: "a", Size: 77, Connections: 3}},
+		}, {
+			// The other one tells of the same pool in the middle of a takeover.
+			Name: "b", State: control.StateTakeover, PoolStats: []control.PoolStatus{{Name: "p", Capacity: 100}},
+		}},
+	}
+}
+
+// What is scraped follows the conventions, has the values of the status, and is
+// described in the documentation.
+func TestCollector(t *testing.T) {
+	c := &collector{status: func(context.Context) (control.Status, error) { return sample(), nil }, log: quiet}
+	problems, err := testutil.CollectAndLint(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range problems {
+		t.Errorf("%s: %s", p.Metric, p.Text)
+	}
+	text := scrape(t, c.status)
+	for _, want := range []string{
+		`pollux_up 1`, `pollux_protected 1`, `pollux_alerts 2`, `pollux_build_info{version="v1"} 1`,
+		`pollux_last_takeover_seconds{kind="takeover"} 0.04`, `pollux_last_takeover_timestamp_seconds{kind="takeover"} 1000`,
+		`pollux_guest_state{guest="a",state="serving"} 1`, `pollux_guest_state{guest="b",state="takeover"} 1`,
+		`pollux_guest_served{guest="b"} 0`, `pollux_guest_restarts_total{guest="a"} 2`,
+		`pollux_guest_resident_bytes{guest="a"} 5`, `pollux_guest_cache_bytes{guest="a"} 6`,
+		`pollux_pool_capacity_bytes{pool="p"} 100`, `pollux_pool_free_bytes{pool="p"} 60`, `pollux_pool_log_bytes{pool="p"} 50`,
+		`pollux_pool_log_used_bytes{pool="p"} 5`, `pollux_pool_dirty_bytes{pool="p"} 4`, `pollux_pool_failing{pool="p"} 1`,
+		`pollux_pool_consistency_points_total{pool="p"} 9`, `pollux_pool_cleaned_tracks_total{pool="p"} 3`,
+		`pollux_pool_absent_copies{pool="p"} 1`, `pollux_copy_in_sync{device="/one",pool="p"} 1`, `pollux_copy_in_sync{device="/two",pool="p"} 0`,
+		`pollux_copy_resilver_bytes{device="/two",pool="p"} 8`, `pollux_copy_read_errors_total{device="/two",pool="p"} 2`,
+		`pollux_copy_repairs_total{device="/one",pool="p"} 1`, `pollux_device_size_bytes{device="/one",pool="p"} 7`,
+		`pollux_volume_size_bytes{guest="a",volume="v"} 77`, `pollux_volume_connections{guest="a",volume="v"} 3`,
+	} {
+		if !strings.Contains(text, "\n"+want+"\n") {
+			t.Errorf("no %s in\n%s", want, text)
+		}
+	}
+	docs, err := os.ReadFile("../../docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range Metrics {
+		if row := "| `" + m.Name + "` | " + strings.Join(m.Labels, ", ") + " | " + m.Help + " |"; !strings.Contains(string(docs), row) {
+			t.Errorf("docs/operations.md lacks the row\n%s", row)
+		}
+	}
+}
+
+// Without a status there is an answer all the same.
+func TestNoStatus(t *testing.T) {
+	text := scrape(t, func(context.Context) (control.Status, error) { return control.Status{}, errors.New("ending") })
+	if !strings.Contains(text, "\npollux_up 0\n") || strings.Contains(text, "pollux_protected") {
+		t.Error(text)
+	}
+}
+
+func scrape(t *testing.T, status Status) string {
+	t.Helper()
+	w := httptest.NewRecorder()
+	Handler(status, quiet).ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+	if w.Code != http.StatusOK {
+		t.Fatalf("%d: %s", w.Code, w.Body)
+	}
+	return w.Body.String()
+}
+
+func TestHealth(t *testing.T) {
+	unprotected := sample()
+	unprotected.Protected = false
+	for name, test := range map[string]struct {
+		status Status
+		code   int
+		want   Health
+	}{
+		"well":        {func(context.Context) (control.Status, error) { return sample(), nil }, 200, Health{true, []string{"one", "guest a: two"}}},
+		"unprotected": {func(context.Context) (control.Status, error) { return unprotected, nil }, 503, Health{false, []string{"one", "guest a: two"}}},
+		"no status":   {func(context.Context) (control.Status, error) { return control.Status{}, errors.New("ending") }, 503, Health{false, []string{"ending"}}},
+	} {
+		w := httptest.NewRecorder()
+		Handler(test.status, quiet).ServeHTTP(w, httptest.NewRequest("GET", "/healthz", nil))
+		var got Health
+		if err := json.Unmarshal(w.Body.Bytes(), &got); err != nil {
+			t.Fatal(err)
+		}
+		if w.Code != test.code || got.Protected != test.want.Protected || strings.Join(got.Problems, ";") != strings.Join(test.want.Problems, ";") {
+			t.Errorf("%s: %d %+v", name, w.Code, got)
+		}
+	}
+}
