@@ -50,7 +50,7 @@ func (f *fakeStorage) Create(_ context.Context, o CreateSpec) error {
 }
 
 func (f *fakeStorage) Open(_ context.Context, o OpenSpec) (Store, error) {
-	s := &fakeStore{devs: o.Devices, lost: make(chan error, 1), volumes: map[string]int64{}}
+	s := &fakeStore{tell: o.Tell, devs: o.Devices, lost: make(chan error, 1), volumes: map[string]int64{}}
 	l, err := f.Label(o.Devices[0])
 	if err == nil {
 		s.name = l.Name
@@ -102,6 +102,8 @@ type fakeStore struct {
 	refuse atomic.Bool                   // it does nothing that it is asked for
 	finish atomic.Pointer[chan struct{}] // Run does not return before it is closed
 	how    atomic.Value
+	scrub  atomic.Pointer[control.ScrubStatus]
+	tell   func(kind, text string)
 
 	mu      sync.Mutex
 	volumes map[string]int64
@@ -206,10 +208,21 @@ func (s *fakeStore) Checking() (control.CheckProgress, bool) {
 func (s *fakeStore) Check(context.Context) (control.PoolCheck, error) {
 	return control.PoolCheck{}, s.refusal()
 }
-func (s *fakeStore) Scrub(context.Context, string) error { return nil }
+
+// Scrub goes from state to state and finds a block that is lost.
+func (s *fakeStore) Scrub(_ context.Context, action string) error {
+	now := map[string]string{control.ScrubStart: control.ScrubRunning, control.ScrubPause: control.ScrubPaused,
+		control.ScrubResume: control.ScrubRunning, control.ScrubStop: control.ScrubStopped}[action]
+	s.tell("scrub-"+action, action+" was asked for")
+	s.scrub.Store(&control.ScrubStatus{State: now, Now: control.ScrubResult{Unreadable: 1}})
+	return nil
+}
 
 func (s *fakeStore) Stats() control.PoolStatus {
-	st := control.PoolStatus{Name: s.name}
+	st := control.PoolStatus{Name: s.name, Scrub: control.ScrubStatus{State: control.ScrubNever}}
+	if now := s.scrub.Load(); now != nil {
+		st.Scrub = *now
+	}
 	if err := s.refusal(); err != nil {
 		st.Error = err.Error()
 	}

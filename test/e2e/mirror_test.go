@@ -48,7 +48,12 @@ func TestMirror(t *testing.T) {
 	r.up()
 	sameContent(t, disk.NBDUnix, content)
 	r.until(copyIs(second, "in sync", func(d control.DeviceStatus) bool { return d.Repaired > 0 }))
+	r.must("pool", "scrub", "start", "pool-a")
+	r.until(scrubbed)
 	swap("a")
+	if out, err := r.Do(t.Context(), "events"); err != nil || !strings.Contains(string(out), "scrub-end") {
+		t.Errorf("events tell nothing of the scrub: %v, %s", err, out)
+	}
 	r.clean()
 
 	if err := os.Truncate(second, 8<<20); err != nil {
@@ -103,6 +108,19 @@ func rubbish(t *testing.T, path string, what []byte, from, to int64) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// scrubbed wants a scrub of pool-a that went through, mended something and lost
+// nothing.
+func scrubbed(st control.Status) string {
+	for _, g := range st.Guests {
+		for _, p := range g.PoolStats {
+			if s := p.Scrub; p.Name == "pool-a" && s.State == control.ScrubDone && s.Now.Repaired > 0 && s.Now.Unreadable == 0 {
+				return ""
+			}
+		}
+	}
+	return fmt.Sprintf("no scrub that is through: %+v", st.Guests)
 }
 
 // until waits until what status tells is so; ok says why it is not.
