@@ -109,6 +109,32 @@ func runLength(order []int32, ptr func(i int) block.Pointer) int {
 	return len(order)
 }
 
+// proveCopies reads blocks from each copy that is there, where devices keep several,
+// and calls bad for each that is not right. Several calls are made at the same
+// time. It repairs nothing, and reads nothing where there is one copy.
+func (b *bulk) proveCopies(ctx context.Context, n int, ptr func(i int) block.Pointer, bad func(i, copy int, err error)) error {
+	copies := b.copies()
+	for copy := 0; copies > 1 && copy < copies; copy++ {
+		err := b.readFrom(ctx, copy, n, ptr, func(i int, _ []byte, err error) {
+			if err != nil && !errors.Is(err, hpdi.ErrNoCopy) {
+				bad(i, copy, err)
+			}
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// copies returns how many copies the device that keeps most has.
+func (b *bulk) copies() (n int) {
+	for i := range b.set.Len() {
+		n = max(n, b.set.Copies(i))
+	}
+	return n
+}
+
 func (b *bulk) readRun(copy int, run []int32, buf []byte, ptr func(i int) block.Pointer, fn func(int, []byte, error)) {
 	first := ptr(int(run[0])).Phys
 	blocks := int(ptr(int(run[len(run)-1])).Phys-first) + 1

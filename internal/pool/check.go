@@ -74,6 +74,8 @@ type checker struct {
 	// whole is false when a page could not be read: it hides what is below
 	// it, so the recount would only repeat that.
 	whole bool
+	// copiesProved says that the pages' copies were read.
+	copiesProved bool
 }
 
 // logReader is an operation log, of a serving pool or only looked at.

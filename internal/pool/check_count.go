@@ -109,6 +109,7 @@ func (c *checker) recount(ctx context.Context) error {
 		if err := c.references(ctx, w); err != nil {
 			return err
 		}
+		c.copiesProved = true
 		if !c.whole {
 			return nil
 		}
@@ -207,6 +208,9 @@ func (c *checker) walk(ctx context.Context, root block.Pointer, page func(block.
 func (c *checker) walkLevel(ctx context.Context, nodes []node, level int, page func(block.Pointer), leaf func(uint64, []byte)) error {
 	for group := range slices.Chunk(nodes, walkGroup) {
 		var children []node
+		if err := c.pageCopies(ctx, group, level); err != nil {
+			return err
+		}
 		err := c.bulk.read(ctx, len(group), func(i int) block.Pointer { return group[i].ptr }, func(i int, frame []byte, err error) {
 			c.mu.Lock()
 			defer c.mu.Unlock()
@@ -237,6 +241,16 @@ func (c *checker) walkLevel(ctx context.Context, nodes []node, level int, page f
 		}
 	}
 	return nil
+}
+
+// pageCopies proves each copy of pages of a level.
+func (c *checker) pageCopies(ctx context.Context, pages []node, level int) error {
+	if c.copiesProved {
+		return nil
+	}
+	return c.bulk.proveCopies(ctx, len(pages), func(i int) block.Pointer { return pages[i].ptr }, func(i, copy int, err error) {
+		c.problem("metadata page of level %d above leaf %d: copy %d: %v", level, pages[i].leaf, copy+1, err)
+	})
 }
 
 // countsInMemory takes the counts of an open pool.

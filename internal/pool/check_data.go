@@ -3,6 +3,7 @@ package pool
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync/atomic"
 
 	"github.com/pollux-storage/pollux/internal/block"
@@ -63,6 +64,11 @@ func (c *checker) dataBatch(ctx context.Context, v catalogue.Volume, from uint64
 				batch = append(batch, mapped{p, first + block.Logical(i)})
 			}
 		}
+	}
+	if err := c.bulk.proveCopies(ctx, len(batch), func(i int) block.Pointer { return batch[i].ptr }, func(i, copy int, err error) {
+		c.unreadable(v, batch[i], fmt.Errorf("copy %d: %w", copy+1, err))
+	}); err != nil {
+		return next, more, err
 	}
 	var read atomic.Int64
 	err = c.bulk.read(ctx, len(batch), func(i int) block.Pointer { return batch[i].ptr }, func(i int, _ []byte, err error) {

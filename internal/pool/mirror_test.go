@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"testing"
 
 	"github.com/pollux-storage/pollux/hpdi"
@@ -49,7 +50,7 @@ func newMirroredRig(t *testing.T, copies int) (*rig, func() *mirror.Mirror) {
 }
 
 // A quarter of all blocks of one copy is turned into rubbish, data and metadata
-// alike. No client notices, and what is met of it is repaired.
+// alike. No client notices, what is met of it is repaired, and the rest by a scrub.
 func TestMirrorHealsDecay(t *testing.T) {
 	const seed = 1
 	for victim := range 2 {
@@ -81,6 +82,14 @@ func TestMirrorHealsDecay(t *testing.T) {
 			if err := v.Read(context.Background(), got, int64(i)*8192); err != nil || !bytes.Equal(got, pattern(byte(i))) {
 				t.Fatalf("copy %d decayed: block %d: %v", victim, 2*i, err)
 			}
+		}
+		// What was not met is still bad on that copy, and a check says so.
+		if report, err := r.Check(context.Background(), CheckOptions{Data: true}); err != nil || len(report.Problems) == 0 ||
+			!strings.Contains(report.Problems[0], fmt.Sprintf("copy %d: ", victim+1)) {
+			t.Errorf("copy %d decayed: check: %v, %q", victim, err, report.Problems)
+		}
+		if s := r.scrubAll(); s.Now.Unreadable != 0 {
+			t.Errorf("copy %d decayed: scrub: %+v", victim, s)
 		}
 		r.mustCheck()
 		if s := m().Status().Copies[victim]; s.Repaired < 20 || s.State != mirror.InSync {

@@ -155,11 +155,7 @@ func (s *scrub) prove(blocks []scrubbed, keep bool) {
 	if keep {
 		w.leaves = append(w.leaves[:0], make([][block.Size]byte, len(blocks))...)
 	}
-	copies := 0
-	for i := range s.p.set.Len() {
-		copies = max(copies, s.p.set.Copies(i))
-	}
-	for c := range copies {
+	for c := range s.bulk.copies() {
 		_ = s.bulk.readFrom(context.Background(), c, len(blocks), func(i int) block.Pointer { return blocks[i].ptr }, func(i int, frame []byte, err error) {
 			if errors.Is(err, hpdi.ErrNoCopy) {
 				return
