@@ -139,6 +139,8 @@ var Metrics = []Metric{
 	gauge("pollux_pool_failing", "Whether the newest consistency point failed.", byPool, ofPools(func(p *control.PoolStatus) float64 { return number(p.Error != "") })),
 	counter("pollux_pool_consistency_points_total", "Number of the newest consistency point.", byPool, ofPools(func(p *control.PoolStatus) float64 { return float64(p.CP) })),
 	counter("pollux_pool_cleaned_tracks_total", "Tracks that the cleaner has made wholly free since the pool was opened.", byPool, ofPools(func(p *control.PoolStatus) float64 { return float64(p.Cleaner.Freed) })),
+	gauge("pollux_pool_scrub_running", "Whether the pool is being scrubbed.", byPool, ofPools(func(p *control.PoolStatus) float64 { return number(p.Scrub.State == control.ScrubRunning) })),
+	gauge("pollux_pool_scrub_unreadable_blocks", "Blocks that the newest scrub found on no copy.", byPool, ofPools(func(p *control.PoolStatus) float64 { return float64(p.Scrub.Unreadable()) })),
 	gauge("pollux_pool_absent_copies", "Copies of mirrors that are not there.", byPool, func(st *control.Status, send sender) {
 		for _, g := range st.Guests {
 			absent := map[string]float64{}

@@ -38,4 +38,21 @@
 // while the log is less than a quarter full and nobody waits for room. It begins
 // a pass only when whole free tracks are few and the pass pays for what it
 // reads, and after one that gained nothing it waits until somebody has written.
+//
+// # Scrub
+//
+// A scrub reads all that is in use from every copy and proves it by the checksum
+// in its pointer. What no pointer names, labels and superblock, it decodes. It
+// writes nothing but through devices.Set.Repair, which makes bad copies like one
+// that is proved while nobody else writes to that track.
+//
+// Its steps are made by Pool.Run, as those of the cleaner are, of at most 4 MiB of
+// data. Between two steps of all else that Run does nothing is freed, and so no
+// place used again: what a tree refers to is there until the fold that gives it
+// up. A fold before the walk brings into the trees what is only in overlays.
+//
+// A step takes a window of the leaves of a tree, and of the pages above them those
+// whose first leaf is in it. Each page is in one window, whatever folds do to the
+// tree in between, so the place is two numbers, which a record on the device keeps
+// for the next owner. The record is advice and never synced.
 package pool
