@@ -83,14 +83,18 @@ func (p *Pools) open(ctx context.Context, o OpenSpec) (*store, error) {
 		}
 	}
 	scrub := p.scrub
+	var grown func(hpdi.Device, int64)
 	if o.Tell != nil {
+		grown = func(d hpdi.Device, bytes int64) {
+			o.Tell("device-grown", fmt.Sprintf("device %s has grown by %s, which its pool uses from now on", d.Info().Name, config.Size(bytes)))
+		}
 		scrub.Tell = func(e pool.ScrubEvent) { o.Tell(e.Kind, e.Message) }
 	}
 	q, err := pool.Open(ctx, pool.OpenOptions{
 		Devices: o.Devices, RegionPath: o.RegionPath, Cache: p.cache, CacheSlot: p.slots[o.Identity],
 		Owner: o.Owner, AcceptLoss: o.AcceptLoss, BatteryBacked: o.BatteryBacked, LeftOut: o.LeftOut,
 		Interval: p.limit.Interval, PointBytes: int64(p.limit.Size), FoldEntries: p.limit.FoldAfter, FoldLimit: p.limit.FoldLimit,
-		Cleaner: p.cleaner, Scrub: scrub,
+		Cleaner: p.cleaner, Scrub: scrub, Grown: grown,
 	})
 	if err != nil {
 		return nil, err

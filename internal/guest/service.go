@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/hpdi/file"
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/config"
@@ -118,6 +119,19 @@ func fullness(s control.PoolStatus, limits config.Alerts) string {
 	return ""
 }
 
+// describeDevice shows a device that is open, and whether it has grown or shrunk
+// since it was opened.
+func describeDevice(pool string, i hpdi.Info) control.DeviceStatus {
+	d := control.DeviceStatus{Pool: pool, Path: i.Name, Driver: i.Driver, Size: i.Size, Direct: i.Direct, Note: i.Note}
+	switch now := smallest([]string{i.Name}, i.Size); {
+	case now/block.TrackBlocks/block.Size > i.Size/block.TrackBlocks/block.Size:
+		d.Note = fmt.Sprintf("it has grown to %s, which the pool uses when it is opened next: after a takeover or giveback", roundMiB(now))
+	case now < i.Size:
+		d.Note = fmt.Sprintf("it has SHRUNK to %s: make it as large as it was before the pool is opened next", roundMiB(now))
+	}
+	return d
+}
+
 // describe adds what a tenancy has to show.
 func (g *Guest) describe(s *control.GuestStatus, t *tenancy) {
 	st := t.open()
@@ -147,8 +161,7 @@ func (g *Guest) describe(s *control.GuestStatus, t *tenancy) {
 			describeMirror(s, st.Name(), m)
 			continue
 		}
-		i := d.Info()
-		s.Devices = append(s.Devices, control.DeviceStatus{Pool: st.Name(), Path: i.Name, Driver: i.Driver, Size: i.Size, Direct: i.Direct, Note: i.Note})
+		s.Devices = append(s.Devices, describeDevice(st.Name(), d.Info()))
 	}
 	r := st.Region()
 	s.Memory.Region += r.Bytes

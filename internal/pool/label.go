@@ -207,10 +207,14 @@ func arrange(devs []hpdi.Device) ([]hpdi.Device, []Label, error) {
 			return nil, nil, fmt.Errorf("devices %s and %s both are number %d of pool %s; one must be a copy: %w",
 				ordered[l.Index].Info().Name, name, l.Index+1, l.Name, block.ErrInvalid)
 		case uint64(d.Info().Size)/block.Size < l.Blocks:
-			return nil, nil, fmt.Errorf("device %s has shrunk from %d to %d blocks; make it as large as it was: %w",
-				name, l.Blocks, d.Info().Size/block.Size, block.ErrInvalid)
+			return nil, nil, shrunk(d.Info(), l.Blocks)
 		}
 		ordered[l.Index], labels[l.Index] = d, l
 	}
 	return ordered, labels, nil
+}
+
+// shrunk says that a device is smaller than it was.
+func shrunk(info hpdi.Info, blocks uint64) error {
+	return fmt.Errorf("device %s has shrunk from %d to %d blocks; make it as large as it was: %w", info.Name, blocks, info.Size/block.Size, block.ErrInvalid)
 }

@@ -59,6 +59,9 @@ type OpenOptions struct {
 	// when AddDevice was interrupted, and is no part of it. Open has closed it;
 	// AddDevice takes it the next time.
 	LeftOut func(hpdi.Device)
+	// Grown, if set, is told of a device that has become larger since the pool was
+	// opened last, and by how many bytes. They are used from now on.
+	Grown func(dev hpdi.Device, bytes int64)
 }
 
 // DefaultInterval is the Interval of pools that do not ask for another.
@@ -125,6 +128,7 @@ func (op *opener) open(ctx context.Context) error {
 	if err := op.findDevices(); err != nil {
 		return err
 	}
+	op.grow()
 	op.step("labels and superblock")
 	if err := op.buildLayers(); err != nil {
 		return err
@@ -180,12 +184,32 @@ func (op *opener) findDevices() error {
 		}
 	}
 	for i, d := range op.sb.Devices {
-		if d.ID != labels[i].Device || d.Blocks != labels[i].Blocks || d.First != labels[i].Layout.First {
+		info := devs[i].Info()
+		switch {
+		case d.ID != labels[i].Device || d.Blocks < labels[i].Blocks || d.First != labels[i].Layout.First:
 			return fmt.Errorf("device %s is not device number %d of pool %s: it was replaced or is an old copy: %w",
-				devs[i].Info().Name, i+1, op.label.Name, block.ErrInvalid)
+				info.Name, i+1, op.label.Name, block.ErrInvalid)
+		case uint64(info.Size)/block.Size < d.Blocks:
+			return shrunk(info, d.Blocks)
 		}
 	}
 	return nil
+}
+
+// grow takes into use what devices have become larger by, in whole tracks. The
+// superblock that says so is the one that the new owner writes before anything else.
+func (op *opener) grow() {
+	for i := range op.sb.Devices {
+		d, dev := &op.sb.Devices[i], op.set.Device(i)
+		n := min(uint64(dev.Info().Size)/block.Size, block.MaxDeviceBlocks) / block.TrackBlocks * block.TrackBlocks
+		if n <= d.Blocks {
+			continue
+		}
+		if op.o.Grown != nil {
+			op.o.Grown(dev, int64(n-d.Blocks)*block.Size)
+		}
+		d.Blocks = n
+	}
 }
 
 // buildLayers makes everything that does not need the log.

@@ -114,6 +114,13 @@ func (d *Crash) Reopen() *Crash {
 	return &Crash{opts: d.opts, m: d.m}
 }
 
+// Resize is Reopen of a device that is larger or smaller since.
+func (d *Crash) Resize(size int64) *Crash {
+	n := d.Reopen()
+	n.opts.Size = size
+	return n
+}
+
 // Blocks returns how many blocks take memory: those that are not known to be zero.
 func (d *Crash) Blocks() int {
 	d.m.mu.Lock()
