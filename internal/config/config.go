@@ -50,6 +50,8 @@ type Config struct {
 	Cleaner Cleaner `yaml:"cleaner" json:"cleaner"`
 	// Scrub proves what pools hold in the background.
 	Scrub Scrub `yaml:"scrub" json:"scrub"`
+	// Resilver fills copies of mirrors.
+	Resilver Resilver `yaml:"resilver" json:"resilver"`
 	// Alerts says who is told of alerts.
 	Alerts Alerts `yaml:"alerts" json:"alerts"`
 	// Metrics is where monitoring finds the pair.
@@ -243,6 +245,7 @@ func (c *Config) setDefaults() {
 	or(&f.FenceTimeout, 5*time.Second)
 	c.Cleaner.setDefaults()
 	c.Scrub.setDefaults()
+	c.Resilver.setDefaults()
 	c.Alerts.setDefaults()
 	or(&c.NBD.TLS, "off")
 	or(&c.NBD.MaxConnections, 1024)
@@ -343,10 +346,7 @@ func (c *Config) Validate() error {
 	if err := c.NBD.validate(); err != nil {
 		return err
 	}
-	if err := errors.Join(c.Cleaner.validate(), c.Alerts.validate(), c.Metrics.validate()); err != nil {
-		return err
-	}
-	if err := c.Scrub.validate(); err != nil {
+	if err := errors.Join(c.Cleaner.validate(), c.Scrub.validate(), c.Resilver.validate(), c.Alerts.validate(), c.Metrics.validate()); err != nil {
 		return err
 	}
 	for name, e := range c.Exports {

@@ -128,6 +128,7 @@ func ReadEffective(dir string) (*Config, error) {
 	}
 	// Who wrote it may be older than these settings.
 	c.Points.setDefaults(c.Memory)
+	c.Resilver.setDefaults()
 	c.Alerts.setDefaults()
 	return c, c.Validate()
 }

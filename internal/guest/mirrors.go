@@ -6,17 +6,18 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/control"
 	"github.com/pollux-storage/pollux/internal/mirror"
 )
 
 // How mirrors are looked after: marks are cleared every tidyEvery, and copies are
-// made equal resilverStep tracks of 1 MiB at a time, of which there are
-// resilverRate a second at most, so that clients keep most of the devices.
+// made equal resilverStep tracks of 1 MiB at a time, at a rate that leaves clients
+// most of the devices.
 const (
 	tidyEvery    = 2 * time.Second
 	resilverStep = 4
-	resilverRate = 128
+	trackBytes   = block.TrackBlocks * block.Size
 )
 
 // kept is what keepMirror needs of a mirror.
@@ -25,8 +26,9 @@ type kept interface {
 	Resync(tracks int) (done bool, err error)
 }
 
-// keepMirror looks after a mirror until ctx ends.
-func keepMirror(ctx context.Context, m kept, log *slog.Logger) {
+// keepMirror looks after a mirror until ctx ends. Copies are filled with rate bytes
+// a second at most.
+func keepMirror(ctx context.Context, m kept, rate int64, log *slog.Logger) {
 	next, tidy := time.Now(), time.Now()
 	var said string // the newest error, which is told once
 	for ctx.Err() == nil {
@@ -46,7 +48,7 @@ func keepMirror(ctx context.Context, m kept, log *slog.Logger) {
 		}
 		wait := tidyEvery
 		if !done && err == nil {
-			next = next.Add(resilverStep * time.Second / resilverRate)
+			next = next.Add(resilverStep * trackBytes * time.Second / time.Duration(rate))
 			if wait = time.Until(next); wait < 0 {
 				next = time.Now() // time that devices lost is not made up for
 			}

@@ -60,12 +60,13 @@ func (f *fakeMirror) Resync(n int) (bool, error) {
 // error that stays is told once.
 func TestKeepMirror(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
+		const resilverRate = 50 // tracks a second
 		var said bytes.Buffer
 		ctx, cancel := context.WithCancel(t.Context())
 		m := &fakeMirror{left: 10 * resilverRate}
 		ended := make(chan struct{})
 		go func() {
-			keepMirror(ctx, m, slog.New(slog.NewTextHandler(&said, nil)))
+			keepMirror(ctx, m, resilverRate*trackBytes, slog.New(slog.NewTextHandler(&said, nil)))
 			close(ended)
 		}()
 		time.Sleep(5 * time.Second)

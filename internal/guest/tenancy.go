@@ -256,7 +256,7 @@ func (g *Guest) begin(t *tenancy) {
 		t.wg.Go(func() { g.watchDevice(t, d) })
 	}
 	for _, m := range mirrors(t.devices) {
-		t.wg.Go(func() { keepMirror(t.ctx, m, g.log.With("identity", t.identity)) })
+		t.wg.Go(func() { keepMirror(t.ctx, m, int64(g.cfg.Resilver.Rate), g.log.With("identity", t.identity)) })
 	}
 }
 
