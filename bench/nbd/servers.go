@@ -127,6 +127,21 @@ func randomFile(path string, size int64) error {
 	return errors.Join(err, f.Sync(), f.Close())
 }
 
+// zeroFile writes a file of zeroes that has no holes. A file system takes longer for
+// a durable write to a place that it has yet to find or mark as written: the row
+// with flushes would measure that.
+func zeroFile(path string, size int64) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	buf := make([]byte, 8<<20)
+	for off := int64(0); err == nil && off < size; off += int64(len(buf)) {
+		_, err = f.Write(buf[:min(int64(len(buf)), size-off)])
+	}
+	return errors.Join(err, f.Sync(), f.Close())
+}
+
 // servers lists what is to be measured, and removes what cannot be.
 func servers(ctx context.Context, o options, dir string) ([]server, error) {
 	file := func(name string) string { return filepath.Join(dir, name+".img") }
@@ -145,8 +160,8 @@ func servers(ctx context.Context, o options, dir string) ([]server, error) {
 	var list []server
 	if o.pollux != "" {
 		list = append(list,
-			&pollux{title: "pollux", program: o.pollux, dir: filepath.Join(dir, "pair"), size: o.size, volume: "bench", poolSize: 4*o.size + 4<<30, full: true, cache: o.size/4*5 + 64<<20, log: o.log},
-			&pollux{title: "pollux-cold", program: o.pollux, dir: filepath.Join(dir, "cold"), size: o.size, volume: "bench", poolSize: 4*o.size + 4<<30, full: true, cache: o.size / 32, log: o.log})
+			&pollux{title: "pollux", program: o.pollux, dir: filepath.Join(dir, "pair"), size: o.size, volume: "bench", poolSize: 4*o.size + 4<<30, full: true, placed: true, cache: o.size/4*5 + 64<<20, log: o.log},
+			&pollux{title: "pollux-cold", program: o.pollux, dir: filepath.Join(dir, "cold"), size: o.size, volume: "bench", poolSize: 4*o.size + 4<<30, full: true, placed: true, cache: o.size / 32, log: o.log})
 	}
 	list = append(list,
 		qsd("qsd-cached", "cache.direct=off"),
@@ -188,6 +203,7 @@ type pollux struct {
 	size     int64
 	poolSize int64
 	full     bool // write the whole volume once
+	placed   bool // the file of its pool has no holes, as those of the peers
 	cache    int64
 	log      int64
 	limit    string // of a guest's memory, the setting `memory`
@@ -244,6 +260,11 @@ func (p *pollux) status(ctx context.Context) (*polluxStatus, error) {
 func (p *pollux) start(ctx context.Context) error {
 	if err := os.MkdirAll(p.dir, 0o755); err != nil {
 		return err
+	}
+	if p.placed {
+		if err := zeroFile(filepath.Join(p.dir, "pool-a.img"), p.poolSize); err != nil {
+			return err
+		}
 	}
 	// Ports of its own, so that a pair which runs on this machine is not in
 	// the way.

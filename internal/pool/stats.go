@@ -1,0 +1,45 @@
+package pool
+
+import (
+	"github.com/pollux-storage/pollux/hpdi"
+	"github.com/pollux-storage/pollux/internal/block"
+)
+
+// Stats describes a pool at a moment.
+type Stats struct {
+	Bytes, FreeBytes, ReservedBytes int64
+	LogBytes, LogUsedBytes          int64
+	DirtyBlocks                     int
+	CP                              uint64 // consistency points since the pool was opened
+	Folds                           uint64
+	BlocksWritten                   uint64
+	Unfolded                        int // mappings not yet in the trees
+	Devices                         []hpdi.Info
+	CountsBytes                     int64 // of memory
+	Loading                         bool  // counts are not in memory yet
+	// LastError is why the newest consistency point or fold failed, empty
+	// when it did not: as long as it stays, the devices fall behind.
+	LastError string
+	Cleaner   CleanerStats
+	Scrub     ScrubStats
+}
+
+// Stats returns the pool's statistics.
+func (p *Pool) Stats() Stats {
+	u, d, m := p.space.Usage(), p.dirty.Usage(), p.machine.Stats()
+	unfolded, _ := p.bmap.Overlays()
+	s := Stats{
+		Bytes: u.Total * block.Size, FreeBytes: max(0, u.Free-u.Reserved-u.Slop) * block.Size, ReservedBytes: u.Reserved * block.Size,
+		LogBytes: d.Permits * block.Size, LogUsedBytes: (d.Active + d.Frozen) * block.Size, DirtyBlocks: d.Blocks,
+		CP: m.Commits, Folds: m.Folds, BlocksWritten: m.Blocks, Unfolded: unfolded,
+		CountsBytes: p.space.Memory(), Loading: !p.loaded.Load(),
+		Cleaner: p.cleaner.Stats(), Scrub: p.scrub.Stats(),
+	}
+	for i := range p.set.Len() {
+		s.Devices = append(s.Devices, p.set.Info(i))
+	}
+	if err := p.lastError.Load(); err != nil {
+		s.LastError = (*err).Error()
+	}
+	return s
+}
