@@ -70,6 +70,7 @@ type options struct {
 	tcp    bool
 	check  bool
 	huge   bool
+	placed bool
 	limit  time.Duration
 }
 
@@ -87,6 +88,7 @@ func main() {
 	flag.IntVar(&o.qemu, "qemu", 20, "rounds of SIGKILL with QEMU's NBD client")
 	flag.Uint64Var(&o.seed, "seed", uint64(time.Now().UnixNano()), "of the moments of the faults and of the load")
 	flag.BoolVar(&o.tcp, "tcp", false, "connect over TCP instead of unix sockets")
+	flag.BoolVar(&o.placed, "placed", false, "write the pool's file before, as a block device has no holes")
 	flag.BoolVar(&o.check, "check", true, "fail when the pauses are longer than promised")
 	flag.BoolVar(&o.huge, "huge", true, "huge pages for the regions, where the pair would take them; -huge=false shows the pause without them")
 	flag.DurationVar(&o.limit, "limit", 30*time.Minute, "for everything together")
@@ -131,7 +133,11 @@ func run(o options) error {
 
 // measure runs a pair from up to down, and all cases in between.
 func measure(ctx context.Context, o options, bin string, rep *report) (err error) {
-	p, err := pair.New(bin, o.dir, pair.Settings{Log: o.log, PoolSize: "32GiB", Failover: []string{
+	size := "32GiB"
+	if o.placed {
+		size = fmt.Sprint(placedSize)
+	}
+	p, err := pair.New(bin, o.dir, pair.Settings{Log: o.log, PoolSize: size, Failover: []string{
 		"giveback_delay: -1s", "restart_delay: 50ms", "restart_max: 500ms", "crash_limit: 1000000",
 	}})
 	if err != nil {
@@ -154,6 +160,11 @@ func measure(ctx context.Context, o options, bin string, rep *report) (err error
 			return err
 		}
 	}
+	if o.placed {
+		if err := placeFiles(p.Dir); err != nil {
+			return err
+		}
+	}
 	if err := p.Up(ctx); err != nil {
 		return err
 	}
@@ -170,4 +181,22 @@ func measure(ctx context.Context, o options, bin string, rep *report) (err error
 		return fmt.Errorf("after all rounds: %w", err)
 	}
 	return nil
+}
+
+// placedSize is the size of a pool whose file is written before it is made.
+const placedSize = 16 << 30
+
+// placeFiles writes the file of guest a's pool, so that it has no holes: a guest that
+// dies with writes to holes under way ends only when the file system has found them
+// places, and its partner waits for that.
+func placeFiles(dir string) error {
+	f, err := os.Create(filepath.Join(dir, "pool-a.img"))
+	if err != nil {
+		return err
+	}
+	buf := make([]byte, 8<<20)
+	for n := 0; n < placedSize && err == nil; n += len(buf) {
+		_, err = f.Write(buf)
+	}
+	return errors.Join(err, f.Sync(), f.Close())
 }

@@ -39,14 +39,25 @@ type Status struct {
 	Notes        []string      `json:"notes,omitempty"`
 }
 
-// AllAlerts returns those of the pair and of its guests, each once.
+// AllAlerts returns those of the pair and of its guests, each once, with the name of
+// the guest that has it.
 func (st Status) AllAlerts() []string {
+	return st.alerts(func(guest, text string) string { return "guest " + guest + ": " + text })
+}
+
+// AlertTexts is AllAlerts without the names: an alert about a pool stays the same when
+// another guest serves it.
+func (st Status) AlertTexts() []string {
+	return st.alerts(func(_, text string) string { return text })
+}
+
+func (st Status) alerts(of func(guest, text string) string) []string {
 	all := append([]string{}, st.Alerts...)
 	for _, g := range st.Guests {
 		for _, a := range g.Alerts {
 			told := slices.ContainsFunc(st.Alerts, func(have string) bool { return strings.Contains(have, a) })
-			if !told {
-				all = append(all, "guest "+g.Name+": "+a)
+			if text := of(g.Name, a); !told && !slices.Contains(all, text) {
+				all = append(all, text)
 			}
 		}
 	}

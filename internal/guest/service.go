@@ -144,8 +144,8 @@ func (g *Guest) describe(s *control.GuestStatus, t *tenancy) {
 	if stats.Error != "" {
 		s.Alerts = append(s.Alerts, fmt.Sprintf("pool %s cannot write to its devices: %s", stats.Name, stats.Error))
 	}
-	if n := stats.Scrub.Unreadable(); n > 0 {
-		s.Alerts = append(s.Alerts, fmt.Sprintf("a scrub of pool %s found %d blocks that no copy has: `pollux pool scrub status %s` names them", stats.Name, n, stats.Name))
+	if stats.Scrub.Unreadable() > 0 {
+		s.Alerts = append(s.Alerts, fmt.Sprintf("a scrub of pool %s found blocks that no copy has: `pollux pool scrub status %s` names them", stats.Name, stats.Name))
 	}
 	if full := fullness(stats, g.cfg.Alerts); full != "" {
 		s.Alerts = append(s.Alerts, full)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -119,7 +120,7 @@ func (a *agent) watchAlerts(ctx context.Context) {
 			for _, text := range own {
 				recorded[text] = true
 			}
-			for _, n := range book.look(now, st.AllAlerts()) {
+			for _, n := range book.look(now, st.AlertTexts()) {
 				if n.Dir = st.Agent.Dir; !recorded[n.Alert] {
 					a.alertEvent(n)
 				}
@@ -161,13 +162,28 @@ func tell(ctx context.Context, command []string, n Notice) error {
 	cmd.Stdin = bytes.NewReader(append(text, '\n'))
 	cmd.Env = append(os.Environ(), "POLLUX_ALERT="+n.Alert, "POLLUX_ALERT_STATE="+n.State, "POLLUX_DIR="+n.Dir)
 	cmd.WaitDelay = time.Second
+	var said beginning
+	cmd.Stdout, cmd.Stderr = &said, &said
 	// What it starts ends with it.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("alerts.command %s failed for %q: %w: %s", command[0], n.Alert, err, strings.TrimSpace(string(out[:min(len(out), 500)])))
+	kill := func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	cmd.Cancel = kill
+	if err = cmd.Start(); err == nil {
+		err = cmd.Wait()
+		_ = kill() // there may be nobody left
+	}
+	if err != nil && !errors.Is(err, exec.ErrWaitDelay) {
+		return fmt.Errorf("alerts.command %s failed for %q: %w: %s", command[0], n.Alert, err, strings.TrimSpace(string(said)))
 	}
 	return nil
+}
+
+// beginning keeps the first bytes of what is written to it.
+type beginning []byte
+
+func (b *beginning) Write(p []byte) (int, error) {
+	*b = append(*b, p[:min(len(p), 500-len(*b))]...)
+	return len(p), nil
 }
 
 // statusAndAlerts returns the status, and the alerts in it that the loop has

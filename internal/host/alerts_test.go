@@ -95,6 +95,13 @@ func TestTell(t *testing.T) {
 	if err := tell(t.Context(), []string{"sh", "-c", "echo nobody there; exit 3"}, n); err == nil || !strings.Contains(err.Error(), "nobody there") {
 		t.Errorf("%v", err)
 	}
+	flood := `head -c 100000000 /dev/zero; exit 4`
+	if err := tell(t.Context(), []string{"sh", "-c", flood}, n); err == nil || len(err.Error()) > 1000 {
+		t.Errorf("%d bytes of what it said are kept", len(fmt.Sprint(err)))
+	}
+	if err := tell(t.Context(), []string{"sh", "-c", "sleep 1000 &"}, n); err != nil {
+		t.Errorf("one that leaves another behind: %v", err)
+	}
 	if err := tell(t.Context(), []string{filepath.Join(t.TempDir(), "missing")}, n); err == nil {
 		t.Error("a program that does not exist was run")
 	}
