@@ -14,7 +14,7 @@ import (
 // Format versions; docs/format/journal.md and superblock.md describe them.
 const (
 	journalVersion    = 1
-	superblockVersion = 2 // what version 1 lacks of devices is zero
+	superblockVersion = 1
 )
 
 // recordType says what a journal record carries.
@@ -294,18 +294,7 @@ type DeviceRoot struct {
 	Blocks uint64
 	First  uint64        // blocks before it are never allocated
 	Counts block.Pointer // root of the tree of reference counts
-	State  DeviceState
 }
-
-// DeviceState says what a pool does with a device.
-type DeviceState uint64
-
-// The states of a device.
-const (
-	DeviceUsed    DeviceState = iota // what is allocated may lie on it
-	DeviceLeaving                    // nothing new comes onto it, and what it has goes elsewhere
-	DeviceGone                       // it was removed; its index is free for another
-)
 
 // JournalPos is a place between two journal records.
 type JournalPos struct {
@@ -314,10 +303,7 @@ type JournalPos struct {
 	Prev   uint32 // checksum of the record before
 }
 
-const (
-	deviceRootSize1 = 16 + 8 + 8 + block.PointerSize // in version 1
-	deviceRootSize  = deviceRootSize1 + 8
-)
+const deviceRootSize = 16 + 8 + 8 + block.PointerSize
 
 // Encode returns the sealed superblock: one block.
 func (s *Superblock) Encode() []byte {
@@ -341,7 +327,6 @@ func (s *Superblock) Encode() []byte {
 		b = le.AppendUint64(b, d.Blocks)
 		b = le.AppendUint64(b, d.First)
 		b = ondisk.AppendPointer(b, d.Counts)
-		b = le.AppendUint64(b, uint64(d.State))
 	}
 	n := len(b)
 	b = b[:block.Size]
@@ -364,11 +349,7 @@ func DecodeSuperblock(b []byte) (*Superblock, error) {
 		Journal:   JournalPos{Offset: d.U64(), Number: d.U64(), Prev: d.U32()},
 		Catalogue: d.Pointer(), CatBytes: d.U32(), Used: d.U64(), RegionID: d.String(), BootID: d.String(),
 	}
-	size := deviceRootSize
-	if h.Version == 1 {
-		size = deviceRootSize1
-	}
-	n := d.Count(size)
+	n := d.Count(deviceRootSize)
 	if n == 0 || n > MaxDevices {
 		d.Fail("%d devices", n)
 	}
@@ -376,14 +357,8 @@ func DecodeSuperblock(b []byte) (*Superblock, error) {
 		dev := DeviceRoot{}
 		copy(dev.ID[:], d.Bytes(16))
 		dev.Blocks, dev.First, dev.Counts = d.U64(), d.U64(), d.Pointer()
-		if h.Version > 1 {
-			dev.State = DeviceState(d.U64())
-		}
 		if dev.Blocks > block.MaxDeviceBlocks || dev.First > dev.Blocks {
 			d.Fail("device of %d blocks that begins at %d", dev.Blocks, dev.First)
-		}
-		if dev.State > DeviceGone {
-			d.Fail("device in state %d", dev.State)
 		}
 		s.Devices = append(s.Devices, dev)
 	}

@@ -9,7 +9,6 @@ import (
 	"flag"
 	"os"
 	"reflect"
-	"strings"
 	"testing"
 	"time"
 
@@ -34,7 +33,7 @@ func testSuperblock() *Superblock {
 		Journal: JournalPos{Offset: 12288, Number: 17, Prev: 0x01020304},
 		Devices: []DeviceRoot{
 			{ID: block.DeviceID{0xd0}, Blocks: 65536, First: 2048, Counts: block.Pointer{Phys: block.At(1, 300), Birth: 9, Sum: 0x11223344}},
-			{ID: block.DeviceID{0xd1}, Blocks: 4096, First: 256, State: DeviceLeaving},
+			{ID: block.DeviceID{0xd1}, Blocks: 4096, First: 256},
 		},
 		Catalogue: block.Pointer{Phys: block.At(0, 2050), Birth: 9, Sum: 0x55667788},
 		CatBytes:  100, Used: 77, RegionID: "region", BootID: "boot",
@@ -83,29 +82,6 @@ func TestGoldenSuperblock(t *testing.T) {
 	golden(t, "testdata/superblock.hex", b)
 	got, err := DecodeSuperblock(b)
 	if err != nil || !reflect.DeepEqual(got, s) {
-		t.Errorf("%v: %+v", err, got)
-	}
-}
-
-// All devices of a superblock of version 1 are in use.
-func TestSuperblockVersion1(t *testing.T) {
-	text, err := os.ReadFile("testdata/superblock-1.hex")
-	if err != nil {
-		t.Fatal(err)
-	}
-	b := make([]byte, 0, block.Size)
-	for line := range strings.Lines(string(text)) {
-		line, _, _ = strings.Cut(line[8:], "|")
-		part, err := hex.DecodeString(strings.Join(strings.Fields(line), ""))
-		if err != nil {
-			t.Fatal(err)
-		}
-		b = append(b, part...)
-	}
-	b = b[:block.Size]
-	want := testSuperblock()
-	want.Devices[1].State = DeviceUsed
-	if got, err := DecodeSuperblock(b); err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("%v: %+v", err, got)
 	}
 }

@@ -202,9 +202,6 @@ func (s *scrub) mend(b scrubbed, good func([]byte) bool) bool {
 // structures proves the labels of all devices and the superblock.
 func (s *scrub) structures(sb *cp.Superblock) {
 	for i, d := range sb.Devices {
-		if d.State == cp.DeviceGone {
-			continue
-		}
 		for _, b := range labelBlocks {
 			s.structure(scrubFinding{kind: ScrubLabel, at: block.At(i, b)}, func(frame []byte) bool {
 				l, err := decodeLabel(frame)
