@@ -161,7 +161,7 @@ func measure(ctx context.Context, o options, bin string, rep *report) (err error
 		}
 	}
 	if o.placed {
-		if err := placeFiles(p.Dir); err != nil {
+		if err := pair.PlaceFile(filepath.Join(p.Dir, "pool-a.img"), placedSize, nil); err != nil {
 			return err
 		}
 	}
@@ -185,18 +185,3 @@ func measure(ctx context.Context, o options, bin string, rep *report) (err error
 
 // placedSize is the size of a pool whose file is written before it is made.
 const placedSize = 16 << 30
-
-// placeFiles writes the file of guest a's pool, so that it has no holes: a guest that
-// dies with writes to holes under way ends only when the file system has found them
-// places, and its partner waits for that.
-func placeFiles(dir string) error {
-	f, err := os.Create(filepath.Join(dir, "pool-a.img"))
-	if err != nil {
-		return err
-	}
-	buf := make([]byte, 8<<20)
-	for n := 0; n < placedSize && err == nil; n += len(buf) {
-		_, err = f.Write(buf)
-	}
-	return errors.Join(err, f.Sync(), f.Close())
-}

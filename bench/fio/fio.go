@@ -43,7 +43,7 @@ func (p Percentiles) Us() (p50, p99, p999 float64) {
 func Run(ctx context.Context, limit time.Duration, jobs ...string) (Result, error) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	argv := append([]string{"--output-format=json", "--ioengine=nbd", "--norandommap", "--randrepeat=0", "--group_reporting"}, jobs...)
+	argv := append([]string{"--output-format=json", "--ioengine=nbd", "--norandommap", "--randrepeat=0", "--group_reporting", "--verify_state_save=0"}, jobs...)
 	cmd := exec.CommandContext(ctx, "fio", argv...)
 	cmd.WaitDelay = 5 * time.Second
 	var stderr bytes.Buffer

@@ -3,14 +3,13 @@
 //	go run ./bench/mirror -pollux bin/pollux
 //
 // Two pairs are alike but for the copies of their pools, which are files. They
-// are measured in turn, row by row, with the log full and everything on the
-// devices at the end of each, so that the numbers are of devices and not of
-// memory. The files share one disk here, and so do the copies: a mirror can
+// are measured in turn, row by row. Writes are several times the log, and a run ends
+// when all is on the devices, so that the numbers are of devices and not of memory. The files share one disk here, and so do the copies: a mirror can
 // write at best half as fast.
 //
 // Then one copy of the mirrored pool is away while clients write, and comes back;
-// is replaced; and clients that read and write at a fixed rate, and verify what
-// they read, are watched with and without a copy being filled.
+// is replaced; and clients that write at a fixed rate, and verify what they have
+// written, are watched with and without a copy being filled.
 package main
 
 import (
@@ -23,7 +22,6 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"slices"
 	"syscall"
 	"time"
 
@@ -157,10 +155,4 @@ func (r *rig) settled(ctx context.Context) error {
 		}
 		return ""
 	})
-}
-
-// median returns the one in the middle.
-func median(v []float64) float64 {
-	v = slices.Sorted(slices.Values(v))
-	return v[len(v)/2]
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/dustin/go-humanize"
 
 	"github.com/pollux-storage/pollux/bench/fio"
+	"github.com/pollux-storage/pollux/bench/stat"
 	"github.com/pollux-storage/pollux/internal/control"
 	"github.com/pollux-storage/pollux/test/pair"
 )
@@ -86,7 +87,7 @@ func (r *rig) resilvers(ctx context.Context, o options, rep *report) error {
 		for _, l := range ls {
 			v = append(v, f(l))
 		}
-		return median(v)
+		return stat.Median(v)
 	}
 	fmt.Printf("\n| clients that write at most %d times a second, and verify | writes/s | p50 µs | p99 | p99.9 |\n|---|--:|--:|--:|--:|\n", o.rate)
 	p99 := func(l latency) float64 { return l.P99us }

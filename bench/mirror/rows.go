@@ -4,9 +4,11 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/pollux-storage/pollux/bench/fio"
+	"github.com/pollux-storage/pollux/bench/stat"
 )
 
 // row is one load, measured on a single device and on a mirror in turn.
@@ -29,7 +31,7 @@ var rows = []row{
 
 // compare measures all rows on both.
 func compare(ctx context.Context, o options, rigs []*rig) ([]row, error) {
-	out := rows
+	out := slices.Clone(rows)
 	fmt.Printf("| %d rounds, MB/s | single | mirror | ratio |\n|---|--:|--:|--:|\n", o.rounds)
 	for i := range out {
 		r := &out[i]
@@ -47,7 +49,7 @@ func compare(ctx context.Context, o options, rigs []*rig) ([]row, error) {
 				}
 			}
 		}
-		s, m := median(r.Single), median(r.Mirror)
+		s, m := stat.Median(r.Single), stat.Median(r.Mirror)
 		fmt.Printf("| %s | %.0f | %.0f | %.2f |\n", r.Name, s, m, m/s)
 	}
 	return out, nil

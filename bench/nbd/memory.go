@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/pollux-storage/pollux/bench/fio"
+	"github.com/pollux-storage/pollux/bench/stat"
 )
 
 // The volumes of a watch, all on one guest, and how each is loaded.
@@ -205,7 +206,7 @@ func medianOf(ws []watch, f func(watch) float64) float64 {
 	for _, w := range ws {
 		v = append(v, f(w))
 	}
-	return middle(v)
+	return stat.Median(v)
 }
 
 // slopeOf returns the least-squares slope of the memory in bytes a second.

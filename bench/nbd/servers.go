@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/pollux-storage/pollux/bench/fio"
+	"github.com/pollux-storage/pollux/test/pair"
 )
 
 // server is something that is measured.
@@ -114,32 +115,8 @@ func (p *peer) stop() {
 
 // randomFile writes a file that has no holes and that nothing can compress.
 func randomFile(path string, size int64) error {
-	f, err := os.Create(path)
-	if err != nil {
-		return err
-	}
 	src := rand.NewChaCha8([32]byte{1})
-	buf := make([]byte, 1<<20)
-	for off := int64(0); err == nil && off < size; off += int64(len(buf)) {
-		_, _ = src.Read(buf) // never fails
-		_, err = f.Write(buf[:min(int64(len(buf)), size-off)])
-	}
-	return errors.Join(err, f.Sync(), f.Close())
-}
-
-// zeroFile writes a file of zeroes that has no holes. A file system takes longer for
-// a durable write to a place that it has yet to find or mark as written: the row
-// with flushes would measure that.
-func zeroFile(path string, size int64) error {
-	f, err := os.Create(path)
-	if err != nil {
-		return err
-	}
-	buf := make([]byte, 8<<20)
-	for off := int64(0); err == nil && off < size; off += int64(len(buf)) {
-		_, err = f.Write(buf[:min(int64(len(buf)), size-off)])
-	}
-	return errors.Join(err, f.Sync(), f.Close())
+	return pair.PlaceFile(path, size, func(p []byte) { _, _ = src.Read(p) }) // never fails
 }
 
 // servers lists what is to be measured, and removes what cannot be.
@@ -262,7 +239,7 @@ func (p *pollux) start(ctx context.Context) error {
 		return err
 	}
 	if p.placed {
-		if err := zeroFile(filepath.Join(p.dir, "pool-a.img"), p.poolSize); err != nil {
+		if err := pair.PlaceFile(filepath.Join(p.dir, "pool-a.img"), p.poolSize, nil); err != nil {
 			return err
 		}
 	}

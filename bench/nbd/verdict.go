@@ -6,6 +6,8 @@ import (
 	"maps"
 	"slices"
 	"strings"
+
+	"github.com/pollux-storage/pollux/bench/stat"
 )
 
 // figure is one of the ratios that something is wanted of: those of throughput
@@ -128,26 +130,13 @@ func median(s []sample) sample {
 		for _, x := range s {
 			v = append(v, f(x))
 		}
-		return middle(v)
+		return stat.Median(v)
 	}
 	return sample{
 		IOPS: pick(iops), MBps: pick(func(x sample) float64 { return x.MBps }),
 		P50us: pick(func(x sample) float64 { return x.P50us }), P99us: pick(func(x sample) float64 { return x.P99us }),
 		P999us: pick(func(x sample) float64 { return x.P999us }), CPUus: pick(func(x sample) float64 { return x.CPUus }),
 	}
-}
-
-// middle returns the median.
-func middle(v []float64) float64 {
-	v = slices.Sorted(slices.Values(v))
-	n := len(v)
-	switch {
-	case n == 0:
-		return 0
-	case n%2 == 0:
-		return (v[n/2-1] + v[n/2]) / 2
-	}
-	return v[n/2]
 }
 
 // print writes the report as Markdown: how Pollux does, then all that was
