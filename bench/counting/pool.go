@@ -17,7 +17,7 @@ import (
 )
 
 // Track is the size of a track in bytes.
-const Track = block.TrackBlocks * block.Size
+const Track = block.TrackBytes
 
 // Pool is a pool on a Device, that runs.
 type Pool struct {

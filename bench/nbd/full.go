@@ -169,7 +169,7 @@ func makeFull(path string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, reader.Close()) }()
-	buf, err := hpdi.Alloc(block.TrackBlocks * block.Size)
+	buf, err := hpdi.Alloc(block.TrackBytes)
 	if err != nil {
 		return err
 	}

@@ -15,6 +15,9 @@ const Shift = 12
 // one seek of a device reaches.
 const TrackBlocks = 256
 
+// TrackBytes is the number of bytes in a track: 1 MiB.
+const TrackBytes = TrackBlocks * Size
+
 // Logical is the number of a block within a volume.
 type Logical uint64
 

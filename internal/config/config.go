@@ -229,7 +229,7 @@ func (c *Config) setDefaults() {
 	if c.Memory == 0 {
 		or(&c.Cache, 256<<20)
 	}
-	c.Points.setDefaults(c.Memory)
+	c.setPartDefaults()
 	or(&c.LogFile, 16<<20)
 	or(&c.EventFile, 4<<20)
 	f := &c.Failover
@@ -243,10 +243,6 @@ func (c *Config) setDefaults() {
 	or(&f.CrashLimit, 8)
 	or(&f.CrashWindow, 5*time.Minute)
 	or(&f.FenceTimeout, 5*time.Second)
-	c.Cleaner.setDefaults()
-	c.Scrub.setDefaults()
-	c.Resilver.setDefaults()
-	c.Alerts.setDefaults()
 	or(&c.NBD.TLS, "off")
 	or(&c.NBD.MaxConnections, 1024)
 	for i := range c.Guests {
@@ -328,6 +324,16 @@ func (c *Config) RegionPath(identity string) string {
 
 // Endpoint is the TCP address of the guest's identity.
 func (g *Guest) Endpoint() string { return net.JoinHostPort(g.Address, strconv.Itoa(*g.Port)) }
+
+// setPartDefaults fills in what is missing of the settings that are parts of their
+// own.
+func (c *Config) setPartDefaults() {
+	c.Points.setDefaults(c.Memory)
+	c.Cleaner.setDefaults()
+	c.Scrub.setDefaults()
+	c.Resilver.setDefaults()
+	c.Alerts.setDefaults()
+}
 
 // Validate says what is wrong with the settings, naming the setting.
 func (c *Config) Validate() error {

@@ -126,10 +126,7 @@ func ReadEffective(dir string) (*Config, error) {
 	if err := json.Unmarshal(p, c); err != nil {
 		return nil, fmt.Errorf("%s: %w", EffectivePath(dir), err)
 	}
-	// Who wrote it may be older than these settings.
-	c.Points.setDefaults(c.Memory)
-	c.Resilver.setDefaults()
-	c.Alerts.setDefaults()
+	c.setPartDefaults() // who wrote it may be older than some of them
 	return c, c.Validate()
 }
 

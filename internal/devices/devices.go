@@ -321,10 +321,7 @@ func (s *Set) ReadCopy(i int, at block.Physical, vec ...[]byte) error {
 	case !ok || i >= c.NumCopies():
 		return fmt.Errorf("copy %d of device %s: %w", i+1, m.dev.Info().Name, hpdi.ErrNoCopy)
 	}
-	var n int64
-	for _, v := range vec {
-		n += int64(len(v))
-	}
+	n := (&hpdi.Request{Op: hpdi.OpRead, Vec: vec}).Bytes()
 	m.limit.acquire(n)
 	defer m.limit.release(n)
 	if err := c.ReadCopy(i, int64(at.Block())*block.Size, vec...); err != nil {

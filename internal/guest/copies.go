@@ -13,37 +13,34 @@ import (
 // changeCopy takes one of several copies out or back, or puts another device in
 // its place. It is resilvered in the background.
 func (g *Guest) changeCopy(ctx context.Context, name string, c control.CopyChange) (control.Pool, error) {
-	for _, t := range g.all() {
-		st := t.open()
-		if st == nil || st.Name() != name {
-			continue
-		}
-		m, i, err := t.copyAt(c.Place, g.settings(t.identity).Pool.Copies)
-		if err != nil {
-			return control.Pool{}, err
-		}
-		switch c.Action {
-		case control.CopyOffline:
-			err = m.Detach(i)
-		case control.CopyOnline:
-			err = attach(c.Device, m.Attach)
-		case control.CopyReplace:
-			err = attach(c.New, func(d hpdi.Device) error {
-				if err := blank(d); err != nil {
-					_ = d.Close() // nothing was written through it
-					return err
-				}
-				return m.Replace(i, d)
-			})
-		default:
-			err = control.NewError(control.KindInvalid, fmt.Sprintf("a copy cannot be made %q", c.Action), "")
-		}
-		if err != nil {
-			return control.Pool{}, fmt.Errorf("%s device %s of pool %s: %w", c.Action, c.Device, name, err)
-		}
-		return g.poolOf(ctx, t.identity)
+	t, _, err := g.serving(name)
+	if err != nil {
+		return control.Pool{}, err
 	}
-	return control.Pool{}, control.NewError(control.KindNotFound, fmt.Sprintf("guest %s has no open pool %q", g.opt.Name, name), "see `pollux pool list`")
+	m, i, err := t.copyAt(c.Place, g.settings(t.identity).Pool.Copies)
+	if err != nil {
+		return control.Pool{}, err
+	}
+	switch c.Action {
+	case control.CopyOffline:
+		err = m.Detach(i)
+	case control.CopyOnline:
+		err = attach(c.Device, m.Attach)
+	case control.CopyReplace:
+		err = attach(c.New, func(d hpdi.Device) error {
+			if err := blank(d); err != nil {
+				_ = d.Close() // nothing was written through it
+				return err
+			}
+			return m.Replace(i, d)
+		})
+	default:
+		err = control.NewError(control.KindInvalid, fmt.Sprintf("a copy cannot be made %q", c.Action), "")
+	}
+	if err != nil {
+		return control.Pool{}, fmt.Errorf("%s device %s of pool %s: %w", c.Action, c.Device, name, err)
+	}
+	return g.poolOf(ctx, t.identity)
 }
 
 // copyAt returns the mirror and the copy that the pool's device at a place is.

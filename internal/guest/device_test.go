@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"github.com/pollux-storage/pollux/hpdi"
+	"github.com/pollux-storage/pollux/internal/config"
+	"github.com/pollux-storage/pollux/internal/control"
 )
 
 // A device that is larger or smaller than when it was opened says so.
@@ -23,5 +25,19 @@ func TestDescribeDevice(t *testing.T) {
 		if !strings.Contains(d.Note, want) {
 			t.Errorf("%d bytes: %q, want %q", size, d.Note, want)
 		}
+	}
+}
+
+// A pool that fills up is an alert at the first and another at the second limit.
+func TestFullness(t *testing.T) {
+	limits := config.Alerts{FullWarning: 80, FullCritical: 95}
+	for free, want := range map[int64]string{1000: "", 201: "", 200: "full to 80 %", 51: "full to 80 %", 50: "full to 95 %", 0: "full to 95 %"} {
+		got := fullness(control.PoolStatus{Name: "p", Capacity: 1000, Free: free}, limits)
+		if (got == "") != (want == "") || !strings.Contains(got, want) {
+			t.Errorf("%d of 1000 free: %q, want %q", free, got, want)
+		}
+	}
+	if got := fullness(control.PoolStatus{}, limits); got != "" {
+		t.Errorf("a pool that is not known yet: %q", got)
 	}
 }

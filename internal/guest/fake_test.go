@@ -13,6 +13,7 @@ import (
 	"github.com/pollux-storage/pollux/internal/control"
 	"github.com/pollux-storage/pollux/internal/export/nbd/nbdtest"
 	"github.com/pollux-storage/pollux/internal/partner"
+	"github.com/pollux-storage/pollux/internal/pool"
 	"github.com/pollux-storage/pollux/internal/region"
 )
 
@@ -211,6 +212,11 @@ func (s *fakeStore) Check(context.Context) (control.PoolCheck, error) {
 
 // Scrub goes from state to state and finds a block that is lost.
 func (s *fakeStore) Scrub(_ context.Context, action string) error {
+	from := map[string][]string{control.ScrubStart: {control.ScrubNever, control.ScrubStopped}, control.ScrubPause: {control.ScrubRunning},
+		control.ScrubResume: {control.ScrubPaused}, control.ScrubStop: {control.ScrubRunning, control.ScrubPaused}}[action]
+	if !slices.Contains(from, s.Stats().Scrub.State) {
+		return &pool.ScrubStateError{Action: action, Pool: s.name}
+	}
 	now := map[string]string{control.ScrubStart: control.ScrubRunning, control.ScrubPause: control.ScrubPaused,
 		control.ScrubResume: control.ScrubRunning, control.ScrubStop: control.ScrubStopped}[action]
 	s.tell("scrub-"+action, action+" was asked for")

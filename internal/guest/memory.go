@@ -66,16 +66,15 @@ func needsOf(cfg *config.Config, set *config.Guest) poolNeeds {
 	var n poolNeeds
 	for paths := range groups(&set.Pool) {
 		d, err := openToLook(paths, func(string, error) {})
-		switch {
-		case err == nil:
-			n.blocks = append(n.blocks, uint64(d.Info().Size)/block.Size)
-			if l, err := pool.ReadLabel(d); err == nil {
-				n.log = l.LogBytes
-			}
-			_ = d.Close() // it was only read
-		default:
+		if err != nil {
 			n.blocks = append(n.blocks, uint64(smallest(paths, int64(set.Pool.Size)))/block.Size)
+			continue
 		}
+		n.blocks = append(n.blocks, uint64(d.Info().Size)/block.Size)
+		if l, err := pool.ReadLabel(d); err == nil {
+			n.log = l.LogBytes
+		}
+		_ = d.Close() // it was only read
 	}
 	return n
 }

@@ -17,7 +17,6 @@ import (
 const (
 	tidyEvery    = 2 * time.Second
 	resilverStep = 4
-	trackBytes   = block.TrackBlocks * block.Size
 )
 
 // kept is what keepMirror needs of a mirror.
@@ -48,7 +47,7 @@ func keepMirror(ctx context.Context, m kept, rate int64, log *slog.Logger) {
 		}
 		wait := tidyEvery
 		if !done && err == nil {
-			next = next.Add(resilverStep * trackBytes * time.Second / time.Duration(rate))
+			next = next.Add(resilverStep * block.TrackBytes * time.Second / time.Duration(rate))
 			if wait = time.Until(next); wait < 0 {
 				next = time.Now() // time that devices lost is not made up for
 			}

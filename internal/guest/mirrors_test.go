@@ -66,7 +66,7 @@ func TestKeepMirror(t *testing.T) {
 		m := &fakeMirror{left: 10 * resilverRate}
 		ended := make(chan struct{})
 		go func() {
-			keepMirror(ctx, m, resilverRate*trackBytes, slog.New(slog.NewTextHandler(&said, nil)))
+			keepMirror(ctx, m, resilverRate*block.TrackBytes, slog.New(slog.NewTextHandler(&said, nil)))
 			close(ended)
 		}()
 		time.Sleep(5 * time.Second)

@@ -2,45 +2,35 @@ package guest
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/pollux-storage/pollux/internal/control"
 	"github.com/pollux-storage/pollux/internal/partner"
 	"github.com/pollux-storage/pollux/internal/pool"
 )
 
+// scrubActions are what may be asked of a scrub.
+var scrubActions = []string{control.ScrubStart, control.ScrubPause, control.ScrubResume, control.ScrubStop}
+
 // scrubPool begins, pauses, goes on with or ends the scrub of a pool.
 func (g *Guest) scrubPool(ctx context.Context, name string, c control.ScrubChange) (control.Pool, error) {
-	for _, t := range g.all() {
-		st := t.open()
-		if st == nil || st.Name() != name {
-			continue
-		}
-		now := st.Stats().Scrub.State
-		running, paused := now == control.ScrubRunning, now == control.ScrubPaused
-		var may bool
-		switch c.Action {
-		case control.ScrubStart:
-			may = !running && !paused
-		case control.ScrubPause:
-			may = running
-		case control.ScrubResume:
-			may = paused
-		case control.ScrubStop:
-			may = running || paused
-		default:
-			return control.Pool{}, control.NewError(control.KindInvalid, fmt.Sprintf("a scrub cannot be made to %q", c.Action), "")
-		}
-		if !may {
-			return control.Pool{}, control.NewError(control.KindRefused, fmt.Sprintf("cannot %s the scrub of pool %s: its state is %q", c.Action, name, now),
-				fmt.Sprintf("see `pollux pool scrub status %s`", name))
-		}
-		if err := st.Scrub(ctx, c.Action); err != nil {
-			return control.Pool{}, err
-		}
-		return g.poolOf(ctx, t.identity)
+	t, st, err := g.serving(name)
+	if err != nil {
+		return control.Pool{}, err
 	}
-	return control.Pool{}, control.NewError(control.KindNotFound, fmt.Sprintf("guest %s has no open pool %q", g.opt.Name, name), "see `pollux pool list`")
+	if !slices.Contains(scrubActions, c.Action) {
+		return control.Pool{}, control.NewError(control.KindInvalid, fmt.Sprintf("a scrub cannot be made to %q", c.Action), "")
+	}
+	err = st.Scrub(ctx, c.Action)
+	if e := (*pool.ScrubStateError)(nil); errors.As(err, &e) {
+		err = control.NewError(control.KindRefused, e.Error(), fmt.Sprintf("see `pollux pool scrub status %s`", name))
+	}
+	if err != nil {
+		return control.Pool{}, err
+	}
+	return g.poolOf(ctx, t.identity)
 }
 
 // toldAtOnce is how many events of a pool wait for the loop; further ones are lost.

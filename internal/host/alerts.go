@@ -6,14 +6,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"slices"
 	"strings"
 	"syscall"
 	"time"
-
-	"github.com/pollux-storage/pollux/internal/control"
 )
 
 const (
@@ -42,33 +41,27 @@ const (
 )
 
 // alertBook knows which alerts stand. It has no clock and no goroutine.
-type alertBook struct {
-	since, seen map[string]time.Time
-}
+type alertBook map[string]standing
+
+// standing is since when an alert stands, and when it was seen last.
+type standing struct{ since, seen time.Time }
 
 // look takes in the alerts of a moment and returns what is new and what is over.
-func (b *alertBook) look(now time.Time, alerts []string) (out []Notice) {
-	if b.since == nil {
-		b.since, b.seen = map[string]time.Time{}, map[string]time.Time{}
-	}
+func (b alertBook) look(now time.Time, alerts []string) (out []Notice) {
 	for _, text := range alerts {
-		if _, stands := b.since[text]; !stands {
-			b.since[text] = now
+		s, stands := b[text]
+		if !stands {
+			s.since = now
 			out = append(out, Notice{State: alertRaised, Alert: text, Since: now})
 		}
-		b.seen[text] = now
+		s.seen = now
+		b[text] = s
 	}
-	var over []string
-	for text, seen := range b.seen {
-		if now.Sub(seen) >= alertRest {
-			over = append(over, text)
+	for _, text := range slices.Sorted(maps.Keys(b)) {
+		if s := b[text]; now.Sub(s.seen) >= alertRest {
+			out = append(out, Notice{State: alertOver, Alert: text, Since: s.since})
+			delete(b, text)
 		}
-	}
-	slices.Sort(over)
-	for _, text := range over {
-		out = append(out, Notice{State: alertOver, Alert: text, Since: b.since[text]})
-		delete(b.since, text)
-		delete(b.seen, text)
 	}
 	return out
 }
@@ -93,7 +86,7 @@ func (q *noticeQueue) add(n Notice) {
 // watchAlerts records alerts as events and tells the program of the settings, one
 // at a time, until ctx ends. Alerts that stand when the agent starts are told again.
 func (a *agent) watchAlerts(ctx context.Context) {
-	var book alertBook
+	book := alertBook{}
 	var queue noticeQueue
 	tick := time.NewTicker(alertLook)
 	defer tick.Stop()
@@ -113,11 +106,11 @@ func (a *agent) watchAlerts(ctx context.Context) {
 				a.event("", "alert-command-failed", nil, "%v", err)
 			}
 		case now := <-tick.C:
-			st, own, err := a.statusAndAlerts(ctx)
+			st, s, err := a.observe(ctx)
 			if err != nil {
 				continue // it is ending, or too busy; the next look tells
 			}
-			for _, text := range own {
+			for _, text := range s.alerts {
 				recorded[text] = true
 			}
 			for _, n := range book.look(now, st.AlertTexts()) {
@@ -184,18 +177,4 @@ type beginning []byte
 func (b *beginning) Write(p []byte) (int, error) {
 	*b = append(*b, p[:min(len(p), 500-len(*b))]...)
 	return len(p), nil
-}
-
-// statusAndAlerts returns the status, and the alerts in it that the loop has
-// recorded as events already.
-func (a *agent) statusAndAlerts(ctx context.Context) (st control.Status, own []string, err error) {
-	s, err := a.snapshot(ctx)
-	if err != nil {
-		return st, nil, err
-	}
-	for _, text := range s.alerts {
-		own = append(own, text)
-	}
-	st, err = a.status(ctx)
-	return st, own, err
 }

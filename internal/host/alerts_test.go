@@ -22,7 +22,7 @@ func states(ns []Notice) string {
 // An alert is told when it is raised, and when it has been gone for a while; one
 // that comes and goes is told once.
 func TestAlertBook(t *testing.T) {
-	var b alertBook
+	b := alertBook{}
 	begin := time.Unix(1000, 0)
 	for _, step := range []struct {
 		after  time.Duration

@@ -62,9 +62,15 @@ func askAll[R any](ctx context.Context, a *agent, s snapshot, f func(context.Con
 }
 
 func (a *agent) status(ctx context.Context) (control.Status, error) {
+	st, _, err := a.observe(ctx)
+	return st, err
+}
+
+// observe returns the status and what of it the loop knew.
+func (a *agent) observe(ctx context.Context) (control.Status, snapshot, error) {
 	s, err := a.snapshot(ctx)
 	if err != nil {
-		return control.Status{}, err
+		return control.Status{}, s, err
 	}
 	qctx, cancel := context.WithTimeout(ctx, statusLimit)
 	defer cancel()
@@ -72,7 +78,7 @@ func (a *agent) status(ctx context.Context) (control.Status, error) {
 	if len(silent) > 0 {
 		// It may have died between the snapshot and the question.
 		if s, err = a.snapshot(ctx); err != nil {
-			return control.Status{}, err
+			return control.Status{}, s, err
 		}
 	}
 
@@ -112,7 +118,7 @@ func (a *agent) status(ctx context.Context) (control.Status, error) {
 	a.mu.Lock()
 	st.LastTakeover = a.last
 	a.mu.Unlock()
-	return st, nil
+	return st, s, nil
 }
 
 // guestStatus is what the agent and the guest together know of a guest.

@@ -8,8 +8,6 @@ import (
 	"github.com/pollux-storage/pollux/internal/block"
 )
 
-const trackBytes = block.TrackBlocks * block.Size
-
 // readSafely reads a range from a copy in sync, and writes what it read to the
 // copies that could not be read; where the range is old and not verified by who
 // reads it, to all others. The caller holds no stripes.
@@ -17,7 +15,7 @@ func (m *Mirror) readSafely(r *hpdi.Request) error {
 	n := r.Bytes()
 	for done := int64(0); done < n; {
 		off := r.Offset + done
-		k := min(n-done, trackBytes-off%trackBytes)
+		k := min(n-done, block.TrackBytes-off%block.TrackBytes)
 		vec := cut(r.Vec, done, k)
 		err := m.stripes.alone(off, func() error {
 			return m.readAlone(off, k, vec, func(*copyOf) bool { return !m.trusted(off) })

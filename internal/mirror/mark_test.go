@@ -131,13 +131,13 @@ func TestUnused(t *testing.T) {
 	for i := range tracks {
 		w.write(i*block.TrackBlocks, 1)
 	}
-	w.m.Verified(trackBytes)
+	w.m.Verified(block.TrackBytes)
 	unused := map[int64]bool{0: true, 1: true, 2: true, 3: false} // the first is not verified
 	w.m.Unused(func(off, n int64) bool {
-		if off/trackBytes != (off+n-1)/trackBytes {
+		if off/block.TrackBytes != (off+n-1)/block.TrackBytes {
 			t.Errorf("asked for %d bytes at %d", n, off)
 		}
-		return unused[off/trackBytes]
+		return unused[off/block.TrackBytes]
 	})
 	w.try("replace", w.m.Replace(1, disks[2]))
 	w.resync()

@@ -117,7 +117,7 @@ func describe(blocks uint64, devs []hpdi.Device) hpdi.Info {
 // in sync are not made equal after a crash: that would copy the decay of one
 // over the sound block of the other.
 func (m *Mirror) Verified(off int64) {
-	m.verified.Store((off + trackBytes - 1) / trackBytes * trackBytes)
+	m.verified.Store((off + block.TrackBytes - 1) / block.TrackBytes * block.TrackBytes)
 }
 
 // Unused says with a function of what lies in the verified part that nobody reads it

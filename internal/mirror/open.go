@@ -61,7 +61,7 @@ func newMirror(h header, devs []hpdi.Device) (*Mirror, error) {
 	m.verified.Store(m.info.Size)
 	var err error
 	if m.page, err = hpdi.Alloc((1 + mapPages) * block.Size); err == nil {
-		m.resync.buf, err = hpdi.Alloc(trackBytes)
+		m.resync.buf, err = hpdi.Alloc(block.TrackBytes)
 	}
 	if err != nil {
 		return nil, errors.Join(err, m.free())

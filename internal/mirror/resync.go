@@ -23,9 +23,8 @@ const skipsAtOnce = 4096
 
 // Resync makes copies equal in at most n tracks of 1 MiB of the regions that are
 // old, not counting those that nobody uses, and takes copies that have everything
-// back into sync. It returns true
-// when there is nothing to do. Clients go on meanwhile. One caller at a time
-// may use it.
+// back into sync. It returns true when there is nothing to do. Clients go on
+// meanwhile. One caller at a time may use it.
 //
 // Blocks that no copy in sync can read stay as they are and are part of the
 // error, which does not end the work: the next call goes on.
@@ -36,15 +35,15 @@ func (m *Mirror) Resync(n int) (done bool, err error) {
 			return m.resilvered()
 		}
 		first := int64(s.region) << m.shift * block.Size
-		off := first + s.track*trackBytes
+		off := first + s.track*block.TrackBytes
 		end := min(first+int64(block.Size)<<m.shift, m.info.Size)
-		copied, e := m.copyTrack(off, min(trackBytes, end-off))
+		copied, e := m.copyTrack(off, min(block.TrackBytes, end-off))
 		if err = errors.Join(err, e); copied {
 			n--
 		} else {
 			skips++
 		}
-		if s.track++; off+trackBytes >= end {
+		if s.track++; off+block.TrackBytes >= end {
 			m.leaveRegion()
 		}
 	}

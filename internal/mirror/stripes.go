@@ -30,7 +30,7 @@ func (s *stripes) init() {
 func (s *stripes) of(track int64) *stripe { return &s[track%stripeCount] }
 
 // track returns the number of the track that holds a byte of the mirror.
-func track(off int64) int64 { return off / (block.TrackBlocks * block.Size) }
+func track(off int64) int64 { return off / block.TrackBytes }
 
 // share takes the stripes of a range of bytes together with other writes.
 func (s *stripes) share(off, n int64) {

@@ -312,9 +312,8 @@ func (c *cleaner) moved(now time.Time, state string) {
 
 // hindered reports whether clients need what the cleaner would take.
 func (c *cleaner) hindered() bool {
-	u := c.p.dirty.Usage()
 	s := c.p.space.Usage()
-	return u.Waiting > 0 || u.Active+u.Frozen >= u.Permits/4 || s.Free-s.Reserved-s.Slop < 4*int64(c.batch())
+	return c.p.pressed() || s.Free-s.Reserved-s.Slop < 4*int64(c.batch())
 }
 
 // finish judges a pass whose outcome is in the counts.

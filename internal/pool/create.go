@@ -129,13 +129,17 @@ func Create(ctx context.Context, o CreateOptions) (block.PoolID, error) {
 	return id, set.ReleaseQueues()
 }
 
-// fillMost is how many blocks of the flush log are filled: a larger one fills
-// itself as it is used.
-const fillMost = 1 << 30 / block.Size
+const (
+	// fillMost is how many blocks of the flush log are filled: a larger one fills
+	// itself as it is used.
+	fillMost = 1 << 30 / block.Size
+	// fillAtOnce is how many tracks are written together.
+	fillAtOnce = 16
+)
 
 // fillFlushArea writes zeroes to the flush log.
 func fillFlushArea(ctx context.Context, set *devices.Set, l Layout) error {
-	buf, err := hpdi.Alloc(block.TrackBlocks * block.Size)
+	buf, err := hpdi.Alloc(block.TrackBytes)
 	if err != nil {
 		return err
 	}
@@ -157,9 +161,6 @@ func fillFlushArea(ctx context.Context, set *devices.Set, l Layout) error {
 	}
 	return set.Sync()
 }
-
-// fillAtOnce is how many tracks are written together.
-const fillAtOnce = 16
 
 func newLabel(o CreateOptions, id block.PoolID, index int, dev hpdi.Device) (Label, error) {
 	info := dev.Info()

@@ -20,9 +20,9 @@ func testLabel() Label {
 	}
 }
 
-func TestGoldenLabel(t *testing.T) {
-	const file = "testdata/label.hex"
-	b := testLabel().encode()
+// golden compares a block, without the zeroes at its end, with a file of hex dumps.
+func golden(t *testing.T, file string, b []byte) {
+	t.Helper()
 	got := hex.Dump(bytes.TrimRight(b, "\x00"))
 	if *update {
 		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
@@ -34,8 +34,13 @@ func TestGoldenLabel(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got != string(want) {
-		t.Errorf("the label's format has changed; if that is meant, raise its version:\n%s", got)
+		t.Errorf("%s: the format has changed; if that is meant, raise its version:\n%s", file, got)
 	}
+}
+
+func TestGoldenLabel(t *testing.T) {
+	b := testLabel().encode()
+	golden(t, "testdata/label.hex", b)
 	if l, err := decodeLabel(b); err != nil || l != testLabel() {
 		t.Errorf("%v: %+v", err, l)
 	}

@@ -304,6 +304,13 @@ func (p *Pool) wantsFold(t *timing, now time.Time) bool {
 		p.machine.FoldUseful() && (now.Sub(t.busy) >= restBeforeFold || since >= longestUnfolded)
 }
 
+// pressed reports whether clients need what cleaner and scrub would take: somebody
+// waits for room in the log, or a quarter of it is in use.
+func (p *Pool) pressed() bool {
+	u := p.dirty.Usage()
+	return u.Waiting > 0 || u.Active+u.Frozen >= u.Permits/4
+}
+
 // commit makes one consistency point, and the folds that it needs first: the
 // one under way may not give back enough of the journal, and holds blocks that
 // a nearly full pool needs.

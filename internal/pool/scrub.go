@@ -45,6 +45,21 @@ const (
 	ScrubStop   = "stop"
 )
 
+// ScrubStateError says that a scrub cannot do what was asked for in its state. It is
+// of kind block.ErrInvalid.
+type ScrubStateError struct {
+	Action, Pool string
+	State        ScrubState
+}
+
+// Error implements error.
+func (e *ScrubStateError) Error() string {
+	return fmt.Sprintf("cannot %s the scrub of pool %s: its state is %q", e.Action, e.Pool, e.State)
+}
+
+// Unwrap returns the kind.
+func (e *ScrubStateError) Unwrap() error { return block.ErrInvalid }
+
 // scrubSave is the time between two records of a scrub that goes on.
 const scrubSave = 5 * time.Second
 
@@ -122,7 +137,7 @@ func (s *scrub) command(action string, now time.Time) error {
 		}
 	}
 	if !allowed {
-		return fmt.Errorf("%s the scrub of pool %s: its state is %q: %w", action, s.p.label.Name, state, block.ErrInvalid)
+		return &ScrubStateError{action, s.p.label.Name, state}
 	}
 	s.stepped = time.Time{}
 	s.keep(now)
@@ -200,8 +215,7 @@ func (s *scrub) ready() bool {
 	if s.rec.place.part == scrubFolds && !s.folded() {
 		return false
 	}
-	u := s.p.dirty.Usage()
-	if u.Waiting > 0 || u.Active+u.Frozen >= max(2, u.Permits/4) {
+	if s.p.pressed() {
 		return false
 	}
 	if s.bulk == nil {

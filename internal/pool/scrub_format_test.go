@@ -2,8 +2,6 @@ package pool
 
 import (
 	"bytes"
-	"encoding/hex"
-	"os"
 	"reflect"
 	"testing"
 	"time"
@@ -23,22 +21,9 @@ func testScrubRecord() *scrubRecord {
 }
 
 func TestGoldenScrub(t *testing.T) {
-	const file = "testdata/scrub.hex"
 	pool := block.PoolID{1, 2, 3, 4}
 	b := testScrubRecord().encode(pool, 9)
-	got := hex.Dump(bytes.TrimRight(b, "\x00"))
-	if *update {
-		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got != string(want) {
-		t.Errorf("the format of records of scrubs has changed; if that is meant, raise its version:\n%s", got)
-	}
+	golden(t, "testdata/scrub.hex", b)
 	if r, err := decodeScrub(b, pool); err != nil || !reflect.DeepEqual(r, testScrubRecord()) {
 		t.Errorf("%v: %+v", err, r)
 	}

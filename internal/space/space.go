@@ -284,12 +284,13 @@ func (s *Space) Count(p block.Physical) int {
 func (s *Space) Unused(dev int, first uint64, n int) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if dev >= len(s.devs) || first < s.devs[dev].first || first+uint64(n) > s.devs[dev].blocks {
+	d, err := s.deviceOf(Run{block.At(dev, first), n})
+	if err != nil {
 		return false
 	}
 	off := int(first % block.TrackBlocks)
 	m := span(off, off+n)
-	for w, used := range s.devs[dev].counts.track(int(first / block.TrackBlocks)) {
+	for w, used := range d.counts.track(int(first / block.TrackBlocks)) {
 		if used&m[w] != 0 {
 			return false
 		}
