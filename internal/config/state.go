@@ -89,6 +89,15 @@ func WriteJSON(path string, v any) error { return writeJSON(path, v, true) }
 // such as what runs: it does not wait for the disk.
 func WriteRunJSON(path string, v any) error { return writeJSON(path, v, false) }
 
+// syncDir makes durable what files a directory has.
+func syncDir(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
 func writeJSON(path string, v any, durable bool) error {
 	p, err := json.MarshalIndent(v, "", "  ")
 	if err != nil {
@@ -105,6 +114,9 @@ func writeJSON(path string, v any, durable bool) error {
 	err = errors.Join(err, f.Close())
 	if err == nil {
 		err = os.Rename(f.Name(), path)
+	}
+	if err == nil && durable {
+		err = syncDir(filepath.Dir(path))
 	}
 	if err != nil {
 		_ = os.Remove(f.Name())

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"log/slog"
 	"slices"
 	"strings"
 	"time"
@@ -15,20 +16,57 @@ import (
 	"github.com/pollux-storage/pollux/internal/mirror"
 )
 
-// disks opens the devices of a pool by a function and puts copies together.
-// Where each block is kept more than once a device may be missing, or hold
-// something else: it is told to without, and the pool goes on with the others.
-func disks(set *config.Pool, readOnly bool, open func(path string) (hpdi.Device, error), without func(path string, why error)) ([]hpdi.Device, error) {
+// opening is how the devices of a pool are opened.
+type opening struct {
+	open     func(path string) (hpdi.Device, error)
+	readOnly bool
+	// without is told of a device that a copy should be on, and why it is not.
+	without func(path string, why error)
+	mirrors memory
+}
+
+// memory is what the pair remembers of mirrors, see mirror.Options.
+type memory struct {
+	config.Mirrors
+	log *slog.Logger
+	// acceptLoss uses copies although newer ones are known.
+	acceptLoss bool
+}
+
+// memory returns that of the guest's pair, for a pool.
+func (g *Guest) memory(set *config.Pool) memory {
+	return memory{g.cfg.Mirrors(), g.log, set.AcceptLoss}
+}
+
+// apply makes the options of a mirror use the memory.
+func (m memory) apply(o mirror.Options) mirror.Options {
+	if !m.acceptLoss {
+		o.Known = func(id mirror.ID) (uint64, error) { return m.Generation(id.String()) }
+	}
+	o.Remember = func(id mirror.ID, generation uint64) {
+		if err := m.Remember(id.String(), generation); err != nil {
+			// The copies themselves know; what is lost is the protection from
+			// opening an old one alone.
+			m.log.Error("the state of a mirror is not remembered outside of its copies", "error", err)
+		}
+	}
+	return o
+}
+
+// disks opens the devices of a pool and puts copies together. Where each block
+// is kept more than once a device may be missing, or hold something else: the pool
+// goes on with the others.
+func disks(set *config.Pool, o opening) ([]hpdi.Device, error) {
 	var devs []hpdi.Device
 	missing := 0
 	for _, path := range set.Devices {
-		d, err := open(path)
+		d, err := o.open(path)
 		switch {
 		case err == nil:
 			devs = append(devs, d)
 		case set.Copies > 1 && !errors.Is(err, hpdi.ErrLocked):
 			// Locked is not missing: a guest that is not fenced may use it.
-			without(path, err)
+			o.without(path, err)
 			missing++
 		default:
 			closeAll(devs)
@@ -38,10 +76,10 @@ func disks(set *config.Pool, readOnly bool, open func(path string) (hpdi.Device,
 	if set.Copies <= 1 {
 		return devs, nil
 	}
-	devs, err := mirror.Assemble(devs, mirror.Options{Degraded: true, ReadOnly: readOnly, LeftOut: func(d hpdi.Device, why error) {
-		without(d.Info().Name, why)
+	devs, err := mirror.Assemble(devs, o.mirrors.apply(mirror.Options{Degraded: true, ReadOnly: o.readOnly, LeftOut: func(d hpdi.Device, why error) {
+		o.without(d.Info().Name, why)
 		missing++
-	}})
+	}}))
 	if err != nil {
 		return nil, err
 	}
@@ -54,7 +92,7 @@ func disks(set *config.Pool, readOnly bool, open func(path string) (hpdi.Device,
 			kept = append(kept, d)
 			continue
 		}
-		without(d.Info().Name, errors.New("it holds no copy of a mirror"))
+		o.without(d.Info().Name, errors.New("it holds no copy of a mirror"))
 		_ = d.Close() // nothing was written to it
 	}
 	if want := len(set.Devices) / set.Copies; len(kept) != want {
@@ -68,9 +106,8 @@ func disks(set *config.Pool, readOnly bool, open func(path string) (hpdi.Device,
 // and without locks, which its guest may hold. A copy that cannot be had is told to
 // without.
 func openToLook(paths []string, without func(path string, why error)) (hpdi.Device, error) {
-	devs, err := disks(&config.Pool{Devices: paths, Copies: len(paths)}, true, func(path string) (hpdi.Device, error) {
-		return file.Open(path, file.Options{ReadOnly: true})
-	}, without)
+	devs, err := disks(&config.Pool{Devices: paths, Copies: len(paths)}, opening{readOnly: true, without: without,
+		open: func(path string) (hpdi.Device, error) { return file.Open(path, file.Options{ReadOnly: true}) }})
 	if err != nil {
 		return nil, err
 	}
@@ -99,7 +136,7 @@ func mirrors(devs []hpdi.Device) (ms []*mirror.Mirror) {
 
 // makeMirrors makes mirrors of devices that hold nothing, and opens them. After
 // an error the devices are closed.
-func makeMirrors(devs []hpdi.Device, copies int) (out []hpdi.Device, err error) {
+func makeMirrors(devs []hpdi.Device, copies int, mem memory) (out []hpdi.Device, err error) {
 	if copies <= 1 {
 		return devs, nil
 	}
@@ -110,7 +147,7 @@ func makeMirrors(devs []hpdi.Device, copies int) (out []hpdi.Device, err error) 
 		closeAll(devs)
 		return nil, err
 	}
-	return mirror.Assemble(devs, mirror.Options{})
+	return mirror.Assemble(devs, mem.apply(mirror.Options{}))
 }
 
 func openLocked(path string, deadline time.Time) (hpdi.Device, error) {

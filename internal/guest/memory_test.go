@@ -144,11 +144,11 @@ func TestMemoryOfMirrors(t *testing.T) {
 	if n := needsOf(cfg, set); len(n.blocks) != 1 || n.blocks[0] != testTiB/block.Size || n.log != 0 {
 		t.Errorf("yet to be made: %+v", n)
 	}
-	devs, err := disks(&set.Pool, false, func(path string) (hpdi.Device, error) { return openLocked(path, time.Now()) }, func(path string, why error) { t.Error(path, why) })
+	devs, err := disks(&set.Pool, opening{open: func(path string) (hpdi.Device, error) { return openLocked(path, time.Now()) }, without: func(path string, why error) { t.Error(path, why) }})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if devs, err = makeMirrors(devs, 2); err != nil {
+	if devs, err = makeMirrors(devs, 2, memory{}); err != nil {
 		t.Fatal(err)
 	}
 	st, err := NewPools(cfg, 1<<20)

@@ -142,7 +142,7 @@ func TestDisks(t *testing.T) {
 			set := mirrorFiles(t, "x", "y")
 			tt.spoil(t, set.Devices[1])
 			var without []string
-			devs, err := disks(&set, false, locked, func(path string, _ error) { without = append(without, path) })
+			devs, err := disks(&set, opening{open: locked, without: func(path string, _ error) { without = append(without, path) }})
 			defer func() { closeAll(devs) }()
 			if !errors.Is(err, tt.fails) {
 				t.Fatalf("got %v, want %v", err, tt.fails)
@@ -159,12 +159,56 @@ func TestDisks(t *testing.T) {
 	for _, path := range set.Devices {
 		_ = os.Remove(path)
 	}
-	if _, err := disks(&set, false, locked, func(string, error) {}); !errors.Is(err, block.ErrNotFound) {
+	if _, err := disks(&set, opening{open: locked, without: func(string, error) {}}); !errors.Is(err, block.ErrNotFound) {
 		t.Errorf("no copy is left: %v", err)
 	}
 	single := mirrorFiles(t, "z")
 	_ = os.Remove(single.Devices[0])
-	if _, err := disks(&single, false, locked, func(string, error) {}); !errors.Is(err, os.ErrNotExist) {
+	if _, err := disks(&single, opening{open: locked, without: func(string, error) {}}); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a device without a copy is missing: %v", err)
 	}
+}
+
+// A pair that has written without a copy does not take that copy for the pool when
+// the other is gone, unless it is told to.
+func TestDisksOld(t *testing.T) {
+	cfg := config.Config{Dir: t.TempDir()}
+	set := mirrorFiles(t, "x", "y")
+	o := opening{open: func(path string) (hpdi.Device, error) { return file.Open(path, file.Options{Lock: true}) },
+		without: func(string, error) {}, mirrors: memory{Mirrors: cfg.Mirrors(), log: slog.New(slog.DiscardHandler)}}
+	devs, err := disks(&set, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := mirrors(devs)[0].Detach(0); err != nil {
+		t.Fatal(err)
+	}
+	closeAll(devs)
+	away := set.Devices[1] + ".away"
+	if err := os.Rename(set.Devices[1], away); err != nil {
+		t.Fatal(err)
+	}
+	if _, err = disks(&set, o); !errors.Is(err, mirror.ErrOld) {
+		t.Fatalf("only the copy that was taken out: %v", err)
+	}
+	memories, err := filepath.Glob(filepath.Join(cfg.Dir, "mirrors", "*.json"))
+	if err != nil || len(memories) != 1 {
+		t.Fatalf("remembered: %v, %v", memories, err)
+	}
+	if err := os.WriteFile(memories[0], []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err = disks(&set, o); err == nil || !strings.Contains(err.Error(), memories[0]) {
+		t.Errorf("what is remembered is damaged: %v", err)
+	}
+	o.mirrors.acceptLoss = true
+	if devs, err = disks(&set, o); err != nil {
+		t.Fatal(err)
+	}
+	closeAll(devs)
+	o.mirrors.acceptLoss = false
+	if devs, err = disks(&set, o); err != nil {
+		t.Errorf("after the loss was accepted: %v", err)
+	}
+	closeAll(devs)
 }

@@ -44,7 +44,7 @@ func CheckOffline(ctx context.Context, cfg *config.Config, tell func(control.Che
 
 // checkOffline recounts one pool.
 func checkOffline(ctx context.Context, cfg *config.Config, set *config.Guest, tell func(control.CheckProgress)) (control.PoolCheck, error) {
-	devs, err := openToRead(set)
+	devs, err := openToRead(set, cfg.Mirrors())
 	defer func() { closeAll(devs) }()
 	if err != nil {
 		return control.PoolCheck{}, err
@@ -74,10 +74,15 @@ func checkOffline(ctx context.Context, cfg *config.Config, set *config.Guest, te
 
 // openToRead opens the devices of a pool for reading, under their locks, and
 // returns those that it has opened also when it fails.
-func openToRead(set *config.Guest) ([]hpdi.Device, error) {
-	devs, err := disks(&set.Pool, true, func(path string) (hpdi.Device, error) {
-		return file.Open(path, file.Options{ReadOnly: true, Lock: true})
-	}, func(string, error) {})
+func openToRead(set *config.Guest, mem config.Mirrors) ([]hpdi.Device, error) {
+	devs, err := disks(&set.Pool, opening{
+		open: func(path string) (hpdi.Device, error) {
+			return file.Open(path, file.Options{ReadOnly: true, Lock: true})
+		},
+		readOnly: true,
+		without:  func(string, error) {},
+		mirrors:  memory{Mirrors: mem, acceptLoss: set.Pool.AcceptLoss},
+	})
 	if errors.Is(err, fs.ErrNotExist) && set.Pool.Create {
 		return nil, fmt.Errorf("%w and %w", err, ErrNoPool)
 	}

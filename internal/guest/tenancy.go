@@ -146,7 +146,7 @@ func (g *Guest) create(ctx context.Context, set *config.Guest, devs []hpdi.Devic
 	}
 	if len(mirrors(devs)) == 0 {
 		var err error
-		if devs, err = makeMirrors(devs, set.Pool.Copies); err != nil {
+		if devs, err = makeMirrors(devs, set.Pool.Copies, g.memory(&set.Pool)); err != nil {
 			return nil, err
 		}
 	}
@@ -159,9 +159,13 @@ func (g *Guest) create(ctx context.Context, set *config.Guest, devs []hpdi.Devic
 func (g *Guest) openDevices(set *config.Guest) (devs []hpdi.Device, fresh bool, err error) {
 	deadline := time.Now().Add(g.cfg.Failover.FenceTimeout)
 	var lacks error
-	devs, err = disks(&set.Pool, false, func(path string) (hpdi.Device, error) { return openLocked(path, deadline) }, func(path string, why error) {
-		g.log.Warn("the pool goes on without a copy", "identity", set.Name, "device", path, "error", why)
-		lacks = fmt.Errorf("device %s: %w", path, why)
+	devs, err = disks(&set.Pool, opening{
+		open: func(path string) (hpdi.Device, error) { return openLocked(path, deadline) },
+		without: func(path string, why error) {
+			g.log.Warn("the pool goes on without a copy", "identity", set.Name, "device", path, "error", why)
+			lacks = fmt.Errorf("device %s: %w", path, why)
+		},
+		mirrors: g.memory(&set.Pool),
 	})
 	if err == nil && lacks != nil && set.Pool.Create {
 		closeAll(devs)

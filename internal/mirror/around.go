@@ -138,9 +138,9 @@ func (m *Mirror) ReadGood(off int64, buf []byte, good func([]byte) bool) (repair
 // copy: it was called because one of them is bad, and that need not be the one
 // that is read first.
 func (m *Mirror) heal(off, n int64, vec [][]byte, good func() bool) (repaired int, err error) {
-	var bad marked
+	var bad, sound marked
 	var errs []error
-	var source *disk
+	last := -1 // whose bytes are in vec, if it is a sound one
 	// A checksum proves also what a copy holds that lacks the newest; in what is
 	// not verified good knows less.
 	for _, i := range m.sources(m.trusted(off) || !m.isOld(off, n)) {
@@ -153,21 +153,41 @@ func (m *Mirror) heal(off, n int64, vec [][]byte, good func() bool) (repaired in
 			c.readErrors.Add(1)
 			errs = append(errs, err)
 		} else if good() {
-			source = d
+			sound[i], last = d, i
 			continue
 		}
-		bad[i] = d
-		repaired++
+		bad[i], last = d, -1
 	}
-	if source == nil {
+	// What was read last may be a bad one. A copy that was sound need not be so
+	// when it is read again.
+	for i, d := range sound {
+		if d == nil || last >= 0 {
+			continue
+		}
+		err := d.transfer(hpdi.OpRead, off, vec...)
+		if err == nil && good() {
+			last = i
+			continue
+		}
+		errs = append(errs, err)
+		sound[i], bad[i] = nil, d
+	}
+	if last < 0 {
 		return 0, errors.Join(append(errs, &block.CorruptError{What: "every copy of a block",
 			Where: fmt.Sprintf("byte %d of %s", off, m.info.Name), Why: "none has the expected checksum"})...)
 	}
-	// What was read last may be a bad one.
-	if err := source.transfer(hpdi.OpRead, off, vec...); err != nil || !good() {
-		return 0, errors.Join(fmt.Errorf("device %s of %s: what was sound is not when read again", source.dev.Info().Name, m.info.Name), err)
+	for _, d := range bad {
+		if d != nil {
+			repaired++
+		}
 	}
-	return repaired, m.rewrite(off, n, vec, bad, true)
+	differ := m.isOld(off, n) && !m.trusted(off)
+	if differ {
+		// Sound copies, too: all become what was decided by.
+		bad = m.disks()
+		bad[last] = nil
+	}
+	return repaired, m.rewrite(off, n, vec, bad, !differ)
 }
 
 // NumCopies returns how many copies the mirror has, absent ones included.

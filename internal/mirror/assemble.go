@@ -13,6 +13,7 @@ import (
 // with o, whose Devices do not matter. After an error all devices are closed.
 func Assemble(devs []hpdi.Device, o Options) ([]hpdi.Device, error) {
 	var out []hpdi.Device
+	var order []ID // so that the same devices make the same requests
 	places := map[ID]int{}
 	groups := map[ID][]*found{}
 	fail := func(err error) ([]hpdi.Device, error) {
@@ -43,12 +44,13 @@ func Assemble(devs []hpdi.Device, o Options) ([]hpdi.Device, error) {
 		}
 		if _, known := groups[f.id]; !known {
 			places[f.id] = len(out)
+			order = append(order, f.id)
 			out = append(out, nil)
 		}
 		groups[f.id] = append(groups[f.id], f)
 	}
-	for id, group := range groups {
-		m, err := openFound(group, o)
+	for _, id := range order {
+		m, err := openFound(groups[id], o)
 		if err != nil {
 			return fail(err)
 		}

@@ -118,10 +118,11 @@ func (m *Mirror) admitLocked(d *disk, i int, id block.DeviceID) error {
 	m.doubts++
 	m.copies[i].disk.Store(d)
 	m.copies[i].state.Store(uint32(Resilvering))
-	err := m.changeLocked(func(copies []member) { copies[i] = member{id: id, state: Resilvering} })
+	err := m.changeLocked(d, func(copies []member) { copies[i] = member{id: id, state: Resilvering} })
 	if err != nil {
-		// The headers say that it is absent, or will.
+		// The headers say that it is absent, or will; its own may say more.
 		m.copies[i].state.Store(uint32(Absent))
+		m.head.copies[i].since = m.tried
 		return fmt.Errorf("make device %s copy %d of %s: %w", d.dev.Info().Name, i+1, m.info.Name, err)
 	}
 	return nil

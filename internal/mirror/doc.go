@@ -15,7 +15,8 @@
 // Each copy carries a header that tells the state of all. It changes when a
 // copy is lost or whole again, and is durable on the others before a write is
 // acknowledged that the lost one does not have: the header of the highest
-// generation knows who can be believed.
+// generation knows who can be believed. When it is out of reach only a memory
+// outside of the copies can tell that there is one ([Options.Known]).
 //
 //	InSync       has everything, but for regions that are old
 //	Resilvering  the same, and is no source for regions that are old

@@ -67,19 +67,16 @@ func (m *Mirror) loseLocked(lost marked, cause error) error {
 		if h.wrong() != "" {
 			return errors.Join(errNoCopy, cause)
 		}
-		more := false
-		for i, c := range m.copies {
-			if d := c.present(); d != nil && lost[i] == nil {
-				if err := m.writeHeaderLocked(d, i, h); err != nil {
-					c.writeErrors.Add(1)
-					lost[i], more = d, true
-					cause = errors.Join(cause, err)
-				}
-			}
-		}
-		if !more {
-			m.head = h
+		more, err := m.writeHeadersLocked(h, lost)
+		if more.empty() {
+			m.install(h)
 			break
+		}
+		cause = errors.Join(cause, err)
+		for i, d := range more {
+			if d != nil {
+				lost[i] = d
+			}
 		}
 	}
 	for i, d := range lost {
@@ -92,29 +89,64 @@ func (m *Mirror) loseLocked(lost marked, cause error) error {
 }
 
 // changeLocked changes what the newest header says of the copies, durably on all
-// that are there, and gives the copies the states that it names. After an error
-// the headers say what they said before, but that more copies may be lost.
-func (m *Mirror) changeLocked(change func(copies []member)) error {
-	h := m.nextHeaderLocked()
-	change(h.copies)
-	var lost marked
-	var errs []error
-	for i, c := range m.copies {
-		if d := c.present(); d != nil {
-			if err := m.writeHeaderLocked(d, i, h); err != nil {
-				lost[i] = d
-				errs = append(errs, err)
+// that are there, and gives the copies the states that it names. A copy that does
+// not take the header is lost, and the change is made without it, unless it is
+// need. After an error the headers say what they said before, but that more
+// copies may be lost.
+func (m *Mirror) changeLocked(need *disk, change func(copies []member)) error {
+	before := m.disks()
+	for {
+		h := m.nextHeaderLocked()
+		change(h.copies)
+		for i, d := range before {
+			if d != nil && m.copies[i].present() == nil {
+				h.copies[i] = m.head.copies[i] // it was lost below
 			}
 		}
+		lost, err := m.writeHeadersLocked(h, marked{})
+		if lost.empty() {
+			m.install(h)
+			for i, c := range m.copies {
+				c.state.Store(uint32(h.copies[i].state))
+			}
+			return nil
+		}
+		if e := m.loseLocked(lost, err); e != nil {
+			return e
+		}
+		if need != nil && slices.Contains(lost[:], need) {
+			return err
+		}
 	}
-	if !lost.empty() {
-		return errors.Join(append(errs, m.loseLocked(lost, errors.Join(errs...)))...)
-	}
+}
+
+// install takes a header that is durable on the copies for the newest.
+func (m *Mirror) install(h header) {
 	m.head = h
+	m.remember(m.id, h.generation)
+}
+
+// disks returns the disks that writes go to.
+func (m *Mirror) disks() (ds marked) {
 	for i, c := range m.copies {
-		c.state.Store(uint32(h.copies[i].state))
+		ds[i] = c.present()
 	}
-	return nil
+	return ds
+}
+
+// writeHeadersLocked writes a header to all copies that are there, less those
+// that are meant by but, and returns those that did not take it and why.
+func (m *Mirror) writeHeadersLocked(h header, but marked) (failed marked, cause error) {
+	for i, d := range m.disks() {
+		if d == nil || but[i] != nil {
+			continue
+		}
+		if err := m.writeHeaderLocked(d, i, h); err != nil {
+			m.copies[i].writeErrors.Add(1)
+			failed[i], cause = d, errors.Join(cause, err)
+		}
+	}
+	return failed, cause
 }
 
 // nextHeaderLocked returns a copy of the newest header with a generation that no

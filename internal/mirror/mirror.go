@@ -36,12 +36,14 @@ type Mirror struct {
 
 	stripes stripes
 
-	mark   sync.Mutex
+	mark   ioLock
 	head   header // the newest durable one; guarded by mark, as all that follows
 	tried  uint64 // highest generation of a header that was begun
 	stored bits   // what the map on the copies may hold
 	page   []byte // memory for what is written: a header, the map
 	doubts uint64 // how often something became old since the mirror was opened
+	// remember is Options.Remember, or does nothing.
+	remember func(ID, uint64)
 
 	queuesMu sync.Mutex
 	queues   map[*queue]struct{} // that are open; guarded by queuesMu
@@ -59,8 +61,7 @@ func (m *Mirror) Info() hpdi.Info { return m.info }
 // ID returns the mirror's identity.
 func (m *Mirror) ID() ID { return m.id }
 
-// Generation returns that of the newest header: who remembers it can tell later
-// whether the copies that are left are the newest ones.
+// Generation returns that of the newest header, see [Options.Known].
 func (m *Mirror) Generation() uint64 {
 	m.mark.Lock()
 	defer m.mark.Unlock()

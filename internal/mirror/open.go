@@ -55,7 +55,7 @@ func newDeviceID() (id block.DeviceID) {
 // newMirror returns a mirror without copies.
 func newMirror(h header, devs []hpdi.Device) (*Mirror, error) {
 	n := int((h.blocks-1)>>h.shift) + 1
-	m := &Mirror{id: h.id, info: describe(h.blocks, devs), shift: h.shift, head: h, tried: h.generation,
+	m := &Mirror{id: h.id, info: describe(h.blocks, devs), shift: h.shift, head: h, tried: h.generation, mark: newIOLock(), remember: func(ID, uint64) {},
 		live: newBits(n), old: newBits(n), touched: newBits(n), stored: newBits(n), writers: make([]atomic.Int32, n), queues: map[*queue]struct{}{}}
 	m.stripes.init()
 	m.verified.Store(m.info.Size)
@@ -127,9 +127,15 @@ type Options struct {
 	// Degraded opens the mirror although copies are missing that were in sync
 	// when it was written last.
 	Degraded bool
-	// MinGeneration, from an earlier Generation, refuses copies that are all
-	// older: those that were left out, while the newer ones are missing.
-	MinGeneration uint64
+	// Known, if set, returns the newest generation of a mirror that Remember
+	// was told, 0 for none. A mirror of which only older copies are given is
+	// refused: they were left out, and lack what was written then. After an
+	// error all copies that the newest of them names must be given.
+	Known func(ID) (uint64, error)
+	// Remember, if set, is told each generation as soon as it is durable on the
+	// copies, and before anything is acknowledged that a copy lacks which was
+	// left out with it. What it is told must survive what devices survive.
+	Remember func(id ID, generation uint64)
 	// ReadOnly writes nothing. Copies that lack something are left alone.
 	ReadOnly bool
 	// LeftOut, if set, is told of a device that cannot be the copy that it once
@@ -173,6 +179,9 @@ func openFound(founds []*found, o Options) (_ *Mirror, err error) {
 		return nil, err
 	}
 	m.info.ReadOnly = o.ReadOnly
+	if o.Remember != nil && !o.ReadOnly {
+		m.remember = o.Remember
+	}
 	for range newest.copies {
 		m.copies = append(m.copies, &copyOf{})
 	}
@@ -180,9 +189,9 @@ func openFound(founds []*found, o Options) (_ *Mirror, err error) {
 	if err != nil {
 		return nil, errors.Join(err, m.free())
 	}
-	for f, why := range unfit {
-		_ = f.disk.retire() // nothing was written to it
-		o.LeftOut(f.disk.dev, why)
+	for _, f := range unfit {
+		_ = f.disk.retire() // what it holds is of no use
+		o.LeftOut(f.disk.dev, f.why)
 	}
 	return m, nil
 }
@@ -210,18 +219,31 @@ func readHeaders(devs []hpdi.Device) ([]*found, error) {
 	return founds, nil
 }
 
+// misfit is a device that cannot be the copy that it was, and why.
+type misfit struct {
+	*found
+	why error
+}
+
+// ErrOld says that only copies are there that were left out of a mirror.
+var ErrOld = errors.New("it lacks what was written after it had been left out: give the other copy, or set accept_loss for the pool to go on without that")
+
 // assemble puts the disks into their places, writes a new header if states have
 // changed, and returns the disks that have no place.
-func (m *Mirror) assemble(founds []*found, o Options) (unfit map[*found]error, err error) {
+func (m *Mirror) assemble(founds []*found, o Options) (unfit []misfit, err error) {
 	m.mark.Lock()
 	defer m.mark.Unlock()
-	if m.head.generation < o.MinGeneration {
-		return nil, fmt.Errorf("%s: the newest copy given is of generation %d, there was one of %d: %w", m.info.Name, m.head.generation, o.MinGeneration, ErrMissing)
+	var known uint64
+	var unknown error
+	if o.Known != nil {
+		known, unknown = o.Known(m.id)
+	}
+	if m.head.generation < known {
+		return nil, fmt.Errorf("%s: the newest copy given is of generation %d, there was one of %d: %w", m.info.Name, m.head.generation, known, ErrOld)
 	}
 	next := m.head
 	next.copies = slices.Clone(next.copies)
-	unfit = map[*found]error{}
-	var back []*found
+	var back []returning
 	for _, f := range founds {
 		i, err := m.placeOf(f)
 		if err == nil && m.copies[i].disk.Load() != nil {
@@ -231,17 +253,20 @@ func (m *Mirror) assemble(founds []*found, o Options) (unfit map[*found]error, e
 		case err != nil && o.LeftOut == nil:
 			return nil, err
 		case err != nil:
-			unfit[f] = err
+			unfit = append(unfit, misfit{f, err})
 			continue
 		}
 		m.copies[i].disk.Store(f.disk)
 		if next.copies[i].state == Absent && !o.ReadOnly {
-			back = append(back, f)
+			back = append(back, returning{f, i})
 			next.copies[i].state = Resilvering
 		}
 	}
 	var missing []string
 	for i, c := range m.copies {
+		if c.disk.Load() == nil && unknown != nil {
+			return nil, fmt.Errorf("%s without copy %d: %w", m.info.Name, i+1, unknown)
+		}
 		if c.disk.Load() == nil && next.copies[i].state != Absent {
 			missing = append(missing, fmt.Sprint(i+1))
 			next.copies[i].state, next.copies[i].since = Absent, m.head.generation
@@ -253,18 +278,36 @@ func (m *Mirror) assemble(founds []*found, o Options) (unfit map[*found]error, e
 	case len(missing) > 0 && !o.Degraded:
 		return nil, fmt.Errorf("%s: copy %s: %w", m.info.Name, strings.Join(missing, ", "), ErrMissing)
 	}
-	return unfit, m.startLocked(next, back)
+	mute, err := m.startLocked(next, back)
+	switch {
+	case err != nil:
+		return nil, err
+	case len(mute) > 0 && o.LeftOut == nil:
+		return nil, mute[0].why
+	case m.head.generation > known && !o.ReadOnly:
+		m.remember(m.id, m.head.generation)
+	}
+	return append(unfit, mute...), nil
+}
+
+// returning is a device that is copy index of a mirror, and was absent.
+type returning struct {
+	*found
+	index int
 }
 
 // startLocked reads the map and begins with the states of a header; back are the
-// copies that were absent.
-func (m *Mirror) startLocked(next header, back []*found) error {
+// copies that were absent. It returns those of them that take no writes: they
+// remain absent.
+func (m *Mirror) startLocked(next header, back []returning) (mute []misfit, err error) {
 	if err := m.loadMapLocked(); err != nil {
-		return err
+		return nil, err
 	}
 	for _, f := range back {
 		if err := writeMap(f.disk, m.encodeMapLocked(allPages)); err != nil {
-			return fmt.Errorf("device %s of %s: %w", f.disk.dev.Info().Name, m.info.Name, err)
+			mute = append(mute, misfit{f.found, fmt.Errorf("device %s of %s: %w", f.disk.dev.Info().Name, m.info.Name, err)})
+			next.copies[f.index] = m.head.copies[f.index]
+			m.copies[f.index].disk.Store(nil)
 		}
 	}
 	changed := !slices.Equal(next.copies, m.head.copies)
@@ -274,13 +317,16 @@ func (m *Mirror) startLocked(next header, back []*found) error {
 		}
 	}
 	if !changed || m.info.ReadOnly {
-		return nil
+		return mute, nil
 	}
-	// A copy that is missing may be opened elsewhere, by itself. So that both do
-	// not count alike, the generation jumps.
-	m.tried += uint64(rand.Uint32() >> 8)
-	return m.changeLocked(func(copies []member) { copy(copies, next.copies) })
+	// A copy that is missing may be opened elsewhere, by itself, or have been,
+	// and go on counting. So that both do not count alike, the generation jumps.
+	m.tried += jump + uint64(rand.Uint32()>>8)
+	return mute, m.changeLocked(nil, func(copies []member) { copy(copies, next.copies) })
 }
+
+// jump is more than a mirror changes while it is open.
+const jump = 1 << 20
 
 // placeOf returns which copy a device is.
 func (m *Mirror) placeOf(f *found) (int, error) {

@@ -33,7 +33,7 @@ func TestOpenWithoutACopy(t *testing.T) {
 	generation := m.Generation()
 	disks = shut(t, m, disks...)
 	// The one that was missing cannot be believed from now on.
-	if _, err := Open(Options{Devices: devices(disks[0]), Degraded: true, MinGeneration: generation}); !errors.Is(err, ErrMissing) {
+	if _, err := Open(Options{Devices: devices(disks[0]), Degraded: true, Known: func(ID) (uint64, error) { return generation, nil }}); !errors.Is(err, ErrOld) {
 		t.Fatalf("only the copy that was left out, and its absence is known: %v", err)
 	}
 	m = open(t, Options{Devices: devices(disks...)})

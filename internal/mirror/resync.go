@@ -15,6 +15,7 @@ type resync struct {
 	track  int64  // next track of it, counted from its first
 	begun  bool   // the region was entered
 	doubts uint64 // Mirror.doubts when it was
+	unread bool   // something of it could not be read
 }
 
 // skipsAtOnce is how many tracks one call of Resync passes over at most: a
@@ -26,8 +27,9 @@ const skipsAtOnce = 4096
 // back into sync. It returns true when there is nothing to do. Clients go on
 // meanwhile. One caller at a time may use it.
 //
-// Blocks that no copy in sync can read stay as they are and are part of the
-// error, which does not end the work: the next call goes on.
+// Blocks that no copy in sync can read are part of the error, and their region
+// remains old: a later call tries again, after the other regions. Resync returns
+// after such a region, so that who calls it can wait.
 func (m *Mirror) Resync(n int) (done bool, err error) {
 	s := &m.resync
 	for skips := 0; n > 0 && skips < skipsAtOnce; {
@@ -38,6 +40,7 @@ func (m *Mirror) Resync(n int) (done bool, err error) {
 		off := first + s.track*block.TrackBytes
 		end := min(first+int64(block.Size)<<m.shift, m.info.Size)
 		copied, e := m.copyTrack(off, min(block.TrackBytes, end-off))
+		s.unread = s.unread || e != nil
 		if err = errors.Join(err, e); copied {
 			n--
 		} else {
@@ -45,34 +48,38 @@ func (m *Mirror) Resync(n int) (done bool, err error) {
 		}
 		if s.track++; off+block.TrackBytes >= end {
 			m.leaveRegion()
+			if err != nil {
+				break
+			}
 		}
 	}
 	return false, err
 }
 
-// enterRegion finds the next region that is old.
+// enterRegion finds the next region that is old, after the one visited last.
 func (m *Mirror) enterRegion() bool {
 	m.mark.Lock()
 	defer m.mark.Unlock()
 	s := &m.resync
-	i := m.old.next(s.region)
+	i := m.old.next(s.region + 1)
 	if i < 0 {
 		i = m.old.next(0)
 	}
 	if i < 0 {
 		return false
 	}
-	s.region, s.track, s.begun, s.doubts = i, 0, true, m.doubts
+	s.region, s.track, s.begun, s.doubts, s.unread = i, 0, true, m.doubts, false
 	return true
 }
 
 // leaveRegion says that a region is the same on all copies, unless one was added
-// or a write failed since it was entered: then it is visited again.
+// or a write failed since it was entered, or something of it could not be read:
+// then it is visited again.
 func (m *Mirror) leaveRegion() {
 	m.mark.Lock()
 	defer m.mark.Unlock()
 	s := &m.resync
-	if s.begun = false; s.doubts == m.doubts {
+	if s.begun = false; s.doubts == m.doubts && !s.unread {
 		m.old.clear(s.region)
 		// Marked until Tidy has made the copies durable.
 		m.touched.set(s.region)
@@ -123,7 +130,7 @@ func (m *Mirror) resilvered() (bool, error) {
 	if err := m.storeLocked((*disk).flush); err != nil {
 		return false, fmt.Errorf("flush copies that are resilvered: %w", err)
 	}
-	err := m.changeLocked(func(copies []member) {
+	err := m.changeLocked(nil, func(copies []member) {
 		for i := range copies {
 			if copies[i].state == Resilvering {
 				copies[i].state = InSync
