@@ -3,6 +3,7 @@ package cp
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
 
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/catalogue"
@@ -33,6 +34,8 @@ type record struct {
 	Type   recordType
 	Commit commit
 	Fold   foldPages
+
+	sums []uint32 // what Commit.Runs are parts of, when it was decoded
 }
 
 // commit is what a consistency point changed.
@@ -164,33 +167,61 @@ func appendRuns(b []byte, runs []space.Run) []byte {
 	return b
 }
 
-// decodeRecord checks and decodes a record of the given pool. It returns the
-// number of bytes that the record takes on the device as well.
-func decodeRecord(b []byte, pool block.PoolID) (*record, int, error) {
-	h, err := ondisk.Open(b, ondisk.KindJournal, journalVersion)
-	if err != nil {
-		return nil, 0, err
+// openFrame checks the header and the checksum of a stored record of the given
+// pool.
+func openFrame(b []byte, pool block.PoolID) (f frame, err error) {
+	if f.head, err = ondisk.Open(b, ondisk.KindJournal, journalVersion); err != nil {
+		return f, err
 	}
-	if h.Pool != pool {
-		return nil, 0, fmt.Errorf("record of pool %v: %w", h.Pool, ondisk.ErrMagic)
+	if f.head.Pool != pool {
+		return f, fmt.Errorf("record of pool %v: %w", f.head.Pool, ondisk.ErrMagic)
 	}
-	d := ondisk.NewDecoder(b[ondisk.HeaderSize:h.Length])
-	r := &record{Number: h.Generation, Epoch: h.Epoch, Prev: d.U32(), Type: recordType(d.U32())}
+	f.body, f.n = b[ondisk.HeaderSize:f.head.Length], roundUp(f.head.Length)
+	if len(f.body) >= 4 {
+		f.prev = binary.LittleEndian.Uint32(f.body)
+	}
+	return f, nil
+}
+
+// mappings returns how many blocks the record maps, without decoding it: no fewer,
+// and more only by what changes of the catalogue take.
+func (f *frame) mappings() int {
+	d := ondisk.NewDecoder(f.body)
+	if d.U32(); recordType(d.U32()) != typeCommit {
+		return 0
+	}
+	d.Bytes(8 + 8 + oplog.DiskPosSize)
+	d.Bytes(d.Count(rangeSize) * rangeSize)
+	runs := d.Count(runFixed)
+	return max(0, d.Len()-runs*runFixed-4) / 4 // the last four bytes count changes of the catalogue
+}
+
+// decode decodes the record into r, whose memory it uses again.
+func (f *frame) decode(r *record) error {
+	d := ondisk.NewDecoder(f.body)
+	c := commit{Holes: r.Commit.Holes[:0], Runs: r.Commit.Runs[:0]}
+	sums := r.sums[:0]
+	*r = record{Number: f.head.Generation, Epoch: f.head.Epoch, Prev: d.U32(), Type: recordType(d.U32()), sums: sums}
 	switch r.Type {
 	case typeCommit:
-		r.Commit.decode(d)
+		r.sums = c.decode(d, sums)
+		r.Commit = c
 	case typeFold:
 		r.Fold = foldPages{Fold: d.U64(), Taken: decodeRuns(d), Freed: decodeRuns(d)}
+		r.Commit.Holes, r.Commit.Runs = c.Holes, c.Runs
 	default:
 		d.Fail("record type %d", r.Type)
 	}
 	if err := d.Err(); err != nil {
-		return nil, 0, fmt.Errorf("journal record %d: %w", r.Number, err)
+		return fmt.Errorf("journal record %d: %w", r.Number, err)
 	}
-	return r, roundUp(h.Length), nil
+	return nil
 }
 
-func (c *commit) decode(d *ondisk.Decoder) {
+// decode decodes a commit, with the memory that it has and that of sums, which is
+// what its runs refer to.
+func (c *commit) decode(d *ondisk.Decoder, sums []uint32) []uint32 {
+	le := binary.LittleEndian
 	c.CP, c.Log = block.CP(d.U64()), block.Seq(d.U64())
 	c.Flush = decodeDiskPos(d)
 	for range d.Count(rangeSize) {
@@ -201,18 +232,26 @@ func (c *commit) decode(d *ondisk.Decoder) {
 		c.Holes = append(c.Holes, h)
 	}
 	runs := d.Count(runFixed)
-	c.Runs = make([]mapRun, 0, runs)
-	sums := make([]uint32, 0, d.Len()/4) // of all runs
+	c.Runs = slices.Grow(c.Runs, runs)
+	sums = slices.Grow(sums, d.Len()/4) // for all runs: they must not move
 	for range runs {
-		r := mapRun{Volume: block.VolumeID(d.U32()), LBA: block.Logical(d.U64()), At: block.Physical(d.U64())}
-		n := d.Count(4)
+		b := d.Bytes(runFixed)
+		if b == nil {
+			return sums
+		}
+		r := mapRun{Volume: block.VolumeID(le.Uint32(b)), LBA: block.Logical(le.Uint64(b[4:])), At: block.Physical(le.Uint64(b[12:]))}
+		n := int(le.Uint32(b[20:]))
+		if n*4 > d.Len() {
+			d.Fail("%d checksums with %d bytes left", n, d.Len())
+			return sums
+		}
 		if n == 0 || r.LBA >= catalogue.MaxSize/block.Size || r.LBA+block.Logical(n) > catalogue.MaxSize/block.Size || r.At>>56 != 0 {
 			d.Fail("mapping of %d blocks at %d of volume %d to %v", n, r.LBA, r.Volume, r.At)
-			return
+			return sums
 		}
 		first := len(sums)
-		for range n {
-			sums = append(sums, d.U32())
+		for b := d.Bytes(n * 4); len(b) > 0; b = b[4:] {
+			sums = append(sums, le.Uint32(b))
 		}
 		r.Sums = sums[first:len(sums):len(sums)]
 		c.Runs = append(c.Runs, r)
@@ -229,6 +268,7 @@ func (c *commit) decode(d *ondisk.Decoder) {
 			d.Fail("catalogue change of kind %d", kind[0])
 		}
 	}
+	return sums
 }
 
 func decodeRuns(d *ondisk.Decoder) []space.Run {

@@ -86,6 +86,32 @@ func TestGoldenSuperblock(t *testing.T) {
 	}
 }
 
+// decodeRecord decodes a record by itself, and returns the bytes that it takes on
+// the device.
+func decodeRecord(b []byte, pool block.PoolID) (*record, int, error) {
+	f, err := openFrame(b, pool)
+	if err != nil {
+		return nil, 0, err
+	}
+	r := &record{}
+	err = f.decode(r)
+	r.sums = nil
+	return r, f.n, err
+}
+
+// replay calls fn with every record from pos on.
+func (j *journal) replay(pos JournalPos, fn func(*record) error) error {
+	c, err := j.chain(pos)
+	if err != nil {
+		return err
+	}
+	defer c.free()
+	return c.each(func(r *record) error {
+		r.sums = nil // so that records can be compared
+		return fn(r)
+	})
+}
+
 func TestGoldenRecords(t *testing.T) {
 	for name, r := range testRecords() {
 		b := r.encode(testPool)
@@ -100,6 +126,34 @@ func TestGoldenRecords(t *testing.T) {
 		if _, _, err := decodeRecord(b, block.PoolID{}); !errors.Is(err, ondisk.ErrMagic) {
 			t.Errorf("%s: record of another pool: %v", name, err)
 		}
+	}
+}
+
+// How many blocks a record maps is known before it is decoded: exactly, but for
+// what changes of the catalogue take.
+func TestMappingsOfFrame(t *testing.T) {
+	for _, test := range []struct {
+		of   string
+		edit func(*record)
+		want int
+	}{
+		{"commit", func(r *record) { r.Commit.Catalogue = nil }, 4},
+		{"commit", func(r *record) { r.Commit.Catalogue, r.Commit.Runs = nil, nil }, 0},
+		{"fold", func(*record) {}, 0},
+	} {
+		r := testRecords()[test.of]
+		test.edit(r)
+		f, err := openFrame(r.encode(testPool), testPool)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := f.mappings(); n != test.want {
+			t.Errorf("%+v: %d instead of %d", r, n, test.want)
+		}
+	}
+	f, err := openFrame(testRecords()["commit"].encode(testPool), testPool)
+	if n := f.mappings(); err != nil || n < 4 || n > 40 {
+		t.Errorf("with changes of the catalogue: %v, %d", err, n)
 	}
 }
 

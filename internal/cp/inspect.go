@@ -101,20 +101,21 @@ func InspectJournal(set *devices.Set, sb *Superblock, start, blocks uint64, fn f
 	j := journal{set: set, pool: sb.Pool, start: start, size: blocks * block.Size}
 	w := &window{j: &j}
 	defer w.free()
+	r := &record{}
 	for j.next = sb.Journal; ; {
-		r, offset, n, sum, err := w.record(j.next)
+		f, ok, err := w.next(j.next)
 		if err != nil {
 			return JournalEnd{}, err
 		}
-		if r == nil {
+		if !ok || f.decode(r) != nil {
 			break
 		}
 		d := describe(r, sb.Fold)
-		d.At, d.Offset, d.Bytes, d.Sum = j.at(offset), offset, n, sum
+		d.At, d.Offset, d.Bytes, d.Sum = j.at(f.offset), f.offset, f.n, f.sum
 		if err := fn(d); err != nil {
 			return JournalEnd{}, err
 		}
-		j.next = JournalPos{Offset: offset + uint64(n), Number: r.Number + 1, Prev: sum}
+		j.next = f.after()
 	}
 	end := JournalEnd{At: j.at(j.next.Offset), Offset: j.next.Offset, Number: j.next.Number}
 	var err error
@@ -169,16 +170,19 @@ func (w *window) whyNot(pos JournalPos) (why string, damage, err error) {
 	} else if err != nil {
 		return "", nil, err
 	}
-	r, _, err := decodeRecord(b, w.j.pool)
+	f, err := openFrame(b, w.j.pool)
+	if err == nil {
+		err = f.decode(&record{})
+	}
 	switch {
 	case err != nil:
 		return fmt.Sprintf("the record there is not whole: %v", err), nil, nil
-	case r.Number != pos.Number:
-		return fmt.Sprintf("record %d is there, of an earlier lap", r.Number), nil, nil
+	case f.number() != pos.Number:
+		return fmt.Sprintf("record %d is there, of an earlier lap", f.number()), nil, nil
 	}
 	// Records are synced one after the other: this one was made after a whole
 	// predecessor.
-	why = fmt.Sprintf("it follows a record with checksum %08x, and the one before it has %08x", r.Prev, pos.Prev)
+	why = fmt.Sprintf("it follows a record with checksum %08x, and the one before it has %08x", f.prev, pos.Prev)
 	return why, &block.CorruptError{What: "journal record", Where: fmt.Sprintf("device block %v, record %d", w.j.at(pos.Offset), pos.Number), Why: why}, nil
 }
 

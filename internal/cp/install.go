@@ -40,16 +40,21 @@ func (m *Machine) install(c *commit, dropped func(block.Pointer)) {
 	known := false
 	for runs := c.Runs; len(runs) > 0; {
 		m.Map.Update(func(o *blockmap.Overlay) {
-			for n := 0; n < installBlocks && len(runs) > 0; runs = runs[1:] {
-				r := &runs[0]
+			n, blocks := 0, 0
+			for ; n < len(runs) && blocks < installBlocks; n++ {
+				blocks += len(runs[n].Sums)
+			}
+			touch(o, runs[:n])
+			for i := range runs[:n] {
+				r := &runs[i]
 				if r.Volume != volume {
 					volume, known = r.Volume, m.known(r.Volume)
 				}
 				if known {
 					setRun(o, r, c.CP, later)
-					n += len(r.Sums)
 				}
 			}
+			runs = runs[n:]
 		})
 		release()
 	}
@@ -60,6 +65,16 @@ func (m *Machine) install(c *commit, dropped func(block.Pointer)) {
 	}
 	m.replaced = old
 	m.last = commit{CP: c.CP, Log: c.Log, Flush: c.Flush}
+}
+
+// touch prepares the overlay for runs. What follows the first block of a run lies
+// beside it.
+func touch(o *blockmap.Overlay, runs []mapRun) {
+	var keys [installBlocks]uint64
+	for i := range runs {
+		keys[i] = block.Key(runs[i].Volume, runs[i].LBA)
+	}
+	o.Touch(keys[:len(runs)])
 }
 
 func setRun(o *blockmap.Overlay, r *mapRun, birth block.CP, dropped func(block.Pointer)) {

@@ -95,26 +95,66 @@ const (
 	scanMost  = 4 << 20
 )
 
-// replay calls fn with every record from pos on, and leaves the journal ready
-// to append after the last one. It ends at the first record that is not there
-// or not whole, which a power cut explains, unless a later record proves that
-// it had been: then the journal is damaged.
-func (j *journal) replay(pos JournalPos, fn func(*record) error) error {
+// chain is the records that follow a position, as they are stored.
+type chain struct {
+	j      *journal
+	w      *window
+	frames []frame
+}
+
+// frame is a stored record, whole according to its checksum.
+type frame struct {
+	head   ondisk.Header
+	prev   uint32
+	body   []byte // what follows the header
+	offset uint64 // virtual, once it has its place in a chain
+	n      int    // bytes that it takes on the device
+	sum    uint32 // of all of them
+}
+
+// chain reads every record from pos on. It ends at the first one that is not
+// there or not whole, which a power cut explains, unless a later record proves
+// that it had been: then the journal is damaged.
+func (j *journal) chain(pos JournalPos) (*chain, error) {
 	j.tail, j.next = pos.Offset, pos
-	w := &window{j: j}
-	defer w.free()
+	c := &chain{j: j, w: &window{j: j, keep: true}}
 	for {
-		r, offset, n, sum, err := w.record(j.next)
+		f, ok, err := c.w.next(pos)
 		if err != nil {
-			return err
+			j.next = pos
+			c.free()
+			return nil, err
 		}
-		if r == nil {
-			break
+		if !ok {
+			return c, nil
+		}
+		c.frames = append(c.frames, f)
+		pos = f.after()
+	}
+}
+
+func (c *chain) free() { c.w.free() }
+
+// mappings returns how many blocks the records map: no fewer, and hardly more.
+func (c *chain) mappings() (n int) {
+	for i := range c.frames {
+		n += c.frames[i].mappings()
+	}
+	return n
+}
+
+// each calls fn with every record, which is valid during the call, and leaves the
+// journal ready to append after the last one.
+func (c *chain) each(fn func(*record) error) error {
+	r := &record{}
+	for _, f := range c.frames {
+		if f.decode(r) != nil {
+			return nil // it is whole and of nobody who writes journals: the end, too
 		}
 		if err := fn(r); err != nil {
 			return err
 		}
-		j.next = JournalPos{Offset: offset + uint64(n), Number: r.Number + 1, Prev: sum}
+		c.j.next = f.after()
 	}
 	return nil
 }
@@ -134,16 +174,17 @@ func (j *journal) damaged() error {
 		if _, err := ondisk.Open(b, ondisk.KindJournal, journalVersion); errors.Is(err, ondisk.ErrMagic) {
 			continue
 		}
-		r, _, _, err := w.decode(off)
+		f, ok, err := w.frame(off)
 		if err != nil {
 			return err
 		}
+		ok = ok && f.decode(&record{}) == nil
 		switch where := fmt.Sprintf("device block %v, record %d", j.at(j.next.Offset), j.next.Number); {
-		case r == nil || r.Number < j.next.Number:
-		case r.Number == j.next.Number:
+		case !ok || f.number() < j.next.Number:
+		case f.number() == j.next.Number:
 			return &block.CorruptError{What: "journal record", Where: where, Why: "it does not continue the record before it, which was changed since"}
 		default:
-			return &block.CorruptError{What: "journal record", Where: where, Why: fmt.Sprintf("it is unreadable although record %d exists", r.Number)}
+			return &block.CorruptError{What: "journal record", Where: where, Why: fmt.Sprintf("it is unreadable although record %d exists", f.number())}
 		}
 	}
 	return nil
@@ -155,9 +196,16 @@ type window struct {
 	buf  []byte
 	from uint64 // offset in the area
 	n    uint64
+	keep bool     // what was returned stays until free
+	kept [][]byte // earlier ones of buf
 }
 
-func (w *window) free() { _ = hpdi.Free(w.buf) }
+func (w *window) free() {
+	for _, buf := range append(w.kept, w.buf) {
+		_ = hpdi.Free(buf)
+	}
+	w.buf, w.kept, w.n = nil, nil, 0
+}
 
 // errBeyond says that bytes were asked for which the area does not have.
 var errBeyond = errors.New("beyond the journal")
@@ -172,16 +220,10 @@ func (w *window) bytes(off uint64, n int) ([]byte, error) {
 		if off > w.from && off <= w.from+w.n {
 			chunk = min(2*int(w.n), scanMost)
 		}
-		need := max(n, chunk)
-		if len(w.buf) < need {
-			w.free()
-			var err error
-			if w.buf, err = hpdi.Alloc(need); err != nil {
-				w.buf, w.n = nil, 0
-				return nil, err
-			}
+		if err := w.room(max(n, chunk)); err != nil {
+			return nil, err
 		}
-		w.from, w.n = off, min(uint64(need), w.j.size-off)
+		w.from, w.n = off, min(uint64(max(n, chunk)), w.j.size-off)
 		if err := w.j.set.Do([]*devices.IO{{Op: hpdi.OpRead, At: w.j.at(off), Vec: [][]byte{w.buf[:w.n]}}}); err != nil {
 			w.n = 0
 			return nil, err
@@ -190,46 +232,72 @@ func (w *window) bytes(off uint64, n int) ([]byte, error) {
 	return w.buf[off-w.from:][:n], nil
 }
 
-// decode returns the record at offset off of the area, nil if no whole one is
-// there. A device that cannot be read is an error: what it hides may exist.
-func (w *window) decode(off uint64) (r *record, n int, sum uint32, err error) {
+// room makes buf one of at least n bytes.
+func (w *window) room(n int) error {
+	if w.keep && w.buf != nil {
+		w.kept, w.buf = append(w.kept, w.buf), nil
+	}
+	if len(w.buf) >= n {
+		return nil
+	}
+	_ = hpdi.Free(w.buf)
+	w.n = 0
+	var err error
+	w.buf, err = hpdi.Alloc(n)
+	return err
+}
+
+// frame returns what is stored at offset off of the area; ok is false if no whole
+// record of this pool is there. A device that cannot be read is an error: what it
+// hides may exist.
+func (w *window) frame(off uint64) (f frame, ok bool, err error) {
 	b, err := w.bytes(off, block.Size)
 	if err != nil {
-		return nil, 0, 0, err
+		return f, false, err
 	}
 	n, ok := recordLength(b)
 	if !ok {
-		return nil, 0, 0, nil
+		return f, false, nil
 	}
 	switch b, err = w.bytes(off, n); {
 	case errors.Is(err, errBeyond):
-		return nil, 0, 0, nil
+		return f, false, nil
 	case err != nil:
-		return nil, 0, 0, err
+		return f, false, err
 	}
-	switch r, n, err = decodeRecord(b, w.j.pool); {
+	switch f, err = openFrame(b, w.j.pool); {
 	case errors.Is(err, ondisk.ErrVersion):
-		return nil, 0, 0, err
+		return f, false, err
 	case err != nil:
-		return nil, 0, 0, nil
+		return f, false, nil
 	}
-	return r, n, ondisk.CRC(b[:n]), nil
+	f.sum = ondisk.CRC(b[:f.n])
+	return f, true, nil
 }
 
-// record returns the record that belongs at pos: right there, or at the start
-// of the area when it did not fit before the end; nil if there is none.
-func (w *window) record(pos JournalPos) (r *record, offset uint64, n int, sum uint32, err error) {
+// next returns the record that belongs at pos: right there, or at the start of the
+// area when it did not fit before the end.
+func (w *window) next(pos JournalPos) (f frame, ok bool, err error) {
 	for _, offset := range []uint64{pos.Offset, w.j.place(pos.Offset, int(w.j.size))} {
-		r, n, sum, err := w.decode(offset % w.j.size)
+		f, ok, err := w.frame(offset % w.j.size)
 		if err != nil {
-			return nil, 0, 0, 0, err
+			return f, false, err
 		}
-		if planted.Has(planted.JournalChainUnchecked) && r != nil && offset == pos.Offset && offset < w.j.tail+w.j.size {
-			return r, offset, n, sum, nil
+		f.offset = offset
+		if planted.Has(planted.JournalChainUnchecked) && ok && offset == pos.Offset && offset < w.j.tail+w.j.size {
+			return f, true, nil
 		}
-		if r != nil && r.Number == pos.Number && r.Prev == pos.Prev {
-			return r, offset, n, sum, nil
+		if ok && f.number() == pos.Number && f.prev == pos.Prev {
+			return f, true, nil
 		}
 	}
-	return nil, 0, 0, 0, nil
+	return f, false, nil
+}
+
+// number returns that of the record.
+func (f *frame) number() uint64 { return f.head.Generation }
+
+// after returns where the next record belongs.
+func (f *frame) after() JournalPos {
+	return JournalPos{Offset: f.offset + uint64(f.n), Number: f.number() + 1, Prev: f.sum}
 }

@@ -1,6 +1,10 @@
 package space
 
-import "github.com/pollux-storage/pollux/internal/table"
+import (
+	"math/bits"
+
+	"github.com/pollux-storage/pollux/internal/table"
+)
 
 // TreeTop is the level of the root of a metadata tree, whose leaves are at
 // level 0. Each page has 1<<TreeBits entries.
@@ -14,63 +18,85 @@ const (
 // ones are written the old ones are still in use, so that is what a change has
 // to reserve. Trees are told apart by number. The zero Pages is an empty set.
 type Pages struct {
-	t table.Table[struct{}]
+	t table.Table[uint64] // a bit for each of 64 neighbours
+	n int
 }
 
-// A key is the number of the tree, the level, and the page's number within it.
+// A key is the number of the tree, the level, and which 64 pages of it.
 const (
 	treeShift  = 32
 	levelShift = TreeTop * TreeBits
+	wordBits   = 6
 )
 
-func pageKey(tree uint32, level int, leaf uint64) uint64 {
-	return uint64(tree)<<treeShift | uint64(level)<<levelShift | leaf>>(level*TreeBits)
+// placeOf returns the key of the page of a level above a leaf, or of the leaf
+// itself, and its bit.
+func placeOf(tree uint32, level int, leaf uint64) (key, bit uint64) {
+	page := leaf >> (level * TreeBits)
+	return uint64(tree)<<treeShift | uint64(level)<<levelShift | page>>wordBits, 1 << (page % (1 << wordBits))
 }
 
 // Missing returns how many pages Add would add.
 func (p *Pages) Missing(tree uint32, leaf uint64) (n int) {
-	for n <= TreeTop && !p.t.Has(pageKey(tree, n, leaf)) {
-		n++
+	for ; n <= TreeTop; n++ {
+		key, bit := placeOf(tree, n, leaf)
+		if word, _ := p.t.Get(key); word&bit != 0 {
+			break
+		}
 	}
 	return n
 }
 
 // Add adds a leaf and the pages above it, and returns how many it has added.
 func (p *Pages) Add(tree uint32, leaf uint64) (n int) {
-	for n <= TreeTop {
-		if _, had := p.t.Put(pageKey(tree, n, leaf), struct{}{}); had {
+	for ; n <= TreeTop; n++ {
+		key, bit := placeOf(tree, n, leaf)
+		word := p.t.At(key)
+		if *word&bit != 0 {
 			break
 		}
-		n++
+		*word |= bit
 	}
+	p.n += n
 	return n
 }
 
 // Leaves calls yield with the numbers of a tree's leaves, in no order.
 func (p *Pages) Leaves(tree uint32) func(yield func(leaf uint64) bool) {
 	return func(yield func(leaf uint64) bool) {
-		first := pageKey(tree, 0, 0)
-		for key := range p.t.All() {
-			if leaf := key - first; leaf < 1<<levelShift && !yield(leaf) {
-				return
+		first, _ := placeOf(tree, 0, 0)
+		for key, word := range p.t.All() {
+			if key-first >= 1<<(levelShift-wordBits) {
+				continue
+			}
+			for ; word != 0; word &= word - 1 {
+				if !yield((key-first)<<wordBits + uint64(bits.TrailingZeros64(word))) {
+					return
+				}
 			}
 		}
 	}
 }
 
 // Len returns the number of pages.
-func (p *Pages) Len() int { return p.t.Len() }
+func (p *Pages) Len() int { return p.n }
 
 // Drop removes the pages of a tree.
 func (p *Pages) Drop(tree uint32) {
-	p.t.DeleteRange(uint64(tree)<<treeShift, (uint64(tree)+1)<<treeShift, func(uint64, struct{}) {})
+	p.t.DeleteRange(uint64(tree)<<treeShift, (uint64(tree)+1)<<treeShift, func(_, word uint64) { p.n -= bits.OnesCount64(word) })
 }
 
 // Bytes returns how much memory the set has, in bytes.
 func (p *Pages) Bytes() int64 { return p.t.Bytes() }
 
 // Clear empties the set and keeps its memory.
-func (p *Pages) Clear() { p.t.Clear() }
+func (p *Pages) Clear() {
+	p.t.Clear()
+	p.n = 0
+}
 
 // Free empties the set and gives its memory back.
-func (p *Pages) Free() { p.t.Free() }
+func (p *Pages) Free() {
+	p.t.Free()
+	p.n = 0
+}

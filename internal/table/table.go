@@ -98,6 +98,27 @@ func (t *Table[V]) Has(key uint64) bool {
 
 // Put sets the value of a key and returns the one that it had.
 func (t *Table[V]) Put(key uint64, v V) (old V, had bool) {
+	s, i, had := t.slot(key)
+	if had {
+		old = s.values[i]
+	}
+	s.values[i] = v
+	return old, had
+}
+
+// At returns where the value of a key is, until the table is changed; the zero
+// value is put where there was none.
+func (t *Table[V]) At(key uint64) *V {
+	s, i, had := t.slot(key)
+	if !had {
+		var zero V
+		s.values[i] = zero
+	}
+	return &s.values[i]
+}
+
+// slot returns the slot of a key, which has no value yet unless it had one.
+func (t *Table[V]) slot(key uint64) (s *segment[V], i uint, had bool) {
 	if key > MaxKey {
 		panic(fmt.Sprintf("table: key %d", key))
 	}
@@ -105,21 +126,35 @@ func (t *Table[V]) Put(key uint64, v V) (old V, had bool) {
 		t.Grow(1)
 	}
 	h := hash(key)
-	s := t.segment(h)
-	i, had := s.find(h, key)
-	if had {
-		old, s.values[i] = s.values[i], v
-		return old, true
+	s = t.segment(h)
+	if i, had = s.find(h, key); had {
+		return s, i, true
 	}
 	for s.n == fill {
 		t.split(s, h)
 		s = t.segment(h)
 		i, _ = s.find(h, key)
 	}
-	s.keys[i], s.values[i] = key+1, v
+	s.keys[i] = key + 1
 	s.n++
 	t.n++
-	return old, false
+	return s, i, false
+}
+
+// Touch brings what Get, Put and At of these keys will look at into the
+// processor's cache, for all of them at once: a table that is larger than that
+// answers one by one as fast as memory does.
+func (t *Table[V]) Touch(keys []uint64) (sum uint64) {
+	if t.n == 0 {
+		return 0
+	}
+	for _, key := range keys {
+		h := hash(key)
+		s := t.segment(h)
+		i := home(h, key)
+		sum += s.keys[i] + uint64(*(*byte)(unsafe.Pointer(&s.values[i]))) + uint64(s.n)
+	}
+	return sum // so that the compiler does not leave it out
 }
 
 // Grow gives an empty table the room for n entries, which spares it growing.
