@@ -153,9 +153,14 @@ type Copies interface {
 	// returns ErrNoCopy when that copy is away, or need not have what was written
 	// to the range. What is being written meanwhile may be read in part.
 	ReadCopy(i int, off int64, vec ...[]byte) error
-	// Verified says that whoever reads bytes from off on checks them and uses
-	// ReadGood, so that the device need not decide which copy to believe. What
-	// a crash interrupted writing there is of interest to nobody.
+	// Settle writes p, which was read from one of the copies at off, to those
+	// that hold something else, and makes it durable. It is for what a crash
+	// may have left on some copies only, once somebody has gone by it. It
+	// returns how many copies it has written.
+	Settle(off int64, p []byte) (written int, err error)
+	// Verified says that whoever reads bytes from off on checks them, and uses
+	// ReadGood or Settle, so that the device need not decide which copy to
+	// believe.
 	Verified(off int64)
 	// Unused gives the device a function that says of a range, from the offset
 	// that Verified was given on, that nobody reads it before it is written

@@ -106,6 +106,7 @@ type chain struct {
 type frame struct {
 	head   ondisk.Header
 	prev   uint32
+	raw    []byte // all of it
 	body   []byte // what follows the header
 	offset uint64 // virtual, once it has its place in a chain
 	n      int    // bytes that it takes on the device
@@ -120,6 +121,12 @@ func (j *journal) chain(pos JournalPos) (*chain, error) {
 	c := &chain{j: j, w: &window{j: j, keep: true}}
 	for {
 		f, ok, err := c.w.next(pos)
+		if err == nil && !ok {
+			f, ok, err = c.elsewhere(pos)
+		}
+		if err == nil && !ok {
+			err = c.settle()
+		}
 		if err != nil {
 			j.next = pos
 			c.free()
@@ -131,6 +138,30 @@ func (j *journal) chain(pos JournalPos) (*chain, error) {
 		c.frames = append(c.frames, f)
 		pos = f.after()
 	}
+}
+
+// elsewhere looks for the record that belongs at pos on each copy of the device,
+// and writes it to the others: one that was read of another copy has decayed, or
+// was being written when power was cut.
+func (c *chain) elsewhere(pos JournalPos) (f frame, ok bool, err error) {
+	defer func() { c.w.copy, c.w.n = 0, 0 }()
+	for n := c.j.set.Copies(0); n > 1 && c.w.copy < n; {
+		c.w.copy, c.w.n = c.w.copy+1, 0
+		if f, ok, err := c.w.next(pos); ok && err == nil {
+			return f, true, c.j.set.Settle(c.j.at(f.offset), f.raw)
+		}
+	}
+	return f, false, nil
+}
+
+// settle writes the last record to the copies of the device that lack it: what
+// follows it counts on it. All others were durable before it was begun.
+func (c *chain) settle() error {
+	if len(c.frames) == 0 {
+		return nil
+	}
+	f := &c.frames[len(c.frames)-1]
+	return c.j.set.Settle(c.j.at(f.offset), f.raw)
 }
 
 func (c *chain) free() { c.w.free() }
@@ -198,6 +229,7 @@ type window struct {
 	n    uint64
 	keep bool     // what was returned stays until free
 	kept [][]byte // earlier ones of buf
+	copy int      // of the device, from 1, that is read alone; 0 for any
 }
 
 func (w *window) free() {
@@ -217,19 +249,29 @@ func (w *window) bytes(off uint64, n int) ([]byte, error) {
 	}
 	if off < w.from || off+uint64(n) > w.from+w.n {
 		chunk := scanFirst
-		if off > w.from && off <= w.from+w.n {
+		switch {
+		case w.copy > 0:
+			chunk = n
+		case off > w.from && off <= w.from+w.n:
 			chunk = min(2*int(w.n), scanMost)
 		}
 		if err := w.room(max(n, chunk)); err != nil {
 			return nil, err
 		}
 		w.from, w.n = off, min(uint64(max(n, chunk)), w.j.size-off)
-		if err := w.j.set.Do([]*devices.IO{{Op: hpdi.OpRead, At: w.j.at(off), Vec: [][]byte{w.buf[:w.n]}}}); err != nil {
+		if err := w.read(w.j.at(off), w.buf[:w.n]); err != nil {
 			w.n = 0
 			return nil, err
 		}
 	}
 	return w.buf[off-w.from:][:n], nil
+}
+
+func (w *window) read(at block.Physical, p []byte) error {
+	if w.copy > 0 {
+		return w.j.set.ReadCopy(w.copy-1, at, p)
+	}
+	return w.j.set.Do([]*devices.IO{{Op: hpdi.OpRead, At: at, Vec: [][]byte{p}}})
 }
 
 // room makes buf one of at least n bytes.
@@ -271,7 +313,8 @@ func (w *window) frame(off uint64) (f frame, ok bool, err error) {
 	case err != nil:
 		return f, false, nil
 	}
-	f.sum = ondisk.CRC(b[:f.n])
+	f.raw = b[:f.n]
+	f.sum = ondisk.CRC(f.raw)
 	return f, true, nil
 }
 

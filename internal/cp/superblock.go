@@ -3,6 +3,7 @@ package cp
 import (
 	"errors"
 	"fmt"
+	"math"
 
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/internal/block"
@@ -45,8 +46,8 @@ func WriteSuperblock(set *devices.Set, s *Superblock) error {
 }
 
 // ReadSuperblock returns the newest valid superblock of the pool. Copies that
-// are damaged are repaired where the device keeps several of each block, or else
-// skipped; when none is left the error says what is wrong with each.
+// are damaged or behind are repaired where the device keeps several of each block,
+// or else skipped; when none is left the error says what is wrong with each.
 func ReadSuperblock(set *devices.Set, pool block.PoolID) (*Superblock, error) {
 	buf, err := hpdi.Alloc(block.Size)
 	if err != nil {
@@ -60,12 +61,17 @@ func ReadSuperblock(set *devices.Set, pool block.PoolID) (*Superblock, error) {
 			if planted.Has(planted.OlderSuperblockWins) && newest != nil {
 				continue
 			}
-			// A bad copy must not be taken for the one to go by after a crash.
-			_ = set.ReadGood(block.At(0, b), buf, func(buf []byte) bool {
+			err := devices.ReadBest(set.Device(0), int64(b)*block.Size, buf, func(buf []byte) uint64 {
 				s, err := DecodeSuperblock(buf)
-				return err == nil && s.Pool == pool || errors.Is(err, ondisk.ErrVersion)
+				switch {
+				case errors.Is(err, ondisk.ErrVersion):
+					return math.MaxUint64
+				case err == nil && s.Pool == pool:
+					return s.Generation
+				}
+				return 0
 			})
-			if err := set.Do([]*devices.IO{{Op: hpdi.OpRead, At: block.At(0, b), Vec: [][]byte{buf}}}); err != nil {
+			if err != nil {
 				errs = append(errs, err)
 				continue
 			}

@@ -299,6 +299,46 @@ func (s *Set) Repair(at block.Physical, buf []byte, good func([]byte) bool) (rep
 	return 0, &block.CorruptError{What: "the only copy of a block", Where: fmt.Sprintf("block %v of device %s", at, m.dev.Info().Name), Why: "there is none to repair it from"}
 }
 
+// ReadBest reads a block from the copy that rank likes best, 0 for what is worth
+// nothing, and makes the others like it: a crash may have left some copies behind
+// others. Where a device keeps one copy, or none is worth anything, it is read as
+// it is.
+func ReadBest(dev hpdi.Device, off int64, buf []byte, rank func([]byte) uint64) error {
+	q, err := dev.NewQueue(1)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = q.Close() }()
+	c, several := dev.(hpdi.Copies)
+	best, bad := uint64(0), false
+	for i := 0; several && i < c.NumCopies(); i++ {
+		err := c.ReadCopy(i, off, buf)
+		if errors.Is(err, hpdi.ErrNoCopy) {
+			continue
+		}
+		r := uint64(0)
+		if err == nil {
+			r = rank(buf)
+		}
+		best, bad = max(best, r), bad || r == 0
+	}
+	switch {
+	case best == 0:
+		return hpdi.Do(q, &hpdi.Request{Op: hpdi.OpRead, Offset: off, Vec: [][]byte{buf}})
+	case bad:
+		// Not only behind: it counts as repaired.
+		_, err = c.ReadGood(off, buf, func(p []byte) bool { return rank(p) == best })
+		return err
+	}
+	for i := range c.NumCopies() {
+		if c.ReadCopy(i, off, buf) == nil && rank(buf) == best {
+			_, err = c.Settle(off, buf)
+			return err
+		}
+	}
+	return fmt.Errorf("device %s, block %d: the best copy is not what it was when it is read again: %w", dev.Info().Name, off/block.Size, block.ErrCorrupt)
+}
+
 // Copies returns how many copies device i keeps of each block.
 func (s *Set) Copies(i int) int {
 	if c, ok := s.Device(i).(hpdi.Copies); ok {
@@ -326,6 +366,17 @@ func (s *Set) ReadCopy(i int, at block.Physical, vec ...[]byte) error {
 	defer m.limit.release(n)
 	if err := c.ReadCopy(i, int64(at.Block())*block.Size, vec...); err != nil {
 		return fmt.Errorf("read block %v: %w", at, err)
+	}
+	return nil
+}
+
+// Settle is [hpdi.Copies] for blocks of a device, and nothing where it keeps one
+// copy.
+func (s *Set) Settle(at block.Physical, p []byte) error {
+	if c, ok := s.Device(at.Device()).(hpdi.Copies); ok {
+		if _, err := c.Settle(int64(at.Block())*block.Size, p); err != nil {
+			return fmt.Errorf("block %v: %w", at, err)
+		}
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package mirror
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 
@@ -188,6 +189,46 @@ func (m *Mirror) heal(off, n int64, vec [][]byte, good func() bool) (repaired in
 		bad[last] = nil
 	}
 	return repaired, m.rewrite(off, n, vec, bad, !differ)
+}
+
+// Settle writes p to the copies that hold something else at off, and makes it
+// durable, see [hpdi.Copies]. p must suit direct I/O.
+func (m *Mirror) Settle(off int64, p []byte) (written int, err error) {
+	r := hpdi.Request{Op: hpdi.OpRead, Offset: off, Vec: [][]byte{p}}
+	if err := r.Check(m.info); err != nil || m.info.ReadOnly {
+		return 0, err
+	}
+	buf, err := hpdi.Alloc(min(len(p), block.TrackBytes))
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = hpdi.Free(buf) }()
+	for done := int64(0); done < r.Bytes(); {
+		at := off + done
+		n := min(r.Bytes()-done, block.TrackBytes-at%block.TrackBytes)
+		part := p[done:][:n]
+		err := m.stripes.alone(at, func() error {
+			other := m.disks()
+			for i, d := range other {
+				if d != nil && d.transfer(hpdi.OpRead, at, buf[:n]) == nil && bytes.Equal(buf[:n], part) {
+					other[i] = nil
+				} else if d != nil {
+					written++
+				}
+			}
+			return m.rewrite(at, n, [][]byte{part}, other, false)
+		})
+		if err != nil {
+			return written, err
+		}
+		done += n
+	}
+	if written == 0 {
+		return 0, nil
+	}
+	m.mark.Lock()
+	defer m.mark.Unlock()
+	return written, m.storeLocked((*disk).flush)
 }
 
 // NumCopies returns how many copies the mirror has, absent ones included.

@@ -255,3 +255,30 @@ func TestRemember(t *testing.T) {
 		shut(t, m)
 	}
 }
+
+// What was gone by is on all copies afterwards, and is written only where it was
+// not.
+func TestSettle(t *testing.T) {
+	disks := crashes(3)
+	create(t, devices(disks...))
+	m := open(t, Options{Devices: devices(disks...)})
+	w := newWorld(t, m)
+	w.write(254, 4)
+	w.flush()
+	want := pattern(w.now, 4)
+	if n, err := m.Settle(254*block.Size, want); n != 0 || err != nil {
+		t.Errorf("%d copies written, %v", n, err)
+	}
+	disks[1].Corrupt(base+257*block.Size, 1)
+	ops := disks[0].Clock().Ops()
+	if n, err := m.Settle(254*block.Size, want); n != 1 || err != nil {
+		t.Errorf("%d copies written, %v", n, err)
+	}
+	if disks[0].Clock().Ops() == ops {
+		t.Error("nothing was made durable")
+	}
+	alike(t, w.newest(), disks...)
+	if _, err := m.Settle(1, want); err == nil {
+		t.Error("an offset within a block")
+	}
+}

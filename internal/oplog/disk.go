@@ -24,6 +24,8 @@ type Area struct {
 	// DurableWrites says that the device takes hpdi.Request.Durable: then most
 	// appends are one request.
 	DurableWrites bool
+	// Copies is the device if it keeps each block several times, else nil.
+	Copies hpdi.Copies
 }
 
 func (a Area) check() error {

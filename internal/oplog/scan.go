@@ -102,6 +102,8 @@ type scanner struct {
 	at  int64  // offset in the area of the window's first byte
 	n   int64  // bytes in the window
 
+	copy int // of the device, from 1, that is read alone; 0 for any
+
 	// The batch that was read last.
 	b       batch
 	size    int64 // blocks
@@ -142,11 +144,23 @@ func (s *scanner) bytes(at, n int64) ([]byte, error) {
 		reqs = append(reqs, &hpdi.Request{Op: hpdi.OpRead, Offset: s.area.Start, Vec: [][]byte{s.mem[head:want]}})
 	}
 	s.n = 0
-	if err := hpdi.Do(s.q, reqs...); err != nil {
+	if err := s.read(reqs); err != nil {
 		return nil, fmt.Errorf("scan flush log: %w", err)
 	}
 	s.at, s.n = at, want
 	return s.mem[:n], nil
+}
+
+func (s *scanner) read(reqs []*hpdi.Request) error {
+	if s.copy == 0 {
+		return hpdi.Do(s.q, reqs...)
+	}
+	for _, r := range reqs {
+		if err := s.area.Copies.ReadCopy(s.copy-1, r.Offset, r.Vec...); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // meta reads header and records at an offset into s.b and s.recs and returns
@@ -190,8 +204,27 @@ func (s *scanner) where(number uint64, at int64) string {
 	return fmt.Sprintf("batch %d at byte %d", number, s.area.Start+at)
 }
 
-// batch reads the next batch and returns false when there is no whole one.
+// batch reads the next batch and returns false when no copy has a whole one. One
+// that others lack need not be written to them: who goes by the log makes a
+// consistency point of it.
 func (s *scanner) batch() (ok bool, err error) {
+	ok, err = s.batchOf()
+	if ok || s.area.Copies == nil || errors.Is(err, ondisk.ErrVersion) {
+		return ok, err
+	}
+	for s.copy = 1; s.copy <= s.area.Copies.NumCopies(); s.copy++ {
+		s.n = 0
+		if found, err := s.batchOf(); found && err == nil {
+			s.copy = 0 // the window may be used by the next one
+			return true, nil
+		}
+	}
+	s.copy, s.n = 0, 0
+	return false, err
+}
+
+// batchOf is batch of the copy that is read.
+func (s *scanner) batchOf() (ok bool, err error) {
 	sum, meta, ok, err := s.meta(s.pos.Offset)
 	if err != nil || !ok || s.b.number != s.pos.Batch || s.b.chain != s.pos.Chain {
 		return false, err

@@ -45,6 +45,13 @@ func (l Label) FlushArea() oplog.Area {
 	return oplog.Area{Start: int64(l.Layout.Flush) * block.Size, Length: int64(l.Layout.FlushBlocks) * block.Size, Pool: l.Pool}
 }
 
+// flushArea is FlushArea on the device that the label is of.
+func (l Label) flushArea(dev hpdi.Device) oplog.Area {
+	a := l.FlushArea()
+	a.Copies, _ = dev.(hpdi.Copies)
+	return a
+}
+
 // TreePage is a page of a metadata tree.
 type TreePage struct {
 	Ptr     block.Pointer

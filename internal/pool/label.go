@@ -4,9 +4,11 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/devices"
 	"github.com/pollux-storage/pollux/internal/ondisk"
 )
 
@@ -111,20 +113,28 @@ func (l Label) wrong() string {
 // none.
 func ReadLabel(dev hpdi.Device) (Label, error) {
 	name := dev.Info().Name
-	q, err := dev.NewQueue(1)
-	if err != nil {
-		return Label{}, err
+	if c, ok := dev.(hpdi.Copies); ok {
+		c.Verified(0) // everything in a pool is, or is settled when it is opened
 	}
-	defer func() { _ = q.Close() }()
 	buf, err := hpdi.Alloc(block.Size)
 	if err != nil {
 		return Label{}, err
 	}
 	defer func() { _ = hpdi.Free(buf) }()
-	mendLabel(dev, buf)
 	var errs []error
 	for _, b := range labelBlocks {
-		err := hpdi.Do(q, &hpdi.Request{Op: hpdi.OpRead, Offset: int64(b) * block.Size, Vec: [][]byte{buf}})
+		err := devices.ReadBest(dev, int64(b)*block.Size, buf, func(buf []byte) uint64 {
+			h, err := decodeLabel(buf)
+			switch {
+			case errors.Is(err, ondisk.ErrVersion):
+				return math.MaxUint64
+			case err != nil:
+				return 0
+			case h.Joining:
+				return 1
+			}
+			return 2
+		})
 		if err == nil {
 			var l Label
 			if l, err = decodeLabel(buf); err == nil {
@@ -134,22 +144,6 @@ func ReadLabel(dev hpdi.Device) (Label, error) {
 		errs = append(errs, fmt.Errorf("block %d: %w", b, err))
 	}
 	return Label{}, fmt.Errorf("device %s has no valid label: %w", name, errors.Join(errs...))
-}
-
-// mendLabel repairs both blocks of the label of a device that keeps several copies
-// of them, before one is read that is bad: after a crash it would be taken for the
-// one to go by, and the others made like it.
-func mendLabel(dev hpdi.Device, buf []byte) {
-	c, ok := dev.(hpdi.Copies)
-	if !ok {
-		return
-	}
-	for _, b := range labelBlocks {
-		_, _ = c.ReadGood(int64(b)*block.Size, buf, func(buf []byte) bool {
-			_, err := decodeLabel(buf)
-			return err == nil || errors.Is(err, ondisk.ErrVersion)
-		})
-	}
 }
 
 // writeLabel writes the copies of a label one after the other, so that wherever

@@ -178,11 +178,6 @@ func (op *opener) findDevices() error {
 		op.set = devices.NewSet(devs)
 	}
 	op.labels = labels
-	for i, d := range devs {
-		if c, ok := d.(hpdi.Copies); ok {
-			c.Verified(int64(labels[i].Layout.First) * block.Size)
-		}
-	}
 	for i, d := range op.sb.Devices {
 		info := devs[i].Info()
 		switch {
@@ -342,7 +337,7 @@ func (op *opener) replayFlushLog() error {
 	}
 	defer func() { _ = q.Close() }()
 	committed := op.machine.Committed()
-	_, err = oplog.Scan(q, op.label.FlushArea(), op.machine.FlushPos(), func(rec oplog.Record, payload [][]byte) error {
+	_, err = oplog.Scan(q, op.label.flushArea(op.set.Device(0)), op.machine.FlushPos(), func(rec oplog.Record, payload [][]byte) error {
 		if rec.Seq <= committed {
 			return nil
 		}

@@ -236,8 +236,14 @@ func (s *scrub) structure(f scrubFinding, good func([]byte) bool) {
 // recall reads the newest record of scrubs; nothing that is wrong with it matters.
 func (s *scrub) recall() {
 	for _, b := range scrubBlocks {
-		io := &devices.IO{Op: hpdi.OpRead, At: block.At(0, b), Vec: [][]byte{s.frame}}
-		if s.p.set.Do([]*devices.IO{io}) != nil {
+		rank := func(p []byte) uint64 {
+			r, err := decodeScrub(p, s.p.label.Pool)
+			if err != nil {
+				return 0
+			}
+			return r.generation
+		}
+		if devices.ReadBest(s.p.set.Device(0), int64(b)*block.Size, s.frame, rank) != nil {
 			continue
 		}
 		if r, err := decodeScrub(s.frame, s.p.label.Pool); err == nil && r.generation >= s.rec.generation {

@@ -184,7 +184,7 @@ func (v *View) flushed(c *checker) error {
 		return err
 	}
 	next := p.machine.Committed() + 1
-	_, err = oplog.Scan(q, p.label.FlushArea(), p.machine.FlushPos(), func(rec oplog.Record, payload [][]byte) error {
+	_, err = oplog.Scan(q, p.label.flushArea(p.set.Device(0)), p.machine.FlushPos(), func(rec oplog.Record, payload [][]byte) error {
 		if rec.Seq < next {
 			return nil
 		}

@@ -1,0 +1,73 @@
+package pool
+
+import (
+	"bytes"
+	"context"
+	"testing"
+
+	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/block/blocktest"
+)
+
+// Journal and flush log of one copy have decayed or never reached it: after a
+// power cut the other one is gone by, and after a scrub each suffices alone.
+func TestMirrorLogsDecay(t *testing.T) {
+	const blocks = 64
+	for victim := range 2 {
+		for _, commit := range []bool{false, true} {
+			r, m := newMirroredRig(t, 2)
+			r.mustOpen()
+			v := r.volume("v", 4<<20)
+			for i := range int64(blocks) {
+				if err := write(v, i*block.Size, pattern(byte(i))); err != nil {
+					t.Fatal(err)
+				}
+				if i%16 == 0 && commit {
+					if err := r.Commit(context.Background()); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			if err := v.Flush(context.Background()); err != nil {
+				t.Fatal(err)
+			}
+			lay := r.Pool.label.Layout
+			r.cutPower(blocktest.DropAll, 1)
+			for b := lay.Journal; b < lay.Flush+lay.FlushBlocks; b++ {
+				r.rot(victim, block.At(0, b))
+			}
+			r.mustOpen()
+			for i, c := range m().Status().Copies {
+				if c.WriteErrors > 0 {
+					t.Errorf("copy %d: %+v", i+1, c)
+				}
+			}
+			holds := func(when string) {
+				t.Helper()
+				v, err := r.Volume("v")
+				if err != nil {
+					t.Fatal(err)
+				}
+				got := make([]byte, block.Size)
+				for i := range int64(blocks) {
+					if err := v.Read(context.Background(), got, i*block.Size); err != nil || !bytes.Equal(got, pattern(byte(i))) {
+						t.Fatalf("copy %d, committed %v, %s: block %d: %v", victim+1, commit, when, i, err)
+					}
+				}
+			}
+			holds("with both copies")
+			// A fold ends what the journal was needed for, and a scrub begins
+			// with one.
+			if s := r.scrubAll(); s.Now.Unreadable > 0 {
+				t.Errorf("copy %d: %+v", victim+1, s)
+			}
+			if err := m().Detach(1 - victim); err != nil {
+				t.Fatal(err)
+			}
+			r.cutPower(blocktest.DropAll, 2)
+			r.mustOpen()
+			holds("with the one that had decayed")
+			r.shut()
+		}
+	}
+}
