@@ -56,8 +56,11 @@ func TestMirrorLogsDecay(t *testing.T) {
 				}
 			}
 			holds("with both copies")
-			// A fold ends what the journal was needed for, and a scrub begins
-			// with one.
+			// A consistency point ends what the flush log was needed for, a fold
+			// the journal, and a scrub begins with one.
+			if err := r.Commit(context.Background()); err != nil {
+				t.Fatal(err)
+			}
 			if s := r.scrubAll(); s.Now.Unreadable > 0 {
 				t.Errorf("copy %d: %+v", victim+1, s)
 			}
