@@ -59,12 +59,15 @@ func (m *Mirror) loseLocked(lost marked, cause error) error {
 	}
 	for {
 		h := m.nextHeaderLocked()
+		left := false // a copy that is in sync and here; the header may count on one that is missing
 		for i, d := range lost {
 			if d != nil {
 				h.copies[i].state, h.copies[i].since = Absent, h.generation
+			} else if i < len(m.copies) && m.copies[i].present() != nil {
+				left = left || h.copies[i].state == InSync
 			}
 		}
-		if h.wrong() != "" {
+		if !left {
 			return errors.Join(errNoCopy, cause)
 		}
 		more, err := m.writeHeadersLocked(h, lost)

@@ -95,7 +95,7 @@ func (w *World) doPool(l Line) error {
 // check runs the pool's own check. Damage that devices did may show.
 func (pl *pool) check(ctx context.Context, p *spool.Pool) error {
 	r, err := p.Check(ctx, spool.CheckOptions{Data: true})
-	if err == nil && len(r.Problems) > 0 {
+	if err == nil && len(r.Problems) > 0 && !pl.ailing() {
 		err = fmt.Errorf("check of %s: %s", pl.identity, strings.Join(r.Problems, "; "))
 	}
 	return err

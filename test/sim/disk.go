@@ -30,18 +30,32 @@ type disk struct {
 	stuck  bool    // nothing completes
 	held   []func()
 	faults []*fault
+
+	// Of a disk that is a copy.
+	gone     bool // it was pulled
+	vanishIn int  // requests until it is
+	bad      bool // something was or is wrong with it, and its mirror was not made whole since
+	rotten   bool // bits of it have changed
+	stale    bool // it has lost what it had taken
 }
 
 // fault is what a disk does wrong with some of the next requests.
 type fault struct {
 	op   hpdi.Op
-	kind string // "fails", "fails-late", "flips", "loses", "misdirects"
+	kind string // "fails", "fails-late", "flips", "loses", "misdirects", "gone"
 	left int    // so many requests; -1 for all
 }
 
 // take returns what is wrong with a request, nil for nothing. A durable write
 // is a sync as well.
 func (d *disk) take(r *hpdi.Request) *fault {
+	if d.vanishIn > 0 {
+		d.vanishIn--
+		d.gone = d.vanishIn == 0
+	}
+	if d.gone {
+		return &fault{op: r.Op, kind: "gone"}
+	}
 	for i, f := range d.faults {
 		if f.op != r.Op && !(f.op == hpdi.OpFlush && r.Durable) || f.left == 0 {
 			continue
@@ -147,6 +161,7 @@ func (q *queue) Submit(reqs ...*hpdi.Request) error {
 			})
 		}
 	}
+	reqs = slices.Clone(reqs) // the slice is the caller's
 	q.h.d.w.post(nil, func() {
 		for _, r := range reqs {
 			q.h.submit(&flight{q: q, r: r})
@@ -262,6 +277,8 @@ func (d *disk) carry(f *flight) {
 	r := *f.r // the driver's own result, not the application's
 	if f.fault != nil {
 		switch f.fault.kind {
+		case "gone":
+			return
 		case "fails", "loses":
 			if f.fault.op != hpdi.OpFlush || !r.Durable {
 				return
@@ -303,6 +320,9 @@ func (d *disk) complete(f *flight) {
 		var err error
 		if f.fault != nil && (f.fault.kind == "fails" || f.fault.kind == "fails-late") {
 			err = errMedium
+		}
+		if f.fault != nil && f.fault.kind == "gone" {
+			err = errGone
 		}
 		d.w.count(h.p, "completion by "+d.name)
 		if h.p.dead.Load() {

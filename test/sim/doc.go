@@ -37,6 +37,15 @@
 // gone. Whatever lies behind the end of its log may be scribbled over with
 // half-written records.
 //
+// # Copies
+//
+// A pool may keep copies of each block. One disk of each mirror may then do
+// anything, at any request: fail, vanish and return, flip, lose or misdirect what it
+// is given, decay, be taken out or replaced; and nothing of that is an excuse for
+// any request. At the end all mirrors are made whole, each copy is proved, and the
+// power is cut once more while all but one disk of each mirror are pulled: what is
+// left must be everything.
+//
 // # What is checked
 //
 // The oracle reads each record as it is published in a region, and keeps the

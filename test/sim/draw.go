@@ -12,6 +12,7 @@ type drawer struct {
 	lines []Line
 	vols  []drawnVolume
 	disks []string
+	parts []string // disks that are copies
 	ids   []string
 	made  int
 	kinds []string // of faults, repeated by weight
@@ -76,10 +77,15 @@ func (d *drawer) shape() {
 		if d.chance(6) {
 			size = 12 + d.rng.IntN(4) // little room: space must come back in time
 		}
-		extra := ""
+		extra, copies := "", 1
+		if d.chance(3) {
+			copies = 2 + d.rng.IntN(4)/3
+			extra = fmt.Sprintf(" copies=%d", copies)
+			size++ // what mirrors keep for themselves
+		}
 		if !d.chance(3) {
-			extra = fmt.Sprintf(" journal=%dK", d.pick2(48, 64, 128, 512))
-			if size < 48 {
+			extra += fmt.Sprintf(" journal=%dK", d.pick2(48, 64, 128, 512))
+			if size < 40 {
 				size -= 3 // as much as the journal is smaller
 			}
 		}
@@ -87,8 +93,11 @@ func (d *drawer) shape() {
 			extra += " battery"
 		}
 		d.say("pool %s disks=%d size=%dM%s", id, disks, size, extra)
-		for i := range disks {
-			d.disks = append(d.disks, fmt.Sprintf("%s%d", id, i))
+		for i := range disks * copies {
+			name := fmt.Sprintf("%s%d", id, i)
+			if d.disks = append(d.disks, name); copies > 1 {
+				d.parts = append(d.parts, name)
+			}
 		}
 	}
 	if d.chance(3) {
@@ -124,6 +133,11 @@ func (d *drawer) chooseKinds() {
 		}
 	}
 	d.kinds = append(d.kinds, "kill", "pool")
+	for range d.rng.IntN(4) {
+		if len(d.parts) > 0 {
+			d.kinds = append(d.kinds, "copy", "copy")
+		}
+	}
 }
 
 // traffic lets clients ask for some things, mostly in few places, so that
@@ -256,6 +270,8 @@ func (d *drawer) fault() {
 		d.say("disk %s goes-on", disk)
 	case "damage":
 		d.damage(disk)
+	case "copy":
+		d.copy()
 	case "pool":
 		d.say("%s %s", d.pick("commit", "commit", "fold", "check"), g)
 	case "catalogue":
@@ -267,6 +283,38 @@ func (d *drawer) fault() {
 		d.say("usurp %s", g)
 	case "clock":
 		d.say("clock %s %dms", g, d.rng.IntN(5000))
+	}
+}
+
+// copy lets something happen to a disk that is one of several copies.
+func (d *drawer) copy() {
+	disk := d.pick(d.parts...)
+	switch d.rng.IntN(9) {
+	case 0:
+		d.say("offline %s", disk)
+	case 1:
+		d.say("online %s", disk)
+	case 2:
+		d.say("replace %s", disk)
+	case 3:
+		d.say("disk %s vanishes after %d", disk, 1+d.rng.IntN(1<<(1+d.rng.IntN(8))))
+	case 4:
+		d.say("disk %s vanishes", disk)
+	case 5:
+		d.say("disk %s returns", disk)
+	case 6:
+		d.say("mend %s", disk)
+	case 7:
+		d.say("disk %s %s %s times %d", disk, d.pick("fails", "fails-late"), d.pick("read", "write", "sync"), 1+d.rng.IntN(5))
+	case 8:
+		d.damage(disk)
+	}
+	if d.chance(3) {
+		d.say("disk %s returns", disk)
+		d.say("online %s", disk)
+	}
+	if d.chance(4) {
+		d.say("mend %s", disk)
 	}
 }
 

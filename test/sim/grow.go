@@ -21,6 +21,9 @@ func (w *World) doAdd(l Line) error {
 	if err != nil {
 		return err
 	}
+	if pl.copies > 1 {
+		return nil // mirrors are added as such
+	}
 	if pl.candidate == nil {
 		size := int64(diskSize)
 		if v, ok := l.option("size"); ok {

@@ -91,10 +91,14 @@ func (pl *pool) need(since block.Seq) (need, room int64) {
 	}
 	const logBlocks = logBytes / block.Size
 	track := func(n int64) int64 { return (n + block.TrackBlocks - 1) &^ (block.TrackBlocks - 1) }
-	for i, d := range pl.disks {
+	for i := range len(pl.disks) / pl.copies {
+		d := pl.disks[i*pl.copies]
 		first := int64(block.TrackBlocks)
 		if i == 0 { // labels and superblocks, journal, flush log (docs/format/label.md)
 			first = track(first + pl.journal/block.Size + track(2*logBlocks+block.TrackBlocks))
+		}
+		if pl.copies > 1 {
+			first += block.TrackBlocks // of the mirror
 		}
 		room += d.medium.Info().Size/block.Size - first
 	}

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"maps"
 	"slices"
+	"sync"
 
 	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/mirror"
 	"github.com/pollux-storage/pollux/internal/oplog"
 	spool "github.com/pollux-storage/pollux/internal/pool"
 	"github.com/pollux-storage/pollux/internal/region"
@@ -18,6 +20,7 @@ type pool struct {
 	identity string
 	slot     uint32 // in the guests' caches
 	disks    []*disk
+	copies   int // of each block: so many disks that follow each other are a mirror
 	// candidate is a disk that may be part of the pool, or become it.
 	candidate *disk
 	path      string // of the region
@@ -45,6 +48,9 @@ type pool struct {
 	// requests may fail, and flushed writes be lost. hindered says that one
 	// returned errors.
 	damaged, hindered bool
+
+	memoryMu sync.Mutex
+	memory   map[mirror.ID]uint64 // generations of mirrors that the host knows; guarded by memoryMu
 }
 
 // volume is what must be in one volume.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/internal/cache"
+	"github.com/pollux-storage/pollux/internal/mirror"
 	"github.com/pollux-storage/pollux/internal/partner"
 	spool "github.com/pollux-storage/pollux/internal/pool"
 	"github.com/pollux-storage/pollux/internal/region"
@@ -54,6 +55,7 @@ type tenant struct {
 	identity string
 	term     uint64
 	pool     *spool.Pool // nil until it is open
+	mirrors  []*mirror.Mirror
 	ctx      context.Context
 	cancel   context.CancelFunc
 	wg       sync.WaitGroup // of the pool's Run and of requests
@@ -214,6 +216,15 @@ func (p *proc) open(a partner.Action) {
 		var q *spool.Pool
 		if err == nil {
 			devs = pl.withoutCandidate(devs)
+			devs, err = pl.gather(devs)
+		}
+		var ms []*mirror.Mirror
+		if err == nil {
+			for _, d := range devs {
+				if m, ok := d.(*mirror.Mirror); ok {
+					ms = append(ms, m)
+				}
+			}
 			q, err = spool.Open(ctx, spool.OpenOptions{
 				Devices: devs, RegionPath: pl.path, Cache: p.cache, CacheSlot: pl.slot, Owner: p.name,
 				BatteryBacked: pl.battery, Interval: w.opt.Interval, Cleaner: w.opt.Cleaner, BootID: fmt.Sprint("boot", w.boot),
@@ -224,7 +235,10 @@ func (p *proc) open(a partner.Action) {
 				}
 			}
 		}
-		w.post(nil, func() { p.opened(t, q, err) })
+		w.post(nil, func() {
+			t.mirrors = ms
+			p.opened(t, q, err)
+		})
 	})
 }
 
@@ -259,6 +273,9 @@ func (p *proc) opened(t *tenant, q *spool.Pool, err error) {
 			w.post(p, func() { p.lost(t, err) })
 		}
 	})
+	for _, m := range t.mirrors {
+		t.wg.Go(func() { keep(t.ctx, m) })
+	}
 	p.input(m)
 }
 
@@ -270,9 +287,19 @@ func (p *proc) lock(pl *pool) ([]hpdi.Device, error) {
 	for _, d := range pl.wanted() {
 		for {
 			got := make(chan *handle, 1)
-			p.w.post(nil, func() { got <- d.open(p) })
+			gone := false
+			p.w.post(nil, func() {
+				if gone = d.gone && pl.copies > 1; gone {
+					got <- nil
+					return
+				}
+				got <- d.open(p)
+			})
 			if h := <-got; h != nil {
 				devs = append(devs, h)
+				break
+			}
+			if gone {
 				break
 			}
 			if p.dead.Load() || time.Now().After(end) {

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"testing"
 	"testing/cryptotest"
@@ -18,6 +19,7 @@ import (
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/block/blocktest"
+	"github.com/pollux-storage/pollux/internal/mirror"
 	"github.com/pollux-storage/pollux/internal/partner"
 	spool "github.com/pollux-storage/pollux/internal/pool"
 )
@@ -125,10 +127,11 @@ func newWorld(seed uint64, dir string, keep int) *World {
 func (w *World) set(s *Script) error {
 	type wanted struct {
 		disks         int
+		copies        int
 		size, journal int64
 		battery       bool
 	}
-	pools := map[string]wanted{"a": {disks: 1, size: diskSize}, "b": {disks: 1, size: diskSize}}
+	pools := map[string]wanted{"a": {disks: 1, copies: 1, size: diskSize}, "b": {disks: 1, copies: 1, size: diskSize}}
 	for _, l := range s.Lines {
 		var err error
 		switch l.arg(0) {
@@ -150,6 +153,9 @@ func (w *World) set(s *Script) error {
 			if v, ok := l.option("disks"); ok {
 				p.disks, err = strconv.Atoi(v)
 			}
+			if v, ok := l.option("copies"); ok && err == nil {
+				p.copies, err = strconv.Atoi(v)
+			}
 			if v, ok := l.option("size"); ok && err == nil {
 				p.size, err = bytesOf(v)
 			}
@@ -165,21 +171,21 @@ func (w *World) set(s *Script) error {
 	}
 	for i, id := range sortedKeys(pools) {
 		p := pools[id]
-		if err := w.makePool(id, uint32(i+1), p.disks, p.size, p.journal, p.battery); err != nil {
+		if err := w.makePool(id, uint32(i+1), p.disks, p.copies, p.size, p.journal, p.battery); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (w *World) makePool(id string, slot uint32, disks int, size, journal int64, battery bool) error {
+func (w *World) makePool(id string, slot uint32, disks, copies int, size, journal int64, battery bool) error {
 	if journal == 0 {
 		journal = 4 << 20
 	}
-	pl := &pool{w: w, identity: id, slot: slot, journal: journal, path: filepath.Join(w.dir, "region-"+id), battery: battery,
+	pl := &pool{w: w, identity: id, slot: slot, copies: copies, memory: map[mirror.ID]uint64{}, journal: journal, path: filepath.Join(w.dir, "region-"+id), battery: battery,
 		volumes: map[string]*volume{}, unsure: map[string]bool{}, ids: map[block.VolumeID]*volume{}}
 	var devs []hpdi.Device
-	for i := range disks {
+	for i := range disks * copies {
 		d := &disk{w: w, name: fmt.Sprintf("%s%d", id, i), owner: id, slow: 1,
 			medium: blocktest.NewCrashWith(blocktest.CrashOptions{Name: fmt.Sprintf("%s%d", id, i), Size: size, Seed: w.rng.Uint64()})}
 		pl.disks = append(pl.disks, d)
@@ -187,8 +193,29 @@ func (w *World) makePool(id string, slot uint32, disks int, size, journal int64,
 		devs = append(devs, d.medium)
 	}
 	w.pools[id] = pl
-	_, err := spool.Create(context.Background(), spool.CreateOptions{Name: "pool-" + id, Identity: id, Devices: devs, LogBytes: logBytes, JournalBytes: journal})
-	return err
+	if copies > 1 {
+		for m := range slices.Chunk(devs, copies) {
+			if _, err := mirror.Create(m); err != nil {
+				return err
+			}
+		}
+		var err error
+		if devs, err = mirror.Assemble(devs, mirror.Options{Remember: pl.remember}); err != nil {
+			return err
+		}
+	}
+	if _, err := spool.Create(context.Background(), spool.CreateOptions{Name: "pool-" + id, Identity: id, Devices: devs, LogBytes: logBytes, JournalBytes: journal}); err != nil || copies == 1 {
+		return err
+	}
+	for _, m := range devs {
+		if err := m.Close(); err != nil {
+			return err
+		}
+	}
+	for _, d := range pl.disks {
+		d.medium = d.medium.Reopen()
+	}
+	return nil
 }
 
 // play starts the pair, takes the steps, ends all faults and judges.
@@ -246,7 +273,7 @@ func (w *World) makeVolumes(s *Script) error {
 func (w *World) finish() error {
 	w.log("the faults end")
 	for _, d := range w.disks {
-		d.slow, d.faults = 1, nil
+		d.slow, d.faults, d.gone, d.vanishIn = 1, nil, false, 0
 		d.unstick()
 	}
 	for _, g := range w.host.names {
@@ -259,7 +286,7 @@ func (w *World) finish() error {
 	if !w.until(patience, w.protected) && w.fail == nil {
 		w.violate("the pair does not recover: %s", w.waiting())
 	}
-	steps := []func() error{w.settle, w.verify, w.atRest, w.settle}
+	steps := []func() error{w.settle, w.mendAll, w.verify, w.atRest, w.settle, w.survive}
 	for _, step := range steps {
 		if w.fail != nil {
 			break

@@ -86,7 +86,7 @@ func (s *Script) String() string {
 //
 //	seed N                        latencies and fates are drawn from it
 //	alone                         a guest without partner
-//	pool ID [disks=N] [size=S] [journal=S] [battery]
+//	pool ID [disks=N] [copies=N] [size=S] [journal=S] [battery]; with copies, a mirror of so many disks for each
 //	volume NAME on ID SIZE
 //	interval D                    longest time between consistency points
 //	cleaner                       pools are cleaned at every opportunity; never without

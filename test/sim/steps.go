@@ -61,6 +61,10 @@ func verbOf(l Line) verb {
 		return (*World).doDisk
 	case "commit", "fold", "check": // commit IDENTITY
 		return (*World).doPool
+	case "offline", "online", "replace": // offline DISK: a copy is taken out, back, or replaced by an empty disk
+		return (*World).doCopy
+	case "mend": // mend DISK: what is wrong with it ends, and its mirror is made whole
+		return (*World).doMend
 	case "add": // add IDENTITY [size=S]: another disk for its pool
 		return (*World).doAdd
 	case "create", "delete", "resize", "rename":
@@ -154,7 +158,7 @@ func (w *World) settle() error {
 // wait.
 func (w *World) hindered() bool {
 	for _, d := range w.disks {
-		if d.stuck || len(d.faults) > 0 || d.slow > 20 {
+		if d.stuck || d.faulty() || d.slow > 20 {
 			return true
 		}
 	}
@@ -359,14 +363,29 @@ func (w *World) powerCut(l Line) error {
 }
 
 // doDisk: disk NAME slow FACTOR | sticks | goes-on | fails|fails-late|flips|
-// loses|misdirects OP [times N] | rots | heals.
+// loses|misdirects OP [times N] | rots | heals; and of a copy: vanishes [after N]
+// | returns. Of a pool that keeps copies one disk in each mirror is bad at a time,
+// and nobody notices.
 func (w *World) doDisk(l Line) error {
 	d := w.disk(l.arg(1))
 	if d == nil {
 		return fmt.Errorf("there is no disk %q", l.arg(1))
 	}
 	pl := w.pools[d.owner]
+	mirrored := pl.copies > 1 && d != pl.candidate
+	if harm := l.arg(2); mirrored && harm != "slow" && harm != "sticks" && harm != "goes-on" && harm != "heals" && !w.hurt(d) {
+		return nil
+	}
 	switch what := l.arg(2); what {
+	case "vanishes":
+		if !mirrored {
+			return nil
+		}
+		n, err := l.countOf("after", 0)
+		d.vanishIn, d.gone = int(n), n == 0
+		return err
+	case "returns":
+		d.gone, d.vanishIn = false, 0
 	case "slow":
 		n, err := l.countOf("slow", 1)
 		d.slow = int(max(1, n))
@@ -379,7 +398,8 @@ func (w *World) doDisk(l Line) error {
 		d.slow, d.faults = 1, nil
 		d.unstick()
 	case "rots":
-		pl.damaged = true
+		pl.damaged = pl.damaged || !mirrored
+		d.rotten = true
 		d.rot(w)
 	case "fails", "fails-late", "flips", "loses", "misdirects":
 		f := &fault{kind: what, op: opByName[l.arg(3)]}
@@ -389,8 +409,9 @@ func (w *World) doDisk(l Line) error {
 		n, err := l.countOf("times", 1)
 		f.left = int(n)
 		d.faults = append(d.faults, f)
-		pl.hindered = pl.hindered || what == "fails" || what == "fails-late"
-		pl.damaged = pl.damaged || what == "flips" || what == "loses" || what == "misdirects"
+		d.stale = d.stale || what == "loses" || what == "misdirects"
+		pl.hindered = pl.hindered || !mirrored && (what == "fails" || what == "fails-late")
+		pl.damaged = pl.damaged || !mirrored && (what == "flips" || what == "loses" || what == "misdirects")
 		return err
 	default:
 		return fmt.Errorf("a disk cannot %q", what)
