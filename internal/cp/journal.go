@@ -145,7 +145,7 @@ func (j *journal) chain(pos JournalPos) (*chain, error) {
 // was being written when power was cut.
 func (c *chain) elsewhere(pos JournalPos) (f frame, ok bool, err error) {
 	defer func() { c.w.copy, c.w.n = 0, 0 }()
-	for n := c.j.set.Copies(0); n > 1 && c.w.copy < n; {
+	for n := c.j.set.Copies(0); n > 1 && c.w.copy < n && !planted.Has(planted.JournalOneCopy); {
 		c.w.copy, c.w.n = c.w.copy+1, 0
 		if f, ok, err := c.w.next(pos); ok && err == nil {
 			return f, true, c.j.set.Settle(c.j.at(f.offset), f.raw)
@@ -157,7 +157,7 @@ func (c *chain) elsewhere(pos JournalPos) (f frame, ok bool, err error) {
 // settle writes the last record to the copies of the device that lack it: what
 // follows it counts on it. All others were durable before it was begun.
 func (c *chain) settle() error {
-	if len(c.frames) == 0 {
+	if len(c.frames) == 0 || planted.Has(planted.JournalEndUnsettled) {
 		return nil
 	}
 	f := &c.frames[len(c.frames)-1]

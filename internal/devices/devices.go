@@ -320,6 +320,9 @@ func ReadBest(dev hpdi.Device, off int64, buf []byte, rank func([]byte) uint64) 
 		if err == nil {
 			r = rank(buf)
 		}
+		if planted.Has(planted.StaleCopyWins) && best > 0 {
+			continue
+		}
 		best, bad = max(best, r), bad || r == 0
 	}
 	switch {

@@ -7,6 +7,7 @@ import (
 
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/planted"
 )
 
 // readSafely reads a range from a copy in sync, and writes what it read to the
@@ -164,6 +165,10 @@ func (m *Mirror) heal(off, n int64, vec [][]byte, good func() bool) (repaired in
 	for i, d := range sound {
 		if d == nil || last >= 0 {
 			continue
+		}
+		if planted.Has(planted.MirrorHealsWithBad) {
+			last = i
+			break
 		}
 		err := d.transfer(hpdi.OpRead, off, vec...)
 		if err == nil && good() {

@@ -7,6 +7,7 @@ import (
 
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/planted"
 )
 
 // ErrTakenOut is why a copy is absent that was taken out by command.
@@ -114,7 +115,9 @@ func (m *Mirror) fits(dev hpdi.Device) error {
 func (m *Mirror) admitLocked(d *disk, i int, id block.DeviceID) error {
 	// What was marked while the copy was away it lacks. Old before present, so
 	// that nobody reads from it what it has not.
-	m.old.or(m.live)
+	if !planted.Has(planted.MirrorReturnNotFilled) {
+		m.old.or(m.live)
+	}
 	m.doubts++
 	m.copies[i].disk.Store(d)
 	m.copies[i].state.Store(uint32(Resilvering))

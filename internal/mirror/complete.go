@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/pollux-storage/pollux/hpdi"
+	"github.com/pollux-storage/pollux/internal/planted"
 )
 
 // Wait returns requests that are complete at all copies that they went to.
@@ -197,7 +198,7 @@ func (q *queue) settleWrite(op *operation) {
 	switch {
 	case op.good == 0:
 		r.Err = cause
-	case !op.failed.empty():
+	case !op.failed.empty() && !planted.Has(planted.MirrorWriteErrorKept):
 		r.Err = q.m.lose(op.failed, cause)
 	}
 	if !changes(r) {

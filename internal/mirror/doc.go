@@ -31,11 +31,13 @@
 // and interrupted resilvering: the map is the record of what is left to do, and
 // the work shrinks it.
 //
-// Where whoever reads verifies what it reads ([Mirror.Verified]: the data area of
-// a pool, in which nothing is known that was not durable on all copies before),
-// copies in sync are not made equal after a crash. One of them may have decayed,
-// and only the reader can tell which. There, too, a copy is filled with what is in
-// use only ([Mirror.Unused]): what is written later goes to all copies.
+// Where whoever reads verifies what it reads ([Mirror.Verified]; of a pool
+// everything), copies in sync are not made equal after a crash. One of them may
+// have decayed, or have lost what it took, and only the reader can tell which: it
+// asks for what a pointer names with ReadGood, and looks for the newest of what
+// no pointer names on each copy ([Mirror.ReadCopy]) and makes the others like it
+// ([Mirror.Settle]). There, too, a copy is filled with what is in use only
+// ([Mirror.Unused]): what is written later goes to all copies.
 //
 // # Which copy is good
 //

@@ -6,6 +6,7 @@ import (
 	"sync"
 
 	"github.com/pollux-storage/pollux/hpdi"
+	"github.com/pollux-storage/pollux/internal/planted"
 )
 
 // queue is a path to the mirror: a queue of each copy's disk, opened when it is
@@ -255,7 +256,7 @@ func (q *queue) toOne(r *hpdi.Request, old bool) {
 	for k := range q.m.copies {
 		i := (turn + k) % len(q.m.copies)
 		c := q.m.copies[i]
-		if d := c.present(); d == nil || d != q.paths[i].disk || old && !c.is(InSync) {
+		if d := c.present(); d == nil || d != q.paths[i].disk || old && !c.is(InSync) && !planted.Has(planted.MirrorReadsOld) {
 			continue
 		}
 		if best < 0 || c.flight.Load() < q.m.copies[best].flight.Load() {

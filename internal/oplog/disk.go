@@ -196,7 +196,7 @@ func (d *Disk) Append(l *Log, from, to block.Seq) error {
 		synced = one && at == from // and then it is the last
 		at = b.last
 	}
-	if !synced && !planted.Has(planted.FlushWithoutSync) {
+	if !synced {
 		if err := hpdi.Do(d.q, &hpdi.Request{Op: hpdi.OpFlush}); err != nil {
 			return fmt.Errorf("flush log: %w", err)
 		}
@@ -291,8 +291,8 @@ func (d *Disk) write(l *Log, from, to block.Seq, pos DiskPos, b *batch) (blocks 
 		w.add(l.Payload(r.First, n))
 	}
 	blocks = int64(len(meta)/block.Size + payload)
-	durable = d.area.DurableWrites && d.nreq == 1 && b.last == to && !planted.Has(planted.FlushWithoutSync)
-	d.reqs[0].Durable = durable
+	durable = d.area.DurableWrites && d.nreq == 1 && b.last == to
+	d.reqs[0].Durable = durable && !planted.Has(planted.FlushWithoutSync)
 	return blocks, sum, durable, hpdi.Do(d.q, d.reqs[:d.nreq]...)
 }
 

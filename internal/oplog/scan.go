@@ -8,6 +8,7 @@ import (
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/ondisk"
+	"github.com/pollux-storage/pollux/internal/planted"
 )
 
 // Scan follows a flush log from pos and calls fn for each record of each
@@ -209,7 +210,7 @@ func (s *scanner) where(number uint64, at int64) string {
 // consistency point of it.
 func (s *scanner) batch() (ok bool, err error) {
 	ok, err = s.batchOf()
-	if ok || s.area.Copies == nil || errors.Is(err, ondisk.ErrVersion) {
+	if ok || s.area.Copies == nil || planted.Has(planted.FlushLogOneCopy) || errors.Is(err, ondisk.ErrVersion) {
 		return ok, err
 	}
 	for s.copy = 1; s.copy <= s.area.Copies.NumCopies(); s.copy++ {

@@ -73,3 +73,20 @@ const (
 	HelloIgnored          Fault = "hello-ignored"
 	StaleTermAccepted     Fault = "stale-term-accepted"
 )
+
+// Which copy has what.
+const (
+	MirrorMarkMissing      Fault = "mirror-mark-missing"
+	MirrorMarkClearedEarly Fault = "mirror-mark-cleared-early"
+	MirrorLossUnrecorded   Fault = "mirror-loss-unrecorded"
+	MirrorWriteErrorKept   Fault = "mirror-write-error-kept"
+	MirrorReadsOld         Fault = "mirror-reads-old"
+	MirrorReturnNotFilled  Fault = "mirror-return-not-filled"
+	MirrorInSyncUnsynced   Fault = "mirror-in-sync-unsynced"
+	MirrorCopyRacesWrite   Fault = "mirror-copy-races-write"
+	MirrorHealsWithBad     Fault = "mirror-heals-with-bad"
+	StaleCopyWins          Fault = "stale-copy-wins"
+	JournalOneCopy         Fault = "journal-one-copy"
+	JournalEndUnsettled    Fault = "journal-end-unsettled"
+	FlushLogOneCopy        Fault = "flush-log-one-copy"
+)
