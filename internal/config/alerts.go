@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"net"
+	"time"
 )
 
 // Alerts says who is told of alerts beside those who ask for the status.
@@ -14,16 +15,23 @@ type Alerts struct {
 	// that is an alert.
 	FullWarning  int `yaml:"full_warning" json:"full_warning"`
 	FullCritical int `yaml:"full_critical" json:"full_critical"`
+	// SlowDevice is how long half of the reads of a block of a device may take
+	// before that is an alert.
+	SlowDevice time.Duration `yaml:"slow_device" json:"slow_device"`
 }
 
 func (a *Alerts) setDefaults() {
 	or(&a.FullWarning, 80)
 	or(&a.FullCritical, 95)
+	or(&a.SlowDevice, 200*time.Millisecond)
 }
 
 func (a *Alerts) validate() error {
 	if a.FullWarning < 1 || a.FullCritical > 100 || a.FullWarning > a.FullCritical {
 		return fmt.Errorf("alerts: full_warning %d and full_critical %d must be percentages, the first not above the second", a.FullWarning, a.FullCritical)
+	}
+	if a.SlowDevice < time.Millisecond {
+		return fmt.Errorf("alerts: slow_device %v is less than 1ms", a.SlowDevice)
 	}
 	return nil
 }

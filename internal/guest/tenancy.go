@@ -257,7 +257,9 @@ func (g *Guest) begin(t *tenancy) {
 	})
 	t.heart.Go(func() { g.beat(t) })
 	for _, d := range t.devices {
-		t.wg.Go(func() { g.watchDevice(t, d) })
+		for _, l := range looks(d) {
+			t.wg.Go(func() { g.watchDevice(t, l) })
+		}
 	}
 	for _, m := range mirrors(t.devices) {
 		t.wg.Go(func() { keepMirror(t.ctx, m, int64(g.cfg.Resilver.Rate), g.log.With("identity", t.identity)) })

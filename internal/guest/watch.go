@@ -2,10 +2,14 @@ package guest
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/pollux-storage/pollux/hpdi"
+	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/mirror"
 	"github.com/pollux-storage/pollux/internal/partner"
 )
 
@@ -35,24 +39,51 @@ func (g *Guest) loopTurns() bool {
 }
 
 // A device is looked at every so often by a read of its first block, and is
-// stuck when that takes too long. That is an alert and nothing else: the
-// partner would meet the same device.
+// stuck when that takes too long. It is slow when half of the last slowLooks of
+// these reads took longer than the settings allow, until half of them take less
+// than half of that. Both are alerts and nothing else: the partner would meet the
+// same device.
 const (
 	lookEvery  = time.Second
 	stuckAfter = 5 * time.Second
+	slowLooks  = 30
 )
 
-func (g *Guest) watchDevice(t *tenancy, d hpdi.Device) {
+// look is how a device is looked at, or a mirror's copy on a device.
+type look struct {
+	name string
+	read func() error
+}
+
+// looks returns what is to be looked at of a device: of a mirror each copy.
+func looks(d hpdi.Device) []look {
+	m, ok := d.(*mirror.Mirror)
+	if !ok {
+		return []look{{d.Info().Name, func() error { return readFirst(d) }}}
+	}
+	var all []look
+	for i, c := range m.Status().Copies {
+		name := c.Info.Name
+		if name == "" {
+			name = fmt.Sprintf("copy %d of %s", i+1, d.Info().Name)
+		}
+		all = append(all, look{name, func() error { return readCopy(m, i) }})
+	}
+	return all
+}
+
+func (g *Guest) watchDevice(t *tenancy, l look) {
 	done := make(chan error, 1)
 	asked := time.Now()
-	waiting, stuck := false, false
-	look := func() {
+	waiting, stuck, slow := false, false, false
+	var took latencies
+	ask := func() {
 		waiting, asked = true, time.Now()
-		t.wg.Go(func() { done <- readFirst(d) })
+		t.wg.Go(func() { done <- l.read() })
 	}
-	report := func(now bool, text string) {
-		stuck = now
-		g.step(partner.Message{Kind: partner.KindStuck, Identity: d.Info().Name, Reason: text})
+	report := func(state *bool, key, text string) {
+		*state = text != ""
+		g.step(partner.Message{Kind: partner.KindStuck, Identity: key, Reason: text})
 	}
 	tk := time.NewTicker(lookEvery)
 	defer tk.Stop()
@@ -60,24 +91,65 @@ func (g *Guest) watchDevice(t *tenancy, d hpdi.Device) {
 		select {
 		case <-t.ctx.Done():
 			if stuck {
-				report(false, "") // it is the next owner's now
+				report(&stuck, l.name, "") // it is the next owner's now
+			}
+			if slow {
+				report(&slow, "slow:"+l.name, "")
 			}
 			return
 		case err := <-done:
 			waiting = false
 			if err != nil {
-				report(true, fmt.Sprintf("device %s of %s fails: %v", d.Info().Name, t.identity, err))
+				report(&stuck, l.name, fmt.Sprintf("device %s of %s fails: %v", l.name, t.identity, err))
 			} else if stuck {
-				report(false, "")
+				report(&stuck, l.name, "")
+			}
+			limit := g.cfg.Alerts.SlowDevice
+			switch half := took.add(time.Since(asked)); {
+			case !slow && half > limit:
+				report(&slow, "slow:"+l.name, fmt.Sprintf("device %s of %s is slow: half of its reads of one block take longer than %v", l.name, t.identity, limit))
+			case slow && half < limit/2:
+				report(&slow, "slow:"+l.name, "")
 			}
 		case <-tk.C:
 			if !waiting {
-				look()
+				ask()
 			} else if took := time.Since(asked); took > stuckAfter && !stuck {
-				report(true, fmt.Sprintf("device %s of %s has not answered for %s", d.Info().Name, t.identity, took.Round(time.Second)))
+				report(&stuck, l.name, fmt.Sprintf("device %s of %s has not answered for %s", l.name, t.identity, took.Round(time.Second)))
 			}
 		}
 	}
+}
+
+// latencies are the last few of a device.
+type latencies struct {
+	took [slowLooks]time.Duration
+	n    int
+}
+
+// add takes in one and returns the median, 0 until there are enough.
+func (l *latencies) add(d time.Duration) time.Duration {
+	l.took[l.n%slowLooks] = d
+	if l.n++; l.n < slowLooks {
+		return 0
+	}
+	sorted := l.took
+	slices.Sort(sorted[:])
+	return sorted[slowLooks/2]
+}
+
+// readCopy reads the first block of a copy of a mirror. A copy that is away is
+// the mirror's own alert.
+func readCopy(m *mirror.Mirror, i int) error {
+	buf, err := hpdi.Alloc(block.Size)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = hpdi.Free(buf) }()
+	if err := m.ReadCopy(i, 0, buf); !errors.Is(err, hpdi.ErrNoCopy) {
+		return err
+	}
+	return nil
 }
 
 func readFirst(d hpdi.Device) error {

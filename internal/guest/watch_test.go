@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/hpdi/mem"
 	"github.com/pollux-storage/pollux/internal/block/blocktest"
+	"github.com/pollux-storage/pollux/internal/config"
 	"github.com/pollux-storage/pollux/internal/control"
 	"github.com/pollux-storage/pollux/internal/partner"
 	"github.com/pollux-storage/pollux/internal/pool"
@@ -41,7 +43,8 @@ func TestDeviceAlerts(t *testing.T) {
 		g := &Guest{inputs: make(chan func(), 1), log: quiet(), m: partner.New(partner.Config{Self: "a", Partner: "b"}, time.Now())}
 		ctx, cancel := context.WithCancel(t.Context())
 		tn := &tenancy{identity: "a", ctx: ctx, cancel: cancel}
-		tn.wg.Go(func() { g.watchDevice(tn, d) })
+		g.cfg = &config.Config{Alerts: config.Alerts{SlowDevice: time.Hour}}
+		tn.wg.Go(func() { g.watchDevice(tn, looks(d)[0]) })
 		alert := func() string {
 			(<-g.inputs)()
 			return g.m.View().Alerts["device:disk"]
@@ -60,6 +63,59 @@ func TestDeviceAlerts(t *testing.T) {
 		}
 		cancel()
 		if a := alert(); a != "" {
+			t.Errorf("it is not ours any more: %q", a)
+		}
+		tn.wg.Wait()
+	})
+}
+
+// TestSlowDevice: a device that answers late most times is an alert until it is
+// much faster again; now and then it may.
+func TestSlowDevice(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var took atomic.Int64
+		took.Store(int64(100 * time.Millisecond))
+		n := 0
+		g := &Guest{inputs: make(chan func(), 1), log: quiet(), m: partner.New(partner.Config{Self: "a", Partner: "b"}, time.Now()),
+			cfg: &config.Config{Alerts: config.Alerts{SlowDevice: 50 * time.Millisecond}}}
+		ctx, cancel := context.WithCancel(t.Context())
+		tn := &tenancy{identity: "a", ctx: ctx, cancel: cancel}
+		tn.wg.Go(func() {
+			g.watchDevice(tn, look{"disk", func() error {
+				if n++; n%3 > 0 {
+					time.Sleep(time.Duration(took.Load()))
+				}
+				return nil
+			}})
+		})
+		alert := func(wait time.Duration) string {
+			select {
+			case f := <-g.inputs:
+				f()
+			case <-time.After(wait):
+			}
+			return g.m.View().Alerts["device:slow:disk"]
+		}
+		if a := alert(20 * time.Second); a != "" {
+			t.Errorf("after 20 reads: %q", a)
+		}
+		if a := alert(time.Minute); !strings.Contains(a, "device disk of a is slow") {
+			t.Errorf("late most times: %q", a)
+		}
+		took.Store(int64(40 * time.Millisecond))
+		if a := alert(2 * time.Minute); a == "" {
+			t.Error("over although it is hardly faster")
+		}
+		took.Store(int64(10 * time.Millisecond))
+		if a := alert(time.Minute); a != "" {
+			t.Errorf("fast again: %q", a)
+		}
+		took.Store(int64(100 * time.Millisecond))
+		if a := alert(time.Minute); a == "" {
+			t.Error("late again")
+		}
+		cancel()
+		if a := alert(time.Minute); a != "" {
 			t.Errorf("it is not ours any more: %q", a)
 		}
 		tn.wg.Wait()

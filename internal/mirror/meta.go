@@ -130,7 +130,15 @@ func (m *Mirror) changeLocked(need *disk, change func(copies []member)) error {
 // install takes a header that is durable on the copies for the newest.
 func (m *Mirror) install(h header) {
 	m.head = h
+	m.show()
 	m.remember(m.id, h.generation)
+}
+
+// show lets Status see the newest header.
+func (m *Mirror) show() {
+	h := m.head
+	h.copies = slices.Clone(h.copies)
+	m.shown.Store(&h)
 }
 
 // disks returns the disks that writes go to.

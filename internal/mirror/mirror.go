@@ -37,11 +37,12 @@ type Mirror struct {
 	stripes stripes
 
 	mark   ioLock
-	head   header // the newest durable one; guarded by mark, as all that follows
-	tried  uint64 // highest generation of a header that was begun
-	stored bits   // what the map on the copies may hold
-	page   []byte // memory for what is written: a header, the map
-	doubts uint64 // how often something became old since the mirror was opened
+	head   header                 // the newest durable one; guarded by mark, as all that follows
+	tried  uint64                 // highest generation of a header that was begun
+	stored bits                   // what the map on the copies may hold
+	page   []byte                 // memory for what is written: a header, the map
+	shown  atomic.Pointer[header] // a copy of head for Status, which does not hold mark
+	doubts uint64                 // how often something became old since the mirror was opened
 	// remember is Options.Remember, or does nothing.
 	remember func(ID, uint64)
 
@@ -226,12 +227,11 @@ type Status struct {
 
 // Status returns the present state.
 func (m *Mirror) Status() Status {
-	m.mark.Lock()
-	defer m.mark.Unlock()
+	head := m.shown.Load() // who holds mark may wait for a device
 	region := int64(block.Size) << m.shift
-	s := Status{Generation: m.head.generation, OldBytes: int64(m.old.count()) * region, MarkedBytes: int64(m.live.count()) * region}
+	s := Status{Generation: head.generation, OldBytes: int64(m.old.count()) * region, MarkedBytes: int64(m.live.count()) * region}
 	for i, c := range m.copies {
-		cs := CopyStatus{ID: m.head.copies[i].id, State: State(c.state.Load()),
+		cs := CopyStatus{ID: head.copies[i].id, State: State(c.state.Load()),
 			ReadErrors: c.readErrors.Load(), WriteErrors: c.writeErrors.Load(), Repaired: c.repaired.Load()}
 		if d := c.disk.Load(); d != nil {
 			cs.Info = d.dev.Info()

@@ -57,6 +57,7 @@ func newMirror(h header, devs []hpdi.Device) (*Mirror, error) {
 	n := int((h.blocks-1)>>h.shift) + 1
 	m := &Mirror{id: h.id, info: describe(h.blocks, devs), shift: h.shift, head: h, tried: h.generation, mark: newIOLock(), remember: func(ID, uint64) {},
 		live: newBits(n), old: newBits(n), touched: newBits(n), stored: newBits(n), writers: make([]atomic.Int32, n), queues: map[*queue]struct{}{}}
+	m.show()
 	m.stripes.init()
 	m.verified.Store(m.info.Size)
 	var err error
