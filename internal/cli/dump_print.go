@@ -68,14 +68,14 @@ func (d *dumpedLabels) print(s *session) error {
 	var facts [][]string
 	for _, l := range d.Copies {
 		if !l.Valid {
-			facts = append(facts, append(cells(l.Block, "no"), make([]string, 9)...))
+			facts = append(facts, append(cells(l.Block, "no"), make([]string, 11)...))
 			continue
 		}
 		facts = append(facts, cells(l.Block, "yes", l.Name, l.Pool, l.Owner, l.Number, l.Device, l.Blocks,
-			extent(l.Journal, l.JournalBlocks), extent(l.Flush, l.FlushBlocks), fmt.Sprintf("%d to %d", l.Data, l.Blocks-1)))
+			extent(l.Journal, l.JournalBlocks), extent(l.Flush, l.FlushBlocks), fmt.Sprintf("%d to %d", l.Data, l.Blocks-1), orDash(l.Host), yes(l.Exported)))
 	}
 	return columns(s, []string{"block", "valid", "pool", "pool id", "guest", "device number", "device id", "blocks",
-		"journal", "flush log", "data"}, facts)
+		"journal", "flush log", "data", "host", "exported"}, facts)
 }
 
 func (d *dumpedSuperblocks) print(s *session) error {

@@ -37,6 +37,9 @@ type Label struct {
 	Flush         uint64 `json:"flush,omitempty"`
 	FlushBlocks   uint64 `json:"flush_blocks,omitempty"`
 	Data          uint64 `json:"data,omitempty"`
+	// Who had it last, and whether it was closed to be taken elsewhere.
+	Host     string `json:"host,omitempty"`
+	Exported bool   `json:"exported,omitempty"`
 }
 
 // ReadLabels shows the copies of a device's label.
@@ -58,7 +61,7 @@ func ReadLabels(path string, o Options) (*Labels, error) {
 		} else {
 			x, y := c.Label, c.Label.Layout
 			l.Pool, l.Name, l.Owner, l.Device = x.Pool.String(), x.Name, x.Identity, x.Device.String()
-			l.Joining = x.Joining
+			l.Joining, l.Host, l.Exported = x.Joining, x.Host, x.Exported
 			l.Number, l.Blocks, l.Log = x.Index+1, x.Blocks, x.LogBytes
 			l.Journal, l.JournalBlocks, l.Flush, l.FlushBlocks, l.Data = y.Journal, y.JournalBlocks, y.Flush, y.FlushBlocks, y.First
 		}

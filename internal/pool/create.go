@@ -19,6 +19,7 @@ const (
 	minLog     = 1 << 20
 	maxLog     = 64 << 30
 	maxName    = 64
+	maxHost    = 255
 
 	// minJournal takes the largest consistency point of the smallest log, and
 	// the fold after it.
@@ -41,6 +42,8 @@ type CreateOptions struct {
 	// Force allows devices that are labelled already. All that is on them is
 	// lost.
 	Force bool
+	// Host is the name of this host, for people.
+	Host string
 }
 
 // DefaultLogBytes is the payload of an operation log unless one is asked for.
@@ -52,7 +55,7 @@ func (o *CreateOptions) Validate() error {
 		o.LogBytes = DefaultLogBytes
 	}
 	switch {
-	case o.Name == "" || len(o.Name) > maxName || len(o.Identity) > maxName:
+	case o.Name == "" || len(o.Name) > maxName || len(o.Identity) > maxName || len(o.Host) > maxHost:
 		return fmt.Errorf("pool name %q of guest %q: %w", o.Name, o.Identity, block.ErrInvalid)
 	case len(o.Devices) == 0 || len(o.Devices) > maxDevices:
 		return fmt.Errorf("a pool of %d devices; 1 to %d are possible: %w", len(o.Devices), maxDevices, block.ErrInvalid)
@@ -172,7 +175,7 @@ func newLabel(o CreateOptions, id block.PoolID, index int, dev hpdi.Device) (Lab
 			return Label{}, fmt.Errorf("device %s may belong to a pool: %w", info.Name, err)
 		}
 	}
-	l := Label{Pool: id, Index: index, Name: o.Name, Identity: o.Identity, Blocks: uint64(info.Size) / block.Size, LogBytes: o.LogBytes}
+	l := Label{Pool: id, Index: index, Name: o.Name, Identity: o.Identity, Blocks: uint64(info.Size) / block.Size, LogBytes: o.LogBytes, Host: o.Host}
 	_, _ = rand.Read(l.Device[:])
 	l.Layout = layout(index, l.Blocks, o.LogBytes, o.JournalBytes)
 	if need := l.Layout.First + 4*block.TrackBlocks; l.Blocks < need {

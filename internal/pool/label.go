@@ -37,6 +37,11 @@ type Label struct {
 	Blocks   uint64 // of the device when it was labelled
 	LogBytes int64  // payload of the pool's operation log
 	Layout   Layout
+	// Host is the host that had the pool last, as far as is known; for people.
+	Host string
+	// Exported says that the pool was closed to be taken elsewhere: nobody has
+	// it, unless its superblock names a region.
+	Exported bool
 }
 
 // Layout says where the parts of a device are, in blocks. Only device 0 has a
@@ -59,6 +64,10 @@ func (l Label) encode() []byte {
 	}
 	b = ondisk.AppendString(b, l.Name)
 	b = ondisk.AppendString(b, l.Identity)
+	if l.Host != "" || l.Exported {
+		b = ondisk.AppendString(b, l.Host)
+		b = le.AppendUint16(b, flags(l.Exported))
+	}
 	n := len(b)
 	b = b[:block.Size]
 	generation := uint64(generationMember)
@@ -67,6 +76,16 @@ func (l Label) encode() []byte {
 	}
 	ondisk.Seal(b, ondisk.Header{Kind: ondisk.KindLabel, Version: labelVersion, Length: n, Pool: l.Pool, Generation: generation})
 	return b
+}
+
+// flagExported is the flag of a label that stands for Exported.
+const flagExported = 1
+
+func flags(exported bool) uint16 {
+	if exported {
+		return flagExported
+	}
+	return 0
 }
 
 func decodeLabel(b []byte) (Label, error) {
@@ -80,6 +99,9 @@ func decodeLabel(b []byte) (Label, error) {
 	l.Index, l.Blocks, l.LogBytes = int(d.U32()), d.U64(), int64(d.U64())
 	l.Layout = Layout{Journal: d.U64(), JournalBlocks: d.U64(), Flush: d.U64(), FlushBlocks: d.U64(), First: d.U64()}
 	l.Name, l.Identity = d.String(), d.String()
+	if d.Len() > 0 { // labels of earlier releases end here
+		l.Host, l.Exported = d.String(), d.U16()&flagExported != 0
+	}
 	if d.Err() == nil {
 		if why := l.wrong(); why != "" {
 			d.Fail("%s", why)

@@ -55,6 +55,9 @@ type OpenOptions struct {
 	// BootID identifies the boot of the host, which decides whether a region
 	// can still exist. region.BootID() if empty.
 	BootID string
+	// Host is the name of this host, which labels keep for people. Empty leaves
+	// them as they are.
+	Host string
 	// LeftOut, if set, is told of a device that was about to join the pool
 	// when AddDevice was interrupted, and is no part of it. Open has closed it;
 	// AddDevice takes it the next time.
@@ -416,7 +419,8 @@ func (op *opener) takeOwnership() error {
 	op.machine.Claim(func(sb *cp.Superblock) { sb.Epoch, sb.RegionID, sb.BootID = epoch, region, op.boot })
 	named := op.sb.RegionID == region && op.sb.BootID == op.boot
 	joining := slices.ContainsFunc(op.labels, func(l Label) bool { return l.Joining })
-	if !named || op.o.BatteryBacked || joining {
+	written := !named || op.o.BatteryBacked || joining
+	if written {
 		if err := op.machine.Rewrite(func(*cp.Superblock) {}); err != nil {
 			return fmt.Errorf("open pool %s: %w", op.label.Name, err)
 		}
@@ -425,20 +429,30 @@ func (op *opener) takeOwnership() error {
 	if err := op.region.SetOwner(op.o.Owner, op.epoch); err != nil {
 		return err
 	}
-	op.completeLabels()
-	return nil
+	return op.completeLabels(written)
 }
 
 // completeLabels makes members of devices that the superblock names but whose
-// labels an interrupted AddDevice has left. Where that fails the next Open tries
-// it again: the superblock is what counts.
-func (op *opener) completeLabels() {
-	for i := range op.labels {
-		if l := &op.labels[i]; l.Joining {
-			l.Joining = false
-			_ = writeLabel(op.set.Device(i), *l)
+// labels an interrupted AddDevice has left, and takes back that the pool was
+// exported. Where the former fails the next Open tries it again: the superblock is
+// what counts. The name of the host changes only when the superblock was written,
+// too: labels are nothing that a takeover should wait for.
+func (op *opener) completeLabels(written bool) error {
+	for i, old := range op.labels {
+		l := &op.labels[i]
+		l.Joining, l.Exported = false, false
+		if written && op.o.Host != "" {
+			l.Host = op.o.Host
+		}
+		if *l == old {
+			continue
+		}
+		if err := writeLabel(op.set.Device(i), *l); err != nil && old.Exported {
+			return fmt.Errorf("open pool %s, which was exported: %w", l.Name, err)
 		}
 	}
+	op.label = op.labels[0]
+	return nil
 }
 
 // start assembles what serves requests.

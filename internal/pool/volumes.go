@@ -222,7 +222,7 @@ func (p *Pool) labelFor(dev hpdi.Device) (Label, error) {
 	old, err := ReadLabel(dev)
 	unfinished := err == nil && old.Pool == p.label.Pool &&
 		!slices.ContainsFunc(sb.Devices, func(d cp.DeviceRoot) bool { return d.ID == old.Device })
-	l, err := newLabel(CreateOptions{Name: p.label.Name, Identity: p.label.Identity, LogBytes: p.label.LogBytes, Force: unfinished},
+	l, err := newLabel(CreateOptions{Name: p.label.Name, Identity: p.label.Identity, LogBytes: p.label.LogBytes, Force: unfinished, Host: p.label.Host},
 		p.label.Pool, index, dev)
 	if unfinished {
 		l.Device = old.Device

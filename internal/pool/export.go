@@ -1,0 +1,108 @@
+package pool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/pollux-storage/pollux/hpdi"
+	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/cp"
+	"github.com/pollux-storage/pollux/internal/devices"
+)
+
+// A pool moves between pairs by its labels. Export closes it and then labels each
+// device as exported; Adopt labels each for another guest, under another name if
+// need be; Open takes the mark back, after the superblock names its region. So a
+// pool whose labels are all marked, and whose superblock names no region, is used
+// by nobody, wherever an export, an import or an opening was interrupted.
+
+// Export is Close for a pool that is to be taken elsewhere: its labels say
+// afterwards that nobody has it. After an error the pool is closed, and is to be
+// opened again where it was.
+func (p *Pool) Export(ctx context.Context) error {
+	if err := p.drain(ctx); err != nil {
+		return err
+	}
+	err := p.settle(ctx)
+	if err == nil {
+		err = p.region.Remove()
+	}
+	if err == nil {
+		err = relabel(p.set, func(l *Label) { l.Exported = true })
+	}
+	if err != nil {
+		err = fmt.Errorf("export pool %s: %w; nothing is lost, it is to be opened again where it was", p.label.Name, err)
+	}
+	return errors.Join(err, p.free())
+}
+
+// relabel changes the labels of all devices.
+func relabel(set *devices.Set, change func(*Label)) error {
+	for i := range set.Len() {
+		l, err := ReadLabel(set.Device(i))
+		if err != nil {
+			return err
+		}
+		old := l
+		if change(&l); l == old {
+			continue
+		}
+		if err := writeLabel(set.Device(i), l); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// AdoptOptions says whose a pool is to become.
+type AdoptOptions struct {
+	Pool     block.PoolID
+	Name     string // that it is to have
+	Identity string // of the guest that it is to belong to
+}
+
+// Adopt labels devices, all of one pool that nobody has open, for a guest. It may
+// be repeated when it was interrupted; until it is through the pool does not open
+// for that guest. Devices of other pools are refused before anything is written.
+func Adopt(devs []hpdi.Device, o AdoptOptions) error {
+	if o.Name == "" || len(o.Name) > maxName || len(o.Identity) > maxName {
+		return fmt.Errorf("pool name %q of guest %q: %w", o.Name, o.Identity, block.ErrInvalid)
+	}
+	for _, d := range devs {
+		l, err := ReadLabel(d)
+		if err != nil {
+			return err
+		}
+		if l.Pool != o.Pool {
+			return fmt.Errorf("device %s belongs to pool %s (%v), not to %v: %w", d.Info().Name, l.Name, l.Pool, o.Pool, block.ErrInvalid)
+		}
+	}
+	set := devices.NewSet(devs)
+	err := relabel(set, func(l *Label) { l.Name, l.Identity = o.Name, o.Identity })
+	return errors.Join(err, set.ReleaseQueues())
+}
+
+// LastUse is what the first device of a pool tells of its last use.
+type LastUse struct {
+	Devices []block.DeviceID // of the pool, in their order
+	Epoch   block.Epoch
+	// The region in which the newest writes are, if the pool was not closed, and
+	// the boot of the host on which that was.
+	RegionID string
+	BootID   string
+}
+
+// ReadLastUse reads it from the first device.
+func ReadLastUse(first hpdi.Device, pool block.PoolID) (LastUse, error) {
+	set := devices.NewSet([]hpdi.Device{first})
+	sb, err := cp.ReadSuperblock(set, pool)
+	if err = errors.Join(err, set.ReleaseQueues()); err != nil {
+		return LastUse{}, err
+	}
+	u := LastUse{Epoch: sb.Epoch, RegionID: sb.RegionID, BootID: sb.BootID}
+	for _, d := range sb.Devices {
+		u.Devices = append(u.Devices, d.ID)
+	}
+	return u, nil
+}
