@@ -53,6 +53,8 @@ type hold struct {
 	// here. That guest does not get it back by itself; a restarted one does.
 	byHand uint64
 	region Region
+	// closed says that the region was announced once, and is no more.
+	closed bool
 }
 
 // peer is what this guest knows about the other.
@@ -224,6 +226,11 @@ func (m *Machine) stepIdentity(msg Message) {
 		m.release(h, msg)
 	case KindOpened:
 		m.opened(h, msg)
+	case KindClosing:
+		if h.phase == PhaseServing && h.term == msg.Term && h.region.Path != "" {
+			h.region, h.closed = Region{}, true
+			m.announce(msg.Identity, h)
+		}
 	case KindOpenFailed:
 		if h.phase == PhaseOpening && h.term == msg.Term {
 			m.raise("open:"+msg.Identity, fmt.Sprintf("the pool of %s does not open: %s", msg.Identity, msg.Reason))
@@ -303,7 +310,7 @@ func (m *Machine) grant(h *hold, msg Message) {
 
 func (m *Machine) opened(h *hold, msg Message) {
 	if h.phase == PhaseServing && h.term == msg.Term {
-		h.region = msg.Region // its pool was created only now
+		h.region, h.closed = msg.Region, false // its pool was created or imported only now
 		m.announce(msg.Identity, h)
 		return
 	}
@@ -322,9 +329,10 @@ func (m *Machine) opened(h *hold, msg Message) {
 }
 
 // announce tells the partner where the region of an identity's pool is, if it
-// has a pool.
+// has a pool, and that there is none, if it had one. The latter is told to every
+// new agent, for it may not have reached the partner by the one before.
 func (m *Machine) announce(identity string, h *hold) {
-	if h.region.Path != "" {
+	if h.region.Path != "" || h.closed {
 		m.send(Message{Kind: KindRegion, Inc: m.cfg.Inc, Identity: identity, Term: h.term, Region: h.region})
 	}
 }

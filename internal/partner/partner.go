@@ -76,7 +76,8 @@ const (
 const (
 	// KindHello: the guest is on the line and holds these identities.
 	KindHello Kind = "hello"
-	// KindRegion announces the region of an identity.
+	// KindRegion announces the region of an identity, or, without one, that there
+	// is none any more.
 	KindRegion Kind = "region"
 	// KindMapped: the guest has mapped its partner's region.
 	KindMapped Kind = "mapped"
@@ -103,6 +104,7 @@ const (
 	KindOpenFailed  Kind = "open-failed"  // outcome of DoOpen
 	KindServeDone   Kind = "serve-done"   // outcome of DoServe
 	KindReleaseDone Kind = "release-done" // outcome of DoRelease
+	KindClosing     Kind = "closing"      // the identity's pool is being closed, and the identity served on without: its heartbeat may stop
 	KindLost        Kind = "lost"         // a pool stopped by itself: a higher epoch, or a failure
 	KindEvent       Kind = "event"        // something of Identity that people may want to know: Event says what kind, Reason what; it goes to the agent
 	KindStuck       Kind = "stuck"        // the device named by Identity does not answer; Reason is empty when it does again

@@ -3,6 +3,7 @@ package partner
 import (
 	"flag"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"testing"
 	"time"
@@ -90,7 +91,7 @@ func (w *world) randomEvent(rng *rand.Rand) {
 
 func (w *world) randomFault(rng *rand.Rand, p *proc) {
 	id := w.rcfg.Guests[rng.IntN(len(w.rcfg.Guests))]
-	switch rng.IntN(14) {
+	switch rng.IntN(16) {
 	case 0, 1:
 		if p.alive {
 			w.log("fault: kill %s", p.name)
@@ -143,6 +144,8 @@ func (w *world) randomFault(rng *rand.Rand, p *proc) {
 			p.m.Step(Message{Kind: KindStuck, Identity: id, Reason: "fault"})
 			w.drain(p)
 		}
+	case 14, 15:
+		w.setPool(p, id, rng.IntN(2) == 0)
 	}
 }
 
@@ -157,6 +160,17 @@ func (w *world) recover() error {
 		p.hung = false
 	}
 	w.pass(60*time.Second, 100*time.Millisecond)
+	calm := maps.Clone(w.incs)
+	w.pass(10*time.Second, 100*time.Millisecond)
+	if !maps.Equal(w.incs, calm) { // as when a closed pool's heartbeat was missed
+		return fmt.Errorf("guests are still started: %v, then %v", calm, w.incs)
+	}
+	for _, p := range w.procs {
+		for _, id := range w.rcfg.Guests {
+			w.setPool(p, id, true)
+		}
+	}
+	w.settle()
 	if w.failed != nil {
 		return w.failed
 	}

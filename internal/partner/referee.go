@@ -280,8 +280,14 @@ func (r *Referee) fromGuest(m Message) {
 		r.wantFence(s, m)
 		return
 	case KindRegion:
-		s.regions[m.Identity] = m
-		if p := r.other(s.name); p.usable() {
+		p := r.other(s.name)
+		if s.regions[m.Identity] = m; m.Region.Path == "" {
+			delete(s.regions, m.Identity)
+			if p != nil {
+				delete(p.mapped, m.Identity)
+			}
+		}
+		if p.usable() {
 			r.do(Action{Do: DoSend, To: p.name, Message: m})
 		}
 		return

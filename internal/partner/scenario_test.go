@@ -181,6 +181,8 @@ func (w *world) toProcess(cmd string, p *proc, id string) error {
 	case "unstuck":
 		p.m.Step(Message{Kind: KindStuck, Identity: id})
 		w.drain(p)
+	case "close", "open": // close GUEST IDENTITY: its pool, and it is served on without
+		w.setPool(p, id, cmd == "open")
 	case "lose": // the pool ends by itself
 		w.stopActing(p, id)
 		p.m.Step(Message{Kind: KindLost, Identity: id, Term: p.m.ids[id].term, Reason: "ownership lost to a higher epoch"})

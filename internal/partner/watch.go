@@ -12,6 +12,10 @@ func (m *Machine) regionAnnounced(msg Message) {
 	if msg.From != m.cfg.Partner || msg.Inc != m.peer.inc || !m.peer.up || m.ids[msg.Identity] == nil {
 		return
 	}
+	if msg.Region.Path == "" {
+		m.unwatch(msg.Identity)
+		return
+	}
 	if w := m.peer.regions[msg.Identity]; w != nil {
 		if w.term == msg.Term {
 			return

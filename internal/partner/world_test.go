@@ -44,6 +44,7 @@ type proc struct {
 	beats   map[string]uint64
 	mapped  map[string]*proc
 	acts    map[string]bool
+	closed  map[string]bool // identities whose pools were closed: they have no heartbeat
 }
 
 var epoch0 = time.Unix(1000, 0)
@@ -117,7 +118,7 @@ func (w *world) spawn(g string) {
 	cfg := w.mcfg
 	cfg.Self, cfg.Inc = g, w.incs[g]
 	cfg.Partner = w.other(g)
-	p := &proc{name: g, inc: w.incs[g], alive: true, beats: map[string]uint64{}, mapped: map[string]*proc{}, acts: map[string]bool{}}
+	p := &proc{name: g, inc: w.incs[g], alive: true, beats: map[string]uint64{}, mapped: map[string]*proc{}, acts: map[string]bool{}, closed: map[string]bool{}}
 	p.m = New(cfg, w.now)
 	w.procs[g] = p
 	w.ref.Step(Message{Kind: KindStarted, Guest: g, Inc: p.inc, Known: true})
@@ -160,6 +161,7 @@ func (w *world) act(p *proc, id string) {
 
 func (w *world) stopActing(p *proc, id string) {
 	delete(p.acts, id)
+	delete(p.closed, id)
 	var rest []*proc
 	for _, q := range w.acting[id] {
 		if q != p {
@@ -167,6 +169,21 @@ func (w *world) stopActing(p *proc, id string) {
 		}
 	}
 	w.acting[id] = rest
+}
+
+// setPool closes the pool of an identity that is served, or opens one again.
+func (w *world) setPool(p *proc, id string, open bool) {
+	if !p.alive || p.hung || !p.acts[id] || p.m.Phase(id) != PhaseServing || p.closed[id] != open {
+		return
+	}
+	p.closed[id] = !open
+	m := Message{Kind: KindClosing, Identity: id, Term: p.m.ids[id].term}
+	if open {
+		m.Kind, m.Region = KindOpened, Region{Path: "region-" + id}
+	}
+	w.log("%s: pool of %s is open: %v", p.name, id, open)
+	p.m.Step(m)
+	w.drain(p)
 }
 
 func (w *world) drainRef() {
@@ -333,7 +350,9 @@ func (w *world) tick(d time.Duration) {
 			continue
 		}
 		for id := range p.acts {
-			p.beats[id]++
+			if !p.closed[id] {
+				p.beats[id]++
+			}
 		}
 		w.observe(p)
 	}
