@@ -10,10 +10,10 @@ import (
 )
 
 func newPool(s *session) *cobra.Command {
-	return group("pool", groupStorage, "Create, list and extend pools",
+	return group("pool", groupStorage, "Create, list, extend and move pools",
 		`A pool is devices with one free space. Each guest has one; the volumes of a
 guest take their space from it. Devices are files or block devices.`,
-		newPoolCreate(s), newPoolList(s), newPoolShow(s), newPoolAdd(s),
+		newPoolCreate(s), newPoolList(s), newPoolShow(s), newPoolAdd(s), newPoolExport(s), newPoolImport(s),
 		newPoolReplace(s), newPoolOffline(s), newPoolOnline(s), newPoolScrub(s))
 }
 

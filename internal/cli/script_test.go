@@ -181,6 +181,12 @@ func fakeHandlers(dir string, down func()) control.Handlers {
 		AddDevice: func(_ context.Context, n string, c control.PoolAdd) (control.Pool, error) {
 			return answer[control.Pool](dir, "pool", n+" add "+text(c))
 		},
+		ExportPool: func(_ context.Context, n string, c control.PoolExport) (control.Pool, error) {
+			return answer[control.Pool](dir, "pool", n+" export "+text(c))
+		},
+		ImportPool: func(_ context.Context, c control.PoolImport) (control.Pool, error) {
+			return answer[control.Pool](dir, "pool", "import "+text(c))
+		},
 		ChangeCopy: func(_ context.Context, n string, c control.CopyChange) (control.Pool, error) {
 			return answer[control.Pool](dir, "pool", n+" copy "+text(c))
 		},
@@ -225,6 +231,21 @@ func fakeHandlers(dir string, down func()) control.Handlers {
 // fake is the backend of the scripts: an agent that answers like `pair` with
 // the files in DIR/answers, and fails when there are none.
 var fake = backend{
+	find: func(paths []string, dir string) (f control.Found, err error) {
+		for _, path := range paths {
+			p, err := os.ReadFile(filepath.Join(path, "found.json"))
+			if err == nil {
+				err = json.Unmarshal(p, &f)
+			}
+			if err != nil {
+				return f, err
+			}
+		}
+		if f.Pools == nil {
+			f.Pools = []control.FoundPool{}
+		}
+		return f, nil
+	},
 	agent: func(ctx context.Context, cfg *config.Config, log io.Writer) error {
 		answers := filepath.Join(cfg.Dir, "answers")
 		if _, err := os.Stat(answers); err != nil {

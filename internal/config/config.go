@@ -102,6 +102,25 @@ type Pool struct {
 	// Create is set by the agent until the pool has been seen once: only then
 	// may empty devices be made a pool.
 	Create bool `yaml:"-" json:"create,omitempty"`
+	// Import is set by the agent until a pool that comes from elsewhere has been
+	// seen open: until then its labels may name another guest.
+	Import *Import `yaml:"-" json:"import,omitempty"`
+	// Widths are on how many devices each device of the pool keeps its blocks,
+	// where that is not Copies for all of them.
+	Widths []int `yaml:"-" json:"widths,omitempty"`
+	// Adding is how many of the last Devices are being added, together as one
+	// device of the pool: they belong to it only if their label says so.
+	Adding int `yaml:"-" json:"adding,omitempty"`
+}
+
+// Import is a pool that is taken over from elsewhere.
+type Import struct {
+	// ID is the pool's identity: labels of other pools are left alone.
+	ID string `yaml:"-" json:"id"`
+	// Epoch is that in which it was found.
+	Epoch uint64 `yaml:"-" json:"epoch"`
+	// AcceptLoss opens it although its region is not here.
+	AcceptLoss bool `yaml:"-" json:"accept_loss,omitempty"`
 }
 
 // Failover are the rules of takeover and giveback.
@@ -374,7 +393,10 @@ func (c *Config) Validate() error {
 			return err
 		}
 		at := func(s string) string { return fmt.Sprintf("guests[%d].%s", i, s) }
-		errs := []error{once("name", g.Name, at("name")), once("socket", g.Socket, at("socket")), once("pool name", g.Pool.Name, at("pool.name"))}
+		errs := []error{once("name", g.Name, at("name")), once("socket", g.Socket, at("socket"))}
+		if g.Pool.Exists() {
+			errs = append(errs, once("pool name", g.Pool.Name, at("pool.name")))
+		}
 		if *g.Port != 0 {
 			errs = append(errs, once("address", g.Endpoint(), at("address")))
 		}
@@ -406,8 +428,9 @@ func (g *Guest) validate(i int) error {
 	}
 	if n := g.Pool.Copies; n < 1 || n > MaxCopies {
 		return fmt.Errorf("%s: %d, from 1 to %d are possible", at("pool.copies"), n, MaxCopies)
-	} else if len(g.Pool.Devices)%n != 0 {
-		return fmt.Errorf("%s: %d devices cannot be divided into mirrors of %d", at("pool.devices"), len(g.Pool.Devices), n)
+	}
+	if err := g.Pool.validateGroups(); err != nil {
+		return fmt.Errorf("%s: %w", at("pool.devices"), err)
 	}
 	if g.Pool.Size < minPoolSize {
 		return fmt.Errorf("%s: %s is too small, at least %s", at("pool.size"), g.Pool.Size, minPoolSize)

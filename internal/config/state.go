@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 )
 
 // State is what a pair remembers from one run to the next, by guest.
@@ -25,9 +26,17 @@ type GuestState struct {
 	Devices []string `json:"devices,omitempty"`
 	// Copies goes with Devices: how many of them keep the same.
 	Copies int `json:"copies,omitempty"`
+	// Widths goes with Devices, as Pool.Widths does.
+	Widths []int `json:"widths,omitempty"`
 	// Adding is a device whose addition was begun; it belongs to the pool
-	// only if its label says so.
-	Adding string `json:"adding,omitempty"`
+	// only if its label says so. AddingCopies are the others of a mirror.
+	Adding       string   `json:"adding,omitempty"`
+	AddingCopies []string `json:"adding_copies,omitempty"`
+	// Import is that of a pool that was imported and has not been seen open.
+	Import *Import `json:"import,omitempty"`
+	// Exported is the name of the pool that the guest had last, and that was
+	// exported: what the settings name is elsewhere now.
+	Exported string `json:"exported,omitempty"`
 }
 
 func statePath(dir string) string { return filepath.Join(dir, "state.json") }
@@ -64,18 +73,23 @@ func (s State) apply(c *Config) {
 			p := st.Port
 			g.Port = &p
 		}
+		if st.Exported != "" {
+			g.Pool.Devices, g.Pool.Manual = nil, true
+		}
 		if st.Pool != "" {
 			g.Pool.Name = st.Pool
 			g.Pool.Manual = false
 		}
 		if len(st.Devices) > 0 {
-			g.Pool.Devices = st.Devices
+			g.Pool.Devices, g.Pool.Widths = st.Devices, st.Widths
 		}
+		g.Pool.Import = st.Import
 		if st.Copies > 0 {
 			g.Pool.Copies = st.Copies
 		}
 		if st.Adding != "" {
-			g.Pool.Devices = append(g.Pool.Devices[:len(g.Pool.Devices):len(g.Pool.Devices)], st.Adding)
+			g.Pool.Devices = append(append(slices.Clone(g.Pool.Devices), st.Adding), st.AddingCopies...)
+			g.Pool.Adding = 1 + len(st.AddingCopies)
 		}
 		g.Pool.Create = !g.Pool.Manual && !st.Created
 	}

@@ -165,6 +165,18 @@ func (c *Client) AddDevice(ctx context.Context, pool string, req PoolAdd) (p Poo
 	return p, err
 }
 
+// ExportPool closes a pool, so that it can be taken elsewhere.
+func (c *Client) ExportPool(ctx context.Context, pool string, req PoolExport) (p Pool, err error) {
+	err = c.agent.call(ctx, http.MethodPost, "/v1/pools/"+url.PathEscape(pool)+"/export", req, &p)
+	return p, err
+}
+
+// ImportPool takes over a pool from elsewhere.
+func (c *Client) ImportPool(ctx context.Context, req PoolImport) (p Pool, err error) {
+	err = c.agent.call(ctx, http.MethodPost, "/v1/imports", req, &p)
+	return p, err
+}
+
 // ChangeCopy takes a copy out or back, or replaces it.
 func (c *Client) ChangeCopy(ctx context.Context, pool string, req CopyChange) (p Pool, err error) {
 	err = c.agent.call(ctx, http.MethodPost, "/v1/pools/"+url.PathEscape(pool)+"/copies", req, &p)

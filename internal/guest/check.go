@@ -52,8 +52,9 @@ func (g *Guest) checkTakeover(ctx context.Context, id string) (control.TakeoverC
 		return r, nil
 	}
 	add("line to the agent", agent, pick(agent, "it is up", "only the agent can fence, and it is not on the line"))
-	add("region", mapped, pick(mapped, fmt.Sprintf("mapped read-only, %s", config.Size(bytes)), "it is not mapped: the guest may not have announced it"))
-	for paths := range groups(&set.Pool) {
+	none := len(set.Pool.Devices) == 0
+	add("region", mapped || none, pick(none, "it has no pool", pick(mapped, fmt.Sprintf("mapped read-only, %s", config.Size(bytes)), "it is not mapped: the guest may not have announced it")))
+	for _, paths := range set.Pool.Groups() {
 		name := "device "
 		if len(paths) > 1 {
 			name = "mirror of "
@@ -61,7 +62,7 @@ func (g *Guest) checkTakeover(ctx context.Context, id string) (control.TakeoverC
 		said, err := g.reach(paths, id)
 		add(name+strings.Join(paths, ", "), err == nil, pick(err == nil, said, fmt.Sprint(err)))
 	}
-	if len(set.Pool.Devices) == 0 {
+	if none {
 		add("devices", true, "it has no pool")
 	}
 	need := headroom(g.cfg, set)

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/pollux-storage/pollux/hpdi"
+	"github.com/pollux-storage/pollux/internal/config"
 	"github.com/pollux-storage/pollux/internal/control"
 	"github.com/pollux-storage/pollux/internal/mirror"
 )
@@ -17,7 +18,7 @@ func (g *Guest) changeCopy(ctx context.Context, name string, c control.CopyChang
 	if err != nil {
 		return control.Pool{}, err
 	}
-	m, i, err := t.copyAt(c.Place, g.settings(t.identity).Pool.Copies)
+	m, i, err := t.copyAt(c.Place, &g.settings(t.identity).Pool)
 	if err != nil {
 		return control.Pool{}, err
 	}
@@ -44,14 +45,20 @@ func (g *Guest) changeCopy(ctx context.Context, name string, c control.CopyChang
 }
 
 // copyAt returns the mirror and the copy that the pool's device at a place is.
-func (t *tenancy) copyAt(place, copies int) (*mirror.Mirror, int, error) {
+func (t *tenancy) copyAt(place int, set *config.Pool) (*mirror.Mirror, int, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	ms := mirrors(t.devices)
-	if copies < 2 || place < 0 || place/copies >= len(ms) {
-		return nil, 0, control.NewError(control.KindInvalid, "the pool keeps one copy of each block, on devices that it needs", "")
+	for _, group := range set.Groups() {
+		if len(group) > 1 && len(ms) > 0 {
+			if place >= 0 && place < len(group) {
+				return ms[0], place, nil
+			}
+			ms = ms[1:]
+		}
+		place -= len(group)
 	}
-	return ms[place/copies], place % copies, nil
+	return nil, 0, control.NewError(control.KindInvalid, "it is no copy of a mirror: the pool needs it", "")
 }
 
 // attach opens a device and hands it to fn, which closes it after an error.

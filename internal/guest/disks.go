@@ -3,7 +3,6 @@ package guest
 import (
 	"errors"
 	"fmt"
-	"iter"
 	"log/slog"
 	"slices"
 	"strings"
@@ -35,7 +34,7 @@ type memory struct {
 
 // memory returns that of the guest's pair, for a pool.
 func (g *Guest) memory(set *config.Pool) memory {
-	return memory{g.cfg.Mirrors(), g.log, set.AcceptLoss}
+	return memory{g.cfg.Mirrors(), g.log, set.AcceptLoss || set.Import != nil && set.Import.AcceptLoss}
 }
 
 // apply makes the options of a mirror use the memory.
@@ -55,36 +54,46 @@ func (m memory) apply(o mirror.Options) mirror.Options {
 
 // disks opens the devices of a pool and puts copies together. Where each block
 // is kept more than once a device may be missing, or hold something else: the pool
-// goes on with the others.
+// goes on with the others. A mirror that is being added may be none yet.
 func disks(set *config.Pool, o opening) ([]hpdi.Device, error) {
-	var devs []hpdi.Device
-	missing := 0
-	for _, path := range set.Devices {
-		d, err := o.open(path)
-		switch {
-		case err == nil:
-			devs = append(devs, d)
-		case set.Copies > 1 && !errors.Is(err, hpdi.ErrLocked):
-			// Locked is not missing: a guest that is not fenced may use it.
-			o.without(path, err)
-			missing++
-		default:
-			closeAll(devs)
-			return nil, fmt.Errorf("device %s: %w", path, err)
+	var singles, copies []hpdi.Device
+	missing, want := 0, 0
+	candidate := set.Candidate()
+	for _, group := range set.Groups() {
+		mirrored := len(group) > 1
+		if mirrored && !slices.Equal(group, candidate) {
+			want++
+		}
+		for _, path := range group {
+			d, err := o.open(path)
+			switch {
+			case err == nil && mirrored:
+				copies = append(copies, d)
+			case err == nil:
+				singles = append(singles, d)
+			case mirrored && !errors.Is(err, hpdi.ErrLocked):
+				// Locked is not missing: a guest that is not fenced may use it.
+				o.without(path, err)
+				missing++
+			default:
+				closeAll(append(singles, copies...))
+				return nil, fmt.Errorf("device %s: %w", path, err)
+			}
 		}
 	}
-	if set.Copies <= 1 {
-		return devs, nil
+	if len(copies) == 0 && want == 0 {
+		return singles, nil
 	}
-	devs, err := mirror.Assemble(devs, o.mirrors.apply(mirror.Options{Degraded: true, ReadOnly: o.readOnly, LeftOut: func(d hpdi.Device, why error) {
+	devs, err := mirror.Assemble(copies, o.mirrors.apply(mirror.Options{Degraded: true, ReadOnly: o.readOnly, LeftOut: func(d hpdi.Device, why error) {
 		o.without(d.Info().Name, why)
 		missing++
 	}}))
 	if err != nil {
+		closeAll(singles)
 		return nil, err
 	}
-	if len(mirrors(devs)) == 0 && missing == 0 {
-		return devs, nil // yet to be made
+	if len(mirrors(devs)) == 0 && missing == 0 && want > 0 {
+		return append(devs, singles...), nil // yet to be made
 	}
 	kept := devs[:0]
 	for _, d := range devs {
@@ -95,11 +104,11 @@ func disks(set *config.Pool, o opening) ([]hpdi.Device, error) {
 		o.without(d.Info().Name, errors.New("it holds no copy of a mirror"))
 		_ = d.Close() // nothing was written to it
 	}
-	if want := len(set.Devices) / set.Copies; len(kept) != want {
-		closeAll(kept)
+	if len(kept) < want {
+		closeAll(append(kept, singles...))
 		return nil, fmt.Errorf("%d of %d mirrors have no copy left: %w", want-len(kept), want, block.ErrNotFound)
 	}
-	return kept, nil
+	return append(kept, singles...), nil
 }
 
 // openToLook opens a device, or the mirror that several are copies of, for reading
@@ -116,12 +125,6 @@ func openToLook(paths []string, without func(path string, why error)) (hpdi.Devi
 		return nil, fmt.Errorf("devices %s %w", strings.Join(paths, ", "), ErrNoPool)
 	}
 	return devs[0], nil
-}
-
-// groups returns the devices of a pool by what the pool sees of them: each by
-// itself, or the copies of a mirror together.
-func groups(set *config.Pool) iter.Seq[[]string] {
-	return slices.Chunk(set.Devices, max(set.Copies, 1))
 }
 
 // mirrors returns the mirrors among devices.

@@ -80,6 +80,20 @@ func (f *fakeStorage) Open(_ context.Context, o OpenSpec) (Store, error) {
 	return s, nil
 }
 
+func (f *fakeStorage) Adopt(o AdoptSpec) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, d := range o.Devices {
+		l := f.labels[d.Info().Name]
+		if l.Pool.String() != o.Pool {
+			return fmt.Errorf("device %s is of another pool: %w", d.Info().Name, block.ErrInvalid)
+		}
+		l.Name, l.Identity = o.Name, o.Identity
+		f.labels[d.Info().Name] = l
+	}
+	return nil
+}
+
 func (f *fakeStorage) CacheUsed() int64 { return 1 << 20 }
 
 func (f *fakeStorage) last() *fakeStore {
@@ -243,4 +257,11 @@ func (s *fakeStore) end(how string) error {
 	return s.region.Close()
 }
 func (s *fakeStore) Close(context.Context) error { return s.end("closed") }
-func (s *fakeStore) Release() error              { return s.end("released") }
+func (s *fakeStore) Export(context.Context) error {
+	if err := s.refusal(); err != nil {
+		_ = s.end("closed")
+		return err
+	}
+	return errors.Join(s.region.Remove(), s.end("exported"))
+}
+func (s *fakeStore) Release() error { return s.end("released") }

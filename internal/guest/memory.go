@@ -64,7 +64,7 @@ func PlanMemory(cfg *config.Config) (Plan, error) {
 // what the settings would make of it: opening it will say what is wrong.
 func needsOf(cfg *config.Config, set *config.Guest) poolNeeds {
 	var n poolNeeds
-	for paths := range groups(&set.Pool) {
+	for _, paths := range set.Pool.Groups() {
 		d, err := openToLook(paths, func(string, error) {})
 		if err != nil {
 			n.blocks = append(n.blocks, uint64(smallest(paths, int64(set.Pool.Size)))/block.Size)

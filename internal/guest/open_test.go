@@ -32,10 +32,6 @@ func TestIdentityFails(t *testing.T) {
 				c.NBD.TLS, c.NBD.Cert, c.NBD.Key = "required", filepath.Join(c.Dir, "none"), filepath.Join(c.Dir, "none")
 			}, nil, "TLS: open",
 		},
-		"what the pair remembers is damaged": {
-			func(c *config.Config) { c.Guests[0].Pool.Create = false },
-			func(b *bench) error { return os.WriteFile(filepath.Join(b.cfg.Dir, "state.json"), []byte("{"), 0o600) }, "is damaged",
-		},
 		"pool is gone":          {func(c *config.Config) { c.Guests[0].Pool.Create = false }, nil, "belongs to no pool"},
 		"region cannot be made": {nil, func(b *bench) error { return os.Remove(b.cfg.RegionDir) }, "no such file"},
 	} {
@@ -85,22 +81,17 @@ func TestPoolEnds(t *testing.T) {
 // TestCandidate: a device whose addition did not come as far as its label is
 // left out.
 func TestCandidate(t *testing.T) {
-	for name, want := range map[string]int{"unlabelled": 1, "labelled": 2, "another": 2, "interrupted": 1} {
+	for name, want := range map[string]int{"unlabelled": 1, "labelled": 2, "member": 2, "interrupted": 1} {
 		t.Run(name, func(t *testing.T) {
 			var second string
 			b := newBench(t, func(c *config.Config) {
 				p := &c.Guests[0].Pool
 				second = filepath.Join(c.Dir, "second")
-				p.Create, p.Devices = false, append(p.Devices, second)
+				if p.Create, p.Devices = false, append(p.Devices, second); name != "member" {
+					p.Adding = 1
+				}
 			})
 			if err := os.WriteFile(second, make([]byte, 1<<20), 0o600); err != nil {
-				t.Fatal(err)
-			}
-			adding := second
-			if name == "another" {
-				adding = "elsewhere"
-			}
-			if err := (config.State{Guests: map[string]config.GuestState{"a": {Adding: adding}}}).Write(b.cfg.Dir); err != nil {
 				t.Fatal(err)
 			}
 			b.storage.mu.Lock()
@@ -260,7 +251,8 @@ func TestStopWhileOpening(t *testing.T) {
 func TestGoneIsNotServed(t *testing.T) {
 	b := newBench(t)
 	g := &Guest{opt: Options{Sockets: b.sockets}, cfg: b.cfg, log: quiet(), tenants: map[string]*tenancy{}}
-	gone := &tenancy{identity: "a", gone: true}
+	gone := &tenancy{identity: "a", gone: true, left: make(chan struct{})}
+	close(gone.left)
 	if err := g.startServer(gone); err != nil || gone.server != nil {
 		t.Errorf("it is served: %v", err)
 	}

@@ -2,8 +2,10 @@ package guest
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"os"
 	"sync/atomic"
 	"time"
 
@@ -25,6 +27,7 @@ type Pools struct {
 	cache   *cache.Cache
 	slots   map[string]uint32 // of identities in the cache
 	limit   config.Points
+	host    string // this one's name
 }
 
 // NewPools returns a storage with a cache of that size.
@@ -34,6 +37,7 @@ func NewPools(cfg *config.Config, cacheBytes int64) (*Pools, error) {
 		return nil, fmt.Errorf("cache: %w", err)
 	}
 	p := &Pools{cache: cache.New(mem), slots: map[string]uint32{}, limit: cfg.Points}
+	p.host, _ = os.Hostname() // it is only for people
 	for i, g := range cfg.Guests {
 		p.slots[g.Name] = uint32(i + 1)
 	}
@@ -58,8 +62,17 @@ func readLabel(dev hpdi.Device) (Label, error) {
 
 // Create makes a pool.
 func (p *Pools) Create(ctx context.Context, o CreateSpec) error {
-	_, err := pool.Create(ctx, pool.CreateOptions{Name: o.Name, Identity: o.Identity, Devices: o.Devices, LogBytes: o.LogBytes, FillFlushArea: true})
+	_, err := pool.Create(ctx, pool.CreateOptions{Name: o.Name, Identity: o.Identity, Devices: o.Devices, LogBytes: o.LogBytes, FillFlushArea: true, Host: p.host})
 	return err
+}
+
+// Adopt labels a pool for an identity.
+func (p *Pools) Adopt(o AdoptSpec) error {
+	var id block.PoolID
+	if b, err := hex.DecodeString(o.Pool); err != nil || copy(id[:], b) != len(b) || len(b) != len(id) {
+		return fmt.Errorf("pool id %q: %w", o.Pool, block.ErrInvalid)
+	}
+	return pool.Adopt(o.Devices, pool.AdoptOptions{Pool: id, Name: o.Name, Identity: o.Identity, Epoch: o.Epoch})
 }
 
 // Open opens a pool of the identity.
@@ -94,7 +107,7 @@ func (p *Pools) open(ctx context.Context, o OpenSpec) (*store, error) {
 		Devices: o.Devices, RegionPath: o.RegionPath, Cache: p.cache, CacheSlot: p.slots[o.Identity],
 		Owner: o.Owner, AcceptLoss: o.AcceptLoss, BatteryBacked: o.BatteryBacked, LeftOut: o.LeftOut,
 		Interval: p.limit.Interval, PointBytes: int64(p.limit.Size), FoldEntries: p.limit.FoldAfter, FoldLimit: p.limit.FoldLimit,
-		Cleaner: p.cleaner, Scrub: scrub, Grown: grown,
+		Cleaner: p.cleaner, Scrub: scrub, Grown: grown, Host: p.host,
 	})
 	if err != nil {
 		return nil, err

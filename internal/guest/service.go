@@ -32,6 +32,8 @@ func (g *Guest) handlers() control.Handlers {
 		Pools:         g.pools,
 		CreatePool:    g.createPool,
 		AddDevice:     g.addDevice,
+		ExportPool:    g.exportPool,
+		ImportPool:    g.importPool,
 		ChangeCopy:    g.changeCopy,
 		ScrubPool:     g.scrubPool,
 		CheckTakeover: g.checkTakeover,
@@ -230,7 +232,7 @@ func (g *Guest) volume(_ context.Context, name string) (control.Volume, error) {
 // pool returns the store of an identity that this guest holds.
 func (g *Guest) pool(id string) (*tenancy, Store, error) {
 	t := g.tenant(id)
-	if t == nil {
+	if t == nil || t.isGone() {
 		return nil, nil, control.NewError(control.KindUnavailable, fmt.Sprintf("guest %s does not serve %s", g.opt.Name, id), "")
 	}
 	st := t.open()
@@ -315,7 +317,7 @@ func (g *Guest) pools(context.Context) ([]control.Pool, error) {
 // The devices are in the settings already; the agent put them there.
 func (g *Guest) createPool(ctx context.Context, c control.PoolCreate) (control.Pool, error) {
 	t := g.tenant(c.Guest)
-	if t == nil || t.open() != nil {
+	if t == nil || t.isGone() || t.open() != nil {
 		return control.Pool{}, control.NewError(control.KindRefused, fmt.Sprintf("%s has a pool already, or is not served by guest %s", c.Guest, g.opt.Name), "")
 	}
 	set := *g.settings(c.Guest)
@@ -328,20 +330,25 @@ func (g *Guest) createPool(ctx context.Context, c control.PoolCreate) (control.P
 		closeAll(devs)
 		return control.Pool{}, err
 	}
-	st, err := g.opt.Storage.Open(t.ctx, OpenSpec{Identity: c.Guest, Owner: g.opt.Name, Devices: devs, RegionPath: g.cfg.RegionPath(c.Guest), Tell: g.teller(t.ctx, c.Guest)})
+	return g.take(ctx, t, &set, devs)
+}
+
+// take opens the pool of an identity that is served without one.
+func (g *Guest) take(ctx context.Context, t *tenancy, set *config.Guest, devs []hpdi.Device) (control.Pool, error) {
+	st, err := g.opt.Storage.Open(t.ctx, g.openSpec(t, set, devs))
 	if err != nil {
 		return control.Pool{}, err
 	}
 	t.mu.Lock()
 	if t.gone || t.store != nil {
 		t.mu.Unlock()
-		return control.Pool{}, errors.Join(control.NewError(control.KindUnavailable, c.Guest+" moved meanwhile", "try again"), st.Release())
+		return control.Pool{}, errors.Join(control.NewError(control.KindUnavailable, t.identity+" moved meanwhile", "try again"), st.Release())
 	}
-	t.store, t.devices = st, devs
+	t.store, t.devices, t.exported = st, devs, ""
 	t.mu.Unlock()
 	g.begin(t)
-	g.step(partner.Message{Kind: partner.KindOpened, Identity: c.Guest, Term: t.term, Region: st.Region()})
-	return g.poolOf(ctx, c.Guest)
+	g.step(partner.Message{Kind: partner.KindOpened, Identity: t.identity, Term: t.term, Region: st.Region()})
+	return g.poolOf(ctx, t.identity)
 }
 
 func (g *Guest) poolOf(ctx context.Context, id string) (control.Pool, error) {

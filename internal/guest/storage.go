@@ -20,6 +20,9 @@ type Storage interface {
 	Create(ctx context.Context, o CreateSpec) error
 	// Label says which pool a device belongs to; ErrNoPool when to none.
 	Label(dev hpdi.Device) (Label, error)
+	// Adopt labels devices, all of one pool that nobody has open, for an identity.
+	// It may be repeated when it was interrupted.
+	Adopt(o AdoptSpec) error
 	// CacheUsed returns the bytes of blocks in the cache.
 	CacheUsed() int64
 }
@@ -57,6 +60,15 @@ type CreateSpec struct {
 	Identity string
 	Devices  []hpdi.Device
 	LogBytes int64
+}
+
+// AdoptSpec says whose a pool from elsewhere becomes.
+type AdoptSpec struct {
+	Pool     string // its id
+	Name     string // that it is to have
+	Identity string
+	Devices  []hpdi.Device
+	Epoch    block.Epoch // that it was found in; a higher one refuses it
 }
 
 // VolumeInfo describes a volume of a store.
@@ -98,6 +110,8 @@ type Store interface {
 	Stats() control.PoolStatus
 	// Close ends cleanly: nothing is left in the region, which is removed.
 	Close(ctx context.Context) error
+	// Export is Close for a pool that is to be taken elsewhere, and labels it so.
+	Export(ctx context.Context) error
 	// Release leaves at once; the log stays in the region for the next owner.
 	Release() error
 }

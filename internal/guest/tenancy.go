@@ -15,6 +15,7 @@ import (
 	"github.com/pollux-storage/pollux/internal/control"
 	"github.com/pollux-storage/pollux/internal/export/nbd"
 	"github.com/pollux-storage/pollux/internal/identity"
+	"github.com/pollux-storage/pollux/internal/mirror"
 	"github.com/pollux-storage/pollux/internal/partner"
 )
 
@@ -38,6 +39,14 @@ type tenancy struct {
 	server  *nbd.Server
 	gone    bool // given up; store and devices are closed or being closed
 	steps   []partner.Step
+
+	left     chan struct{} // closed when it has been given up
+	exported string        // name of the pool that was exported from under it
+}
+
+func newTenancy(identity string, term uint64) *tenancy {
+	ctx, cancel := context.WithCancel(context.Background())
+	return &tenancy{identity: identity, term: term, ctx: ctx, cancel: cancel, still: make(chan struct{}), left: make(chan struct{})}
 }
 
 // stopwatch collects timed steps.
@@ -91,11 +100,10 @@ func (g *Guest) openTenancy(a partner.Action, w *stopwatch) (*tenancy, error) {
 	if set == nil {
 		return nil, fmt.Errorf("there are no settings for %s", a.Identity)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	t := &tenancy{identity: a.Identity, term: a.Term, ctx: ctx, cancel: cancel, still: make(chan struct{})}
+	t := newTenancy(a.Identity, a.Term)
 	devs, fresh, err := g.openDevices(set)
 	if err != nil {
-		cancel()
+		t.cancel()
 		return nil, err
 	}
 	w.lap("lock devices")
@@ -103,22 +111,19 @@ func (g *Guest) openTenancy(a partner.Action, w *stopwatch) (*tenancy, error) {
 		return t, nil // no pool yet
 	}
 	if fresh && !a.Takeover {
-		devs, err = g.create(ctx, set, devs)
+		devs, err = g.create(t.ctx, set, devs)
 		w.lap("create pool")
-	} else {
-		devs, err = g.withoutCandidate(a.Identity, devs)
+	} else if devs, err = g.withoutCandidate(set, devs); err == nil {
+		err = g.adopt(set, devs)
 	}
 	if err == nil {
 		t.devices = slices.Clone(devs)
-		t.store, err = g.opt.Storage.Open(ctx, OpenSpec{
-			Identity: a.Identity, Owner: g.opt.Name, Devices: devs, RegionPath: g.cfg.RegionPath(a.Identity),
-			AcceptLoss: set.Pool.AcceptLoss, BatteryBacked: set.Pool.BatteryBacked,
-			Tell: g.teller(ctx, a.Identity),
-			LeftOut: func(d hpdi.Device) {
-				t.devices = slices.DeleteFunc(t.devices, func(x hpdi.Device) bool { return x == d })
-				g.leftOut(a.Identity, d)
-			},
-		})
+		spec := g.openSpec(t, set, devs)
+		spec.LeftOut = func(d hpdi.Device) {
+			t.devices = slices.DeleteFunc(t.devices, func(x hpdi.Device) bool { return x == d })
+			g.leftOut(a.Identity, d)
+		}
+		t.store, err = g.opt.Storage.Open(t.ctx, spec)
 		devs = nil // the store's now, or closed
 	}
 	if err != nil {
@@ -127,12 +132,22 @@ func (g *Guest) openTenancy(a partner.Action, w *stopwatch) (*tenancy, error) {
 			t.devices = nil
 			return t, nil // a pool that is yet to be made
 		}
-		cancel()
+		t.cancel()
 		return nil, err
 	}
 	w.steps = append(w.steps, t.store.Steps()...)
 	w.at = time.Now()
 	return t, nil
+}
+
+// openSpec says how the pool of a tenancy is opened.
+func (g *Guest) openSpec(t *tenancy, set *config.Guest, devs []hpdi.Device) OpenSpec {
+	i := set.Pool.Import
+	return OpenSpec{
+		Identity: t.identity, Owner: g.opt.Name, Devices: devs, RegionPath: g.cfg.RegionPath(t.identity),
+		AcceptLoss: set.Pool.AcceptLoss || i != nil && i.AcceptLoss, BatteryBacked: set.Pool.BatteryBacked,
+		Tell: g.teller(t.ctx, t.identity),
+	}
 }
 
 // create makes the identity's pool on devices that hold nothing, and returns the
@@ -190,24 +205,30 @@ func (g *Guest) leftOut(identity string, d hpdi.Device) {
 
 // withoutCandidate leaves out a device whose addition was begun and did not
 // come as far as a whole label.
-func (g *Guest) withoutCandidate(identity string, devs []hpdi.Device) ([]hpdi.Device, error) {
-	st, err := config.ReadState(g.cfg.Dir)
-	if err != nil {
-		return devs, err
-	}
-	adding := st.Guests[identity].Adding
-	if adding == "" || len(devs) < 2 {
+func (g *Guest) withoutCandidate(set *config.Guest, devs []hpdi.Device) ([]hpdi.Device, error) {
+	candidate := set.Pool.Candidate()
+	if len(candidate) == 0 || len(devs) < 2 {
 		return devs, nil
 	}
-	last := devs[len(devs)-1]
-	if last.Info().Name != adding {
+	i := slices.IndexFunc(devs, func(d hpdi.Device) bool { return isOf(d, candidate) })
+	if i < 0 {
 		return devs, nil
 	}
-	if _, err := g.opt.Storage.Label(last); errors.Is(err, ErrNoPool) || errors.Is(err, block.ErrCorrupt) {
-		g.leftOut(identity, last)
-		return devs[:len(devs)-1], last.Close()
+	if _, err := g.opt.Storage.Label(devs[i]); errors.Is(err, ErrNoPool) || errors.Is(err, block.ErrCorrupt) {
+		d := devs[i]
+		g.leftOut(set.Name, d)
+		return slices.Delete(devs, i, i+1), d.Close()
 	}
 	return devs, nil
+}
+
+// isOf tells whether a device is what was opened by some paths: one by itself, or
+// several together.
+func isOf(d hpdi.Device, paths []string) bool {
+	if m, ok := d.(*mirror.Mirror); ok {
+		return slices.ContainsFunc(m.Status().Copies, func(c mirror.CopyStatus) bool { return slices.Contains(paths, c.Info.Name) })
+	}
+	return slices.Contains(paths, d.Info().Name)
 }
 
 func closeAll(devs []hpdi.Device) {
@@ -341,14 +362,16 @@ func (g *Guest) accept(t *tenancy, srv *nbd.Server, l net.Listener) {
 // leave ends the tenancy: clients first, within the grace, then everything
 // that uses the store, then end, which gives the store up. The heart beats until
 // then: a device that is slow to end a consistency point is no reason for the
-// partner to fence this guest.
+// partner to fence this guest. Who comes second waits for the first.
 func (g *Guest) leave(t *tenancy, end func(Store) error) error {
 	t.mu.Lock()
 	if t.gone {
 		t.mu.Unlock()
+		<-t.left
 		return nil
 	}
 	t.gone = true
+	defer close(t.left)
 	srv := t.server
 	t.mu.Unlock()
 	if srv != nil {
@@ -362,11 +385,14 @@ func (g *Guest) leave(t *tenancy, end func(Store) error) error {
 	t.wg.Wait()
 	close(t.still)
 	t.heart.Wait()
-	g.mu.Lock()
-	if g.tenants[t.identity] == t {
-		delete(g.tenants, t.identity)
-	}
-	g.mu.Unlock()
+	// It is known until then, so that who is asked to release it waits.
+	defer func() {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		if g.tenants[t.identity] == t {
+			delete(g.tenants, t.identity)
+		}
+	}()
 	if t.store == nil {
 		return nil
 	}

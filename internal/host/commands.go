@@ -31,6 +31,8 @@ func (a *agent) handlers() control.Handlers {
 		Pool:          a.pool,
 		CreatePool:    a.createPool,
 		AddDevice:     a.addDevice,
+		ExportPool:    a.exportPool,
+		ImportPool:    a.importPool,
 		ChangeCopy:    a.changeCopy,
 		ScrubPool:     a.scrubPool,
 		CheckTakeover: a.checkTakeover,

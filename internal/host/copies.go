@@ -22,11 +22,11 @@ func (a *agent) changeCopy(ctx context.Context, name string, c control.CopyChang
 		return p, err
 	}
 	c.Device = a.absolute(c.Device)
-	if c.Place = slices.Index(g.Pool.Devices, c.Device); c.Place < 0 {
+	if c.Place = slices.Index(members(&g.Pool), c.Device); c.Place < 0 {
 		return p, control.NewError(control.KindNotFound, fmt.Sprintf("%s is no device of pool %s", c.Device, name), fmt.Sprintf("see `pollux pool show %s`", name))
 	}
-	if g.Pool.Copies < 2 {
-		return p, control.NewError(control.KindInvalid, fmt.Sprintf("pool %s keeps one copy of each block: it needs all of its devices", name), "")
+	if !slices.ContainsFunc(g.Pool.Groups(), func(group []string) bool { return len(group) > 1 && slices.Contains(group, c.Device) }) {
+		return p, control.NewError(control.KindInvalid, fmt.Sprintf("device %s of pool %s is no copy of a mirror: the pool needs it", c.Device, name), "")
 	}
 	if c.Action != control.CopyReplace {
 		if p, err = cl.ChangeCopy(ctx, name, c); err == nil {
@@ -49,14 +49,14 @@ func (a *agent) replaceCopy(ctx context.Context, cl *control.Client, g *config.G
 	if err != nil {
 		return control.Pool{}, err
 	}
-	before, after := slices.Clone(g.Pool.Devices), slices.Clone(g.Pool.Devices)
+	before, after := members(&g.Pool), members(&g.Pool)
 	after[c.Place] = c.New
 	set := func(devices []string) error {
 		return a.remember(func(st *config.State, cfg *config.Config) {
 			gs := st.Guests[g.Name]
-			gs.Devices, gs.Copies = devices, g.Pool.Copies
+			gs.Devices, gs.Copies, gs.Widths = devices, g.Pool.Copies, g.Pool.Widths
 			st.Guests[g.Name] = gs
-			cfg.Guest(g.Name).Pool.Devices = devices
+			cfg.Guest(g.Name).Pool.Devices = append(slices.Clone(devices), g.Pool.Candidate()...)
 		})
 	}
 	if err := set(after); err != nil {
@@ -77,3 +77,6 @@ func (a *agent) replaceCopy(ctx context.Context, cl *control.Client, g *config.G
 	a.event(g.Name, "copy-replaced", map[string]string{"pool": name, "device": c.Device, "new": c.New}, "device %s takes the place of %s in pool %s", c.New, c.Device, name)
 	return p, nil
 }
+
+// members returns the devices of a pool without those that are being added.
+func members(p *config.Pool) []string { return slices.Clone(p.Devices[:len(p.Devices)-p.Adding]) }

@@ -368,7 +368,9 @@ func (a *agent) heard(m *member, msg partner.Message) {
 	case partner.KindServing:
 		a.serving(m, msg)
 	case partner.KindRegion:
-		a.poolSeen(msg.Identity)
+		if msg.Region.Path != "" {
+			a.poolSeen(msg.Identity)
+		}
 	}
 	a.ref.Step(msg)
 }

@@ -80,14 +80,15 @@ func (a *agent) lastBy(identity string) string {
 // makes another one in its place.
 func (a *agent) poolSeen(id string) {
 	g := a.settings().Guest(id)
-	if g == nil || !g.Pool.Create {
+	if g == nil || !g.Pool.Create && g.Pool.Import == nil {
 		return
 	}
 	err := a.remember(func(st *config.State, c *config.Config) {
 		gs := st.Guests[id]
-		gs.Created = true
+		gs.Created, gs.Import = true, nil
 		st.Guests[id] = gs
-		c.Guest(id).Pool.Create = false
+		p := &c.Guest(id).Pool
+		p.Create, p.Import = false, nil
 	})
 	if err != nil {
 		a.event(id, "alert", nil, "that the pool of %s exists cannot be recorded: %v", id, err)

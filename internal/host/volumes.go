@@ -148,8 +148,11 @@ func (a *agent) pools(ctx context.Context) ([]control.Pool, error) {
 	out := []control.Pool{}
 	for _, g := range a.settings().Guests {
 		p := control.Pool{Name: g.Pool.Name, Guest: g.Name, State: "closed", Devices: []control.DeviceStatus{}}
-		if g.Pool.Manual {
+		switch {
+		case g.Pool.Manual:
 			p.State = "not created"
+		case g.Pool.Import != nil:
+			p.State = "not imported yet"
 		}
 		for _, d := range g.Pool.Devices {
 			p.Devices = append(p.Devices, control.DeviceStatus{Pool: p.Name, Path: d})
@@ -203,6 +206,9 @@ func (a *agent) createPool(ctx context.Context, c control.PoolCreate) (control.P
 		return control.Pool{}, control.NewError(control.KindInvalid, fmt.Sprintf("%d devices cannot be divided into mirrors of %d", len(c.Devices), n),
 			fmt.Sprintf("name a multiple of %d devices; up to %d copies are possible", n, config.MaxCopies))
 	}
+	if err := a.freePool(c.Name, c.Guest); err != nil {
+		return control.Pool{}, err
+	}
 	cl, err := a.holder(ctx, c.Guest)
 	if err != nil {
 		return control.Pool{}, err
@@ -222,10 +228,10 @@ func (a *agent) createPool(ctx context.Context, c control.PoolCreate) (control.P
 	set := func(pool string, devices []string) error {
 		return a.remember(func(st *config.State, cfg *config.Config) {
 			gs := st.Guests[c.Guest]
-			gs.Pool, gs.Devices, gs.Copies, gs.Created = pool, devices, c.Copies, false
+			gs.Pool, gs.Devices, gs.Copies, gs.Widths, gs.Created = pool, devices, c.Copies, nil, false
 			st.Guests[c.Guest] = gs
 			p := &cfg.Guest(c.Guest).Pool
-			p.Devices, p.Manual, p.Create = devices, pool == "", pool != ""
+			p.Devices, p.Widths, p.Manual, p.Create = devices, nil, pool == "", pool != ""
 			p.Copies = max(c.Copies, 1)
 			if pool != "" {
 				p.Name = pool

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/internal/block"
@@ -60,6 +61,9 @@ type AdoptOptions struct {
 	Pool     block.PoolID
 	Name     string // that it is to have
 	Identity string // of the guest that it is to belong to
+	// Epoch, if not 0, is that of the pool when somebody decided that it may be
+	// had: if it is another one by now, somebody has opened it since.
+	Epoch block.Epoch
 }
 
 // Adopt labels devices, all of one pool that nobody has open, for a guest. It may
@@ -69,16 +73,28 @@ func Adopt(devs []hpdi.Device, o AdoptOptions) error {
 	if o.Name == "" || len(o.Name) > maxName || len(o.Identity) > maxName {
 		return fmt.Errorf("pool name %q of guest %q: %w", o.Name, o.Identity, block.ErrInvalid)
 	}
+	index := map[hpdi.Device]int{}
 	for _, d := range devs {
 		l, err := ReadLabel(d)
 		if err != nil {
 			return err
 		}
+		index[d] = l.Index
 		if l.Pool != o.Pool {
 			return fmt.Errorf("device %s belongs to pool %s (%v), not to %v: %w", d.Info().Name, l.Name, l.Pool, o.Pool, block.ErrInvalid)
 		}
+		if l.Index > 0 || o.Epoch == 0 || l.Name == o.Name && l.Identity == o.Identity {
+			continue // the first label is written first
+		}
+		if u, err := ReadLastUse(d, l.Pool); err != nil {
+			return err
+		} else if u.Epoch != o.Epoch {
+			return fmt.Errorf("pool %s was opened by somebody since it was found, in epoch %d: it is now in %d: %w", l.Name, o.Epoch, u.Epoch, block.ErrStale)
+		}
 	}
-	set := devices.NewSet(devs)
+	sorted := slices.Clone(devs)
+	slices.SortStableFunc(sorted, func(x, y hpdi.Device) int { return index[x] - index[y] })
+	set := devices.NewSet(sorted)
 	err := relabel(set, func(l *Label) { l.Name, l.Identity = o.Name, o.Identity })
 	return errors.Join(err, set.ReleaseQueues())
 }
