@@ -6,7 +6,9 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -55,6 +57,23 @@ func without(guest string) func(control.Status) bool {
 	return func(st control.Status) bool {
 		i := slices.IndexFunc(st.Guests, func(g control.GuestStatus) bool { return g.Name == guest })
 		return protected(st) && len(st.Guests[i].Pools) == 0 && len(st.Guests[i].Exports) == 0
+	}
+}
+
+// dropped waits until no process has the devices of a pool of the pair any more.
+func (p *pair) dropped(pool string) {
+	p.t.Helper()
+	for {
+		found, err := guest.FindPools([]string{p.dir}, "")
+		p.ok(err)
+		i := slices.IndexFunc(found.Pools, func(f control.FoundPool) bool { return f.Name == pool })
+		if i < 0 {
+			p.t.Fatalf("no pool %s: %+v", pool, found)
+		}
+		if found.Pools[i].State != control.FoundInUse {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
 	}
 }
 
@@ -222,6 +241,7 @@ func TestMoveRefused(t *testing.T) {
 	for _, g := range st.Guests {
 		p.ok(unix.Kill(g.PID, unix.SIGKILL))
 	}
+	p.dropped("pool-a")
 	take("in the memory of this host", control.KindRefused, "memory of this host", control.PoolImport{Force: true})
 	take("the same", control.KindRefused, "--force --accept-loss", control.PoolImport{AcceptLoss: true})
 	p.startAgent()
@@ -245,6 +265,7 @@ func TestMoveRefused(t *testing.T) {
 	for _, g := range st.Guests {
 		q.ok(unix.Kill(g.PID, unix.SIGKILL))
 	}
+	p.dropped("x")
 	r := newPair(t, strings.ReplaceAll(pairConfig, "size: 256MiB}", "size: 256MiB, manual: true}"))
 	r.until("start", func(st control.Status) bool {
 		return len(st.Guests) == 2 && st.Guests[0].ServedBy == "a" && st.Guests[1].ServedBy == "b"
@@ -268,29 +289,37 @@ func TestMoveRefused(t *testing.T) {
 func TestMoveWithoutAnswer(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	var give, answer error
+	var giveUp atomic.Bool
+	var refusal atomic.Pointer[control.Error]
+	answer := func() error {
+		if e := refusal.Load(); e != nil {
+			return e
+		}
+		return nil
+	}
 	h := control.Handlers{
 		ExportPool: func(ctx context.Context, _ string, _ control.PoolExport) (control.Pool, error) {
-			if give != nil {
+			if giveUp.Load() {
 				cancel()
 				<-ctx.Done()
 			}
-			return control.Pool{State: control.FoundExported}, answer
+			return control.Pool{State: control.FoundExported}, answer()
 		},
-		ImportPool: func(context.Context, control.PoolImport) (control.Pool, error) { return control.Pool{}, answer },
+		ImportPool: func(context.Context, control.PoolImport) (control.Pool, error) { return control.Pool{}, answer() },
 		Volumes:    func(context.Context) ([]control.Volume, error) { return nil, nil },
 	}
 	a := answering(t, h)
 	before := next(t, a, "b")
-	give = context.Canceled
+	giveUp.Store(true)
 	if _, err := a.exportPool(ctx, before.Name, control.PoolExport{}); err == nil || !strings.Contains(err.Error(), "export it again") {
 		t.Errorf("%v", err)
 	}
 	if now := next(t, a, "b"); !now.Exists() || now.Name != before.Name {
 		t.Errorf("%+v", now)
 	}
-	give, ctx = nil, t.Context()
-	answer = control.NewError(control.KindRefused, "volume \"v\" has 2 connections", "")
+	giveUp.Store(false)
+	ctx = t.Context()
+	refusal.Store(control.NewError(control.KindRefused, "volume \"v\" has 2 connections", ""))
 	if _, err := a.exportPool(ctx, before.Name, control.PoolExport{}); control.KindOf(err) != control.KindRefused {
 		t.Errorf("%v", err)
 	}
@@ -298,7 +327,7 @@ func TestMoveWithoutAnswer(t *testing.T) {
 		t.Errorf("%+v", now)
 	}
 	// It is closed, and that cannot be recorded.
-	answer = nil
+	refusal.Store(nil)
 	way := filepath.Join(config.EffectivePath(a.cfg.Dir), "in the way")
 	if err := os.MkdirAll(way, 0o700); err != nil {
 		t.Fatal(err)
