@@ -6,7 +6,6 @@ import (
 	"sync"
 
 	"github.com/pollux-storage/pollux/hpdi"
-	"github.com/pollux-storage/pollux/internal/planted"
 )
 
 // queue is a path to the mirror: a queue of each copy's disk, opened when it is
@@ -256,7 +255,7 @@ func (q *queue) toOne(r *hpdi.Request, old bool) {
 	for k := range q.m.copies {
 		i := (turn + k) % len(q.m.copies)
 		c := q.m.copies[i]
-		if d := c.present(); d == nil || d != q.paths[i].disk || old && !c.is(InSync) && !planted.Has(planted.MirrorReadsOld) {
+		if d := c.present(); d == nil || d != q.paths[i].disk || old && !c.is(InSync) {
 			continue
 		}
 		if best < 0 || c.flight.Load() < q.m.copies[best].flight.Load() {

@@ -132,8 +132,7 @@ func (m *Mirror) resilvered() (bool, error) {
 	if !slices.ContainsFunc(m.copies, func(c *copyOf) bool { return c.is(Resilvering) }) {
 		return true, nil
 	}
-	if planted.Has(planted.MirrorInSyncUnsynced) {
-	} else if err := m.storeLocked((*disk).flush); err != nil {
+	if err := m.storeLocked((*disk).flush); err != nil {
 		return false, fmt.Errorf("flush copies that are resilvered: %w", err)
 	}
 	err := m.changeLocked(nil, func(copies []member) {

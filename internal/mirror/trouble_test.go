@@ -282,3 +282,17 @@ func TestSettle(t *testing.T) {
 		t.Error("an offset within a block")
 	}
 }
+
+// The only copy that was given does not take the header that says so: then there
+// is none to go on with, although the old header counts the missing one.
+func TestLastCopyMute(t *testing.T) {
+	disks := crashes(2)
+	create(t, devices(disks...))
+	mute := blocktest.NewFault(disks[0], 1)
+	mute.Add(blocktest.Rule{Op: hpdi.OpWrite, Err: errBroken})
+	told := 0
+	_, err := Open(Options{Devices: []hpdi.Device{mute}, Degraded: true, Remember: func(ID, uint64) { told++ }})
+	if !errors.Is(err, errNoCopy) || told > 0 {
+		t.Errorf("%v, remembered %d times", err, told)
+	}
+}
