@@ -100,6 +100,7 @@ type chain struct {
 	j      *journal
 	w      *window
 	frames []frame
+	mended int // copies of records that were written anew
 }
 
 // frame is a stored record, whole according to its checksum.
@@ -148,7 +149,7 @@ func (c *chain) elsewhere(pos JournalPos) (f frame, ok bool, err error) {
 	for n := c.j.set.Copies(0); n > 1 && c.w.copy < n && !planted.Has(planted.JournalOneCopy); {
 		c.w.copy, c.w.n = c.w.copy+1, 0
 		if f, ok, err := c.w.next(pos); ok && err == nil {
-			return f, true, c.j.set.Settle(c.j.at(f.offset), f.raw)
+			return f, true, c.write(&f)
 		}
 	}
 	return f, false, nil
@@ -160,8 +161,36 @@ func (c *chain) settle() error {
 	if len(c.frames) == 0 || planted.Has(planted.JournalEndUnsettled) {
 		return nil
 	}
-	f := &c.frames[len(c.frames)-1]
-	return c.j.set.Settle(c.j.at(f.offset), f.raw)
+	return c.write(&c.frames[len(c.frames)-1])
+}
+
+// write makes all copies of a record alike.
+func (c *chain) write(f *frame) error {
+	n, err := c.j.set.Settle(c.j.at(f.offset), f.raw)
+	c.mended += n
+	return err
+}
+
+// ProveJournal reads what recovery would read, from all copies, and makes those of a
+// record alike. It returns how many copies of records it has written anew, and
+// whether all records are there: if not, a fold makes them superfluous. It is called
+// between steps.
+func (m *Machine) ProveJournal() (mended int, whole bool, err error) {
+	j := m.journal // chain moves its positions
+	c, err := j.chain(m.sb.Journal)
+	if err != nil {
+		return 0, false, err
+	}
+	defer c.free()
+	end := m.sb.Journal
+	for i := range c.frames {
+		f := &c.frames[i]
+		if err := c.write(f); err != nil {
+			return c.mended, false, err
+		}
+		end = f.after()
+	}
+	return c.mended, end == m.journal.next, nil
 }
 
 func (c *chain) free() { c.w.free() }

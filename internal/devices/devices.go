@@ -375,13 +375,13 @@ func (s *Set) ReadCopy(i int, at block.Physical, vec ...[]byte) error {
 
 // Settle is [hpdi.Copies] for blocks of a device, and nothing where it keeps one
 // copy.
-func (s *Set) Settle(at block.Physical, p []byte) error {
+func (s *Set) Settle(at block.Physical, p []byte) (written int, err error) {
 	if c, ok := s.Device(at.Device()).(hpdi.Copies); ok {
-		if _, err := c.Settle(int64(at.Block())*block.Size, p); err != nil {
-			return fmt.Errorf("block %v: %w", at, err)
+		if written, err = c.Settle(int64(at.Block())*block.Size, p); err != nil {
+			return written, fmt.Errorf("block %v: %w", at, err)
 		}
 	}
-	return nil
+	return written, nil
 }
 
 // Sync makes all completed writes to all devices durable. A device whose sync

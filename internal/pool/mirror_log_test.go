@@ -74,3 +74,37 @@ func TestMirrorLogsDecay(t *testing.T) {
 		}
 	}
 }
+
+// The journal of an open pool decays, on its only device. A scrub makes it
+// superfluous before anybody has to read it.
+func TestScrubReplacesJournal(t *testing.T) {
+	r := newRig(t, 1, testSize)
+	r.mustOpen()
+	v := r.volume("v", 4<<20)
+	if err := write(v, 0, pattern(7)); err != nil {
+		t.Fatal(err)
+	}
+	for _, step := range []func(context.Context) error{r.Pool.Commit, r.Pool.Fold} {
+		if err := step(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	lay := r.Pool.label.Layout
+	for b := lay.Journal; b < lay.Flush; b++ {
+		r.rot(0, block.At(0, b))
+	}
+	if s := r.scrubAll(); s.Now.Unreadable > 0 {
+		t.Errorf("%+v", s)
+	}
+	r.cutPower(blocktest.DropAll, 1)
+	r.mustOpen()
+	v, err := r.Volume("v")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, block.Size)
+	if err := v.Read(context.Background(), got, 0); err != nil || !bytes.Equal(got, pattern(7)) {
+		t.Error(err)
+	}
+	r.shut()
+}

@@ -79,7 +79,8 @@ type scrub struct {
 	notable bool      // there is something in rec that must not be lost
 
 	awaits bool   // folds is set
-	folds  uint64 // complete when the walk may begin
+	folds  uint64 // complete when the walk may begin, or the journal is whole again
+	renews bool   // the journal is not
 
 	// Work space of a scrub that goes on, else nil.
 	bulk   *bulk
@@ -251,7 +252,7 @@ func (s *scrub) folded() bool {
 
 // wantsFold reports whether a fold is what the scrub waits for.
 func (s *scrub) wantsFold() bool {
-	return s.rec.state == ScrubRunning && s.awaits && s.p.machine.Stats().Folds < s.folds
+	return (s.rec.state == ScrubRunning && s.awaits || s.renews) && s.p.machine.Stats().Folds < s.folds
 }
 
 // goOn makes a step.

@@ -49,6 +49,7 @@ const (
 	ScrubCatalogue                   // page of the list of volumes
 	ScrubLabel                       // one of the copies of a device's label
 	ScrubSuperblock                  // one of the copies of the superblock
+	ScrubJournal                     // of the metadata journal
 	scrubKinds
 )
 

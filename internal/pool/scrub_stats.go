@@ -95,7 +95,9 @@ func (s *scrub) describe(f scrubFinding) string {
 		return fmt.Sprintf("page of the list of volumes at block %v", f.at)
 	case ScrubLabel:
 		return fmt.Sprintf("label at block %v", f.at)
-	default:
+	case ScrubSuperblock:
 		return fmt.Sprintf("superblock at block %v", f.at)
+	default:
+		return fmt.Sprintf("metadata journal from block %v on", f.at)
 	}
 }

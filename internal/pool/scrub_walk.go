@@ -199,7 +199,7 @@ func (s *scrub) mend(b scrubbed, good func([]byte) bool) bool {
 	return false
 }
 
-// structures proves the labels of all devices and the superblock.
+// structures proves the labels of all devices, the superblock and the journal.
 func (s *scrub) structures(sb *cp.Superblock) {
 	for i, d := range sb.Devices {
 		for _, b := range labelBlocks {
@@ -214,6 +214,20 @@ func (s *scrub) structures(sb *cp.Superblock) {
 			x, err := cp.DecodeSuperblock(frame)
 			return err == nil && x.Pool == sb.Pool && x.Generation == sb.Generation
 		})
+	}
+	s.journal()
+}
+
+// journal proves what a recovery would read of it. A journal that no copy has whole
+// costs nothing while the pool is open: everything in it is in memory, too, and a
+// fold begins a new one.
+func (s *scrub) journal() {
+	f := scrubFinding{kind: ScrubJournal, at: block.At(0, s.p.label.Layout.Journal)}
+	mended, whole, err := s.p.machine.ProveJournal()
+	s.repaired(f, mended)
+	if err != nil || !whole {
+		s.repaired(f, s.p.set.Copies(0))
+		s.folds, s.renews = s.p.machine.Stats().Folds+1, true
 	}
 }
 

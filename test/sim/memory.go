@@ -152,9 +152,11 @@ func alignedPart(mem []byte, n int) []byte {
 	return mem[skip : int(skip)+n : int(skip)+n]
 }
 
-// rot flips a bit in some block of the disk that holds something, behind the
-// labels.
-func (d *disk) rot(w *World) {
+// rot flips bits in so many places of the disk, behind the labels, or what a mirror
+// keeps for itself.
+func (d *disk) rot(w *World, places int) {
 	size := d.medium.Info().Size
-	d.medium.Corrupt(1<<20+w.rng.Int64N(size-1<<20), 1<<w.rng.IntN(8))
+	for range places {
+		d.medium.Corrupt(1<<20+w.rng.Int64N(size-1<<20), 1<<w.rng.IntN(8))
+	}
 }

@@ -400,7 +400,11 @@ func (w *World) doDisk(l Line) error {
 	case "rots":
 		pl.damaged = pl.damaged || !mirrored
 		d.rotten = true
-		d.rot(w)
+		places := 1
+		if mirrored {
+			places = 500 // and nobody may notice
+		}
+		d.rot(w, places)
 	case "fails", "fails-late", "flips", "loses", "misdirects":
 		f := &fault{kind: what, op: opByName[l.arg(3)]}
 		if f.op == 0 {
