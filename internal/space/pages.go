@@ -20,6 +20,9 @@ const (
 type Pages struct {
 	t table.Table[uint64] // a bit for each of 64 neighbours
 	n int
+	// below is a tree and a page above leaves that are in the set with all that is
+	// above it, as aboveOf has it: neighbours are added one after the other.
+	below uint64
 }
 
 // A key is the number of the tree, the level, and which 64 pages of it.
@@ -49,7 +52,8 @@ func (p *Pages) Missing(tree uint32, leaf uint64) (n int) {
 
 // Add adds a leaf and the pages above it, and returns how many it has added.
 func (p *Pages) Add(tree uint32, leaf uint64) (n int) {
-	for ; n <= TreeTop; n++ {
+	above := aboveOf(tree, leaf)
+	for ; n <= TreeTop && !(n == 1 && above == p.below); n++ {
 		key, bit := placeOf(tree, n, leaf)
 		word := p.t.At(key)
 		if *word&bit != 0 {
@@ -57,9 +61,12 @@ func (p *Pages) Add(tree uint32, leaf uint64) (n int) {
 		}
 		*word |= bit
 	}
-	p.n += n
+	p.n, p.below = p.n+n, above
 	return n
 }
+
+// aboveOf returns the page above a leaf as a number, never 0.
+func aboveOf(tree uint32, leaf uint64) uint64 { return uint64(tree)<<treeShift | leaf>>TreeBits + 1 }
 
 // Leaves calls yield with the numbers of a tree's leaves, in no order.
 func (p *Pages) Leaves(tree uint32) func(yield func(leaf uint64) bool) {
@@ -83,6 +90,7 @@ func (p *Pages) Len() int { return p.n }
 
 // Drop removes the pages of a tree.
 func (p *Pages) Drop(tree uint32) {
+	p.below = 0
 	p.t.DeleteRange(uint64(tree)<<treeShift, (uint64(tree)+1)<<treeShift, func(_, word uint64) { p.n -= bits.OnesCount64(word) })
 }
 
@@ -92,11 +100,11 @@ func (p *Pages) Bytes() int64 { return p.t.Bytes() }
 // Clear empties the set and keeps its memory.
 func (p *Pages) Clear() {
 	p.t.Clear()
-	p.n = 0
+	p.n, p.below = 0, 0
 }
 
 // Free empties the set and gives its memory back.
 func (p *Pages) Free() {
 	p.t.Free()
-	p.n = 0
+	p.n, p.below = 0, 0
 }
