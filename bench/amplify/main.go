@@ -4,10 +4,14 @@
 //
 //	go run ./bench/amplify -size 1TiB             pool half full
 //	go run ./bench/amplify -size 1TiB -full 85    pool 85 % full
+//	go run ./bench/amplify -size 64GiB -log 16MiB -limit 73728 -folds 14
+//
+// The last is a sixteenth of the first, and writes as much for each byte.
 //
 // The device counts what is written to it. It keeps metadata in memory; of data,
-// which all have the same content, it keeps a bit for each block, so that a
-// volume of a terabyte needs some 6 GiB of memory and no disk.
+// which all have the same content, it keeps a bit for each block, so that no disk is
+// needed. Where a page was, memory stays until it is written again: a volume of a
+// terabyte needs some 5 GiB, and 3 GiB more for each fold.
 package main
 
 import (
@@ -25,11 +29,12 @@ import (
 
 	"github.com/pollux-storage/pollux/bench/counting"
 	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/cp"
 )
 
 type options struct {
 	size, log, cache uint64
-	full             int
+	full, limit      int
 	folds            uint64
 }
 
@@ -39,6 +44,7 @@ func main() {
 	counting.SizeFlag(&o.log, "log", "256MiB", "bytes of the operation log")
 	counting.SizeFlag(&o.cache, "cache", "1GiB", "bytes of the cache")
 	flag.IntVar(&o.full, "full", 50, "how full the pool is, in percent")
+	flag.IntVar(&o.limit, "limit", cp.DefaultFoldLimit, "mappings that begin a fold, fold_limit of a guest")
 	flag.Uint64Var(&o.folds, "folds", 3, "measure until so many folds are complete")
 	flag.Parse()
 	if err := run(context.Background(), o); err != nil {
@@ -49,7 +55,7 @@ func main() {
 
 func run(ctx context.Context, o options) error {
 	p, err := counting.NewPool(ctx, counting.Options{
-		Size: int64(o.size)*100/int64(o.full)/counting.Track*counting.Track + 1<<30, Log: int64(o.log), Cache: int64(o.cache),
+		Size: int64(o.size)*100/int64(o.full)/counting.Track*counting.Track + 1<<30, Log: int64(o.log), Cache: int64(o.cache), FoldLimit: o.limit,
 	})
 	if err != nil {
 		return err

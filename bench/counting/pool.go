@@ -26,6 +26,7 @@ type Pool struct {
 	dir     string
 	regions string
 	mem     []byte
+	limit   int
 	end     context.CancelFunc
 	ran     chan error
 }
@@ -34,6 +35,7 @@ type Pool struct {
 type Options struct {
 	Size       int64 // of the device, which has whole tracks
 	Log, Cache int64
+	FoldLimit  int // as cp.Config has it
 	Cleaner    pool.CleanerOptions
 }
 
@@ -64,6 +66,7 @@ func NewPool(ctx context.Context, o Options) (p *Pool, err error) {
 	if p.mem, err = hpdi.Alloc(int(o.Cache)); err != nil {
 		return nil, err
 	}
+	p.limit = o.FoldLimit
 	return p, p.open(ctx, o.Cleaner)
 }
 
@@ -73,7 +76,7 @@ func (p *Pool) open(ctx context.Context, c pool.CleanerOptions) error {
 		return err
 	}
 	p.Pool, err = pool.Open(ctx, pool.OpenOptions{Devices: []hpdi.Device{p.Device}, RegionPath: filepath.Join(medium.Path, "r"),
-		Cache: cache.New(p.mem), Owner: "a", Cleaner: c})
+		Cache: cache.New(p.mem), Owner: "a", FoldLimit: p.limit, Cleaner: c})
 	if err != nil {
 		return err
 	}
