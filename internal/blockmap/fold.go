@@ -23,6 +23,7 @@ type VolumeFold struct {
 	refs    References
 	overlay *Overlay     // nil when only the tree is freed
 	keys    []uint64     // of the volume's blocks in the overlay, in order
+	left    int          // of keys, not folded yet
 	first   uint64       // the key of the volume's first block
 	group   []uint64     // those of keys that are below the page of this step
 	holes   block.Ranges // of the overlay; newer than everything in the tree
@@ -75,6 +76,7 @@ func (f Frozen) Fold(id block.VolumeID, limit block.CP, budget *int, pages Pages
 	} else {
 		v.overlay, v.holes, v.keys = f.Overlay, f.Overlay.holes[id], f.Overlay.keysOf(id)
 	}
+	v.left = len(v.keys)
 	for _, key := range v.keys {
 		if p := (key - v.first) / parentBlocks; len(v.parents) == 0 || v.parents[len(v.parents)-1] != p {
 			v.parents = append(v.parents, p)
@@ -138,8 +140,12 @@ func (v *VolumeFold) Step() (done bool, err error) {
 		return false, err
 	}
 	v.parents = v.parents[1:]
+	v.left -= len(v.group)
 	return len(v.parents) == 0, nil
 }
+
+// Left returns how many of the volume's mappings are not folded yet.
+func (v *VolumeFold) Left() int { return v.left }
 
 // Finish returns the new tree.
 func (v *VolumeFold) Finish() (Tree, error) {

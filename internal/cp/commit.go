@@ -1,6 +1,7 @@
 package cp
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 
@@ -93,8 +94,9 @@ func (m *Machine) Commit(changes []catalogue.Change) error {
 	return m.finish(p)
 }
 
-// ErrFoldFirst says that the journal has no room until a fold was made.
-var ErrFoldFirst = errJournalFull
+// ErrFoldFirst says that a fold has to be made first: the journal has no room, or a
+// takeover would have too much to replay.
+var ErrFoldFirst = errors.New("a fold has to be made first")
 
 // collect sorts the dirty blocks into holes and blocks to be written, in the
 // order of volumes and logical addresses.
@@ -164,7 +166,7 @@ func (p *plan) mapBlocks() {
 // write brings the data to the devices, straight from the log, and makes it
 // durable.
 func (m *Machine) write(p *plan) error {
-	if !m.journal.roomForCommit(roundUp(recordFixed + p.size())) {
+	if !m.journal.roomForCommit(roundUp(recordFixed+p.size())) || m.exceeds(p) {
 		return ErrFoldFirst
 	}
 	if planted.Has(planted.ReleaseBeforeCommit) && p.gen != nil {

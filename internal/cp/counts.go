@@ -73,6 +73,7 @@ func (f *fold) prepareCounts() error {
 		return nil
 	}
 	f.sorting = false
+	f.changes, f.changesLeft = len(list), len(list)
 	f.counts = []func() (bool, error){}
 	for len(list) > 0 {
 		dev := f.deviceOf(list[0])
@@ -113,6 +114,7 @@ func (f *fold) countSteps(dev int, changes []uint64) func() (bool, error) {
 					return err
 				}
 				changes = changes[1:]
+				f.changesLeft--
 			}
 			return nil
 		}

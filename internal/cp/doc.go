@@ -42,6 +42,10 @@
 // a device and writes 1 MiB, or frees 4096 runs of blocks. Only the list of
 // volumes, and forgetting the folded overlay, are done at once.
 //
+// What waits for folds is bounded, for a takeover replays it: see
+// [Machine.MostUnfolded]. Commit refuses a point that would exceed it; before that
+// its caller lets the fold get on first, see [Machine.FoldFirst].
+//
 // The pages that a fold itself takes and frees are not in the counts that it
 // writes, which would be a circle: its journal record carries them, and the
 // next fold counts them. The record belongs to the superblock that follows it:
@@ -61,6 +65,8 @@
 //	what a new owner claims is durable before anything else is written
 //	count of a block = entries of trees and overlays that point at it
 //	a block is reused only when the commit that freed it is durable
+//	unfolded mappings <= MostUnfolded, but for a single larger point, and while
+//	         folds fail
 //	journal: tail <= head <= tail + size; a record never overwrites one that
 //	         replay from the newest superblock needs
 package cp

@@ -22,6 +22,12 @@ type fold struct {
 	sorted bool               // the mappings are in order
 	todo   []block.VolumeID   // volumes still to be folded
 	volume *blockmap.VolumeFold
+	// What progress is measured by: mappings waiting when the fold began, of them
+	// in memory and not folded yet, changes of counts and those not applied yet.
+	begun, keys, keysLeft, changes, changesLeft int
+	// covers is what of the journal need not be replayed any more, as
+	// Machine.journalled counts it.
+	covers int
 	budget int // level-1 pages still to be visited only to free something
 	trees  map[block.VolumeID]blockmap.Tree
 	refs   refChanges
@@ -70,11 +76,12 @@ func (m *Machine) Fold() (done bool, err error) {
 	if done, err = m.folding.step(); err != nil && m.folding.durable {
 		return false, err
 	} else if err != nil {
+		m.foldFailed = true
 		err = fmt.Errorf("fold %d: %w", m.sb.Fold+1, err)
 		return false, errors.Join(err, m.folding.abandon())
 	}
 	if done {
-		m.folding = nil
+		m.folding, m.foldFailed = nil, false
 		m.stats.folds.Add(1)
 	}
 	return done, nil
@@ -84,7 +91,7 @@ func (m *Machine) Fold() (done bool, err error) {
 func (m *Machine) Folding() bool { return m.folding != nil }
 
 func (m *Machine) beginFold() *fold {
-	f := &fold{m: m, due: m.FoldDue(), frozen: m.Map.BeginFold(), sb: m.Superblock(), list: m.Catalogue.All(), next: m.Catalogue.NextID()}
+	f := &fold{m: m, due: m.FoldDue(), begun: m.Unfolded(), covers: m.journalled, frozen: m.Map.BeginFold(), sb: m.Superblock(), list: m.Catalogue.All(), next: m.Catalogue.NextID()}
 	f.sb.Fold++
 	f.sb.CP, f.sb.Log, f.sb.Flush = m.last.CP, m.last.Log, m.last.Flush
 	f.sb.Journal = m.journal.next
@@ -95,6 +102,8 @@ func (m *Machine) beginFold() *fold {
 // reset makes the fold begin at its beginning.
 func (f *fold) reset() {
 	f.todo, f.volume, f.sorted = nil, nil, false
+	f.keys = f.frozen.Overlay.Len()
+	f.keysLeft, f.changes, f.changesLeft = f.keys, 0, 0
 	f.trees = map[block.VolumeID]blockmap.Tree{}
 	f.budget = freeBudget
 	f.refs = refChanges{added: f.m.refs.added[:0], dropped: f.m.refs.dropped[:0]}
@@ -151,8 +160,25 @@ func (f *fold) step() (done bool, err error) {
 	return false, f.commit()
 }
 
+// volumesShare is the part of a fold's work that the volumes' trees are: they have
+// ten times as many pages as the counts have when what is folded is scattered.
+const volumesShare = 0.9
+
+// progress returns which part of its work the fold has done, from 0 to 1.
+func (f *fold) progress() float64 {
+	switch {
+	case f.durable || f.keys == 0:
+		return 1
+	case f.changes > 0:
+		return 1 - (1-volumesShare)*float64(f.changesLeft)/float64(f.changes)
+	}
+	return volumesShare * (1 - float64(f.keysLeft)/float64(f.keys))
+}
+
 func (f *fold) stepVolume() error {
+	left := f.volume.Left()
 	done, err := f.volume.Step()
+	f.keysLeft -= left - f.volume.Left()
 	if err != nil || !done {
 		return err
 	}
@@ -222,6 +248,7 @@ func (f *fold) commit() error {
 	}
 	m.sb, m.meta, m.used = f.sb, pages, int64(f.sb.Used)
 	m.journal.tail = f.sb.Journal.Offset
+	m.journalled -= f.covers
 	m.Map.EndFold(f.trees)
 	for id, t := range f.trees {
 		if t.Gone() {

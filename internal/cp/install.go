@@ -64,6 +64,7 @@ func (m *Machine) install(c *commit, dropped func(block.Pointer)) {
 		}
 	}
 	m.replaced = old
+	m.journalled += c.entries()
 	m.last = commit{CP: c.CP, Log: c.Log, Flush: c.Flush}
 }
 

@@ -12,7 +12,7 @@ import (
 )
 
 // errJournalFull says that a fold has to free journal space first.
-var errJournalFull = errors.New("metadata journal is full")
+var errJournalFull = fmt.Errorf("metadata journal is full: %w", ErrFoldFirst)
 
 // journal is a circular area of device 0. Positions are virtual and only rise;
 // a record that would cross the end of the area starts at its beginning.

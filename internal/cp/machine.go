@@ -34,18 +34,19 @@ type Config struct {
 	// DefaultFoldEntries if 0.
 	FoldEntries int
 	// FoldLimit is the number at which a fold is due whatever it writes; at least
-	// FoldEntries. DefaultFoldLimit if 0.
+	// FoldEntries. DefaultFoldLimit if 0. While a fold runs, others may gather as
+	// long as all together are no more than MostUnfolded.
 	FoldLimit int
 }
 
 // What begins a fold in pools that do not ask for something else. More would make
 // folds cheaper for each mapping, and takeover slower, because the survivor replays
-// them before it serves: about 0.15 ms for a thousand on an idle core (BenchmarkOpen
-// in internal/pool), up to 0.5 ms beside a client that keeps the host busy. As many
-// again come together while a fold runs.
+// them before it serves: a thousand that are scattered take 0.12 to 0.13 ms on an idle
+// core (BenchmarkOpen in internal/pool), 0.16 beside other work. A third more may come
+// together while a fold runs, see MostUnfolded: a quarter of a second then.
 const (
 	DefaultFoldEntries = 48 << 10
-	DefaultFoldLimit   = 768 << 10
+	DefaultFoldLimit   = 1152 << 10
 )
 
 // mappingsForPage is for how many mappings a fold may write a page before the limit:
@@ -53,10 +54,9 @@ const (
 // over a terabyte, a leaf for nearly each, are left to gather.
 const mappingsForPage = 2
 
-// foldedBytes is the length of a mapping in the journal, if it is by itself. A
-// small set of blocks that is written again and again has few mappings in
-// memory, but all of its history has to be replayed.
-const foldedBytes = runFixed + 4
+// recordEntries is for how many mappings a journal record counts beside those that
+// it has: reading and verifying its first block takes about as long.
+const recordEntries = 8
 
 // Machine takes a pool from one consistency point to the next. It has no
 // goroutines. One caller at a time may use it, except for the methods that say
@@ -67,15 +67,20 @@ type Machine struct {
 	log   *oplog.Log
 	flush *Flusher
 
-	sb       Superblock        // the newest durable one
-	claim    func(*Superblock) // what must become durable before anything else is written, or nil
-	journal  journal
-	last     commit // the newest durable consistency point, without its mappings
-	meta     foldPages
-	folding  *fold
-	reserved int   // pages reserved for the overlays
-	used     int64 // blocks in use according to the count trees
-	broken   error // set when the journal's end is unknown
+	sb      Superblock        // the newest durable one
+	claim   func(*Superblock) // what must become durable before anything else is written, or nil
+	journal journal
+	last    commit // the newest durable consistency point, without its mappings
+	meta    foldPages
+	folding *fold
+	// foldFailed says that a fold has failed, until one succeeds.
+	foldFailed bool
+	reserved   int   // pages reserved for the overlays
+	used       int64 // blocks in use according to the count trees
+	broken     error // set when the journal's end is unknown
+	// journalled is how many entries the records have that are not folded, those that
+	// later ones have replaced included: what a takeover has to replay.
+	journalled int
 
 	// Memory that is used again.
 	plan     *plan
@@ -221,22 +226,72 @@ func (m *Machine) Close() error {
 // more until the pool is opened anew, or nil.
 func (m *Machine) Broken() error { return m.broken }
 
+// Unfolded returns how many mappings wait for folds: those in memory, or what of
+// the journal a takeover has to replay, whichever is more. Blocks that are written
+// again and again are few in memory, and all of their history is in the journal.
+func (m *Machine) Unfolded() int {
+	entries, _ := m.Map.Overlays()
+	return max(entries, m.journalled)
+}
+
+// MostUnfolded returns the most that Unfolded may be: a third more than begin a
+// fold, so that clients need not wait for it. A single consistency point may be
+// larger. It does not hold while folds fail: then clients go on as long as the
+// journal has room.
+func (m *Machine) MostUnfolded() int { return m.FoldLimit + m.FoldLimit/3 }
+
+// FoldFirst reports whether the fold under way should make more steps before the
+// next consistency point, of so many entries: clients are ahead of it. What may gather beyond
+// FoldLimit is given to them in proportion to what the fold has done, so that they
+// become slower instead of standing still in the end.
+func (m *Machine) FoldFirst(entries int) bool {
+	f := m.folding
+	if f == nil || f.durable || m.foldFailed {
+		return false
+	}
+	n := m.Unfolded() + entries
+	return n > m.FoldLimit && float64(n-f.begun) > f.progress()*float64(m.MostUnfolded()-f.begun)
+}
+
+// exceeds reports whether a consistency point has to wait for a fold because too
+// much would have to be replayed with it.
+func (m *Machine) exceeds(p *plan) bool {
+	n := m.Unfolded()
+	return n > 0 && !m.foldFailed && n+p.entries() > m.MostUnfolded()
+}
+
+// entries returns how many mappings and ranges an overlay gets at most, and a few
+// for the record.
+func (c *commit) entries() (n int) {
+	n = recordEntries
+	for i := range c.Runs {
+		n += len(c.Runs[i].Sums)
+	}
+	for _, h := range c.Holes {
+		if blocks := h.End - h.Start; blocks <= smallHole {
+			n += int(blocks)
+		} else {
+			n++
+		}
+	}
+	return n
+}
+
 // FoldDue reports whether a fold should be made soon: there is much to fold, and it
 // writes few pages for it or can wait no longer. A fold that was due remains it.
 func (m *Machine) FoldDue() bool {
 	if m.folding != nil && m.folding.due {
 		return true
 	}
-	entries, pages := m.Map.Overlays()
-	// What must be replayed, too, of blocks that are written again and again.
-	n := max(uint64(entries), m.journal.used()/foldedBytes)
+	n := m.Unfolded()
 	switch {
-	case n >= uint64(m.FoldLimit), m.journal.used() > m.journal.size/4:
+	case n >= m.FoldLimit, m.journal.used() > m.journal.size/4:
 		return true
-	case n < uint64(m.FoldEntries):
+	case n < m.FoldEntries:
 		return false
 	}
-	return uint64(pages)*mappingsForPage <= n
+	_, pages := m.Map.Overlays()
+	return pages*mappingsForPage <= n
 }
 
 // FoldUseful reports whether a fold would find anything to do: mappings that

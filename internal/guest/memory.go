@@ -40,7 +40,7 @@ const (
 	workBase       = 64 << 20
 	workPool       = 32 << 20
 	workLogShare   = 16
-	workForMapping = 256
+	workForMapping = 320
 )
 
 // poolNeeds is what decides how much memory a pool takes.

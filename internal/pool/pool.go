@@ -263,7 +263,9 @@ func (p *Pool) work(ctx context.Context, t *timing) error {
 	} else if t.busy = now; t.dirty.IsZero() {
 		t.dirty = now
 	}
-	if u.Frozen > 0 || u.Active >= u.Due || u.Active > 0 && u.Waiting > 0 || !t.dirty.IsZero() && now.Sub(t.dirty) >= p.opts.Interval {
+	due := u.Frozen > 0 || u.Active >= u.Due || u.Active > 0 && u.Waiting > 0 || !t.dirty.IsZero() && now.Sub(t.dirty) >= p.opts.Interval
+	// What waits for a fold is frozen, so that it goes to the devices in small points.
+	if due && !(p.machine.Folding() && p.machine.FoldFirst(p.dirty.Freeze().Len())) {
 		t.dirty = time.Time{}
 		if err := p.commit(nil); err != nil {
 			return err
@@ -313,12 +315,13 @@ func (p *Pool) pressed() bool {
 
 // commit makes one consistency point, and the folds that it needs first: the
 // one under way may not give back enough of the journal, and holds blocks that
-// a nearly full pool needs.
+// a nearly full pool needs. Where folds fail the point may be possible all the same.
 func (p *Pool) commit(changes []catalogue.Change) error {
 	err := p.machine.Commit(changes)
 	for try := 0; try < 3 && (errors.Is(err, cp.ErrFoldFirst) || errors.Is(err, block.ErrNoSpace) && p.machine.Folding()); try++ {
-		if err = p.foldAll(); err == nil {
-			err = p.machine.Commit(changes)
+		folded := p.foldAll()
+		if err = p.machine.Commit(changes); err != nil && folded != nil {
+			return folded
 		}
 	}
 	if err == nil {
