@@ -285,10 +285,13 @@ type PoolCreate struct {
 	LogBytes int64    `json:"log_bytes,omitempty"` // of the operation log in the region
 }
 
-// PoolAdd asks for one more device.
+// PoolAdd asks for one more device, or for a mirror of several.
 type PoolAdd struct {
-	Device string `json:"device"`
-	Size   int64  `json:"size,omitempty"` // of a file that is created
+	Device string   `json:"device"`
+	Copies []string `json:"copies,omitempty"` // the others that keep the same
+	Size   int64    `json:"size,omitempty"`   // of files that are created
+	// Force adds a device by itself to a pool of mirrors.
+	Force bool `json:"force,omitempty"`
 }
 
 // What may be done to one of several copies.

@@ -73,6 +73,15 @@ func FoundVolumes(p control.FoundPool) (names []string, err error) {
 	return names, v.Close()
 }
 
+// Locked tells whether a process on this host has a device open.
+func Locked(path string) bool {
+	d, err := file.Open(path, file.Options{ReadOnly: true, Lock: true})
+	if err == nil {
+		_ = d.Close() // it was only looked at
+	}
+	return errors.Is(err, hpdi.ErrLocked)
+}
+
 // pathsOf returns the paths of the copies that are there.
 func pathsOf(d control.FoundDevice) (paths []string) {
 	for _, c := range d.Copies {

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/pollux-storage/pollux/hpdi"
-	"github.com/pollux-storage/pollux/hpdi/file"
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/config"
 	"github.com/pollux-storage/pollux/internal/control"
@@ -369,37 +368,6 @@ func (g *Guest) serving(pool string) (*tenancy, Store, error) {
 		}
 	}
 	return nil, nil, control.NewError(control.KindNotFound, fmt.Sprintf("guest %s has no open pool %q", g.opt.Name, pool), "see `pollux pool list`")
-}
-
-func (g *Guest) addDevice(ctx context.Context, name string, c control.PoolAdd) (control.Pool, error) {
-	t, st, err := g.serving(name)
-	if err != nil {
-		return control.Pool{}, err
-	}
-	d, err := file.Open(c.Device, file.Options{Lock: true})
-	if err != nil {
-		return control.Pool{}, fmt.Errorf("device %s: %w", c.Device, err)
-	}
-	if len(mirrors(t.devices)) > 0 {
-		_ = d.Close()
-		return control.Pool{}, control.NewError(control.KindInvalid, fmt.Sprintf("pool %s keeps several copies of each block, and a single device has one", name), "")
-	}
-	// A device with a label is the store's to judge: it may be of an
-	// addition that failed half-way.
-	if _, err = g.opt.Storage.Label(d); errors.Is(err, ErrNoPool) {
-		err = blank(d)
-	}
-	if err == nil {
-		err = st.AddDevice(ctx, d)
-	}
-	if err != nil {
-		_ = d.Close()
-		return control.Pool{}, fmt.Errorf("add device %s: %w", c.Device, err)
-	}
-	t.mu.Lock()
-	t.devices = append(t.devices[:len(t.devices):len(t.devices)], d)
-	t.mu.Unlock()
-	return g.poolOf(ctx, t.identity)
 }
 
 func (g *Guest) check(ctx context.Context) (control.CheckReport, error) {

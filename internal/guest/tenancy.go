@@ -278,11 +278,16 @@ func (g *Guest) begin(t *tenancy) {
 	})
 	t.heart.Go(func() { g.beat(t) })
 	for _, d := range t.devices {
-		for _, l := range looks(d) {
-			t.wg.Go(func() { g.watchDevice(t, l) })
-		}
+		g.care(t, d)
 	}
-	for _, m := range mirrors(t.devices) {
+}
+
+// care starts what looks after a device of an open pool.
+func (g *Guest) care(t *tenancy, d hpdi.Device) {
+	for _, l := range looks(d) {
+		t.wg.Go(func() { g.watchDevice(t, l) })
+	}
+	if m, ok := d.(*mirror.Mirror); ok {
 		t.wg.Go(func() { keepMirror(t.ctx, m, int64(g.cfg.Resilver.Rate), g.log.With("identity", t.identity)) })
 	}
 }

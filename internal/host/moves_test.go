@@ -10,8 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/pollux-storage/pollux/internal/config"
 	"github.com/pollux-storage/pollux/internal/control"
 	"github.com/pollux-storage/pollux/internal/guest"
@@ -147,11 +145,8 @@ func TestMoves(t *testing.T) {
 	if f.State != control.FoundExported {
 		t.Errorf("%+v", f)
 	}
-	now = p.until("before", servedBy("b", "b"))
-	p.killAgent()
-	for _, g := range now.Guests {
-		p.ok(unix.Kill(g.PID, unix.SIGKILL))
-	}
+	p.until("before", servedBy("b", "b"))
+	p.killAll()
 	state, err := config.ReadState(p.dir)
 	p.ok(err)
 	gs := state.Guests["a"]
@@ -207,7 +202,7 @@ func TestMoveRefused(t *testing.T) {
 	}
 	p, q := newPair(t, pairConfig), newPair(t, pairConfig)
 	ctx := t.Context()
-	st := p.until("start", servedBy("a", "b"))
+	p.until("start", servedBy("a", "b"))
 	q.until("start", servedBy("a", "b"))
 	_, err := p.client.CreateVolume(ctx, control.VolumeCreate{Name: "v", Size: 64 << 20, Guest: "a"})
 	p.ok(err)
@@ -237,10 +232,7 @@ func TestMoveRefused(t *testing.T) {
 	refused(t, "a name that is taken", err, control.KindExists)
 
 	// The other pair ends without closing anything; its region is there.
-	p.killAgent()
-	for _, g := range st.Guests {
-		p.ok(unix.Kill(g.PID, unix.SIGKILL))
-	}
+	p.killAll()
 	p.dropped("pool-a")
 	take("in the memory of this host", control.KindRefused, "memory of this host", control.PoolImport{Force: true})
 	take("the same", control.KindRefused, "--force --accept-loss", control.PoolImport{AcceptLoss: true})
@@ -260,11 +252,8 @@ func TestMoveRefused(t *testing.T) {
 	// It dies, and its memory with it: taken by force, it has what was committed.
 	_, err = q.client.ExportPool(ctx, "pool-a", control.PoolExport{})
 	q.ok(err)
-	st = q.until("well", protected)
-	q.killAgent()
-	for _, g := range st.Guests {
-		q.ok(unix.Kill(g.PID, unix.SIGKILL))
-	}
+	q.until("well", protected)
+	q.killAll()
 	p.dropped("x")
 	r := newPair(t, strings.ReplaceAll(pairConfig, "size: 256MiB}", "size: 256MiB, manual: true}"))
 	r.until("start", func(st control.Status) bool {

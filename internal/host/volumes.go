@@ -256,61 +256,6 @@ func (a *agent) createPool(ctx context.Context, c control.PoolCreate) (control.P
 	return p, nil
 }
 
-// addDevice adds a device to a pool. The settings name it before its label
-// does, so that a crash in between leaves a device that is known and unused,
-// never one that is needed and unknown.
-func (a *agent) addDevice(ctx context.Context, name string, c control.PoolAdd) (control.Pool, error) {
-	a.change.Lock()
-	defer a.change.Unlock()
-	p, g, cl, err := a.poolHolder(ctx, name)
-	if err != nil {
-		return p, err
-	}
-	if c.Device == "" {
-		return p, control.NewError(control.KindInvalid, "a device is needed", "")
-	}
-	c.Device = a.absolute(c.Device)
-	if slices.Contains(g.Pool.Devices, c.Device) {
-		return p, control.NewError(control.KindExists, fmt.Sprintf("device %s is part of pool %s already", c.Device, name), "")
-	}
-	made, err := makeDevice(g, c.Device, c.Size)
-	if err != nil {
-		return p, err
-	}
-	devices := slices.Clone(g.Pool.Devices)
-	set := func(devs []string, adding string) error {
-		return a.remember(func(st *config.State, cfg *config.Config) {
-			gs := st.Guests[p.Guest]
-			gs.Devices, gs.Adding = devs, adding
-			st.Guests[p.Guest] = gs
-			all := slices.Clone(devs)
-			if adding != "" {
-				all = append(all, adding)
-			}
-			cfg.Guest(p.Guest).Pool.Devices = all
-		})
-	}
-	if err := set(devices, c.Device); err != nil {
-		// Half of it may have been written. A file that was made is left: it
-		// must not be missing as long as anything names it.
-		_ = set(devices, "")
-		return p, err
-	}
-	got, err := cl.AddDevice(ctx, name, c)
-	if err != nil {
-		// Else the device may be part of the pool: its label will tell.
-		if !unanswered(ctx, err) {
-			err = errors.Join(err, set(devices, ""))
-			if made {
-				removeAll([]string{c.Device})
-			}
-		}
-		return p, err
-	}
-	a.event(p.Guest, "device-added", map[string]string{"pool": name, "device": c.Device}, "device %s is part of pool %s", c.Device, name)
-	return got, set(append(devices, c.Device), "")
-}
-
 // poolHolder returns a pool, the settings of its guest, and the way to the guest
 // that holds it.
 func (a *agent) poolHolder(ctx context.Context, name string) (p control.Pool, g *config.Guest, cl *control.Client, err error) {

@@ -204,6 +204,7 @@ func (p *Pool) AddDevice(ctx context.Context, dev hpdi.Device) error {
 			return errors.Join(err, p.machine.Rewrite(func(*cp.Superblock) {}), free.Close())
 		}
 		p.space.Attach(free)
+		p.tellUnused()
 		l.Joining = false
 		_ = writeLabel(dev, l) // or Open does it
 		return nil
