@@ -157,7 +157,10 @@ func (g *Guest) describe(s *control.GuestStatus, t *tenancy) {
 			ReadOnly: g.cfg.Exports[v.Name].ReadOnly, NBD: v.NBD, NBDUnix: v.NBDUnix, Connections: t.connections(v.Name),
 		})
 	}
-	for _, d := range t.devices {
+	t.mu.Lock()
+	devs := t.devices // it is replaced, not changed, when a device is added
+	t.mu.Unlock()
+	for _, d := range devs {
 		if m, ok := d.(*mirror.Mirror); ok {
 			describeMirror(s, st.Name(), m)
 			continue
