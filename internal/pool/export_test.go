@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/pollux-storage/pollux/hpdi"
@@ -272,5 +273,40 @@ func TestExportedLabel(t *testing.T) {
 	}
 	if got, err := decodeLabel(plain); err != nil || got != testLabel() {
 		t.Errorf("%v: %+v", err, got)
+	}
+}
+
+// A pool that somebody has opened since it was found is not adopted, unless it was
+// adopted before that.
+func TestAdoptStale(t *testing.T) {
+	r := twoDevices(t)
+	r.stop()
+	if err := r.Pool.Export(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	r.moved()
+	ls, u := r.labels()
+	to := AdoptOptions{Pool: ls[0].Pool, Name: "q", Identity: "b", Epoch: u.Epoch}
+	r.mustOpen() // by somebody else
+	r.shut()
+	r.reopen()
+	slices.Reverse(r.devs) // in any order
+	says(t, "opened since", Adopt(r.devices(), to), block.ErrStale, "pool p was opened by somebody since it was found")
+	slices.Reverse(r.devs)
+	now, u := r.labels()
+	for _, l := range now {
+		if l.Name != "p" || l.Identity != "a" {
+			t.Errorf("refused, and labelled: %+v", l)
+		}
+	}
+	to.Epoch = u.Epoch
+	if err := Adopt(r.devices(), to); err != nil {
+		t.Fatal(err)
+	}
+	r.mustOpen()
+	r.shut()
+	r.reopen()
+	if err := Adopt(r.devices(), to); err != nil {
+		t.Errorf("again, after it was opened by who adopted it: %v", err)
 	}
 }
