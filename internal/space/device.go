@@ -17,6 +17,8 @@ type Device struct {
 	// counts has blocks that are never allocated in use.
 	counts    counts
 	trackFree []uint16 // free blocks of each track, outside the Go heap
+	free      int64    // their sum
+	leaving   bool     // it is emptied, and nothing is allocated from it
 	groups    []group
 	cursor    int      // track to look at first
 	want      int      // only tracks with at least so many free blocks, while there are any
@@ -39,7 +41,7 @@ type group struct {
 // the ones before first are never allocated. Attach makes it part of a Space.
 func NewDevice(blocks, first uint64) (*Device, error) {
 	tracks := int((blocks + block.TrackBlocks - 1) / block.TrackBlocks)
-	d := &Device{first: min(first, blocks), blocks: blocks, want: block.TrackBlocks, groups: make([]group, (tracks+groupTracks-1)/groupTracks)}
+	d := &Device{first: min(first, blocks), blocks: blocks, free: int64(tracks) * block.TrackBlocks, want: block.TrackBlocks, groups: make([]group, (tracks+groupTracks-1)/groupTracks)}
 	var err error
 	if d.counts, err = newCounts(tracks); err != nil {
 		return nil, fmt.Errorf("reference counts of %d blocks: %w", blocks, err)
@@ -81,6 +83,17 @@ func (d *Device) Close() error { return errors.Join(d.counts.close(), freeWords(
 // size returns the number of blocks that can be allocated.
 func (d *Device) size() int64 { return int64(d.blocks - d.first) }
 
+// inUse returns how many of them are in use.
+func (d *Device) inUse() int64 { return d.size() - d.free }
+
+// allocatable returns how many blocks can be allocated now.
+func (d *Device) allocatable() int64 {
+	if d.leaving {
+		return 0
+	}
+	return d.free
+}
+
 // trackRange returns the allocatable blocks of track t as [lo, hi).
 func (d *Device) trackRange(t int) (lo, hi uint64) {
 	lo = uint64(t) * block.TrackBlocks
@@ -96,6 +109,7 @@ func (d *Device) gained(t, n int) {
 	was := int(d.trackFree[t])
 	now := was + n
 	d.trackFree[t] = uint16(now)
+	d.free += int64(n)
 	i := t / groupTracks
 	g := &d.groups[i]
 	if was == block.TrackBlocks {

@@ -31,6 +31,7 @@ func (s *Space) CheckFree() error {
 	defer s.mu.Unlock()
 	var free int64
 	for i, d := range s.devs {
+		mine := int64(0)
 		for t := range d.trackFree {
 			n := block.TrackBlocks
 			for _, w := range d.counts.track(t) {
@@ -40,8 +41,12 @@ func (s *Space) CheckFree() error {
 				return &block.CorruptError{What: "free count", Where: fmt.Sprintf("track %d of device %d", t, i),
 					Why: fmt.Sprintf("%d, and at most %d in its group, instead of %d", d.trackFree[t], d.groups[t/groupTracks].most, n)}
 			}
-			free += int64(n)
+			mine += int64(n)
 		}
+		if mine != d.free {
+			return &block.CorruptError{What: "free count", Where: fmt.Sprintf("device %d", i), Why: fmt.Sprintf("%d instead of %d", d.free, mine)}
+		}
+		free += d.allocatable()
 	}
 	if free != s.free {
 		return &block.CorruptError{What: "free count", Where: "the pool", Why: fmt.Sprintf("%d instead of %d", s.free, free)}

@@ -15,12 +15,18 @@
 //
 // Invariants, under mu:
 //
-//	free     = number of allocatable blocks with count 0
+//	free     = number of allocatable blocks with count 0, not on devices
+//	           that are leaving
 //	reserved = blocks promised to acknowledged writes and to metadata
-//	reserved + slop <= free       when Reserve grants (half the slop for
+//	owed     = blocks in use on devices that are leaving
+//	reserved + slop + owed <= free  when Reserve grants (half the slop for
 //	                              ReserveToFree), and only allocation against
 //	                              a reservation, or of the metadata that slop
 //	                              is for, lowers free later
+//
+// A device that is leaving the pool is emptied: nothing is allocated from it, its
+// free blocks are not counted anywhere, and for what it has in use there is room
+// on the others, which only ReserveOwed gives away.
 //
 // The lock is a leaf: nothing else is taken while it is held.
 package space
@@ -59,7 +65,7 @@ func (s *Space) Attach(d *Device) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.devs = append(s.devs, d)
-	s.free += d.size()
+	s.free += d.allocatable()
 	s.setSlopLocked()
 }
 
@@ -82,7 +88,9 @@ func (s *Space) setSlopLocked() {
 func (s *Space) totalLocked() int64 {
 	var n int64
 	for _, d := range s.devs {
-		n += d.size()
+		if !d.leaving {
+			n += d.size()
+		}
 	}
 	return n
 }
@@ -97,23 +105,28 @@ func (s *Space) Close() {
 	s.devs = nil
 }
 
-// Usage tells how full a pool is, in blocks.
+// Usage tells how full a pool is, in blocks. Owed are those in use on devices that
+// are leaving, which count nowhere else.
 type Usage struct {
-	Total, Free, Reserved, Slop int64
+	Total, Free, Reserved, Slop, Owed int64
 }
+
+// Spare returns how many blocks can still be promised; less than 0 when more are
+// kept back than there are.
+func (u Usage) Spare() int64 { return u.Free - u.Reserved - u.Slop - u.Owed }
 
 // Usage returns the current usage.
 func (s *Space) Usage() Usage {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return Usage{Total: s.totalLocked(), Free: s.free, Reserved: s.reserved, Slop: s.slop}
+	return Usage{Total: s.totalLocked(), Free: s.free, Reserved: s.reserved, Slop: s.slop, Owed: s.owedLocked()}
 }
 
 // Reserve promises n blocks, or returns false when the pool lacks them.
 func (s *Space) Reserve(n int64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.reserved+n+s.slop > s.free && !(planted.Has(planted.SlopMissing) && s.reserved+n <= s.free) {
+	if s.reserved+n+s.slop+s.owedLocked() > s.free && !(planted.Has(planted.SlopMissing) && s.reserved+n <= s.free) {
 		return false
 	}
 	s.reserved += n
@@ -125,7 +138,7 @@ func (s *Space) Reserve(n int64) bool {
 func (s *Space) ReserveToFree(n int64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.reserved+n+s.slop/2 > s.free {
+	if s.reserved+n+s.slop/2+s.owedLocked() > s.free {
 		return false
 	}
 	s.reserved += n
@@ -163,7 +176,9 @@ func (s *Space) Alloc(n int, runs []Run) ([]Run, error) {
 		i := s.next % len(s.devs)
 		s.next++
 		var got int
-		got, runs = s.devs[i].take(i, n, runs)
+		if d := s.devs[i]; !d.leaving {
+			got, runs = d.take(i, n, runs)
+		}
 		n -= got
 		s.free -= int64(got)
 		if misses++; got > 0 {
@@ -201,7 +216,7 @@ func (s *Space) adjust(r Run, up bool) error {
 		if err != nil {
 			return fmt.Errorf("reference count of block %v or one of %d after it: %w", r.At, r.N-1, err)
 		}
-		s.free -= int64(fresh)
+		s.tookLocked(d, fresh)
 		return nil
 	}
 	for w, used := range d.counts.track(t) {
@@ -210,8 +225,16 @@ func (s *Space) adjust(r Run, up bool) error {
 			return &block.CorruptError{What: "reference count", Where: "block " + b.String(), Why: "a free block was freed; run `pollux check`"}
 		}
 	}
-	s.free += int64(d.dec(t, &m))
+	s.tookLocked(d, -d.dec(t, &m))
 	return nil
+}
+
+// tookLocked keeps the number of free blocks when n of a device came into use, or
+// became free.
+func (s *Space) tookLocked(d *Device, n int) {
+	if !d.leaving {
+		s.free -= int64(n)
+	}
 }
 
 func (s *Space) deviceOf(r Run) (*Device, error) {
@@ -244,7 +267,7 @@ func (s *Space) loadTrackLocked(dev int, first uint64, counts []byte) error {
 	if len(counts) == block.TrackBlocks && dev < len(s.devs) && t < len(s.devs[dev].trackFree) && s.devs[dev].trackFree[t] == block.TrackBlocks {
 		// The whole of a fresh track, as nearly all are.
 		n, err := s.devs[dev].load(t, (*[block.TrackBlocks]byte)(counts))
-		s.free -= int64(n)
+		s.tookLocked(s.devs[dev], n)
 		return err
 	}
 	for i, c := range counts {
@@ -262,7 +285,7 @@ func (s *Space) loadTrackLocked(dev int, first uint64, counts []byte) error {
 			if err != nil {
 				return err
 			}
-			s.free -= int64(n)
+			s.tookLocked(d, n)
 		}
 	}
 	return nil
