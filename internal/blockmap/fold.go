@@ -43,7 +43,7 @@ func (f Frozen) Volumes() []block.VolumeID {
 	var ids []block.VolumeID
 	f.finishSort()
 	for id, t := range f.Trees {
-		if len(f.Overlay.keysOf(id))+len(f.Overlay.holes[id]) > 0 || t.Deleted || len(t.Pending) > 0 {
+		if f.Moves != nil || len(f.Overlay.keysOf(id))+len(f.Overlay.holes[id]) > 0 || t.Deleted || len(t.Pending) > 0 {
 			ids = append(ids, id)
 		}
 	}
@@ -91,6 +91,14 @@ func (f Frozen) Fold(id block.VolumeID, limit block.CP, budget *int, pages Pages
 			return nil, err
 		}
 		freed = append(freed, found...)
+	}
+	if f.Moves != nil {
+		v.update.Moves = f.Moves
+		moved, err := ParentsThat(pages, tree.Root, f.Moves)
+		if err != nil {
+			return nil, err
+		}
+		v.parents = append(v.parents, moved...)
 	}
 	slices.Sort(freed)
 	freed = slices.Compact(freed)

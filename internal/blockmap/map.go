@@ -269,6 +269,9 @@ func (f *filler) take(page []byte) {
 type Frozen struct {
 	Overlay *Overlay
 	Trees   map[block.VolumeID]Tree
+	// Moves, if set, says of a page that it is to be rewritten: all volumes are
+	// visited, and the pages above their leaves, for that.
+	Moves func(p block.Pointer) bool
 }
 
 // BeginFold moves the active overlay below a new, empty one and returns it.
@@ -281,7 +284,7 @@ func (m *Map) BeginFold() Frozen {
 	if m.active == nil {
 		m.active = NewOverlay()
 	}
-	return Frozen{m.folding, maps.Clone(m.trees)}
+	return Frozen{Overlay: m.folding, Trees: maps.Clone(m.trees)}
 }
 
 // EndFold installs the trees of a fold that is durable and drops its overlay.

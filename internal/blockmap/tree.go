@@ -115,7 +115,10 @@ type PageWriter interface {
 type Update struct {
 	Pages  Pages
 	Writer PageWriter
-	root   block.Pointer
+	// Moves, if set, says of a page that it is to be rewritten although nothing below
+	// it has changed. It is asked of the pages that Group and Finish come by, once each.
+	Moves func(p block.Pointer) bool
+	root  block.Pointer
 	// changed holds the new pointers of pages whose parents are not yet
 	// rewritten, by level and by index within the level.
 	changed [Top + 1]map[uint64]block.Pointer
@@ -142,11 +145,12 @@ func (u *Update) Group(parent uint64, want func(leaf uint64, exists bool) bool, 
 	if err := u.read(old, 1, parent<<fanBits, &entries); err != nil {
 		return err
 	}
-	var wanted [Fanout]bool
+	var wanted, moved [Fanout]bool
 	var present []block.Pointer
 	for i := range entries {
 		wanted[i] = want(parent<<fanBits+uint64(i), !entries[i].IsHole())
-		if wanted[i] {
+		moved[i] = !wanted[i] && u.moves(entries[i])
+		if wanted[i] = wanted[i] || moved[i]; wanted[i] {
 			present = append(present, entries[i])
 		}
 	}
@@ -163,18 +167,37 @@ func (u *Update) Group(parent uint64, want func(leaf uint64, exists bool) bool, 
 		} else if err := u.Pages.View(entries[i], func(b []byte) { copy(page[:], b) }); err != nil {
 			return pageError(err, 0, leaf)
 		}
-		if err := edit(leaf, &page); err != nil {
-			return err
+		if !moved[i] {
+			if err := edit(leaf, &page); err != nil {
+				return err
+			}
 		}
 		if entries[i], err = u.replace(entries[i], page[:]); err != nil {
 			return err
 		}
 		changed = true
 	}
-	if !changed {
+	if !changed && !u.moves(old) {
 		return nil
 	}
 	return u.setPage(parent, 1, old, &entries)
+}
+
+func (u *Update) moves(p block.Pointer) bool { return u.Moves != nil && !p.IsHole() && u.Moves(p) }
+
+// moving returns the numbers of the pages at level 2 and above that Moves wants to be
+// rewritten, by level.
+func (u *Update) moving() (pages [Top + 1][]uint64, err error) {
+	if u.Moves == nil {
+		return pages, nil
+	}
+	err = Walk(u.Pages, u.root, func(p block.Pointer, level int, leaf uint64) (bool, error) {
+		if u.Moves(p) {
+			pages[level] = append(pages[level], leaf>>(level*fanBits))
+		}
+		return level > 2, nil
+	})
+	return pages, err
 }
 
 // page finds the current pointer of page number index at the given level.
@@ -230,8 +253,15 @@ func (u *Update) setPage(index uint64, level int, old block.Pointer, entries *[F
 
 // Finish rewrites the levels above the changed leaves and returns the new root.
 func (u *Update) Finish() (block.Pointer, error) {
+	moving, err := u.moving()
+	if err != nil {
+		return block.Pointer{}, err
+	}
 	for level := 2; level <= Top; level++ {
 		parents := map[uint64][]uint64{}
+		for _, index := range moving[level] {
+			parents[index] = nil
+		}
 		for index := range u.changed[level-1] {
 			parents[index>>fanBits] = append(parents[index>>fanBits], index)
 		}
@@ -257,6 +287,19 @@ func (u *Update) Finish() (block.Pointer, error) {
 		return root, nil
 	}
 	return u.root, nil
+}
+
+// ParentsThat returns the numbers of the level-1 pages of a tree for which want
+// returns true, ascending. It reads only the pages above them.
+func ParentsThat(pages Pages, root block.Pointer, want func(p block.Pointer) bool) ([]uint64, error) {
+	var found []uint64
+	err := Walk(pages, root, func(p block.Pointer, level int, leaf uint64) (bool, error) {
+		if level == 1 && want(p) {
+			found = append(found, leaf>>fanBits)
+		}
+		return level > 1, nil
+	})
+	return found, err
 }
 
 // Parents returns the numbers of the level-1 pages that exist above the leaves

@@ -59,7 +59,7 @@ func (f *fold) prepareCounts() error {
 		keys := sorter.Keys(n)[:0]
 		for _, l := range lists {
 			for _, r := range l.runs {
-				if r.At.Device() >= len(f.sb.Devices) {
+				if dev := r.At.Device(); dev >= len(f.sb.Devices) || f.sb.Devices[dev].State == DeviceGone {
 					return &block.CorruptError{What: "reference", Where: r.At.String(), Why: "the pool has no such device"}
 				}
 				keys = append(keys, uint64(changeOf(r, l.lower)))
@@ -75,10 +75,11 @@ func (f *fold) prepareCounts() error {
 	f.sorting = false
 	f.changes, f.changesLeft = len(list), len(list)
 	f.counts = []func() (bool, error){}
-	for len(list) > 0 {
-		dev := f.deviceOf(list[0])
+	for dev := range f.sb.Devices {
 		n, _ := slices.BinarySearch(list, uint64(changeOf(space.Run{At: block.At(dev+1, 0), N: 1}, false)))
-		f.counts = append(f.counts, f.countSteps(dev, list[:n]))
+		if n > 0 || f.frozen.Moves != nil {
+			f.counts = append(f.counts, f.countSteps(dev, list[:n]))
+		}
 		list = list[n:]
 	}
 	return nil
@@ -87,18 +88,28 @@ func (f *fold) prepareCounts() error {
 // sortStep is about how many changes a step sorts.
 const sortStep = 128 << 10
 
-func (f *fold) deviceOf(change uint64) int {
-	r, _ := countChange(change).run()
-	return r.At.Device()
-}
-
 // countSteps returns a step function that applies changes, which are in order
-// and all on device dev, a level-1 page at a time.
+// and all on device dev, a level-1 page at a time. Then it comes by all others whose
+// leaves, or which themselves, may have to be moved.
 func (f *fold) countSteps(dev int, changes []uint64) func() (bool, error) {
 	u := blockmap.NewUpdate(f.m.Reader, f.pages, f.sb.Devices[dev].Counts)
 	first := uint64(block.At(dev, 0)) / countsPerLeaf // the device's first leaf among those of all
 	next := func() uint64 { return countChange(changes[0]).leaf() - first }
-	return func() (bool, error) {
+	u.Moves = f.frozen.Moves
+	var rest []uint64 // level-1 pages still to be looked at
+	listed := u.Moves == nil
+	return func() (done bool, err error) {
+		if !listed {
+			listed = true
+			rest, err = blockmap.ParentsThat(f.m.Reader, f.sb.Devices[dev].Counts, func(block.Pointer) bool { return true })
+			return false, err
+		}
+		if len(changes) == 0 && len(rest) > 0 && f.moving > 0 {
+			// Those with changes were visited.
+			parent := rest[0]
+			rest = rest[1:]
+			return false, u.Group(parent, func(uint64, bool) bool { return false }, nil)
+		}
 		if len(changes) == 0 {
 			root, err := u.Finish()
 			f.sb.Devices[dev].Counts = root
@@ -118,7 +129,11 @@ func (f *fold) countSteps(dev int, changes []uint64) func() (bool, error) {
 			}
 			return nil
 		}
-		return false, u.Group(next()/blockmap.Fanout, want, edit)
+		parent := next() / blockmap.Fanout
+		if i, ok := slices.BinarySearch(rest, parent); ok {
+			rest = slices.Delete(rest, i, i+1)
+		}
+		return false, u.Group(parent, want, edit)
 	}
 }
 

@@ -32,6 +32,7 @@ type fold struct {
 	trees  map[block.VolumeID]blockmap.Tree
 	refs   refChanges
 	pages  *pageWriter
+	moving int // pages that may still be moved away from a device that leaves
 	// sorting says that the changes of counts are being brought in order.
 	sorting bool
 	counts  []func() (done bool, err error) // steps of the count trees
@@ -96,7 +97,17 @@ func (m *Machine) beginFold() *fold {
 	f.sb.CP, f.sb.Log, f.sb.Flush = m.last.CP, m.last.Log, m.last.Flush
 	f.sb.Journal = m.journal.next
 	f.reset()
+	if dev, ok := f.sb.Leaving(); ok && m.movePages {
+		f.frozen.Moves = func(p block.Pointer) bool { return f.moving > 0 && p.Phys.Device() == dev }
+	}
 	return f
+}
+
+// moveBudget is how many pages a fold moves away from a device that leaves, but for
+// the last ones: what its journal record says of them is a small part of the journal,
+// and what they take beside their old places little of what is kept back.
+func (m *Machine) moveBudget() int {
+	return int(max(16, min(4096, m.journal.size/256, uint64(m.Space.Usage().Slop/8))))
 }
 
 // reset makes the fold begin at its beginning.
@@ -109,9 +120,9 @@ func (f *fold) reset() {
 	f.refs = refChanges{added: f.m.refs.added[:0], dropped: f.m.refs.dropped[:0]}
 	f.sb.Devices = f.m.Superblock().Devices
 	f.sb.Catalogue, f.sb.CatBytes = f.m.sb.Catalogue, f.m.sb.CatBytes
-	f.counts, f.sorting = nil, false
+	f.counts, f.sorting, f.moving = nil, false, f.m.moveBudget()
 	f.sb.Used = uint64(f.m.used)
-	f.pages = &pageWriter{m: f.m, birth: f.sb.CP}
+	f.pages = &pageWriter{m: f.m, birth: f.sb.CP, fold: f}
 }
 
 // abandon gives back the pages that a failed fold took and makes it begin

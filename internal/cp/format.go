@@ -15,7 +15,7 @@ import (
 // Format versions; docs/format/journal.md and superblock.md describe them.
 const (
 	journalVersion    = 1
-	superblockVersion = 1
+	superblockVersion = 2
 )
 
 // recordType says what a journal record carries.
@@ -334,6 +334,27 @@ type DeviceRoot struct {
 	Blocks uint64
 	First  uint64        // blocks before it are never allocated
 	Counts block.Pointer // root of the tree of reference counts
+	State  DeviceState
+	// Was is, of a device that leaves, how many blocks were in use on it when that
+	// began.
+	Was uint64
+}
+
+// DeviceState says what a pool does with a device.
+type DeviceState uint8
+
+// The states of a device.
+const (
+	DeviceUsed    DeviceState = iota // what is allocated may lie on it
+	DeviceLeaving                    // nothing new comes onto it, and what it has goes elsewhere
+	DeviceGone                       // it was removed; its number is free for another
+)
+
+// Leaving returns the index of the device that is leaving the pool; ok is false when
+// none is.
+func (s *Superblock) Leaving() (dev int, ok bool) {
+	dev = slices.IndexFunc(s.Devices, func(d DeviceRoot) bool { return d.State == DeviceLeaving })
+	return dev, dev >= 0
 }
 
 // JournalPos is a place between two journal records.
@@ -343,11 +364,26 @@ type JournalPos struct {
 	Prev   uint32 // checksum of the record before
 }
 
-const deviceRootSize = 16 + 8 + 8 + block.PointerSize
+// Sizes of an encoded device, in version 1 and now.
+const (
+	deviceRootSize1 = 16 + 8 + 8 + block.PointerSize
+	deviceRootSize  = deviceRootSize1 + 8
+)
+
+// version returns the version that s is written in: 1 as long as no device has ever
+// left the pool, so that the programs that know no other can open it.
+func (s *Superblock) version() uint16 {
+	for _, d := range s.Devices {
+		if d.State != DeviceUsed {
+			return superblockVersion
+		}
+	}
+	return 1
+}
 
 // Encode returns the sealed superblock: one block.
 func (s *Superblock) Encode() []byte {
-	le := binary.LittleEndian
+	le, version := binary.LittleEndian, s.version()
 	b := make([]byte, ondisk.HeaderSize, block.Size)
 	b = le.AppendUint64(b, s.Fold)
 	b = le.AppendUint64(b, uint64(s.CP))
@@ -367,10 +403,13 @@ func (s *Superblock) Encode() []byte {
 		b = le.AppendUint64(b, d.Blocks)
 		b = le.AppendUint64(b, d.First)
 		b = ondisk.AppendPointer(b, d.Counts)
+		if version > 1 {
+			b = le.AppendUint64(b, d.Was<<8|uint64(d.State))
+		}
 	}
 	n := len(b)
 	b = b[:block.Size]
-	ondisk.Seal(b, ondisk.Header{Kind: ondisk.KindSuperblock, Version: superblockVersion, Length: n, Pool: s.Pool,
+	ondisk.Seal(b, ondisk.Header{Kind: ondisk.KindSuperblock, Version: version, Length: n, Pool: s.Pool,
 		Epoch: s.Epoch, Generation: s.Generation})
 	return b
 }
@@ -389,16 +428,27 @@ func DecodeSuperblock(b []byte) (*Superblock, error) {
 		Journal:   JournalPos{Offset: d.U64(), Number: d.U64(), Prev: d.U32()},
 		Catalogue: d.Pointer(), CatBytes: d.U32(), Used: d.U64(), RegionID: d.String(), BootID: d.String(),
 	}
-	n := d.Count(deviceRootSize)
+	size := deviceRootSize
+	if h.Version == 1 {
+		size = deviceRootSize1
+	}
+	n := d.Count(size)
 	if n == 0 || n > MaxDevices {
 		d.Fail("%d devices", n)
 	}
-	for range n {
+	for i := range n {
 		dev := DeviceRoot{}
 		copy(dev.ID[:], d.Bytes(16))
 		dev.Blocks, dev.First, dev.Counts = d.U64(), d.U64(), d.Pointer()
+		if h.Version > 1 {
+			v := d.U64()
+			dev.State, dev.Was = DeviceState(v), v>>8
+		}
 		if dev.Blocks > block.MaxDeviceBlocks || dev.First > dev.Blocks {
 			d.Fail("device of %d blocks that begins at %d", dev.Blocks, dev.First)
+		}
+		if why := dev.wrong(i); why != "" {
+			d.Fail("device %d %s", i, why)
 		}
 		s.Devices = append(s.Devices, dev)
 	}
@@ -409,6 +459,21 @@ func DecodeSuperblock(b []byte) (*Superblock, error) {
 		return nil, fmt.Errorf("superblock of generation %d: %w", h.Generation, err)
 	}
 	return s, nil
+}
+
+// wrong says what makes the state of device i impossible.
+func (d *DeviceRoot) wrong(i int) string {
+	switch {
+	case d.State > DeviceGone:
+		return fmt.Sprintf("is in state %d", d.State)
+	case d.State != DeviceUsed && i == 0:
+		return "leaves, and holds the superblock"
+	case d.State == DeviceGone && (d.Blocks != 0 || !d.Counts.IsHole()):
+		return "is gone and has blocks"
+	case d.State != DeviceLeaving && d.Was != 0:
+		return "does not leave, and had blocks in use when it began to"
+	}
+	return ""
 }
 
 // recordLength returns the length on the device that the header in b claims,

@@ -112,6 +112,49 @@ func (j *journal) replay(pos JournalPos, fn func(*record) error) error {
 	})
 }
 
+// A device that leaves, or has left, needs version 2.
+func TestGoldenSuperblock2(t *testing.T) {
+	s := leavingSuperblock()
+	b := s.Encode()
+	golden(t, "testdata/superblock-2.hex", b)
+	got, err := DecodeSuperblock(b)
+	if err != nil || !reflect.DeepEqual(got, s) {
+		t.Errorf("%v: %+v", err, got)
+	}
+	if dev, ok := got.Leaving(); !ok || dev != 1 {
+		t.Errorf("device %d leaves, %v", dev, ok)
+	}
+	if dev, ok := testSuperblock().Leaving(); ok {
+		t.Errorf("device %d leaves", dev)
+	}
+}
+
+// leavingSuperblock has a device in each state.
+func leavingSuperblock() *Superblock {
+	s := testSuperblock()
+	s.Devices[1].State, s.Devices[1].Was = DeviceLeaving, 0x123456
+	s.Devices = append(s.Devices, DeviceRoot{ID: block.DeviceID{0xd2}, State: DeviceGone})
+	return s
+}
+
+// States that no pool can be in are refused.
+func TestImpossibleDevices(t *testing.T) {
+	for name, spoil := range map[string]func(d []DeviceRoot){
+		"unknown state":         func(d []DeviceRoot) { d[1].State = DeviceGone + 1 },
+		"first leaves":          func(d []DeviceRoot) { d[0].State = DeviceLeaving },
+		"first is gone":         func(d []DeviceRoot) { d[0] = DeviceRoot{State: DeviceGone} },
+		"gone, with blocks":     func(d []DeviceRoot) { d[2].Blocks = 1 },
+		"gone, with counts":     func(d []DeviceRoot) { d[2].Counts = d[0].Counts },
+		"had blocks, and stays": func(d []DeviceRoot) { d[1].State = DeviceUsed },
+	} {
+		s := leavingSuperblock()
+		spoil(s.Devices)
+		if got, err := DecodeSuperblock(s.Encode()); !errors.Is(err, block.ErrCorrupt) {
+			t.Errorf("%s: %v: %+v", name, err, got)
+		}
+	}
+}
+
 func TestGoldenRecords(t *testing.T) {
 	for name, r := range testRecords() {
 		b := r.encode(testPool)
@@ -159,19 +202,22 @@ func TestMappingsOfFrame(t *testing.T) {
 
 // reseal gives fuzzed bytes a good checksum, without which no decoder would
 // ever look at what follows.
-func reseal(b []byte, kind ondisk.Kind, length int) {
-	h := ondisk.Header{Kind: kind, Version: 1, Length: length, Pool: testPool, Epoch: 1, Generation: 1}
+func reseal(b []byte, kind ondisk.Kind, length int) { resealAs(b, kind, 1, length) }
+
+func resealAs(b []byte, kind ondisk.Kind, version uint16, length int) {
+	h := ondisk.Header{Kind: kind, Version: version, Length: length, Pool: testPool, Epoch: 1, Generation: 1}
 	ondisk.Seal(b, h)
 }
 
 func FuzzSuperblock(f *testing.F) {
-	f.Add(testSuperblock().Encode()[:400], true)
-	f.Add([]byte("PLXsuper"), false)
-	f.Fuzz(func(t *testing.T, in []byte, sound bool) {
+	f.Add(testSuperblock().Encode()[:400], uint16(1))
+	f.Add(leavingSuperblock().Encode()[:400], uint16(2))
+	f.Add([]byte("PLXsuper"), uint16(0))
+	f.Fuzz(func(t *testing.T, in []byte, version uint16) {
 		b := make([]byte, block.Size)
 		n := copy(b, in)
-		if sound && n >= ondisk.HeaderSize {
-			reseal(b, ondisk.KindSuperblock, n)
+		if version > 0 && n >= ondisk.HeaderSize {
+			resealAs(b, ondisk.KindSuperblock, version, n)
 		}
 		s, err := DecodeSuperblock(b)
 		if err != nil {

@@ -1,6 +1,7 @@
 package cp
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"sync/atomic"
@@ -81,6 +82,8 @@ type Machine struct {
 	// journalled is how many entries the records have that are not folded, those that
 	// later ones have replaced included: what a takeover has to replay.
 	journalled int
+	// movePages makes folds rewrite pages that lie on a device that leaves.
+	movePages bool
 
 	// Memory that is used again.
 	plan     *plan
@@ -206,6 +209,29 @@ func (m *Machine) Rewrite(change func(*Superblock)) error {
 	m.sb, m.claim = sb, nil
 	return nil
 }
+
+// MovePages makes the folds that begin from now on rewrite pages of metadata which
+// lie on a device that leaves the pool, some thousands each, or not.
+func (m *Machine) MovePages(on bool) { m.movePages = on }
+
+// Empty reports whether nothing that is durable, and nothing that is in memory,
+// refers to a block of a device. No fold may be under way.
+func (m *Machine) Empty(dev int) bool {
+	on := func(r space.Run) bool { return r.At.Device() == dev }
+	if m.folding != nil || m.Space.InUse(dev) != 0 || !m.sb.Devices[dev].Counts.IsHole() ||
+		slices.ContainsFunc(m.meta.Taken, on) || slices.ContainsFunc(m.meta.Freed, on) {
+		return false
+	}
+	err := m.Map.OverlayPointers(func(p block.Pointer) error {
+		if p.Phys.Device() == dev {
+			return errInUse
+		}
+		return nil
+	})
+	return err == nil
+}
+
+var errInUse = errors.New("a block is in use")
 
 // Start gives the machine the log whose records it will commit.
 func (m *Machine) Start(d *dirty.Set, log *oplog.Log, flush *Flusher) {

@@ -18,6 +18,7 @@ const pageBatch = 256
 // pageWriter stores the new metadata pages of one fold.
 type pageWriter struct {
 	m     *Machine
+	fold  *fold
 	birth block.CP
 	buf   []byte // of a batch, from the first page on
 	ios   []*devices.IO
@@ -88,6 +89,9 @@ func (w *pageWriter) FreePage(p block.Pointer) error {
 		return w.m.Space.Dec(space.Run{At: p.Phys, N: 1})
 	}
 	w.freed = addRun(w.freed, p.Phys)
+	if moves := w.fold.frozen.Moves; moves != nil && moves(p) {
+		w.fold.moving--
+	}
 	return nil
 }
 
