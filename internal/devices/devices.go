@@ -8,7 +8,12 @@
 // Appends to the flush log, of 4 MiB a request, have a queue of their own and
 // come on top.
 //
-// Locks: Set.mu and limiter.mu are leaves; no device is called under them.
+// A device that was removed leaves a gap, whose index stays: requests to it fail like
+// those to a block that does not exist.
+//
+// Locks: Set.mu and limiter.mu are leaves; no device is called under them. member.use
+// is held shared while a device is called, and alone to wait until none is any more;
+// nothing but the leaves is taken while it is held.
 package devices
 
 import (
@@ -33,11 +38,13 @@ const (
 // Set is an ordered list of devices. Block numbers address it by device index.
 // Its methods may be called concurrently.
 type Set struct {
-	mu   sync.RWMutex // guards devs, which only grows
+	mu   sync.RWMutex // guards devs, whose elements do not change but in a copy
 	devs []*member
 }
 
 type member struct {
+	use   sync.RWMutex // guards gone, and keeps dev open
+	gone  bool         // dev is not the set's any more, or nil
 	dev   hpdi.Device
 	index int
 	free  chan *queue
@@ -64,8 +71,32 @@ func NewSet(devs []hpdi.Device) *Set {
 func (s *Set) Add(d hpdi.Device) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.devs = append(s.devs, &member{dev: d, index: len(s.devs), free: make(chan *queue, idle), limit: newLimiter()})
+	s.devs = append(s.devs, newMember(d, len(s.devs)))
 	return len(s.devs) - 1
+}
+
+func newMember(d hpdi.Device, i int) *member {
+	return &member{dev: d, index: i, free: make(chan *queue, idle), limit: newLimiter()}
+}
+
+// enter keeps the device of a member open until leave is called.
+func (m *member) enter() error {
+	m.use.RLock()
+	if m.gone {
+		m.use.RUnlock()
+		return &block.CorruptError{What: "block address", Where: fmt.Sprintf("device index %d", m.index), Why: "that device was removed from the pool"}
+	}
+	return nil
+}
+
+func (m *member) leave() { m.use.RUnlock() }
+
+func (m *member) releaseQueues() error {
+	var errs []error
+	for len(m.free) > 0 {
+		errs = append(errs, (<-m.free).Close())
+	}
+	return errors.Join(errs...)
 }
 
 // RemoveLast takes back the newest Add, before anything used the device. The
@@ -73,21 +104,59 @@ func (s *Set) Add(d hpdi.Device) int {
 func (s *Set) RemoveLast() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	m := s.devs[len(s.devs)-1]
-	for len(m.free) > 0 {
-		_ = (<-m.free).Close() // nothing was in flight
-	}
+	_ = s.devs[len(s.devs)-1].releaseQueues() // nothing was in flight
 	s.devs = s.devs[:len(s.devs)-1]
 }
 
-// Len returns the number of devices.
+// AddGap appends an index without a device: it was removed.
+func (s *Set) AddGap() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.devs = append(s.devs, &member{gone: true, index: len(s.devs), limit: newLimiter()})
+	return len(s.devs) - 1
+}
+
+// Remove takes a device out of the set and returns it, open, once nobody uses it any
+// more. Its index becomes a gap.
+func (s *Set) Remove(i int) (hpdi.Device, error) {
+	s.mu.Lock()
+	m := s.devs[i]
+	s.setLocked(i, &member{gone: true, index: i, limit: newLimiter()})
+	s.mu.Unlock()
+	m.use.Lock()
+	defer m.use.Unlock()
+	m.gone = true
+	return m.dev, m.releaseQueues()
+}
+
+// Fill puts a device into a gap.
+func (s *Set) Fill(i int, d hpdi.Device) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.setLocked(i, newMember(d, i))
+}
+
+// setLocked changes a copy, for others look at devs without the lock.
+func (s *Set) setLocked(i int, m *member) {
+	s.devs = slices.Clone(s.devs)
+	s.devs[i] = m
+}
+
+// Has reports whether index i has a device, and is no gap.
+func (s *Set) Has(i int) bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.devs[i].dev != nil
+}
+
+// Len returns the number of devices, gaps included.
 func (s *Set) Len() int {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	return len(s.devs)
 }
 
-// Device returns device i.
+// Device returns device i, nil for a gap.
 func (s *Set) Device(i int) hpdi.Device {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
@@ -198,6 +267,10 @@ var errLost = errors.New("request did not complete")
 
 // run executes prepared ios on a queue that is this call's own meanwhile.
 func (m *member) run(ios []*IO) error {
+	if err := m.enter(); err != nil {
+		return err
+	}
+	defer m.leave()
 	q, err := m.take()
 	if err != nil {
 		return err
@@ -293,6 +366,10 @@ func (s *Set) Repair(at block.Physical, buf []byte, good func([]byte) bool) (rep
 	if err != nil {
 		return 0, err
 	}
+	if err := m.enter(); err != nil {
+		return 0, err
+	}
+	defer m.leave()
 	if c, ok := m.dev.(hpdi.Copies); ok {
 		return c.ReadGood(int64(at.Block())*block.Size, buf, good)
 	}
@@ -356,6 +433,12 @@ func (s *Set) ReadCopy(i int, at block.Physical, vec ...[]byte) error {
 	m, err := s.member(at.Device())
 	if err != nil {
 		return err
+	}
+	if _, ok := m.dev.(hpdi.Copies); ok || i > 0 {
+		if err := m.enter(); err != nil {
+			return err
+		}
+		defer m.leave()
 	}
 	c, ok := m.dev.(hpdi.Copies)
 	switch {
@@ -424,9 +507,13 @@ func (s *Set) Sync() error {
 // Queue opens a queue of device i for the caller's own use.
 func (s *Set) Queue(i int) (hpdi.Queue, error) {
 	m, err := s.member(i)
+	if err == nil {
+		err = m.enter()
+	}
 	if err != nil {
 		return nil, err
 	}
+	defer m.leave()
 	return m.dev.NewQueue(queueDepth)
 }
 
@@ -437,9 +524,7 @@ func (s *Set) ReleaseQueues() error {
 	defer s.mu.Unlock()
 	var errs []error
 	for _, m := range s.devs {
-		for len(m.free) > 0 {
-			errs = append(errs, (<-m.free).Close())
-		}
+		errs = append(errs, m.releaseQueues())
 	}
 	return errors.Join(errs...)
 }
@@ -450,7 +535,9 @@ func (s *Set) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, m := range s.devs {
-		errs = append(errs, m.dev.Close())
+		if m.dev != nil {
+			errs = append(errs, m.dev.Close())
+		}
 	}
 	s.devs = nil
 	return errors.Join(errs...)
