@@ -13,9 +13,11 @@ import (
 // devices may have another content: that is the condition under which a move
 // cannot be told from no write at all.
 //
+// Owed says that room was kept for them, see [space.Space.ReserveOwed].
+//
 // The first n records were published. The extents of the others still belong
 // to the caller; with an error those of all.
-func (s *Set) Move(recs []oplog.Record, asOf uint64) (n int, err error) {
+func (s *Set) Move(recs []oplog.Record, asOf uint64, owed bool) (n int, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := s.owned(); err != nil {
@@ -33,7 +35,7 @@ func (s *Set) Move(recs []oplog.Record, asOf uint64) (n int, err error) {
 	if n == 0 {
 		return 0, nil
 	}
-	if err := s.publishLocked(recs[:n]); err != nil {
+	if err := s.publishLocked(recs[:n], owed); err != nil {
 		return 0, err
 	}
 	return n, nil

@@ -21,7 +21,7 @@ func TestMove(t *testing.T) {
 	r.zero(1, 15, 1)
 	r.zero(1, 40, 100)
 	r.write(1, 11, 1, 3)
-	n, err := r.Move(recs, asOf)
+	n, err := r.Move(recs, asOf, false)
 	if err != nil || n != 5 {
 		t.Fatalf("%d of 5 blocks moved: %v", n, err)
 	}
@@ -48,18 +48,18 @@ func TestMove(t *testing.T) {
 
 	// A whole hole that a range covers, and a consistency point in between.
 	ext, recs := r.stage(1, 50, 1, 7)
-	if n, err := r.Move(recs, r.Drops()); n != 0 || err != nil {
+	if n, err := r.Move(recs, r.Drops(), false); n != 0 || err != nil {
 		t.Errorf("a trimmed block was moved: %d, %v", n, err)
 	}
 	r.Give(ext)
 	asOf = r.Drops()
 	ext, recs = r.stage(1, 300, 1, 8)
 	r.Drop()
-	if n, err := r.Move(recs, asOf); n != 0 || err != nil {
+	if n, err := r.Move(recs, asOf, false); n != 0 || err != nil {
 		t.Errorf("moved although a consistency point came between: %d, %v", n, err)
 	}
 	r.lost = block.ErrStale
-	if n, err := r.Move(recs, r.Drops()); n != 0 || !errors.Is(err, block.ErrStale) {
+	if n, err := r.Move(recs, r.Drops(), false); n != 0 || !errors.Is(err, block.ErrStale) {
 		t.Errorf("moved in a pool of somebody else: %d, %v", n, err)
 	}
 	r.lost = nil

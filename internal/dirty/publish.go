@@ -53,13 +53,13 @@ func (s *Set) Publish(recs []oplog.Record, edges []Edge) error {
 			return err
 		}
 	}
-	return s.publishLocked(recs)
+	return s.publishLocked(recs, false)
 }
 
 // publishLocked publishes complete records if the space for them can be
 // reserved.
-func (s *Set) publishLocked(recs []oplog.Record) error {
-	if err := s.reserveLocked(recs); err != nil {
+func (s *Set) publishLocked(recs []oplog.Record, owed bool) error {
+	if err := s.reserveLocked(recs, owed); err != nil {
 		return err
 	}
 	if _, ok := s.log.Publish(recs); !ok {
@@ -112,7 +112,7 @@ func (s *Set) completeLocked(recs []oplog.Record, e *Edge) error {
 // block that was not dirty, and the pages of metadata that a fold will write
 // for them and that were not reserved yet. Two records of one write may count
 // the same page twice; that is settled with the generation.
-func (s *Set) reserveLocked(recs []oplog.Record) error {
+func (s *Set) reserveLocked(recs []oplog.Record, owed bool) error {
 	if planted.Has(planted.ReservationMissing) {
 		return nil
 	}
@@ -140,7 +140,7 @@ func (s *Set) reserveLocked(recs []oplog.Record) error {
 		switch want := need - s.credit; {
 		case s.space.Reserve(want + creditChunk):
 			s.credit += want + creditChunk
-		case s.space.Reserve(want), trim && s.space.ReserveToFree(want):
+		case s.space.Reserve(want), trim && s.space.ReserveToFree(want), owed && s.space.ReserveOwed(want):
 			s.credit += want
 		default:
 			return fmt.Errorf("reserve %d blocks: %w", need, block.ErrNoSpace)

@@ -2,13 +2,11 @@ package pool
 
 import (
 	"fmt"
-	"slices"
 	"sync"
 	"time"
 
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/blockmap"
-	"github.com/pollux-storage/pollux/internal/oplog"
 	"github.com/pollux-storage/pollux/internal/space"
 )
 
@@ -103,11 +101,7 @@ type cleaner struct {
 	before  int64     // whole tracks when the pass began
 
 	emptying *space.Emptying
-	bulk     *bulk // nil before the first pass
-	walk     walk
-	queue    []mapped // blocks of walk.volume to be moved
-	ext      []oplog.Extent
-	recs     []oplog.Record
+	mover    mover
 
 	mu    sync.Mutex // guards stats
 	stats CleanerStats
@@ -117,6 +111,13 @@ func newCleaner(p *Pool, o CleanerOptions) *cleaner {
 	o.setDefaults()
 	c := &cleaner{p: p, o: o, pause: o.Pause, timer: time.NewTimer(0)}
 	c.timer.Stop()
+	c.mover = mover{p: p, has: func(at block.Physical) bool { return c.emptying.Has(at) }, note: func(moved, raced, failed int) {
+		c.count(func(s *CleanerStats) {
+			s.Moved += uint64(moved)
+			s.Raced += uint64(raced)
+			s.Failed += uint64(failed)
+		})
+	}}
 	if c.say("has not looked yet"); o.Off {
 		c.say("off")
 	}
@@ -147,10 +148,8 @@ func (c *cleaner) wantsFold() bool {
 func (c *cleaner) close() {
 	c.timer.Stop()
 	c.endPass()
-	if c.bulk != nil {
-		c.bulk.close()
-	}
-	c.bulk, c.phase = nil, cleanerIdle
+	c.mover.close()
+	c.phase = cleanerIdle
 }
 
 // work does the next step if it is due.
@@ -232,6 +231,8 @@ func (c *cleaner) consider(now time.Time) {
 		c.rest(now, "enough tracks are wholly free")
 	case c.stuck && p.dirty.Head() == c.stuckAt:
 		c.rest(now, "the last pass gained nothing and nothing was written since")
+	case p.remover.active():
+		c.rest(now, "a device is being removed")
 	case p.bmap.Unfinished():
 		c.rest(now, "what was deleted and trimmed is still being freed")
 	default:
@@ -248,7 +249,7 @@ func (c *cleaner) begin(now time.Time) {
 	e := p.space.Choose(space.Choice{
 		MinFree: block.TrackBlocks * c.o.MinFree / 100,
 		Tracks:  max(1, low+low/2-t.Whole),
-		Used:    max(0, u.Free-u.Reserved-u.Slop) / 4, // both places of a block are in use until the fold
+		Used:    max(0, u.Spare()) / 4, // both places of a block are in use until the fold
 	})
 	why := ""
 	switch pages := (u.Total - u.Free) / blockmap.LeafBlocks; {
@@ -256,11 +257,9 @@ func (c *cleaner) begin(now time.Time) {
 		why = fmt.Sprintf("no track is %d %% free, or the pool lacks the room to move blocks", c.o.MinFree)
 	case e.Free < payBlocks*pages:
 		why = "too little would be gained for a walk of all maps"
-	case c.bulk == nil:
-		if b, err := newBulk(p.set); err != nil {
+	default:
+		if err := c.mover.begin(); err != nil {
 			why = err.Error()
-		} else {
-			c.bulk = b
 		}
 	}
 	if why != "" {
@@ -269,13 +268,6 @@ func (c *cleaner) begin(now time.Time) {
 		return
 	}
 	c.emptying, c.before, c.since = e, t.Whole, time.Time{}
-	c.walk = walk{pages: &uncached{p.reader, c.bulk}}
-	for id, tree := range p.bmap.Trees() {
-		if !tree.Deleted {
-			c.walk.volumes = append(c.walk.volumes, id)
-		}
-	}
-	slices.Sort(c.walk.volumes)
 	c.phase = cleanerMoves
 }
 
@@ -294,7 +286,7 @@ func (c *cleaner) move(now time.Time) {
 	}
 	c.since = time.Time{}
 	c.say("moves blocks")
-	blocks, more, err := c.step()
+	blocks, more, err := c.mover.step()
 	c.next = now.Add(time.Duration(float64(blocks*block.Size) / float64(c.o.Rate) * float64(time.Second)))
 	if err != nil {
 		c.moved(now, err.Error())
@@ -307,13 +299,13 @@ func (c *cleaner) move(now time.Time) {
 func (c *cleaner) moved(now time.Time, state string) {
 	c.say(state)
 	c.phase, c.next, c.target = cleanerCommits, now, c.p.dirty.Head()
-	c.queue = nil
+	c.mover.queue = nil
 }
 
 // hindered reports whether clients need what the cleaner would take.
 func (c *cleaner) hindered() bool {
 	s := c.p.space.Usage()
-	return c.p.pressed() || s.Free-s.Reserved-s.Slop < 4*int64(c.batch())
+	return c.p.pressed() || s.Spare() < 4*int64(c.mover.batch())
 }
 
 // finish judges a pass whose outcome is in the counts.
@@ -338,8 +330,6 @@ func (c *cleaner) finish(now time.Time) {
 // endPass gives back what a pass holds.
 func (c *cleaner) endPass() {
 	c.p.space.StopEmptying()
-	c.emptying, c.queue, c.walk = nil, nil, walk{}
+	c.emptying = nil
+	c.mover.end()
 }
-
-// batch returns how many blocks are moved in one step.
-func (c *cleaner) batch() int { return max(1, min(moveBlocks, c.p.dirty.Capacity()/16)) }

@@ -50,6 +50,9 @@ func (c *checker) copies() error {
 	}
 	sb := c.machine.Superblock()
 	for i, d := range sb.Devices {
+		if d.State == cp.DeviceGone {
+			continue
+		}
 		for _, b := range labelBlocks {
 			read("label", block.At(i, b), func() error {
 				l, err := decodeLabel(buf)

@@ -32,6 +32,7 @@ type rig struct {
 	acceptLoss bool
 	cleaning   CleanerOptions
 	scrubbing  ScrubOptions
+	removal    RemovalOptions
 	interval   time.Duration
 	*Pool
 	serving chan struct{}
@@ -88,7 +89,7 @@ func (r *rig) devices() []hpdi.Device {
 }
 
 func (r *rig) options() OpenOptions {
-	return OpenOptions{Devices: r.devices(), RegionPath: r.region, Cache: r.cache, Owner: "a", BatteryBacked: r.battery, BootID: fmt.Sprint(r.boot), AcceptLoss: r.acceptLoss, Cleaner: r.cleaning, Scrub: r.scrubbing, Interval: r.interval}
+	return OpenOptions{Devices: r.devices(), RegionPath: r.region, Cache: r.cache, Owner: "a", BatteryBacked: r.battery, BootID: fmt.Sprint(r.boot), AcceptLoss: r.acceptLoss, Cleaner: r.cleaning, Scrub: r.scrubbing, Removal: r.removal, Interval: r.interval}
 }
 
 // open opens the pool and starts to serve jobs.

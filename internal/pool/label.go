@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/internal/block"
@@ -194,38 +195,45 @@ func writeLabel(dev hpdi.Device, l Label) error {
 	return nil
 }
 
-// arrange checks that devs are exactly the devices of one pool, and returns
-// them with their labels in the pool's order.
+// arrange checks that devs are of one pool, and among them its first, and returns them
+// with their labels in the pool's order. The superblock tells whether they are all.
 func arrange(devs []hpdi.Device) ([]hpdi.Device, []Label, error) {
 	if len(devs) == 0 {
 		return nil, nil, fmt.Errorf("a pool needs at least one device: %w", block.ErrInvalid)
 	}
-	ordered := make([]hpdi.Device, len(devs))
-	labels := make([]Label, len(devs))
-	var first Label
-	for i, d := range devs {
+	type labelled struct {
+		dev hpdi.Device
+		Label
+	}
+	var all []labelled
+	for _, d := range devs {
 		l, err := ReadLabel(d)
 		name := d.Info().Name
 		if err != nil {
 			return nil, nil, err
 		}
-		if i == 0 {
-			first = l
-		}
-		switch {
-		case l.Pool != first.Pool:
+		all = append(all, labelled{d, l})
+		if first := all[0].Label; l.Pool != first.Pool {
 			return nil, nil, fmt.Errorf("device %s belongs to pool %s (%v), not to %s (%v): %w",
 				name, l.Name, l.Pool, first.Name, first.Pool, block.ErrInvalid)
-		case l.Index >= len(devs):
-			return nil, nil, fmt.Errorf("device %s is number %d of pool %s, of which only %d devices were given: %w",
-				name, l.Index+1, l.Name, len(devs), block.ErrInvalid)
-		case ordered[l.Index] != nil:
-			return nil, nil, fmt.Errorf("devices %s and %s both are number %d of pool %s; one must be a copy: %w",
-				ordered[l.Index].Info().Name, name, l.Index+1, l.Name, block.ErrInvalid)
-		case uint64(d.Info().Size)/block.Size < l.Blocks:
+		}
+		if uint64(d.Info().Size)/block.Size < l.Blocks {
 			return nil, nil, shrunk(d.Info(), l.Blocks)
 		}
-		ordered[l.Index], labels[l.Index] = d, l
+	}
+	slices.SortStableFunc(all, func(a, b labelled) int { return a.Index - b.Index })
+	var labels []Label
+	ordered := make([]hpdi.Device, 0, len(devs))
+	for i, l := range all {
+		if i > 0 && l.Index == all[i-1].Index {
+			return nil, nil, fmt.Errorf("devices %s and %s both are number %d of pool %s; one must be a copy: %w",
+				all[i-1].dev.Info().Name, l.dev.Info().Name, l.Index+1, l.Name, block.ErrInvalid)
+		}
+		ordered, labels = append(ordered, l.dev), append(labels, l.Label)
+	}
+	if l := all[0]; l.Index > 0 {
+		last := all[len(all)-1]
+		return nil, nil, fmt.Errorf("device %s is number %d of pool %s, whose first device is missing: %w", last.dev.Info().Name, last.Index+1, l.Name, block.ErrInvalid)
 	}
 	return ordered, labels, nil
 }

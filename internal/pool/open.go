@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/pollux-storage/pollux/hpdi"
@@ -52,6 +53,7 @@ type OpenOptions struct {
 	FoldEntries, FoldLimit int
 	Cleaner                CleanerOptions
 	Scrub                  ScrubOptions
+	Removal                RemovalOptions
 	// BootID identifies the boot of the host, which decides whether a region
 	// can still exist. region.BootID() if empty.
 	BootID string
@@ -87,6 +89,7 @@ type opener struct {
 	sb     *cp.Superblock
 	labels []Label
 	extra  []hpdi.Device // given, but no part of the pool
+	gone   []hpdi.Device // given, and no part of the pool any more
 	boot   string
 	begun  time.Time
 	// replayed says that the log's content came from the flush log.
@@ -163,33 +166,87 @@ func (op *opener) findDevices() error {
 			return err
 		}
 	}
-	op.set = devices.NewSet(devs)
-	if op.sb, err = cp.ReadSuperblock(op.set, op.label.Pool); err != nil {
+	first := devices.NewSet(devs[:1])
+	op.sb, err = cp.ReadSuperblock(first, op.label.Pool)
+	if err = errors.Join(err, first.ReleaseQueues()); err != nil {
 		return fmt.Errorf("open pool %s: %w", op.label.Name, err)
 	}
-	if have, want := len(labels), len(op.sb.Devices); have < want {
-		return fmt.Errorf("pool %s has %d devices, of which %d were given; number %d is missing: %w",
-			op.label.Name, want, have, have+1, block.ErrInvalid)
-	} else if have > want {
-		for i := want; i < have; i++ {
-			if !labels[i].Joining {
-				return fmt.Errorf("device %s was labelled for pool %s but never became part of it, or a newer superblock was lost: %w",
-					devs[i].Info().Name, op.label.Name, block.ErrInvalid)
+	op.set, op.labels = devices.NewSet(nil), make([]Label, len(op.sb.Devices))
+	for i, root := range op.sb.Devices {
+		j := slices.IndexFunc(labels, func(l Label) bool { return l.Index == i })
+		if root.State == cp.DeviceGone {
+			op.set.AddGap()
+			if j < 0 {
+				continue
 			}
+			if err := op.leftover(devs[j], labels[j], root); err != nil {
+				return err
+			}
+			continue
 		}
-		op.extra, devs, labels = devs[want:], devs[:want], labels[:want]
-		op.set = devices.NewSet(devs)
+		if j < 0 {
+			return op.missing(i, devs)
+		}
+		if err := op.member(devs[j], labels[j], root); err != nil {
+			return err
+		}
+		op.set.Add(devs[j])
+		op.labels[i] = labels[j]
 	}
-	op.labels = labels
-	for i, d := range op.sb.Devices {
-		info := devs[i].Info()
-		switch {
-		case d.ID != labels[i].Device || d.Blocks < labels[i].Blocks || d.First != labels[i].Layout.First:
-			return fmt.Errorf("device %s is not device number %d of pool %s: it was replaced or is an old copy: %w",
-				info.Name, i+1, op.label.Name, block.ErrInvalid)
-		case uint64(info.Size)/block.Size < d.Blocks:
-			return shrunk(info, d.Blocks)
+	for j, l := range labels {
+		if l.Index < len(op.sb.Devices) {
+			continue
 		}
+		if !l.Joining {
+			return fmt.Errorf("device %s was labelled for pool %s but never became part of it, or a newer superblock was lost: %w",
+				devs[j].Info().Name, op.label.Name, block.ErrInvalid)
+		}
+		op.extra = append(op.extra, devs[j])
+	}
+	return nil
+}
+
+// missing says that a device of the pool was not given.
+func (op *opener) missing(i int, given []hpdi.Device) error {
+	want := 0
+	for _, d := range op.sb.Devices {
+		if d.State != cp.DeviceGone {
+			want++
+		}
+	}
+	var names []string
+	for _, d := range given {
+		names = append(names, d.Info().Name)
+	}
+	return fmt.Errorf("pool %s has %d devices, of which %d were given (%s); number %d is missing: %w",
+		op.label.Name, want, len(given), strings.Join(names, ", "), i+1, block.ErrInvalid)
+}
+
+// member checks that a device is the one that the superblock has in its place.
+func (op *opener) member(dev hpdi.Device, l Label, root cp.DeviceRoot) error {
+	info := dev.Info()
+	if root.ID != l.Device || root.Blocks < l.Blocks || root.First != l.Layout.First {
+		return notMember(info, l)
+	}
+	if uint64(info.Size)/block.Size < root.Blocks {
+		return shrunk(info, root.Blocks)
+	}
+	return nil
+}
+
+func notMember(info hpdi.Info, l Label) error {
+	return fmt.Errorf("device %s is not device number %d of pool %s: it was replaced or is an old copy: %w", info.Name, l.Index+1, l.Name, block.ErrInvalid)
+}
+
+// leftover takes a device that has the number of one that was removed.
+func (op *opener) leftover(dev hpdi.Device, l Label, root cp.DeviceRoot) error {
+	switch {
+	case l.Device == root.ID:
+		op.gone = append(op.gone, dev)
+	case l.Joining:
+		op.extra = append(op.extra, dev)
+	default:
+		return notMember(dev.Info(), l)
 	}
 	return nil
 }
@@ -199,6 +256,9 @@ func (op *opener) findDevices() error {
 func (op *opener) grow() {
 	for i := range op.sb.Devices {
 		d, dev := &op.sb.Devices[i], op.set.Device(i)
+		if d.State != cp.DeviceUsed {
+			continue
+		}
 		n := min(uint64(dev.Info().Size)/block.Size, block.MaxDeviceBlocks) / block.TrackBlocks * block.TrackBlocks
 		if n <= d.Blocks {
 			continue
@@ -216,10 +276,15 @@ func (op *opener) buildLayers() (err error) {
 		return err
 	}
 	op.space = space.New()
-	for _, d := range op.sb.Devices {
+	for i, d := range op.sb.Devices {
+		if d.State == cp.DeviceGone {
+			op.space.AddGone()
+			continue
+		}
 		if err := op.space.AddDevice(d.Blocks, d.First); err != nil {
 			return err
 		}
+		op.space.SetLeaving(i, d.State == cp.DeviceLeaving)
 	}
 	op.bmap = blockmap.NewMap(op.reader)
 	op.catalogue = catalogue.New()
@@ -439,6 +504,9 @@ func (op *opener) takeOwnership() error {
 // too: labels are nothing that a takeover should wait for.
 func (op *opener) completeLabels(written bool) error {
 	for i, old := range op.labels {
+		if !op.set.Has(i) {
+			continue
+		}
 		l := &op.labels[i]
 		l.Joining, l.Exported = false, false
 		if written && op.o.Host != "" {
@@ -479,6 +547,10 @@ func (op *opener) start(ctx context.Context) error {
 	p.refreshVolumes()
 	p.cleaner = newCleaner(p, p.opts.Cleaner)
 	p.scrub = newScrub(p, p.opts.Scrub)
+	p.remover = newRemover(p, p.opts.Removal)
+	for _, d := range op.gone {
+		p.remover.gone = append(p.remover.gone, goneDevice{d, op.sb.Generation})
+	}
 	p.region.SetState(region.StateServing)
 	return ctx.Err()
 }

@@ -51,6 +51,7 @@ type Pool struct {
 	retryAt  time.Time
 	cleaner  *cleaner
 	scrub    *scrub
+	remover  *remover
 
 	kick    chan struct{}
 	jobs    chan job
@@ -202,6 +203,7 @@ func (p *Pool) Run(ctx context.Context) error {
 			p.cleaner.arm()
 		}
 		p.scrub.arm()
+		p.remover.arm()
 		select {
 		case <-ctx.Done():
 			return nil
@@ -216,6 +218,7 @@ func (p *Pool) Run(ctx context.Context) error {
 			drain(p.kick)
 			drain(tick.C)
 		case <-p.scrub.timer.C:
+		case <-p.remover.timer.C:
 		}
 	}
 }
@@ -287,6 +290,9 @@ func (p *Pool) work(ctx context.Context, t *timing) error {
 	}
 	p.cleaner.work(now)
 	p.scrub.work(now)
+	if p.remover.work(now); now.Before(p.retryAt) {
+		return nil // it has failed
+	}
 	p.lastError.Store(nil)
 	return nil
 }
@@ -298,7 +304,7 @@ func (p *Pool) wantsFold(t *timing, now time.Time) bool {
 		return true
 	case p.machine.Folding():
 		return !now.Before(t.pause)
-	case p.cleaner.wantsFold() || p.scrub.wantsFold():
+	case p.cleaner.wantsFold() || p.scrub.wantsFold() || p.remover.wantsFold():
 		return true
 	}
 	since := now.Sub(t.folded)
@@ -390,17 +396,19 @@ func (p *Pool) Fold(ctx context.Context) error {
 
 // relieve frees all space that trims, deletes and overwrites have given up.
 func (p *Pool) relieve(ctx context.Context) error {
-	return p.do(ctx, func() error {
-		if err := p.commitAll(); err != nil {
+	return p.do(ctx, p.freeEverything)
+}
+
+func (p *Pool) freeEverything() error {
+	if err := p.commitAll(); err != nil {
+		return err
+	}
+	for first := true; first || p.bmap.Unfinished(); first = false {
+		if err := p.foldEverything(); err != nil {
 			return err
 		}
-		for first := true; first || p.bmap.Unfinished(); first = false {
-			if err := p.foldEverything(); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
+	}
+	return nil
 }
 
 // drain lets no new request in and waits until all are out. Whoever closes a
@@ -468,7 +476,7 @@ func (p *Pool) Release(ctx context.Context) error {
 }
 
 func (p *Pool) free() error {
-	errs := []error{p.flusher.Close(), p.machine.Close(), p.flushQueue.Close(), p.set.Close(), p.reader.Close(), p.region.Close()}
+	errs := []error{p.remover.close(), p.flusher.Close(), p.machine.Close(), p.flushQueue.Close(), p.set.Close(), p.reader.Close(), p.region.Close()}
 	p.scrub.close()
 	p.space.Close()
 	return errors.Join(errs...)

@@ -202,6 +202,9 @@ func (s *scrub) mend(b scrubbed, good func([]byte) bool) bool {
 // structures proves the labels of all devices, the superblock and the journal.
 func (s *scrub) structures(sb *cp.Superblock) {
 	for i, d := range sb.Devices {
+		if d.State == cp.DeviceGone {
+			continue
+		}
 		for _, b := range labelBlocks {
 			s.structure(scrubFinding{kind: ScrubLabel, at: block.At(i, b)}, func(frame []byte) bool {
 				l, err := decodeLabel(frame)

@@ -22,6 +22,7 @@ type Stats struct {
 	LastError string
 	Cleaner   CleanerStats
 	Scrub     ScrubStats
+	Removal   RemovalStats
 }
 
 // Stats returns the pool's statistics.
@@ -29,14 +30,16 @@ func (p *Pool) Stats() Stats {
 	u, d, m := p.space.Usage(), p.dirty.Usage(), p.machine.Stats()
 	unfolded, _ := p.bmap.Overlays()
 	s := Stats{
-		Bytes: u.Total * block.Size, FreeBytes: max(0, u.Free-u.Reserved-u.Slop) * block.Size, ReservedBytes: u.Reserved * block.Size,
+		Bytes: u.Total * block.Size, FreeBytes: max(0, u.Spare()) * block.Size, ReservedBytes: u.Reserved * block.Size,
 		LogBytes: d.Permits * block.Size, LogUsedBytes: (d.Active + d.Frozen) * block.Size, DirtyBlocks: d.Blocks,
 		CP: m.Commits, Folds: m.Folds, BlocksWritten: m.Blocks, Unfolded: unfolded,
 		CountsBytes: p.space.Memory(), Loading: !p.loaded.Load(),
-		Cleaner: p.cleaner.Stats(), Scrub: p.scrub.Stats(),
+		Cleaner: p.cleaner.Stats(), Scrub: p.scrub.Stats(), Removal: p.remover.Stats(),
 	}
 	for i := range p.set.Len() {
-		s.Devices = append(s.Devices, p.set.Info(i))
+		if d := p.set.Device(i); d != nil { // it may be removed just now
+			s.Devices = append(s.Devices, d.Info())
+		}
 	}
 	if err := p.lastError.Load(); err != nil {
 		s.LastError = (*err).Error()

@@ -65,6 +65,7 @@ func OpenView(o ViewOptions) (*View, error) {
 	if err != nil {
 		return nil, errors.Join(err, op.undo(), hpdi.Free(mem))
 	}
+	op.extra = append(op.extra, op.gone...)
 	op.leaveOut()
 	return v, nil
 }

@@ -193,17 +193,35 @@ func (p *Pool) AddDevice(ctx context.Context, dev hpdi.Device) error {
 		if err := writeLabel(dev, l); err != nil {
 			return errors.Join(err, free.Close())
 		}
-		p.set.Add(dev)
+		root := cp.DeviceRoot{ID: l.Device, Blocks: l.Blocks, First: l.Layout.First}
+		reused := l.Index < p.set.Len() // the number of a device that was removed
+		if reused {
+			p.set.Fill(l.Index, dev)
+		} else {
+			p.set.Add(dev)
+		}
 		err = p.machine.Rewrite(func(sb *cp.Superblock) {
-			sb.Devices = append(sb.Devices, cp.DeviceRoot{ID: l.Device, Blocks: l.Blocks, First: l.Layout.First})
+			if reused {
+				sb.Devices[l.Index] = root
+			} else {
+				sb.Devices = append(sb.Devices, root)
+			}
 		})
 		if err != nil {
-			p.set.RemoveLast()
+			if reused {
+				_, _ = p.set.Remove(l.Index) // its queues were not used
+			} else {
+				p.set.RemoveLast()
+			}
 			// The superblock may be there all the same, and the pool would
 			// not open without a device that nobody knows to be part of it.
 			return errors.Join(err, p.machine.Rewrite(func(*cp.Superblock) {}), free.Close())
 		}
-		p.space.Attach(free)
+		if reused {
+			p.space.Replace(l.Index, free)
+		} else {
+			p.space.Attach(free)
+		}
 		p.tellUnused()
 		l.Joining = false
 		_ = writeLabel(dev, l) // or Open does it
@@ -218,12 +236,19 @@ func (p *Pool) labelFor(dev hpdi.Device) (Label, error) {
 	sb := p.machine.Superblock()
 	index := len(sb.Devices)
 	if index >= maxDevices {
-		return Label{}, fmt.Errorf("pool %s has %d devices, no more are possible: %w", p.label.Name, index, block.ErrInvalid)
+		// The numbers of devices that were removed are used again only now: until
+		// then one that turns up is told by its number as well.
+		index = slices.IndexFunc(sb.Devices, func(d cp.DeviceRoot) bool { return d.State == cp.DeviceGone })
+	}
+	if index < 0 {
+		return Label{}, fmt.Errorf("pool %s has %d devices, no more are possible: %w", p.label.Name, maxDevices, block.ErrInvalid)
 	}
 	old, err := ReadLabel(dev)
-	unfinished := err == nil && old.Pool == p.label.Pool &&
-		!slices.ContainsFunc(sb.Devices, func(d cp.DeviceRoot) bool { return d.ID == old.Device })
-	l, err := newLabel(CreateOptions{Name: p.label.Name, Identity: p.label.Identity, LogBytes: p.label.LogBytes, Force: unfinished, Host: p.label.Host},
+	of := slices.IndexFunc(sb.Devices, func(d cp.DeviceRoot) bool { return d.ID == old.Device })
+	unfinished := err == nil && old.Pool == p.label.Pool && of < 0
+	// Nobody may have erased the label of one that was removed.
+	removed := err == nil && old.Pool == p.label.Pool && of >= 0 && sb.Devices[of].State == cp.DeviceGone
+	l, err := newLabel(CreateOptions{Name: p.label.Name, Identity: p.label.Identity, LogBytes: p.label.LogBytes, Force: unfinished || removed, Host: p.label.Host},
 		p.label.Pool, index, dev)
 	if unfinished {
 		l.Device = old.Device
