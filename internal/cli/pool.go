@@ -13,7 +13,7 @@ func newPool(s *session) *cobra.Command {
 	return group("pool", groupStorage, "Create, list, extend and move pools",
 		`A pool is devices with one free space. Each guest has one; the volumes of a
 guest take their space from it. Devices are files or block devices.`,
-		newPoolCreate(s), newPoolList(s), newPoolShow(s), newPoolAdd(s), newPoolExport(s), newPoolImport(s),
+		newPoolCreate(s), newPoolList(s), newPoolShow(s), newPoolAdd(s), newPoolRemove(s), newPoolExport(s), newPoolImport(s),
 		newPoolReplace(s), newPoolOffline(s), newPoolOnline(s), newPoolScrub(s))
 }
 
@@ -23,7 +23,7 @@ func (s *session) printPool(p control.Pool) error {
 		return s.printJSON(p)
 	}
 	st := p.Stats
-	err := table(s.out, [][]string{
+	lines := [][]string{
 		{"pool", p.Name},
 		{"id", orDash(p.ID)},
 		{"guest", p.Guest},
@@ -39,7 +39,11 @@ func (s *session) printPool(p control.Pool) error {
 		{"consistency point", strconv.FormatUint(st.CP, 10)},
 		{"epoch", strconv.FormatUint(st.Epoch, 10)},
 		{"volumes", strconv.Itoa(p.Volumes)},
-	})
+	}
+	if st.Removal != nil {
+		lines = append(lines, []string{"removal", removalLine(st.Removal)})
+	}
+	err := table(s.out, lines)
 	if err != nil || len(p.Devices) == 0 {
 		return err
 	}

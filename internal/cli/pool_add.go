@@ -24,7 +24,7 @@ func newPoolAdd(s *session) *cobra.Command {
 		Use:   "add NAME DEVICE [--mirror DEVICE...]",
 		Short: "Add a device or a mirror to a pool",
 		Long: `Add a block device or file to a pool while it serves. A file that does not
-exist is created with --size bytes. Devices cannot be taken out again.
+exist is created with --size bytes. "pollux pool remove" takes a device out again.
 
 With --mirror the devices that are named, two or three, become a mirror: each keeps
 all of what comes to lie there. A mirror can be added to any pool. A device by itself

@@ -187,6 +187,9 @@ func fakeHandlers(dir string, down func()) control.Handlers {
 		ImportPool: func(_ context.Context, c control.PoolImport) (control.Pool, error) {
 			return answer[control.Pool](dir, "pool", "import "+text(c))
 		},
+		RemoveDevice: func(_ context.Context, n string, c control.PoolRemove) (control.Pool, error) {
+			return answer[control.Pool](dir, "pool", n+" remove "+text(c))
+		},
 		ChangeCopy: func(_ context.Context, n string, c control.CopyChange) (control.Pool, error) {
 			return answer[control.Pool](dir, "pool", n+" copy "+text(c))
 		},

@@ -89,6 +89,9 @@ type Pool struct {
 	// in groups of so many, in their order, each of which is a mirror. 1 keeps
 	// one copy. It is decided when the pool is made.
 	Copies int `yaml:"copies" json:"copies,omitempty"`
+	// Removing are those of Devices whose removal was begun. They belong to the
+	// pool only if it says so, and may be missing or hold nothing if not.
+	Removing []string `yaml:"-" json:"removing,omitempty"`
 	// Size is that of files which do not exist yet.
 	Size Size `yaml:"size" json:"size"`
 	// Manual leaves a pool that does not exist yet to `pollux pool create`.

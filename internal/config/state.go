@@ -37,6 +37,8 @@ type GuestState struct {
 	// Exported is the name of the pool that the guest had last, and that was
 	// exported: what the settings name is elsewhere now.
 	Exported string `json:"exported,omitempty"`
+	// Removing are devices whose removal was begun, of Devices.
+	Removing []string `json:"removing,omitempty"`
 }
 
 func statePath(dir string) string { return filepath.Join(dir, "state.json") }
@@ -87,6 +89,7 @@ func (s State) apply(c *Config) {
 		if st.Copies > 0 {
 			g.Pool.Copies = st.Copies
 		}
+		g.Pool.Removing = st.Removing
 		if st.Adding != "" {
 			g.Pool.Devices = append(append(slices.Clone(g.Pool.Devices), st.Adding), st.AddingCopies...)
 			g.Pool.Adding = 1 + len(st.AddingCopies)

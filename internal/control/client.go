@@ -183,6 +183,12 @@ func (c *Client) ChangeCopy(ctx context.Context, pool string, req CopyChange) (p
 	return p, err
 }
 
+// RemoveDevice begins the removal of a device from a pool, or cancels one.
+func (c *Client) RemoveDevice(ctx context.Context, pool string, req PoolRemove) (p Pool, err error) {
+	err = c.agent.call(ctx, http.MethodPost, "/v1/pools/"+url.PathEscape(pool)+"/removal", req, &p)
+	return p, err
+}
+
 // ScrubPool begins, pauses, goes on with or ends the scrub of a pool.
 func (c *Client) ScrubPool(ctx context.Context, pool string, req ScrubChange) (p Pool, err error) {
 	err = c.agent.call(ctx, http.MethodPost, "/v1/pools/"+url.PathEscape(pool)+"/scrub", req, &p)

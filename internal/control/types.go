@@ -170,6 +170,25 @@ type PoolStatus struct {
 	Error   string        `json:"error,omitempty"` // why the newest consistency point failed
 	Cleaner CleanerStatus `json:"cleaner"`
 	Scrub   ScrubStatus   `json:"scrub"`
+	// Removal is that of a device, if one is being removed.
+	Removal *RemovalStatus `json:"removal,omitempty"`
+}
+
+// RemovalStatus tells how far the removal of a device is.
+type RemovalStatus struct {
+	Device string `json:"device"` // or the mirror
+	State  string `json:"state"`  // what is done
+	Stuck  string `json:"stuck,omitempty"`
+	Total  int64  `json:"total"` // bytes in use on it when the removal began
+	Left   int64  `json:"left"`  // and now
+}
+
+// Percent returns how much of what was on the device is on the others.
+func (r RemovalStatus) Percent() float64 {
+	if r.Total == 0 {
+		return 100
+	}
+	return 100 * float64(max(0, r.Total-r.Left)) / float64(r.Total)
 }
 
 // CleanerStatus tells how the free space of a pool lies, and what the cleaner has
@@ -292,6 +311,15 @@ type PoolAdd struct {
 	Size   int64    `json:"size,omitempty"`   // of files that are created
 	// Force adds a device by itself to a pool of mirrors.
 	Force bool `json:"force,omitempty"`
+}
+
+// PoolRemove asks for the removal of a device, or for its end.
+type PoolRemove struct {
+	Device string `json:"device,omitempty"` // path; of a mirror that of any copy
+	Cancel bool   `json:"cancel,omitempty"` // the device that is being removed stays
+	// Paths are the device, or all copies of the mirror that it is one of. The agent
+	// fills it in for the guest.
+	Paths []string `json:"paths,omitempty"`
 }
 
 // What may be done to one of several copies.

@@ -29,7 +29,7 @@ func (g *Guest) addDevice(ctx context.Context, name string, c control.PoolAdd) (
 	t.mu.Lock()
 	t.devices = append(t.devices[:len(t.devices):len(t.devices)], d)
 	if !t.gone {
-		g.care(t, d)
+		g.careLocked(t, d)
 	}
 	t.mu.Unlock()
 	return g.poolOf(ctx, t.identity)

@@ -22,6 +22,8 @@ type opening struct {
 	// without is told of a device that a copy should be on, and why it is not.
 	without func(path string, why error)
 	mirrors memory
+	// discard closes a device that was removed from the pool; Close does if nil.
+	discard func(hpdi.Device) error
 }
 
 // memory is what the pair remembers of mirrors, see mirror.Options.
@@ -61,7 +63,7 @@ func disks(set *config.Pool, o opening) ([]hpdi.Device, error) {
 	candidate := set.Candidate()
 	for _, group := range set.Groups() {
 		mirrored := len(group) > 1
-		if mirrored && !slices.Equal(group, candidate) {
+		if mirrored && !slices.Equal(group, candidate) && !slices.Contains(set.Removing, group[0]) {
 			want++
 		}
 		for _, path := range group {
@@ -71,6 +73,8 @@ func disks(set *config.Pool, o opening) ([]hpdi.Device, error) {
 				copies = append(copies, d)
 			case err == nil:
 				singles = append(singles, d)
+			case slices.Contains(set.Removing, path) && !errors.Is(err, hpdi.ErrLocked):
+				missing++ // whether the pool still has it, it will say
 			case mirrored && !errors.Is(err, hpdi.ErrLocked):
 				// Locked is not missing: a guest that is not fenced may use it.
 				o.without(path, err)
@@ -81,8 +85,12 @@ func disks(set *config.Pool, o opening) ([]hpdi.Device, error) {
 			}
 		}
 	}
+	discard := hpdi.Device.Close
+	if !o.readOnly && o.discard != nil {
+		discard = o.discard
+	}
 	if len(copies) == 0 && want == 0 {
-		return singles, nil
+		return withoutRemoved(set, singles, discard)
 	}
 	devs, err := mirror.Assemble(copies, o.mirrors.apply(mirror.Options{Degraded: true, ReadOnly: o.readOnly, LeftOut: func(d hpdi.Device, why error) {
 		o.without(d.Info().Name, why)
@@ -101,14 +109,16 @@ func disks(set *config.Pool, o opening) ([]hpdi.Device, error) {
 			kept = append(kept, d)
 			continue
 		}
-		o.without(d.Info().Name, errors.New("it holds no copy of a mirror"))
+		if !slices.Contains(set.Removing, d.Info().Name) {
+			o.without(d.Info().Name, errors.New("it holds no copy of a mirror"))
+		}
 		_ = d.Close() // nothing was written to it
 	}
 	if len(kept) < want {
 		closeAll(append(kept, singles...))
 		return nil, fmt.Errorf("%d of %d mirrors have no copy left: %w", want-len(kept), want, block.ErrNotFound)
 	}
-	return append(kept, singles...), nil
+	return withoutRemoved(set, append(kept, singles...), discard)
 }
 
 // openToLook opens a device, or the mirror that several are copies of, for reading

@@ -350,7 +350,7 @@ func foundPool(all []foundMember, boot string) control.FoundPool {
 		return p
 	}
 	u := first.use
-	p.Wants, p.Epoch, p.Boot, p.Region = len(u.Devices), uint64(u.Epoch), u.BootID, u.RegionID
+	p.Epoch, p.Boot, p.Region = uint64(u.Epoch), u.BootID, u.RegionID
 	p.Here = u.RegionID != "" && u.BootID == boot
 	exported, twice, inUse := u.RegionID == "", false, false
 	have := map[int]foundMember{}
@@ -381,7 +381,11 @@ func foundPool(all []foundMember, boot string) control.FoundPool {
 			p.Notes = append(p.Notes, fmt.Sprintf("%s calls it pool %s of %s: an import was interrupted", names, m.label.Name, m.label.Identity))
 		}
 	}
-	for i := range u.Devices {
+	for i, id := range u.Devices {
+		if id == (block.DeviceID{}) {
+			continue // it was removed
+		}
+		p.Wants++
 		if m, ok := have[i]; ok {
 			p.Devices = append(p.Devices, m.dev)
 		} else {

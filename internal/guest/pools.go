@@ -24,6 +24,7 @@ import (
 type Pools struct {
 	cleaner pool.CleanerOptions
 	scrub   pool.ScrubOptions
+	removal pool.RemovalOptions
 	cache   *cache.Cache
 	slots   map[string]uint32 // of identities in the cache
 	limit   config.Points
@@ -42,6 +43,7 @@ func NewPools(cfg *config.Config, cacheBytes int64) (*Pools, error) {
 		p.slots[g.Name] = uint32(i + 1)
 	}
 	p.cleaner = pool.CleanerOptions{Off: cfg.Cleaner.Off, Rate: int64(cfg.Cleaner.Rate), LowWater: cfg.Cleaner.LowWater}
+	p.removal = pool.RemovalOptions{Rate: int64(cfg.Resilver.Rate)}
 	p.scrub = pool.ScrubOptions{Off: cfg.Scrub.Off, Every: cfg.Scrub.Every, Rate: int64(cfg.Scrub.Rate)}
 	return p, nil
 }
@@ -95,19 +97,21 @@ func (p *Pools) open(ctx context.Context, o OpenSpec) (*store, error) {
 			return nil, fmt.Errorf("device %s belongs to pool %s of %q, not of %q: correct the settings", d.Info().Name, l.Name, l.Identity, o.Identity)
 		}
 	}
-	scrub := p.scrub
+	scrub, removal := p.scrub, p.removal
+	removal.Removed = o.Removed
 	var grown func(hpdi.Device, int64)
 	if o.Tell != nil {
 		grown = func(d hpdi.Device, bytes int64) {
 			o.Tell("device-grown", fmt.Sprintf("device %s has grown by %s, which its pool uses from now on", d.Info().Name, config.Size(bytes)))
 		}
 		scrub.Tell = func(e pool.ScrubEvent) { o.Tell(e.Kind, e.Message) }
+		removal.Tell = func(e pool.RemovalEvent) { o.Tell(e.Kind, e.Message) }
 	}
 	q, err := pool.Open(ctx, pool.OpenOptions{
 		Devices: o.Devices, RegionPath: o.RegionPath, Cache: p.cache, CacheSlot: p.slots[o.Identity],
 		Owner: o.Owner, AcceptLoss: o.AcceptLoss, BatteryBacked: o.BatteryBacked, LeftOut: o.LeftOut,
 		Interval: p.limit.Interval, PointBytes: int64(p.limit.Size), FoldEntries: p.limit.FoldAfter, FoldLimit: p.limit.FoldLimit,
-		Cleaner: p.cleaner, Scrub: scrub, Grown: grown, Host: p.host,
+		Cleaner: p.cleaner, Scrub: scrub, Removal: removal, Grown: grown, Host: p.host,
 	})
 	if err != nil {
 		return nil, err
@@ -188,7 +192,7 @@ func (s *store) Stats() control.PoolStatus {
 			State: st.Cleaner.State, Tracks: st.Cleaner.Tracks, Whole: st.Cleaner.Whole, Passes: st.Cleaner.Passes,
 			Freed: st.Cleaner.Freed, Moved: st.Cleaner.Moved, Failed: st.Cleaner.Failed,
 		},
-		Scrub: scrubStatus(st.Scrub),
+		Scrub: scrubStatus(st.Scrub), Removal: removalStatus(st.Removal),
 	}
 }
 

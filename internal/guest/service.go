@@ -33,6 +33,7 @@ func (g *Guest) handlers() control.Handlers {
 		AddDevice:     g.addDevice,
 		ExportPool:    g.exportPool,
 		ImportPool:    g.importPool,
+		RemoveDevice:  g.removeDevice,
 		ChangeCopy:    g.changeCopy,
 		ScrubPool:     g.scrubPool,
 		CheckTakeover: g.checkTakeover,
@@ -157,15 +158,19 @@ func (g *Guest) describe(s *control.GuestStatus, t *tenancy) {
 			ReadOnly: g.cfg.Exports[v.Name].ReadOnly, NBD: v.NBD, NBDUnix: v.NBDUnix, Connections: t.connections(v.Name),
 		})
 	}
-	t.mu.Lock()
-	devs := t.devices // it is replaced, not changed, when a device is added
-	t.mu.Unlock()
-	for _, d := range devs {
+	for _, d := range t.disks() {
+		before := len(s.Devices)
 		if m, ok := d.(*mirror.Mirror); ok {
 			describeMirror(s, st.Name(), m)
-			continue
+		} else {
+			s.Devices = append(s.Devices, describeDevice(st.Name(), d.Info()))
 		}
-		s.Devices = append(s.Devices, describeDevice(st.Name(), d.Info()))
+		if r := stats.Removal; r != nil && r.Device == d.Info().Name {
+			noteRemoval(s.Devices[before:], r)
+		}
+	}
+	if r := stats.Removal; r != nil && r.Stuck != "" {
+		s.Alerts = append(s.Alerts, fmt.Sprintf("device %s of pool %s cannot be removed: %s", r.Device, stats.Name, r.Stuck))
 	}
 	r := st.Region()
 	s.Memory.Region += r.Bytes

@@ -49,6 +49,8 @@ type OpenSpec struct {
 	// LeftOut is told of a device that is no part of the pool, because its
 	// addition was interrupted. It is closed then.
 	LeftOut func(hpdi.Device)
+	// Removed is told of a device that is no part of the pool any more, and closes it.
+	Removed func(hpdi.Device)
 	// Tell, if set, hears what people may want to know of the pool, for the log
 	// of events. It does not block.
 	Tell func(kind, text string)
@@ -101,6 +103,10 @@ type Store interface {
 	RenameVolume(ctx context.Context, old, name string) error
 	DeleteVolume(ctx context.Context, name string) error
 	AddDevice(ctx context.Context, dev hpdi.Device) error
+	// RemoveDevice begins to take a device out, by its name.
+	RemoveDevice(ctx context.Context, name string) error
+	// CancelRemoval makes the device that is being taken out stay.
+	CancelRemoval(ctx context.Context) error
 	// Check recounts; Problems are what is wrong, the error why it could not.
 	Check(ctx context.Context) (control.PoolCheck, error)
 	// Checking tells how far a Check under way has come.

@@ -36,6 +36,7 @@ type tenancy struct {
 	mu      sync.Mutex // guards what follows
 	store   Store      // nil when the identity has no pool
 	devices []hpdi.Device
+	keepers map[hpdi.Device]*keeper // of devices
 	server  *nbd.Server
 	gone    bool // given up; store and devices are closed or being closed
 	steps   []partner.Step
@@ -47,6 +48,19 @@ type tenancy struct {
 func newTenancy(identity string, term uint64) *tenancy {
 	ctx, cancel := context.WithCancel(context.Background())
 	return &tenancy{identity: identity, term: term, ctx: ctx, cancel: cancel, still: make(chan struct{}), left: make(chan struct{})}
+}
+
+// keeper is what looks after a device of an open pool.
+type keeper struct {
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+}
+
+// disks returns the devices.
+func (t *tenancy) disks() []hpdi.Device {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.devices
 }
 
 // stopwatch collects timed steps.
@@ -123,6 +137,7 @@ func (g *Guest) openTenancy(a partner.Action, w *stopwatch) (*tenancy, error) {
 			t.devices = slices.DeleteFunc(t.devices, func(x hpdi.Device) bool { return x == d })
 			g.leftOut(a.Identity, d)
 		}
+		spec.Removed = func(d hpdi.Device) { g.removed(t, d) }
 		t.store, err = g.opt.Storage.Open(t.ctx, spec)
 		devs = nil // the store's now, or closed
 	}
@@ -181,6 +196,7 @@ func (g *Guest) openDevices(set *config.Guest) (devs []hpdi.Device, fresh bool, 
 			lacks = fmt.Errorf("device %s: %w", path, why)
 		},
 		mirrors: g.memory(&set.Pool),
+		discard: g.discard,
 	})
 	if err == nil && lacks != nil && set.Pool.Create {
 		closeAll(devs)
@@ -277,19 +293,25 @@ func (g *Guest) begin(t *tenancy) {
 		g.wg.Go(func() { g.lose(t, err) })
 	})
 	t.heart.Go(func() { g.beat(t) })
+	t.keepers = map[hpdi.Device]*keeper{}
 	for _, d := range t.devices {
-		g.care(t, d)
+		g.careLocked(t, d)
 	}
 }
 
-// care starts what looks after a device of an open pool.
-func (g *Guest) care(t *tenancy, d hpdi.Device) {
+// careLocked starts what looks after a device of an open pool, until the pool is given
+// up or the device removed.
+func (g *Guest) careLocked(t *tenancy, d hpdi.Device) {
+	ctx, cancel := context.WithCancel(t.ctx)
+	k := &keeper{cancel: cancel}
+	t.keepers[d] = k
 	for _, l := range looks(d) {
-		t.wg.Go(func() { g.watchDevice(t, l) })
+		k.wg.Go(func() { g.watchDevice(ctx, t.identity, l) })
 	}
 	if m, ok := d.(*mirror.Mirror); ok {
-		t.wg.Go(func() { keepMirror(t.ctx, m, int64(g.cfg.Resilver.Rate), g.log.With("identity", t.identity)) })
+		k.wg.Go(func() { keepMirror(ctx, m, int64(g.cfg.Resilver.Rate), g.log.With("identity", t.identity)) })
 	}
+	t.wg.Go(k.wg.Wait)
 }
 
 // serve accepts the clients of an identity. It is called by the loop.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/pollux-storage/pollux/hpdi"
@@ -72,14 +73,16 @@ func looks(d hpdi.Device) []look {
 	return all
 }
 
-func (g *Guest) watchDevice(t *tenancy, l look) {
+func (g *Guest) watchDevice(ctx context.Context, identity string, l look) {
+	var reads sync.WaitGroup
+	defer reads.Wait()
 	done := make(chan error, 1)
 	asked := time.Now()
 	waiting, stuck, slow := false, false, false
 	var took latencies
 	ask := func() {
 		waiting, asked = true, time.Now()
-		t.wg.Go(func() { done <- l.read() })
+		reads.Go(func() { done <- l.read() })
 	}
 	report := func(state *bool, key, text string) {
 		*state = text != ""
@@ -89,7 +92,7 @@ func (g *Guest) watchDevice(t *tenancy, l look) {
 	defer tk.Stop()
 	for {
 		select {
-		case <-t.ctx.Done():
+		case <-ctx.Done():
 			if stuck {
 				report(&stuck, l.name, "") // it is the next owner's now
 			}
@@ -100,14 +103,14 @@ func (g *Guest) watchDevice(t *tenancy, l look) {
 		case err := <-done:
 			waiting = false
 			if err != nil {
-				report(&stuck, l.name, fmt.Sprintf("device %s of %s fails: %v", l.name, t.identity, err))
+				report(&stuck, l.name, fmt.Sprintf("device %s of %s fails: %v", l.name, identity, err))
 			} else if stuck {
 				report(&stuck, l.name, "")
 			}
 			limit := g.cfg.Alerts.SlowDevice
 			switch half := took.add(time.Since(asked)); {
 			case !slow && half > limit:
-				report(&slow, "slow:"+l.name, fmt.Sprintf("device %s of %s is slow: half of its reads of one block take longer than %v", l.name, t.identity, limit))
+				report(&slow, "slow:"+l.name, fmt.Sprintf("device %s of %s is slow: half of its reads of one block take longer than %v", l.name, identity, limit))
 			case slow && half < limit/2:
 				report(&slow, "slow:"+l.name, "")
 			}
@@ -115,7 +118,7 @@ func (g *Guest) watchDevice(t *tenancy, l look) {
 			if !waiting {
 				ask()
 			} else if took := time.Since(asked); took > stuckAfter && !stuck {
-				report(&stuck, l.name, fmt.Sprintf("device %s of %s has not answered for %s", l.name, t.identity, took.Round(time.Second)))
+				report(&stuck, l.name, fmt.Sprintf("device %s of %s has not answered for %s", l.name, identity, took.Round(time.Second)))
 			}
 		}
 	}

@@ -44,7 +44,7 @@ func TestDeviceAlerts(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		tn := &tenancy{identity: "a", ctx: ctx, cancel: cancel}
 		g.cfg = &config.Config{Alerts: config.Alerts{SlowDevice: time.Hour}}
-		tn.wg.Go(func() { g.watchDevice(tn, looks(d)[0]) })
+		tn.wg.Go(func() { g.watchDevice(tn.ctx, tn.identity, looks(d)[0]) })
 		alert := func() string {
 			(<-g.inputs)()
 			return g.m.View().Alerts["device:disk"]
@@ -81,7 +81,7 @@ func TestSlowDevice(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		tn := &tenancy{identity: "a", ctx: ctx, cancel: cancel}
 		tn.wg.Go(func() {
-			g.watchDevice(tn, look{"disk", func() error {
+			g.watchDevice(tn.ctx, tn.identity, look{"disk", func() error {
 				if n++; n%3 > 0 {
 					time.Sleep(time.Duration(took.Load()))
 				}

@@ -20,6 +20,9 @@ func (a *agent) addDevice(ctx context.Context, name string, c control.PoolAdd) (
 	a.change.Lock()
 	defer a.change.Unlock()
 	p, g, cl, err := a.poolHolder(ctx, name)
+	if err == nil {
+		g, err = a.forgetRemoved(p, g)
+	}
 	if err != nil {
 		return p, err
 	}

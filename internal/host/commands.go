@@ -33,6 +33,7 @@ func (a *agent) handlers() control.Handlers {
 		AddDevice:     a.addDevice,
 		ExportPool:    a.exportPool,
 		ImportPool:    a.importPool,
+		RemoveDevice:  a.removeDevice,
 		ChangeCopy:    a.changeCopy,
 		ScrubPool:     a.scrubPool,
 		CheckTakeover: a.checkTakeover,

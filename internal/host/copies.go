@@ -18,6 +18,9 @@ func (a *agent) changeCopy(ctx context.Context, name string, c control.CopyChang
 	a.change.Lock()
 	defer a.change.Unlock()
 	p, g, cl, err := a.poolHolder(ctx, name)
+	if err == nil {
+		g, err = a.forgetRemoved(p, g)
+	}
 	if err != nil {
 		return p, err
 	}

@@ -55,4 +55,34 @@
 // whose first leaf is in it. Each page is in one window, whatever folds do to the
 // tree in between, so the place is two numbers, which a record on the device keeps
 // for the next owner. The record is advice and never synced.
+//
+// # Removal of a device
+//
+// A device leaves in these steps, of which only the superblocks must be durable in
+// this order. Whoever opens the pool goes on by the state that it finds.
+//
+//	leaving   a superblock says so; nothing is allocated from the device, and room
+//	          for what it has in use is kept on the others
+//	fold      after it all that refers to the device is in the trees
+//	move      blocks that lie on it, and leaves of maps, as the cleaner does
+//	folds     give up the old places, and rewrite all other pages that lie there:
+//	          those above leaves, of counts and of the catalogue. The next fold counts
+//	          what the last one has freed
+//	gone      when nothing refers to it: a superblock, and the next one, so that both
+//	          slots say so
+//	erase     its label
+//
+// What is left after the folds is moved by another pass. A block with several
+// references would be moved once for each; there are none as long as nothing shares
+// blocks. A device that is gone keeps its number, because pointers have numbers in
+// them; it is a gap in devices.Set and space.Space. While a superblock is written that
+// says leaving, used or gone no fold may be under way, which would write the states as
+// they were when it began.
+//
+// Invariants:
+//
+//	nothing is allocated from a device  <=  it is leaving, durable or not
+//	a superblock says gone   =>  no count of the device is above 0, and neither the
+//	                             last fold's pages nor overlays refer to it
+//	the label is erased      =>  both slots say gone
 package pool

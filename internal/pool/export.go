@@ -41,6 +41,9 @@ func (p *Pool) Export(ctx context.Context) error {
 // relabel changes the labels of all devices.
 func relabel(set *devices.Set, change func(*Label)) error {
 	for i := range set.Len() {
+		if !set.Has(i) {
+			continue
+		}
 		l, err := ReadLabel(set.Device(i))
 		if err != nil {
 			return err
@@ -101,7 +104,7 @@ func Adopt(devs []hpdi.Device, o AdoptOptions) error {
 
 // LastUse is what the first device of a pool tells of its last use.
 type LastUse struct {
-	Devices []block.DeviceID // of the pool, in their order
+	Devices []block.DeviceID // of the pool, in their order; zero for one that was removed
 	Epoch   block.Epoch
 	// The region in which the newest writes are, if the pool was not closed, and
 	// the boot of the host on which that was.
@@ -118,6 +121,9 @@ func ReadLastUse(first hpdi.Device, pool block.PoolID) (LastUse, error) {
 	}
 	u := LastUse{Epoch: sb.Epoch, RegionID: sb.RegionID, BootID: sb.BootID}
 	for _, d := range sb.Devices {
+		if d.State == cp.DeviceGone {
+			d.ID = block.DeviceID{}
+		}
 		u.Devices = append(u.Devices, d.ID)
 	}
 	return u, nil

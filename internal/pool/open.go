@@ -549,7 +549,7 @@ func (op *opener) start(ctx context.Context) error {
 	p.scrub = newScrub(p, p.opts.Scrub)
 	p.remover = newRemover(p, p.opts.Removal)
 	for _, d := range op.gone {
-		p.remover.gone = append(p.remover.gone, goneDevice{d, op.sb.Generation})
+		p.remover.add(d, op.sb.Generation)
 	}
 	p.region.SetState(region.StateServing)
 	return ctx.Err()

@@ -11,8 +11,9 @@ import (
 
 // RemoveDevice begins to take a device out of the pool, by its name. What lies on it
 // is moved to the others in the background, across restarts and takeovers, and then
-// the device is no part of the pool any more. Kinds of error: block.ErrNotFound for
-// no device of the pool, block.ErrExists when one is being removed,
+// the device is no part of the pool any more. For one that is being removed it does
+// nothing. Kinds of error: block.ErrNotFound for no device of the pool,
+// block.ErrExists when another one is being removed,
 // block.ErrNoSpace when the others have no room, and block.ErrInvalid for a device
 // that the pool cannot do without.
 func (p *Pool) RemoveDevice(ctx context.Context, name string) error {
@@ -21,7 +22,7 @@ func (p *Pool) RemoveDevice(ctx context.Context, name string) error {
 			return err
 		}
 		dev, err := p.removable(name)
-		if err != nil {
+		if err != nil || dev == p.remover.dev {
 			return err
 		}
 		if p.machine.Folding() { // which would write the states of devices as they were
@@ -77,7 +78,7 @@ func (p *Pool) removable(name string) (int, error) {
 		return 0, fmt.Errorf("device %s is the only one of pool %s and cannot be removed: %w", name, p.label.Name, block.ErrInvalid)
 	case found == 0:
 		return 0, fmt.Errorf("device %s, the first of pool %s, holds its superblocks, its journal and its flush log, which cannot be moved; it cannot be removed, the others can: %w", first, p.label.Name, block.ErrInvalid)
-	case p.remover.active():
+	case p.remover.active() && found != p.remover.dev:
 		return 0, fmt.Errorf("device %s of pool %s is being removed; one at a time can be: %w", p.set.Info(p.remover.dev).Name, p.label.Name, block.ErrExists)
 	}
 	return found, nil

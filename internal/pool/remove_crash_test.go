@@ -152,7 +152,7 @@ func interruptRemoval(t *testing.T, x interrupted) (cut bool) {
 		t.Fatal(err)
 	}
 	if _, err := ReadLabel(r.devs[1]); err != nil {
-		if !wiped(err) {
+		if !Wiped(err) {
 			t.Fatal(err)
 		}
 		here = false

@@ -151,7 +151,25 @@ func (r *remover) forget() {
 	r.dev = -1
 	r.mover.end()
 	r.p.machine.MovePages(false)
-	r.count(func(s *RemovalStats) { *s = RemovalStats{Moved: s.Moved} })
+	r.publish()
+}
+
+// publish makes Stats tell of the device that is leaving, or is gone and has its label
+// still, or of none.
+func (r *remover) publish() {
+	r.count(func(s *RemovalStats) {
+		if *s = (RemovalStats{Moved: s.Moved}); len(r.gone) > 0 {
+			s.Device, s.State = r.gone[0].dev.Info().Name, "erases its label"
+		}
+	})
+}
+
+// add takes a device over that is gone.
+func (r *remover) add(dev hpdi.Device, since uint64) {
+	r.gone = append(r.gone, goneDevice{dev, since})
+	if !r.active() {
+		r.publish()
+	}
 }
 
 // await waits, in a phase, for a fold that begins from now on.
@@ -296,10 +314,10 @@ func (r *remover) remove(now time.Time) error {
 	if err != nil {
 		return err
 	}
-	r.forget()
 	d, err := p.set.Remove(dev)
 	r.gone = append(r.gone, goneDevice{d, p.machine.Superblock().Generation})
 	r.next = now
+	r.forget()
 	return errors.Join(err, p.space.Gone(dev))
 }
 
@@ -325,6 +343,9 @@ func (r *remover) wipe(now time.Time) {
 		r.o.Removed(g.dev)
 	} else {
 		_ = g.dev.Close() // everything written to it was synced
+	}
+	if !r.active() {
+		r.publish()
 	}
 }
 
@@ -352,8 +373,9 @@ func wipeLabel(dev hpdi.Device) error {
 	return errors.Join(err, q.Close())
 }
 
-// wiped reports whether an error of ReadLabel is what a wipe leaves, whole or not.
-func wiped(err error) bool {
+// Wiped reports whether an error of ReadLabel is what a removal leaves of a label,
+// whether it came to its end or not.
+func Wiped(err error) bool {
 	return errors.Is(err, ondisk.ErrMagic) || errors.Is(err, block.ErrCorrupt)
 }
 

@@ -1,0 +1,132 @@
+package host
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/pollux-storage/pollux/internal/config"
+	"github.com/pollux-storage/pollux/internal/control"
+)
+
+// removeDevice begins to take a device out of a pool, or cancels that. The settings say
+// so first: then a guest that opens the pool does without the device if the pool does,
+// whatever is left of it. Once the pool has no such device the settings forget it.
+func (a *agent) removeDevice(ctx context.Context, name string, c control.PoolRemove) (control.Pool, error) {
+	a.change.Lock()
+	defer a.change.Unlock()
+	p, g, cl, err := a.poolHolder(ctx, name)
+	if err != nil {
+		return p, err
+	}
+	if g, err = a.forgetRemoved(p, g); err != nil {
+		return p, err
+	}
+	before, after := g.Pool.Removing, []string(nil)
+	if !c.Cancel {
+		c.Device = a.absolute(c.Device)
+		if c.Paths = pathsOf(&g.Pool, c.Device); c.Paths == nil {
+			return p, control.NewError(control.KindNotFound, fmt.Sprintf("%s is no device of pool %s", c.Device, name), fmt.Sprintf("see `pollux pool show %s`", name))
+		}
+		after = slices.Clone(before)
+		for _, path := range c.Paths {
+			if !slices.Contains(after, path) {
+				after = append(after, path)
+			}
+		}
+		if err := a.setRemoving(g, whole(&g.Pool), after); err != nil {
+			return p, err
+		}
+	}
+	p, err = cl.RemoveDevice(ctx, name, c)
+	switch {
+	case err == nil && c.Cancel:
+		err = a.setRemoving(g, whole(&g.Pool), nil)
+	case err != nil && !c.Cancel && !unanswered(ctx, err):
+		if serr := a.setRemoving(g, whole(&g.Pool), before); serr != nil {
+			err = fmt.Errorf("%w; and %w", err, serr)
+		}
+	}
+	return p, err
+}
+
+// whole returns the groups of a pool's devices, less those that are being added.
+func whole(p *config.Pool) [][]string {
+	groups := p.Groups()
+	if p.Adding > 0 {
+		groups = groups[:len(groups)-1]
+	}
+	return groups
+}
+
+// pathsOf returns the device of a path, or all copies of the mirror that it is one of.
+func pathsOf(p *config.Pool, path string) []string {
+	for _, group := range whole(p) {
+		if slices.Contains(group, path) {
+			return slices.Clone(group)
+		}
+	}
+	return nil
+}
+
+// setRemoving remembers the devices of a pool, and which of them are being removed.
+func (a *agent) setRemoving(g *config.Guest, groups [][]string, removing []string) error {
+	devices, widths := slices.Concat(groups...), config.WidthsOf(groups, max(g.Pool.Copies, 1))
+	return a.remember(func(st *config.State, cfg *config.Config) {
+		gs := st.Guests[g.Name]
+		gs.Devices, gs.Widths, gs.Removing, gs.Copies = devices, widths, removing, g.Pool.Copies
+		st.Guests[g.Name] = gs
+		p := &cfg.Guest(g.Name).Pool
+		p.Devices, p.Widths, p.Removing = append(slices.Clone(devices), g.Pool.Candidate()...), widths, removing
+	})
+}
+
+// forgetRemoved takes the devices out of the settings whose removal from an open pool
+// has come to its end, and returns the settings that hold then. change is held.
+func (a *agent) forgetRemoved(p control.Pool, g *config.Guest) (*config.Guest, error) {
+	if len(g.Pool.Removing) == 0 || p.State != "open" {
+		return g, nil
+	}
+	// A mirror is there as long as one of its copies is.
+	there := func(group []string) bool {
+		return slices.ContainsFunc(p.Devices, func(d control.DeviceStatus) bool { return slices.Contains(group, d.Path) })
+	}
+	var groups [][]string
+	removing := slices.Clone(g.Pool.Removing)
+	for _, group := range whole(&g.Pool) {
+		if !slices.Contains(g.Pool.Removing, group[0]) || there(group) {
+			groups = append(groups, group)
+			continue
+		}
+		removing = slices.DeleteFunc(removing, func(path string) bool { return slices.Contains(group, path) })
+	}
+	if len(removing) == len(g.Pool.Removing) {
+		return g, nil
+	}
+	if err := a.setRemoving(g, groups, removing); err != nil {
+		return nil, err
+	}
+	return a.known(g.Name)
+}
+
+// tidyRemoved brings the settings in line with removals that have come to their end,
+// unless a command changes pools just now.
+func (a *agent) tidyRemoved(ctx context.Context) {
+	if !slices.ContainsFunc(a.settings().Guests, func(g config.Guest) bool { return len(g.Pool.Removing) > 0 }) || !a.change.TryLock() {
+		return
+	}
+	defer a.change.Unlock()
+	pools, err := a.pools(ctx)
+	if err != nil {
+		return // the next look tells
+	}
+	for _, p := range pools {
+		g, err := a.known(p.Guest)
+		if err == nil {
+			_, err = a.forgetRemoved(p, g)
+		}
+		if err != nil {
+			a.event(p.Guest, "alert", nil, "that a device was removed from pool %s cannot be recorded: %v", p.Name, err)
+		}
+	}
+}
