@@ -22,8 +22,9 @@ type opening struct {
 	// without is told of a device that a copy should be on, and why it is not.
 	without func(path string, why error)
 	mirrors memory
-	// discard closes a device that was removed from the pool; Close does if nil.
-	discard func(hpdi.Device) error
+	// removed gets a device that was removed from the pool, as far as its label tells,
+	// and closes it. If nil it is only closed.
+	removed func(hpdi.Device)
 }
 
 // memory is what the pair remembers of mirrors, see mirror.Options.
@@ -85,12 +86,12 @@ func disks(set *config.Pool, o opening) ([]hpdi.Device, error) {
 			}
 		}
 	}
-	discard := hpdi.Device.Close
-	if !o.readOnly && o.discard != nil {
-		discard = o.discard
+	removed := o.removed
+	if removed == nil {
+		removed = func(d hpdi.Device) { _ = d.Close() }
 	}
 	if len(copies) == 0 && want == 0 {
-		return withoutRemoved(set, singles, discard)
+		return withoutRemoved(set, singles, removed)
 	}
 	devs, err := mirror.Assemble(copies, o.mirrors.apply(mirror.Options{Degraded: true, ReadOnly: o.readOnly, LeftOut: func(d hpdi.Device, why error) {
 		o.without(d.Info().Name, why)
@@ -118,7 +119,7 @@ func disks(set *config.Pool, o opening) ([]hpdi.Device, error) {
 		closeAll(append(kept, singles...))
 		return nil, fmt.Errorf("%d of %d mirrors have no copy left: %w", want-len(kept), want, block.ErrNotFound)
 	}
-	return withoutRemoved(set, append(kept, singles...), discard)
+	return withoutRemoved(set, append(kept, singles...), removed)
 }
 
 // openToLook opens a device, or the mirror that several are copies of, for reading

@@ -129,7 +129,7 @@ func (g *Guest) importPool(ctx context.Context, c control.PoolImport) (control.P
 	if set == nil || set.Pool.Import == nil {
 		return control.Pool{}, control.NewError(control.KindInvalid, "the settings name no pool that "+c.Guest+" is to import", "ask the agent")
 	}
-	devs, _, err := g.openDevices(set)
+	devs, _, err := g.openDevices(set, func(d hpdi.Device) { _ = d.Close() })
 	if err == nil {
 		err = g.adopt(set, devs)
 	}

@@ -79,7 +79,7 @@ func (g *Guest) discard(d hpdi.Device) error {
 
 // withoutRemoved leaves out the devices whose removal was begun and has come so far
 // that they have no label any more.
-func withoutRemoved(set *config.Pool, devs []hpdi.Device, discard func(hpdi.Device) error) ([]hpdi.Device, error) {
+func withoutRemoved(set *config.Pool, devs []hpdi.Device, removed func(hpdi.Device)) ([]hpdi.Device, error) {
 	if len(set.Removing) == 0 {
 		return devs, nil
 	}
@@ -91,7 +91,7 @@ func withoutRemoved(set *config.Pool, devs []hpdi.Device, discard func(hpdi.Devi
 				closeAll(append(kept, devs[i:]...))
 				return nil, err
 			case err != nil:
-				_ = discard(d) // who needs it will say that it is missing
+				removed(d) // if the pool needs it, it will say that it is missing
 				continue
 			}
 		}

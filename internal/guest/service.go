@@ -329,7 +329,7 @@ func (g *Guest) createPool(ctx context.Context, c control.PoolCreate) (control.P
 	}
 	set := *g.settings(c.Guest)
 	set.Pool.Name, set.Pool.Copies = c.Name, max(c.Copies, 1)
-	devs, _, err := g.openDevices(&set)
+	devs, _, err := g.openDevices(&set, func(d hpdi.Device) { _ = d.Close() })
 	if err == nil {
 		devs, err = g.create(ctx, &set, devs)
 	}

@@ -115,13 +115,15 @@ func (g *Guest) openTenancy(a partner.Action, w *stopwatch) (*tenancy, error) {
 		return nil, fmt.Errorf("there are no settings for %s", a.Identity)
 	}
 	t := newTenancy(a.Identity, a.Term)
-	devs, fresh, err := g.openDevices(set)
+	var removed []hpdi.Device // as far as their labels tell
+	devs, fresh, err := g.openDevices(set, func(d hpdi.Device) { removed = append(removed, d) })
 	if err != nil {
 		t.cancel()
 		return nil, err
 	}
 	w.lap("lock devices")
 	if len(devs) == 0 {
+		closeAll(removed)
 		return t, nil // no pool yet
 	}
 	if fresh && !a.Takeover {
@@ -137,9 +139,15 @@ func (g *Guest) openTenancy(a partner.Action, w *stopwatch) (*tenancy, error) {
 			t.devices = slices.DeleteFunc(t.devices, func(x hpdi.Device) bool { return x == d })
 			g.leftOut(a.Identity, d)
 		}
-		spec.Removed = func(d hpdi.Device) { g.removed(t, d) }
 		t.store, err = g.opt.Storage.Open(t.ctx, spec)
 		devs = nil // the store's now, or closed
+	}
+	for _, d := range removed {
+		if err != nil {
+			_ = d.Close() // the store may want it
+		} else if err := g.discard(d); err != nil {
+			g.log.Warn("a device that was removed is not blank", "device", d.Info().Name, "error", err)
+		}
 	}
 	if err != nil {
 		closeAll(devs)
@@ -161,7 +169,7 @@ func (g *Guest) openSpec(t *tenancy, set *config.Guest, devs []hpdi.Device) Open
 	return OpenSpec{
 		Identity: t.identity, Owner: g.opt.Name, Devices: devs, RegionPath: g.cfg.RegionPath(t.identity),
 		AcceptLoss: set.Pool.AcceptLoss || i != nil && i.AcceptLoss, BatteryBacked: set.Pool.BatteryBacked,
-		Tell: g.teller(t.ctx, t.identity),
+		Tell: g.teller(t.ctx, t.identity), Removed: func(d hpdi.Device) { g.removed(t, d) },
 	}
 }
 
@@ -184,9 +192,10 @@ func (g *Guest) create(ctx context.Context, set *config.Guest, devs []hpdi.Devic
 }
 
 // openDevices opens the identity's devices under their locks. Locks that a
-// killed guest's last I/O still holds are waited for. Fresh says that a
+// killed guest's last I/O still holds are waited for. Devices whose removal has
+// taken their label are not among them: the caller gets, and closes, them. Fresh says that a
 // pool may be made of them: it never was, and no device belongs to one.
-func (g *Guest) openDevices(set *config.Guest) (devs []hpdi.Device, fresh bool, err error) {
+func (g *Guest) openDevices(set *config.Guest, removed func(hpdi.Device)) (devs []hpdi.Device, fresh bool, err error) {
 	deadline := time.Now().Add(g.cfg.Failover.FenceTimeout)
 	var lacks error
 	devs, err = disks(&set.Pool, opening{
@@ -196,7 +205,7 @@ func (g *Guest) openDevices(set *config.Guest) (devs []hpdi.Device, fresh bool, 
 			lacks = fmt.Errorf("device %s: %w", path, why)
 		},
 		mirrors: g.memory(&set.Pool),
-		discard: g.discard,
+		removed: removed,
 	})
 	if err == nil && lacks != nil && set.Pool.Create {
 		closeAll(devs)

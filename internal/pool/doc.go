@@ -81,7 +81,7 @@
 //
 // Invariants:
 //
-//	nothing is allocated from a device  <=  it is leaving, durable or not
+//	a device is leaving, which may not be durable yet  =>  nothing is allocated from it
 //	a superblock says gone   =>  no count of the device is above 0, and neither the
 //	                             last fold's pages nor overlays refer to it
 //	the label is erased      =>  both slots say gone
