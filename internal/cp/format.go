@@ -350,6 +350,19 @@ const (
 	DeviceGone                       // it was removed; its number is free for another
 )
 
+// String returns a word for people, none for a device in use.
+func (s DeviceState) String() string {
+	switch s {
+	case DeviceUsed:
+		return ""
+	case DeviceLeaving:
+		return "leaving"
+	case DeviceGone:
+		return "gone"
+	}
+	return fmt.Sprintf("state %d", uint8(s))
+}
+
 // Leaving returns the index of the device that is leaving the pool; ok is false when
 // none is.
 func (s *Superblock) Leaving() (dev int, ok bool) {

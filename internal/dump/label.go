@@ -110,6 +110,7 @@ type Superblock struct {
 // Device is a device as a superblock has it.
 type Device struct {
 	ID     string `json:"id"`
+	State  string `json:"state,omitempty"` // "leaving" or "gone"; empty for one in use
 	Blocks uint64 `json:"blocks"`
 	Data   uint64 `json:"data"`
 	Counts string `json:"counts"` // root of its reference counts
@@ -184,6 +185,6 @@ func (s *Superblock) fill(b *cp.Superblock) {
 	s.FlushOffset, s.FlushBatch = b.Flush.Offset, b.Flush.Batch
 	s.Catalogue, s.CatBytes, s.RegionID, s.BootID = b.Catalogue.String(), b.CatBytes, b.RegionID, b.BootID
 	for _, d := range b.Devices {
-		s.Devices = append(s.Devices, Device{d.ID.String(), d.Blocks, d.First, d.Counts.String()})
+		s.Devices = append(s.Devices, Device{d.ID.String(), d.State.String(), d.Blocks, d.First, d.Counts.String()})
 	}
 }

@@ -378,6 +378,106 @@ func TestCancelRemoval(t *testing.T) {
 	}
 }
 
+// A fold that is under way when a removal begins, or is cancelled, does not undo that.
+func TestRemoveDuringFold(t *testing.T) {
+	ctx := context.Background()
+	r := newRig(t, 2, 48<<20)
+	r.mustOpen()
+	v := r.volume("v", 64<<20)
+	begin := func() {
+		t.Helper()
+		for b := range int64(100) {
+			if err := write(v, b*block.Size, pattern(3)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := errors.Join(r.Pool.Commit(ctx), r.do(ctx, func() error {
+			_, err := r.machine.Fold()
+			return err
+		})); err != nil || !r.machine.Folding() {
+			t.Fatalf("%v, folding %v", err, r.machine.Folding())
+		}
+	}
+	is := func(want cp.DeviceState) {
+		t.Helper()
+		if err := r.Fold(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if s := r.machine.Superblock(); s.Devices[1].State != want {
+			t.Errorf("%v instead of %v", s.Devices[1].State, want)
+		}
+	}
+	begin()
+	if err := r.RemoveDevice(ctx, "disk1"); err != nil {
+		t.Fatal(err)
+	}
+	is(cp.DeviceLeaving)
+	begin()
+	if err := r.CancelRemoval(ctx); err != nil {
+		t.Fatal(err)
+	}
+	is(cp.DeviceUsed)
+	r.shut()
+}
+
+// Errors of devices at each superblock that a removal writes: the pool goes on as before,
+// and so does whoever opens it next.
+func TestRemoveSuperblockFails(t *testing.T) {
+	ctx := context.Background()
+	errBroken := errors.New("broken")
+	for _, late := range []bool{false, true} {
+		r := newRig(t, 2, 48<<20)
+		faults := r.faulty()
+		r.mustOpen()
+		v := r.volume("v", 64<<20)
+		fillBlocks(r, v, 500)
+		fail := func(fn func() error) {
+			t.Helper()
+			remove := faults[0].Add(blocktest.Rule{Op: hpdi.OpWrite, Count: 2, Err: errBroken, Late: late})
+			if err := fn(); !errors.Is(err, errBroken) {
+				t.Fatalf("%v", err)
+			}
+			remove()
+		}
+		before := r.Stats().Bytes
+		fail(func() error { return r.RemoveDevice(ctx, "disk1") })
+		if now := r.Stats(); now.Bytes != before || r.removing() {
+			t.Errorf("%+v", now)
+		}
+		if err := r.RemoveDevice(ctx, "disk1"); err != nil {
+			t.Fatal(err)
+		}
+		fail(func() error { return r.CancelRemoval(ctx) })
+		if !r.removing() {
+			t.Error("it was not cancelled, and is not going on")
+		}
+		failures := 0
+		for r.removing() {
+			if empty := r.remover.active() && r.machine.Empty(1); empty && failures == 0 || len(r.remover.gone) > 0 && failures == 1 {
+				failures++
+				fail(r.removalStep)
+				if late {
+					continue // what is on the device now is for the crash tests
+				}
+				r.mustCheck()
+				continue
+			}
+			if err := r.removalStep(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if failures != 2 {
+			t.Errorf("%d failures of superblocks", failures)
+		}
+		r.mustCheck()
+		r.wrap = nil
+		r.devs = r.devs[:1]
+		r.die()
+		r.mustOpen()
+		r.shut()
+	}
+}
+
 // A block that cannot be read keeps its device in the pool, which says so, until the
 // block is written again.
 func TestRemoveUnreadable(t *testing.T) {
