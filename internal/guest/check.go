@@ -60,6 +60,9 @@ func (g *Guest) checkTakeover(ctx context.Context, id string) (control.TakeoverC
 			name = "mirror of "
 		}
 		said, err := g.reach(paths, id)
+		if errors.Is(err, ErrNoPool) && slices.Contains(set.Pool.Removing, paths[0]) {
+			said, err = "it was removed from the pool", nil
+		}
 		add(name+strings.Join(paths, ", "), err == nil, pick(err == nil, said, fmt.Sprint(err)))
 	}
 	if none {
