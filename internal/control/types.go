@@ -172,15 +172,19 @@ type PoolStatus struct {
 	Scrub   ScrubStatus   `json:"scrub"`
 	// Removal is that of a device, if one is being removed.
 	Removal *RemovalStatus `json:"removal,omitempty"`
+	// Removed are paths of devices that were removed since the pool was opened.
+	Removed []string `json:"removed,omitempty"`
 }
 
 // RemovalStatus tells how far the removal of a device is.
 type RemovalStatus struct {
 	Device string `json:"device"` // or the mirror
-	State  string `json:"state"`  // what is done
-	Stuck  string `json:"stuck,omitempty"`
-	Total  int64  `json:"total"` // bytes in use on it when the removal began
-	Left   int64  `json:"left"`  // and now
+	// Paths are that of the device, or those of the copies that are there.
+	Paths []string `json:"paths,omitempty"`
+	State string   `json:"state"` // what is done
+	Stuck string   `json:"stuck,omitempty"`
+	Total int64    `json:"total"` // bytes in use on it when the removal began
+	Left  int64    `json:"left"`  // and now
 }
 
 // Percent returns how much of what was on the device is on the others.

@@ -36,14 +36,26 @@ func (g *Guest) removeDevice(ctx context.Context, name string, c control.PoolRem
 	return g.poolOf(ctx, t.identity)
 }
 
+// pathsOn returns the path of a device, or those of the copies of a mirror that are
+// there.
+func pathsOn(d hpdi.Device) []string {
+	m, ok := d.(*mirror.Mirror)
+	if !ok {
+		return []string{d.Info().Name}
+	}
+	var paths []string
+	for _, c := range m.Status().Copies {
+		if c.Info.Name != "" {
+			paths = append(paths, c.Info.Name)
+		}
+	}
+	return paths
+}
+
 // isOneOf reports whether a device has one of the paths, or is a mirror with a copy
 // that has.
 func isOneOf(d hpdi.Device, paths []string) bool {
-	m, ok := d.(*mirror.Mirror)
-	if !ok {
-		return slices.Contains(paths, d.Info().Name)
-	}
-	return slices.ContainsFunc(m.Status().Copies, func(c mirror.CopyStatus) bool { return slices.Contains(paths, c.Info.Name) })
+	return slices.ContainsFunc(pathsOn(d), func(path string) bool { return slices.Contains(paths, path) })
 }
 
 // removed closes a device that is no part of a pool any more, after whatever looks at
@@ -51,6 +63,7 @@ func isOneOf(d hpdi.Device, paths []string) bool {
 func (g *Guest) removed(t *tenancy, d hpdi.Device) {
 	t.mu.Lock()
 	t.devices = slices.DeleteFunc(slices.Clone(t.devices), func(x hpdi.Device) bool { return x == d })
+	t.removed = append(t.removed[:len(t.removed):len(t.removed)], pathsOn(d)...)
 	k := t.keepers[d]
 	delete(t.keepers, d)
 	t.mu.Unlock()

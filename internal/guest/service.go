@@ -141,7 +141,7 @@ func (g *Guest) describe(s *control.GuestStatus, t *tenancy) {
 		return
 	}
 	s.Pools = append(s.Pools, st.Name())
-	stats := st.Stats()
+	stats := t.stats(st)
 	s.PoolStats = append(s.PoolStats, stats)
 	if stats.Error != "" {
 		s.Alerts = append(s.Alerts, fmt.Sprintf("pool %s cannot write to its devices: %s", stats.Name, stats.Error))
@@ -175,6 +175,22 @@ func (g *Guest) describe(s *control.GuestStatus, t *tenancy) {
 	r := st.Region()
 	s.Memory.Region += r.Bytes
 	s.Region = append(s.Region, control.RegionStatus{Identity: t.identity, Path: r.Path, Bytes: r.Bytes, Mapped: "owner", Heartbeat: st.Heartbeat()})
+}
+
+// stats returns the figures of the pool, with what only the tenancy knows.
+func (t *tenancy) stats(st Store) control.PoolStatus {
+	s := st.Stats()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s.Removed = t.removed
+	if s.Removal != nil {
+		for _, d := range t.devices {
+			if d.Info().Name == s.Removal.Device {
+				s.Removal.Paths = pathsOn(d)
+			}
+		}
+	}
+	return s
 }
 
 func (t *tenancy) connections(volume string) int {
@@ -314,7 +330,7 @@ func (g *Guest) pools(context.Context) ([]control.Pool, error) {
 		g.describe(&s, t)
 		out = append(out, control.Pool{
 			Name: st.Name(), ID: st.Region().Pool.String(), Guest: t.identity, ServedBy: g.opt.Name, State: "open",
-			Stats: st.Stats(), Devices: s.Devices, Volumes: len(st.Volumes()),
+			Stats: t.stats(st), Devices: s.Devices, Volumes: len(st.Volumes()),
 		})
 	}
 	return out, nil

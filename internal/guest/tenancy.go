@@ -37,6 +37,7 @@ type tenancy struct {
 	store   Store      // nil when the identity has no pool
 	devices []hpdi.Device
 	keepers map[hpdi.Device]*keeper // of devices
+	removed []string                // paths of devices that the pool has no more
 	server  *nbd.Server
 	gone    bool // given up; store and devices are closed or being closed
 	steps   []partner.Step

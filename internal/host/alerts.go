@@ -106,11 +106,11 @@ func (a *agent) watchAlerts(ctx context.Context) {
 				a.event("", "alert-command-failed", nil, "%v", err)
 			}
 		case now := <-tick.C:
-			a.tidyRemoved(ctx)
 			st, s, err := a.observe(ctx)
 			if err != nil {
 				continue // it is ending, or too busy; the next look tells
 			}
+			a.tidyRemoved(ctx, st)
 			for _, text := range s.alerts {
 				recorded[text] = true
 			}

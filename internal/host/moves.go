@@ -87,7 +87,7 @@ func (a *agent) forget(guest, exported string) error {
 		}
 		st.Guests[guest] = gs
 		p := &cfg.Guest(guest).Pool
-		p.Devices, p.Widths, p.Adding, p.Manual, p.Create, p.Import = nil, nil, 0, true, false, nil
+		p.Devices, p.Widths, p.Removing, p.Adding, p.Manual, p.Create, p.Import = nil, nil, nil, 0, true, false, nil
 	})
 }
 
@@ -310,6 +310,6 @@ func (a *agent) rememberImport(guest string, f control.FoundPool, c control.Pool
 		st.Guests[guest] = gs
 		p := &cfg.Guest(guest).Pool
 		p.Name, p.Devices, p.Copies, p.Widths, p.Import = gs.Pool, gs.Devices, gs.Copies, gs.Widths, i
-		p.Manual, p.Create, p.Adding = false, false, 0
+		p.Manual, p.Create, p.Adding, p.Removing = false, false, 0, nil
 	})
 }

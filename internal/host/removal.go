@@ -82,9 +82,10 @@ func (a *agent) setRemoving(g *config.Guest, groups [][]string, removing []strin
 }
 
 // forgetRemoved takes the devices out of the settings whose removal from an open pool
-// has come to its end, and returns the settings that hold then. change is held.
+// has come to its end, notes the one that is being removed, and returns the settings
+// that hold then. change is held.
 func (a *agent) forgetRemoved(p control.Pool, g *config.Guest) (*config.Guest, error) {
-	if len(g.Pool.Removing) == 0 || p.State != "open" {
+	if p.State != "open" {
 		return g, nil
 	}
 	// A mirror is there as long as one of its copies is.
@@ -92,15 +93,24 @@ func (a *agent) forgetRemoved(p control.Pool, g *config.Guest) (*config.Guest, e
 		return slices.ContainsFunc(p.Devices, func(d control.DeviceStatus) bool { return slices.Contains(group, d.Path) })
 	}
 	var groups [][]string
-	removing := slices.Clone(g.Pool.Removing)
+	removing, changed := slices.Clone(g.Pool.Removing), false
 	for _, group := range whole(&g.Pool) {
-		if !slices.Contains(g.Pool.Removing, group[0]) || there(group) {
-			groups = append(groups, group)
+		in := func(paths []string) bool {
+			return slices.ContainsFunc(paths, func(path string) bool { return slices.Contains(group, path) })
+		}
+		marked := in(g.Pool.Removing)
+		if !there(group) && (marked || in(p.Stats.Removed)) {
+			removing = slices.DeleteFunc(removing, func(path string) bool { return slices.Contains(group, path) })
+			changed = true
 			continue
 		}
-		removing = slices.DeleteFunc(removing, func(path string) bool { return slices.Contains(group, path) })
+		groups = append(groups, group)
+		// A removal may have been begun on another host.
+		if r := p.Stats.Removal; r != nil && in(r.Paths) && !marked {
+			removing, changed = append(removing, group...), true
+		}
 	}
-	if len(removing) == len(g.Pool.Removing) {
+	if !changed {
 		return g, nil
 	}
 	if err := a.setRemoving(g, groups, removing); err != nil {
@@ -110,9 +120,13 @@ func (a *agent) forgetRemoved(p control.Pool, g *config.Guest) (*config.Guest, e
 }
 
 // tidyRemoved brings the settings in line with removals that have come to their end,
-// unless a command changes pools just now.
-func (a *agent) tidyRemoved(ctx context.Context) {
-	if !slices.ContainsFunc(a.settings().Guests, func(g config.Guest) bool { return len(g.Pool.Removing) > 0 }) || !a.change.TryLock() {
+// unless a command changes pools just now. st tells whether there may be anything to do.
+func (a *agent) tidyRemoved(ctx context.Context, st control.Status) {
+	due := slices.ContainsFunc(a.settings().Guests, func(g config.Guest) bool { return len(g.Pool.Removing) > 0 })
+	for _, g := range st.Guests {
+		due = due || slices.ContainsFunc(g.PoolStats, func(p control.PoolStatus) bool { return p.Removal != nil || len(p.Removed) > 0 })
+	}
+	if !due || !a.change.TryLock() {
 		return
 	}
 	defer a.change.Unlock()

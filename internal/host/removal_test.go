@@ -15,7 +15,7 @@ import (
 func TestRemoveDevice(t *testing.T) {
 	ctx := context.Background()
 	for _, copies := range []int{1, 2} {
-		all := []string{"/d/1", "/d/2", "/d/3", "/d/4"}
+		all := []string{"/d/1", "/d/2", "/d/3", "/d/4", "/d/5", "/d/6"}
 		has := slices.Clone(all) // devices of the open pool
 		removed := all[2:4]
 		if copies == 1 {
@@ -23,11 +23,11 @@ func TestRemoveDevice(t *testing.T) {
 		}
 		var asked []control.PoolRemove
 		var answer error
-		state := "open"
+		state, stats := "open", control.PoolStatus{}
 		var a *agent
 		a = answering(t, control.Handlers{
 			Pools: func(context.Context) ([]control.Pool, error) {
-				p := control.Pool{Name: "pool-b", Guest: "b", State: state}
+				p := control.Pool{Name: "pool-b", Guest: "b", State: state, Stats: stats}
 				for _, path := range has {
 					p.Devices = append(p.Devices, control.DeviceStatus{Path: path})
 				}
@@ -86,22 +86,40 @@ func TestRemoveDevice(t *testing.T) {
 		if err := remove(control.PoolRemove{Device: "/d/3"}); err != nil {
 			t.Error(err)
 		}
-		a.tidyRemoved(ctx)
+		a.tidyRemoved(ctx, control.Status{})
 		settings(all, removed)
 		state, has = "device missing", nil // who does not serve it does not know
-		a.tidyRemoved(ctx)
+		a.tidyRemoved(ctx, control.Status{})
 		settings(all, removed)
 		state = "open"
 		has = slices.DeleteFunc(slices.Clone(all), func(path string) bool { return slices.Contains(removed, path) })
 		a.change.Lock() // a command
-		a.tidyRemoved(ctx)
+		a.tidyRemoved(ctx, control.Status{})
 		a.change.Unlock()
 		settings(all, removed)
-		a.tidyRemoved(ctx)
+		a.tidyRemoved(ctx, control.Status{})
 		settings(has, nil)
 		if err := remove(control.PoolRemove{Cancel: true}); err != nil {
 			t.Error(err)
 		}
+		settings(has, nil)
+
+		// A removal that was begun elsewhere, by what the guest tells of it.
+		last := has[len(has)-copies:]
+		stats = control.PoolStatus{Removal: &control.RemovalStatus{Paths: last[:1]}}
+		status := control.Status{Guests: []control.GuestStatus{{PoolStats: []control.PoolStatus{stats}}}}
+		a.tidyRemoved(ctx, status)
+		settings(has, last)
+		if err := a.setRemoving(a.settings().Guest("b"), whole(&a.settings().Guest("b").Pool), nil); err != nil {
+			t.Fatal(err)
+		}
+		stats = control.PoolStatus{Removed: last[:1]}
+		had := has
+		has = slices.Clone(has[:len(has)-copies])
+		a.tidyRemoved(ctx, control.Status{})
+		settings(had, nil)
+		status.Guests[0].PoolStats[0] = stats
+		a.tidyRemoved(ctx, status)
 		settings(has, nil)
 		answer = errors.New("broken")
 		if err := remove(control.PoolRemove{Cancel: true}); err == nil {
