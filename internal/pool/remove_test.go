@@ -585,3 +585,50 @@ func TestRemovedDeviceTurnsUp(t *testing.T) {
 	r.mustOpen()
 	r.shut()
 }
+
+// A pool that had a device more, and is losing another, is taken to another host: the
+// removal goes on there.
+func TestRemoveExported(t *testing.T) {
+	ctx := context.Background()
+	r := newRig(t, 3, 48<<20)
+	r.mustOpen()
+	v := r.volume("v", 64<<20)
+	fillBlocks(r, v, 1500)
+	if err := r.RemoveDevice(ctx, "disk1"); err != nil {
+		t.Fatal(err)
+	}
+	r.removeRest()
+	r.devs = slices.Delete(r.devs, 1, 2)
+	if err := r.RemoveDevice(ctx, "disk2"); err != nil {
+		t.Fatal(err)
+	}
+	for range 5 {
+		if err := r.removalStep(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.stop()
+	if err := r.Export(ctx); err != nil {
+		t.Fatal(err)
+	}
+	r.moved()
+	ls, u := r.labels()
+	if !r.unused() || len(u.Devices) != 3 || u.Devices[1] != (block.DeviceID{}) || u.Devices[2] != ls[1].Device {
+		t.Errorf("%+v, %+v", u, ls)
+	}
+	if err := Adopt(r.devices(), AdoptOptions{Pool: ls[0].Pool, Name: "q", Identity: "c"}); err != nil {
+		t.Fatal(err)
+	}
+	r.reopen()
+	r.mustOpen()
+	if s := r.Stats().Removal; s.Device != "disk2" {
+		t.Errorf("%+v", s)
+	}
+	v, _ = r.Volume("v")
+	r.removeRest()
+	r.mustCheck()
+	r.devs = r.devs[:1]
+	r.die()
+	r.mustOpen()
+	r.shut()
+}
