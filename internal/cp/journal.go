@@ -342,6 +342,9 @@ func (w *window) frame(off uint64) (f frame, ok bool, err error) {
 	case err != nil:
 		return f, false, nil
 	}
+	// What lies behind the record was zero when it was written, and no checksum but
+	// that of the chain covers it.
+	clear(b[f.head.Length:f.n])
 	f.raw = b[:f.n]
 	f.sum = ondisk.CRC(f.raw)
 	return f, true, nil

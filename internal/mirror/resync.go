@@ -6,7 +6,6 @@ import (
 	"slices"
 
 	"github.com/pollux-storage/pollux/internal/block"
-	"github.com/pollux-storage/pollux/internal/planted"
 )
 
 // resync is how far Resync has come. It belongs to who calls it.
@@ -97,11 +96,7 @@ func (m *Mirror) copyTrack(off, n int64) (copied bool, err error) {
 	}
 	read := func(at, n int64) error {
 		vec := [][]byte{m.resync.buf[at:][:n]}
-		alone := m.stripes.alone
-		if planted.Has(planted.MirrorCopyRacesWrite) {
-			alone = func(_ int64, fn func() error) error { return fn() }
-		}
-		return alone(off, func() error {
+		return m.stripes.alone(off, func() error {
 			if m.unread(off+at, n) {
 				return nil
 			}

@@ -81,7 +81,6 @@ const (
 	MirrorLossUnrecorded   Fault = "mirror-loss-unrecorded"
 	MirrorWriteErrorKept   Fault = "mirror-write-error-kept"
 	MirrorReturnNotFilled  Fault = "mirror-return-not-filled"
-	MirrorCopyRacesWrite   Fault = "mirror-copy-races-write"
 	MirrorHealsWithBad     Fault = "mirror-heals-with-bad"
 	StaleCopyWins          Fault = "stale-copy-wins"
 	JournalOneCopy         Fault = "journal-one-copy"

@@ -76,7 +76,6 @@ var table = []Info{
 	{string(MirrorLossUnrecorded), "the others are not told that a copy is lost: after a restart it counts as in sync", "internal/mirror: Mirror.loseLocked", durability},
 	{string(MirrorWriteErrorKept), "a copy that did not take a write stays in sync", "internal/mirror: queue.settleWrite", durability},
 	{string(MirrorReturnNotFilled), "a copy that comes back is in sync at once", "internal/mirror: Mirror.admitLocked", durability},
-	{string(MirrorCopyRacesWrite), "a track is copied while it is written to: the copy goes over newer data", "internal/mirror: Mirror.copyTrack", order},
 	{string(MirrorHealsWithBad), "the copies are repaired with what was read last instead of what is sound", "internal/mirror: Mirror.heal", integrity},
 	{string(StaleCopyWins), "of several copies of a superblock the first valid one is taken, and copied over newer ones", "internal/devices: ReadBest", recovery},
 	{string(JournalOneCopy), "where the copy that is read has no next record the journal ends, whatever the others have", "internal/cp: chain.elsewhere", durability},

@@ -13,6 +13,7 @@ type drawer struct {
 	vols  []drawnVolume
 	disks []string
 	parts []string // disks that are copies
+	about bool     // copies: the run looks longest at them
 	ids   []string
 	made  int
 	kinds []string // of faults, repeated by weight
@@ -29,6 +30,7 @@ type drawnVolume struct {
 func Draw(seed uint64) *Script {
 	d := &drawer{rng: rand.New(rand.NewPCG(seed, 0x73696d))}
 	d.say("seed %d", seed)
+	d.about = seed%3 == 0
 	d.shape()
 	if seed%2 == 0 {
 		d.say("cleaner")
@@ -78,7 +80,7 @@ func (d *drawer) shape() {
 			size = 12 + d.rng.IntN(4) // little room: space must come back in time
 		}
 		extra, copies := "", 1
-		if d.chance(3) {
+		if d.about || d.chance(6) {
 			copies = 2 + d.rng.IntN(4)/3
 			extra = fmt.Sprintf(" copies=%d", copies)
 			size++ // what mirrors keep for themselves
@@ -133,10 +135,11 @@ func (d *drawer) chooseKinds() {
 		}
 	}
 	d.kinds = append(d.kinds, "kill", "pool")
-	for range d.rng.IntN(4) {
-		if len(d.parts) > 0 {
-			d.kinds = append(d.kinds, "copy", "copy")
-		}
+	switch {
+	case d.about:
+		d.kinds = append(d.kinds[max(0, len(d.kinds)-4):], "power", "copy", "copy", "copy", "copy", "copy", "copy")
+	case len(d.parts) > 0:
+		d.kinds = append(d.kinds, "copy", "copy")
 	}
 }
 
@@ -289,7 +292,7 @@ func (d *drawer) fault() {
 // copy lets something happen to a disk that is one of several copies.
 func (d *drawer) copy() {
 	disk := d.pick(d.parts...)
-	switch d.rng.IntN(9) {
+	switch d.rng.IntN(13) {
 	case 0:
 		d.say("offline %s", disk)
 	case 1:
@@ -306,8 +309,15 @@ func (d *drawer) copy() {
 		d.say("mend %s", disk)
 	case 7:
 		d.say("disk %s %s %s times %d", disk, d.pick("fails", "fails-late"), d.pick("read", "write", "sync"), 1+d.rng.IntN(5))
-	case 8:
-		d.damage(disk)
+	case 8, 9:
+		d.say("disk %s rots", disk)
+	case 10:
+		d.say("disk %s flips read times %d", disk, 1+d.rng.IntN(20))
+	case 11:
+		d.say("disk %s misdirects write times %d", disk, 1+d.rng.IntN(5))
+	case 12:
+		d.say("disk %s loses write times -1", disk)
+		d.say("disk %s loses sync times -1", disk)
 	}
 	if d.chance(3) {
 		d.say("disk %s returns", disk)

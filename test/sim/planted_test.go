@@ -54,7 +54,7 @@ func TestPlanted(t *testing.T) {
 // hunt returns how many runs it took to find the fault, and as what.
 func hunt(t *testing.T, name string) (runs int, by string) {
 	out := filepath.Join(t.TempDir(), "runs")
-	cmd := exec.Command(os.Args[0], "-test.run=^TestPlanted$", "-planted-child="+out, fmt.Sprint("-planted-seeds=", *plantedSeeds), "-test.timeout=8m")
+	cmd := exec.Command(os.Args[0], "-test.run=^TestPlanted$", "-planted-child="+out, fmt.Sprint("-planted-seeds=", *plantedSeeds), "-test.timeout=0")
 	cmd.Env = append(os.Environ(), "POLLUX_PLANTED="+name)
 	text, err := cmd.CombinedOutput()
 	lines := strings.Split(strings.TrimSpace(readAll(out)), "\n")
