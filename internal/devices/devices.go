@@ -371,7 +371,11 @@ func (s *Set) Repair(at block.Physical, buf []byte, good func([]byte) bool) (rep
 	}
 	defer m.leave()
 	if c, ok := m.dev.(hpdi.Copies); ok {
-		return c.ReadGood(int64(at.Block())*block.Size, buf, good)
+		repaired, err = c.ReadGood(int64(at.Block())*block.Size, buf, good)
+		if repaired > 0 {
+			m.dirty.Store(true)
+		}
+		return repaired, err
 	}
 	return 0, &block.CorruptError{What: "the only copy of a block", Where: fmt.Sprintf("block %v of device %s", at, m.dev.Info().Name), Why: "there is none to repair it from"}
 }

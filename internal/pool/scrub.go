@@ -265,6 +265,12 @@ func (s *scrub) goOn(now time.Time) {
 	before := r.bytes
 	more := s.step()
 	s.next = now.Add(time.Duration(float64(r.bytes-before) / float64(s.o.Rate) * float64(time.Second)))
+	if !more && r.repaired > 0 && s.p.set.Sync() != nil {
+		// What a power cut can undo is not repaired. The next step is the end again.
+		s.next = now.Add(time.Second)
+		s.publish()
+		return
+	}
 	if !more {
 		s.rec.state, r.ended = ScrubDone, now
 		s.rec.last = *r
