@@ -315,7 +315,9 @@ func (w *World) scrub(id string) bool {
 // ended.
 func (w *World) mendAll() error {
 	for _, d := range w.disks {
-		if w.fail == nil && d.bad && !w.mend(d, patience) {
+		// Where memory has rotted nothing may be committed any more.
+		damaged := w.pools[d.owner].damaged
+		if w.fail == nil && d.bad && !damaged && !w.mend(d, patience) {
 			w.violate("%s cannot be made whole: %s", d.name, w.waiting())
 		}
 	}
@@ -328,7 +330,7 @@ func (w *World) mendAll() error {
 // inSync holds the mirrors of a pool against what they must be at rest.
 func (w *World) inSync(id string) {
 	pl := w.pools[id]
-	if pl.copies < 2 {
+	if pl.copies < 2 || pl.damaged {
 		return
 	}
 	for _, d := range pl.disks {
@@ -350,7 +352,7 @@ func (w *World) survive() error {
 	var pulled []*disk
 	for _, id := range sortedKeys(w.pools) {
 		pl := w.pools[id]
-		if pl.copies < 2 {
+		if pl.copies < 2 || pl.damaged {
 			continue
 		}
 		// What was acknowledged and not flushed is not what this is about.
