@@ -282,10 +282,15 @@ func (w *World) scrub(id string) bool {
 		if err := p.Commit(ctx); err != nil {
 			return err
 		}
-		if s := p.Stats().Scrub.State; s != spool.ScrubRunning && s != spool.ScrubPaused {
-			if err := p.Scrub(ctx, spool.ScrubStart); err != nil {
+		if s := p.Stats().Scrub.State; s == spool.ScrubRunning || s == spool.ScrubPaused {
+			// One that was begun under an earlier owner has passed by what has
+			// rotted since.
+			if err := p.Scrub(ctx, spool.ScrubStop); err != nil && !errors.Is(err, block.ErrInvalid) {
 				return err
 			}
+		}
+		if err := p.Scrub(ctx, spool.ScrubStart); err != nil {
+			return err
 		}
 		for {
 			switch s := p.Stats().Scrub; s.State {
