@@ -624,7 +624,6 @@ func TestRemoveExported(t *testing.T) {
 	if s := r.Stats().Removal; s.Device != "disk2" {
 		t.Errorf("%+v", s)
 	}
-	v, _ = r.Volume("v")
 	r.removeRest()
 	r.mustCheck()
 	r.devs = r.devs[:1]

@@ -263,7 +263,7 @@ func (w *World) mend(d *disk, limit time.Duration) bool {
 		switch {
 		case err != nil:
 		case state == mirror.Absent:
-			err = w.online(d)
+			_ = w.online(d) // what comes of it is seen at the next look
 		case state == mirror.InSync:
 			if !d.rotten || w.scrub(d.owner) {
 				d.bad, d.rotten = false, false
