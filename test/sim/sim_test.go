@@ -56,7 +56,7 @@ func TestRandom(t *testing.T) {
 	}
 	if n == 0 {
 		if n = 60; raced {
-			n = 20 // three times as slow
+			n = 10 // several times as slow
 		}
 	}
 	if *workers > 1 {
