@@ -47,7 +47,7 @@ var table = []Info{
 	{string(HoleOrder), "a large hole does not remove older entries of the index, which go on answering", "internal/dirty: Generation.insert", order},
 	{string(PartialBlockRace), "a partial block keeps the rest that was read before a consistency point changed it: a lost update", "internal/dirty: Set.completeLocked", order},
 	{string(MoveIgnoresRace), "the cleaner publishes what it read although a client has written the block since", "internal/dirty: Set.Move", order},
-	{string(MoveStalePointer), "the cleaner reads a block from where it was when it was found, not from where it is when it is moved", "internal/pool: cleaner.current", order},
+	{string(MoveStalePointer), "the cleaner reads a block from where it was when it was found, not from where it is when it is moved", "internal/pool: mover.current", order},
 	{string(PublishBeforeChecksum), "the checksum of a partial block is that of before its rest was filled in", "internal/dirty: Set.completeLocked", integrity},
 	{string(ReservationMissing), "writes are acknowledged without a promise of space: a full pool can not commit them", "internal/dirty: Set.reserveLocked", accounting},
 	{string(ReservationLeak), "the reservation of a dropped generation stays: ENOSPC on a pool with room", "internal/dirty: Set.Drop", accounting},
