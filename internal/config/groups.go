@@ -11,18 +11,26 @@ func (p *Pool) Exists() bool { return !p.Manual || len(p.Devices) > 0 }
 // Groups returns the devices by what the pool sees of them: each by itself, or the
 // copies of a mirror together.
 func (p *Pool) Groups() [][]string {
-	rest := p.Devices[:len(p.Devices)-p.Adding]
+	out := p.MemberGroups()
+	if c := p.Candidate(); len(c) > 0 {
+		out = append(out, c)
+	}
+	return out
+}
+
+// Members returns the devices without those that are being added.
+func (p *Pool) Members() []string { return p.Devices[:len(p.Devices)-p.Adding] }
+
+// MemberGroups is Groups without those that are being added.
+func (p *Pool) MemberGroups() [][]string {
 	var out [][]string
-	for i := 0; len(rest) > 0; i++ {
+	for i, rest := 0, p.Members(); len(rest) > 0; i++ {
 		n := max(p.Copies, 1)
 		if len(p.Widths) > 0 {
 			n = p.Widths[min(i, len(p.Widths)-1)]
 		}
 		n = min(n, len(rest))
 		out, rest = append(out, rest[:n:n]), rest[n:]
-	}
-	if c := p.Candidate(); len(c) > 0 {
-		out = append(out, c)
 	}
 	return out
 }

@@ -19,10 +19,7 @@ import (
 func (a *agent) addDevice(ctx context.Context, name string, c control.PoolAdd) (control.Pool, error) {
 	a.change.Lock()
 	defer a.change.Unlock()
-	p, g, cl, err := a.poolHolder(ctx, name)
-	if err == nil {
-		g, err = a.forgetRemoved(p, g)
-	}
+	p, g, cl, err := a.poolToChange(ctx, name)
 	if err != nil {
 		return p, err
 	}
@@ -111,7 +108,7 @@ func settled(set *config.Pool, p control.Pool) (config.Pool, error) {
 	case slices.ContainsFunc(candidate, guest.Locked):
 		return out, control.NewError(control.KindRefused, fmt.Sprintf("%s is being added to pool %s", strings.Join(candidate, ", "), p.Name), "see `pollux pool show "+p.Name+"`, and try again")
 	default:
-		out.Devices = members(set)
+		out.Devices = slices.Clone(set.Members())
 	}
 	return out, nil
 }

@@ -17,15 +17,12 @@ import (
 func (a *agent) changeCopy(ctx context.Context, name string, c control.CopyChange) (control.Pool, error) {
 	a.change.Lock()
 	defer a.change.Unlock()
-	p, g, cl, err := a.poolHolder(ctx, name)
-	if err == nil {
-		g, err = a.forgetRemoved(p, g)
-	}
+	p, g, cl, err := a.poolToChange(ctx, name)
 	if err != nil {
 		return p, err
 	}
 	c.Device = a.absolute(c.Device)
-	if c.Place = slices.Index(members(&g.Pool), c.Device); c.Place < 0 {
+	if c.Place = slices.Index(g.Pool.Members(), c.Device); c.Place < 0 {
 		return p, control.NewError(control.KindNotFound, fmt.Sprintf("%s is no device of pool %s", c.Device, name), fmt.Sprintf("see `pollux pool show %s`", name))
 	}
 	if !slices.ContainsFunc(g.Pool.Groups(), func(group []string) bool { return len(group) > 1 && slices.Contains(group, c.Device) }) {
@@ -52,7 +49,7 @@ func (a *agent) replaceCopy(ctx context.Context, cl *control.Client, g *config.G
 	if err != nil {
 		return control.Pool{}, err
 	}
-	before, after := members(&g.Pool), members(&g.Pool)
+	before, after := slices.Clone(g.Pool.Members()), slices.Clone(g.Pool.Members())
 	after[c.Place] = c.New
 	set := func(devices []string) error {
 		return a.remember(func(st *config.State, cfg *config.Config) {
@@ -80,6 +77,3 @@ func (a *agent) replaceCopy(ctx context.Context, cl *control.Client, g *config.G
 	a.event(g.Name, "copy-replaced", map[string]string{"pool": name, "device": c.Device, "new": c.New}, "device %s takes the place of %s in pool %s", c.New, c.Device, name)
 	return p, nil
 }
-
-// members returns the devices of a pool without those that are being added.
-func members(p *config.Pool) []string { return slices.Clone(p.Devices[:len(p.Devices)-p.Adding]) }

@@ -15,11 +15,8 @@ import (
 func (a *agent) removeDevice(ctx context.Context, name string, c control.PoolRemove) (control.Pool, error) {
 	a.change.Lock()
 	defer a.change.Unlock()
-	p, g, cl, err := a.poolHolder(ctx, name)
+	p, g, cl, err := a.poolToChange(ctx, name)
 	if err != nil {
-		return p, err
-	}
-	if g, err = a.forgetRemoved(p, g); err != nil {
 		return p, err
 	}
 	before, after := g.Pool.Removing, []string(nil)
@@ -34,34 +31,25 @@ func (a *agent) removeDevice(ctx context.Context, name string, c control.PoolRem
 				after = append(after, path)
 			}
 		}
-		if err := a.setRemoving(g, whole(&g.Pool), after); err != nil {
+		if err := a.setRemoving(g, g.Pool.MemberGroups(), after); err != nil {
 			return p, err
 		}
 	}
 	p, err = cl.RemoveDevice(ctx, name, c)
 	switch {
 	case err == nil && c.Cancel:
-		err = a.setRemoving(g, whole(&g.Pool), nil)
+		err = a.setRemoving(g, g.Pool.MemberGroups(), nil)
 	case err != nil && !c.Cancel && !unanswered(ctx, err):
-		if serr := a.setRemoving(g, whole(&g.Pool), before); serr != nil {
+		if serr := a.setRemoving(g, g.Pool.MemberGroups(), before); serr != nil {
 			err = fmt.Errorf("%w; and %w", err, serr)
 		}
 	}
 	return p, err
 }
 
-// whole returns the groups of a pool's devices, less those that are being added.
-func whole(p *config.Pool) [][]string {
-	groups := p.Groups()
-	if p.Adding > 0 {
-		groups = groups[:len(groups)-1]
-	}
-	return groups
-}
-
 // pathsOf returns the device of a path, or all copies of the mirror that it is one of.
 func pathsOf(p *config.Pool, path string) []string {
-	for _, group := range whole(p) {
+	for _, group := range p.MemberGroups() {
 		if slices.Contains(group, path) {
 			return slices.Clone(group)
 		}
@@ -81,6 +69,15 @@ func (a *agent) setRemoving(g *config.Guest, groups [][]string, removing []strin
 	})
 }
 
+// poolToChange is poolHolder for what changes the devices of a pool: the settings are
+// in line with removals that have come to their end. change is held.
+func (a *agent) poolToChange(ctx context.Context, name string) (p control.Pool, g *config.Guest, cl *control.Client, err error) {
+	if p, g, cl, err = a.poolHolder(ctx, name); err == nil {
+		g, err = a.forgetRemoved(p, g)
+	}
+	return p, g, cl, err
+}
+
 // forgetRemoved takes the devices out of the settings whose removal from an open pool
 // has come to its end, notes the one that is being removed, and returns the settings
 // that hold then. change is held.
@@ -94,7 +91,7 @@ func (a *agent) forgetRemoved(p control.Pool, g *config.Guest) (*config.Guest, e
 	}
 	var groups [][]string
 	removing, changed := slices.Clone(g.Pool.Removing), false
-	for _, group := range whole(&g.Pool) {
+	for _, group := range g.Pool.MemberGroups() {
 		in := func(paths []string) bool {
 			return slices.ContainsFunc(paths, func(path string) bool { return slices.Contains(group, path) })
 		}

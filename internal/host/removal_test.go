@@ -110,7 +110,7 @@ func TestRemoveDevice(t *testing.T) {
 		status := control.Status{Guests: []control.GuestStatus{{PoolStats: []control.PoolStatus{stats}}}}
 		a.tidyRemoved(ctx, status)
 		settings(has, last)
-		if err := a.setRemoving(a.settings().Guest("b"), whole(&a.settings().Guest("b").Pool), nil); err != nil {
+		if err := a.setRemoving(a.settings().Guest("b"), a.settings().Guest("b").Pool.MemberGroups(), nil); err != nil {
 			t.Fatal(err)
 		}
 		stats = control.PoolStatus{Removed: last[:1]}
