@@ -61,7 +61,7 @@ func ReadSuperblock(set *devices.Set, pool block.PoolID) (*Superblock, error) {
 			if planted.Has(planted.OlderSuperblockWins) && newest != nil {
 				continue
 			}
-			err := devices.ReadBest(set.Device(0), int64(b)*block.Size, buf, func(buf []byte) uint64 {
+			err := set.ReadBest(block.At(0, b), buf, func(buf []byte) uint64 {
 				s, err := DecodeSuperblock(buf)
 				switch {
 				case errors.Is(err, ondisk.ErrVersion):

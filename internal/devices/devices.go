@@ -79,6 +79,9 @@ func newMember(d hpdi.Device, i int) *member {
 	return &member{dev: d, index: i, free: make(chan *queue, idle), limit: newLimiter()}
 }
 
+// newGap returns an index without a device.
+func newGap(i int) *member { return &member{gone: true, index: i, limit: newLimiter()} }
+
 // enter keeps the device of a member open until leave is called.
 func (m *member) enter() error {
 	m.use.RLock()
@@ -112,7 +115,7 @@ func (s *Set) RemoveLast() {
 func (s *Set) AddGap() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.devs = append(s.devs, &member{gone: true, index: len(s.devs), limit: newLimiter()})
+	s.devs = append(s.devs, newGap(len(s.devs)))
 	return len(s.devs) - 1
 }
 
@@ -121,7 +124,7 @@ func (s *Set) AddGap() int {
 func (s *Set) Remove(i int) (hpdi.Device, error) {
 	s.mu.Lock()
 	m := s.devs[i]
-	s.setLocked(i, &member{gone: true, index: i, limit: newLimiter()})
+	s.setLocked(i, newGap(i))
 	s.mu.Unlock()
 	m.use.Lock()
 	defer m.use.Unlock()
@@ -384,16 +387,11 @@ func (s *Set) Repair(at block.Physical, buf []byte, good func([]byte) bool) (rep
 // nothing, and makes the others like it: a crash may have left some copies behind
 // others. Where a device keeps one copy, or none is worth anything, it is read as
 // it is.
-func ReadBest(dev hpdi.Device, off int64, buf []byte, rank func([]byte) uint64) error {
-	q, err := dev.NewQueue(1)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = q.Close() }()
-	c, several := dev.(hpdi.Copies)
+func (s *Set) ReadBest(at block.Physical, buf []byte, rank func([]byte) uint64) error {
 	best, bad := uint64(0), false
-	for i := 0; several && i < c.NumCopies(); i++ {
-		err := c.ReadCopy(i, off, buf)
+	copies := s.Copies(at.Device())
+	for i := 0; copies > 1 && i < copies; i++ {
+		err := s.ReadCopy(i, at, buf)
 		if errors.Is(err, hpdi.ErrNoCopy) {
 			continue
 		}
@@ -408,19 +406,19 @@ func ReadBest(dev hpdi.Device, off int64, buf []byte, rank func([]byte) uint64) 
 	}
 	switch {
 	case best == 0:
-		return hpdi.Do(q, &hpdi.Request{Op: hpdi.OpRead, Offset: off, Vec: [][]byte{buf}})
+		return s.Do([]*IO{{Op: hpdi.OpRead, At: at, Vec: [][]byte{buf}}})
 	case bad:
 		// Not only behind: it counts as repaired.
-		_, err = c.ReadGood(off, buf, func(p []byte) bool { return rank(p) == best })
+		_, err := s.Repair(at, buf, func(p []byte) bool { return rank(p) == best })
 		return err
 	}
-	for i := range c.NumCopies() {
-		if c.ReadCopy(i, off, buf) == nil && rank(buf) == best {
-			_, err = c.Settle(off, buf)
+	for i := range copies {
+		if s.ReadCopy(i, at, buf) == nil && rank(buf) == best {
+			_, err := s.Settle(at, buf)
 			return err
 		}
 	}
-	return fmt.Errorf("device %s, block %d: the best copy is not what it was when it is read again: %w", dev.Info().Name, off/block.Size, block.ErrCorrupt)
+	return &block.CorruptError{What: "the best copy of a block", Where: at.String(), Why: "it is not what it was when it is read again"}
 }
 
 // Copies returns how many copies device i keeps of each block.

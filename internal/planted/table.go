@@ -77,7 +77,7 @@ var table = []Info{
 	{string(MirrorWriteErrorKept), "a copy that did not take a write stays in sync", "internal/mirror: queue.settleWrite", durability},
 	{string(MirrorReturnNotFilled), "a copy that comes back is in sync at once", "internal/mirror: Mirror.admitLocked", durability},
 	{string(MirrorHealsWithBad), "the copies are repaired with what was read last instead of what is sound", "internal/mirror: Mirror.heal", integrity},
-	{string(StaleCopyWins), "of several copies of a superblock the first valid one is taken, and copied over newer ones", "internal/devices: ReadBest", recovery},
+	{string(StaleCopyWins), "of several copies of a superblock the first valid one is taken, and copied over newer ones", "internal/devices: Set.ReadBest", recovery},
 	{string(JournalOneCopy), "where the copy that is read has no next record the journal ends, whatever the others have", "internal/cp: chain.elsewhere", durability},
 	{string(JournalEndUnsettled), "the journal goes on after a record that a crash has left on one copy only", "internal/cp: chain.settle", durability},
 	{string(FlushLogOneCopy), "where the copy that is read has no next batch the flush log ends", "internal/oplog: scanner.batch", durability},

@@ -139,6 +139,8 @@ func ReadLabel(dev hpdi.Device) (Label, error) {
 	if c, ok := dev.(hpdi.Copies); ok {
 		c.Verified(0) // everything in a pool is, or is settled when it is opened
 	}
+	set := devices.NewSet([]hpdi.Device{dev})
+	defer func() { _ = set.ReleaseQueues() }() // nothing is in flight
 	buf, err := hpdi.Alloc(block.Size)
 	if err != nil {
 		return Label{}, err
@@ -146,7 +148,7 @@ func ReadLabel(dev hpdi.Device) (Label, error) {
 	defer func() { _ = hpdi.Free(buf) }()
 	var errs []error
 	for _, b := range labelBlocks {
-		err := devices.ReadBest(dev, int64(b)*block.Size, buf, func(buf []byte) uint64 {
+		err := set.ReadBest(block.At(0, b), buf, func(buf []byte) uint64 {
 			h, err := decodeLabel(buf)
 			switch {
 			case errors.Is(err, ondisk.ErrVersion):
@@ -169,30 +171,40 @@ func ReadLabel(dev hpdi.Device) (Label, error) {
 	return Label{}, fmt.Errorf("device %s has no valid label: %w", name, errors.Join(errs...))
 }
 
-// writeLabel writes the copies of a label one after the other, so that wherever
-// it ends one of them is whole: the device may be a member already.
+// writeLabel writes the copies of a label.
 func writeLabel(dev hpdi.Device, l Label) error {
+	if err := writeLabelBlocks(dev, l.encode()); err != nil {
+		return fmt.Errorf("label device %s: %w", dev.Info().Name, err)
+	}
+	return nil
+}
+
+// wipeLabel makes a device one without a label.
+func wipeLabel(dev hpdi.Device) error { return writeLabelBlocks(dev, nil) }
+
+// writeLabelBlocks writes the blocks of a label one after the other, so that
+// wherever it ends one of them is whole or gone: the device may be a member.
+func writeLabelBlocks(dev hpdi.Device, content []byte) error {
 	q, err := dev.NewQueue(1)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = q.Close() }()
 	buf, err := hpdi.Alloc(block.Size)
 	if err != nil {
-		return err
+		return errors.Join(err, q.Close())
 	}
 	defer func() { _ = hpdi.Free(buf) }()
-	copy(buf, l.encode())
+	copy(buf, content)
 	for _, b := range labelBlocks {
 		err = hpdi.Do(q, &hpdi.Request{Op: hpdi.OpWrite, Offset: int64(b) * block.Size, Vec: [][]byte{buf}})
 		if err == nil {
 			err = hpdi.Do(q, &hpdi.Request{Op: hpdi.OpFlush})
 		}
 		if err != nil {
-			return fmt.Errorf("label device %s: %w", dev.Info().Name, err)
+			break
 		}
 	}
-	return nil
+	return errors.Join(err, q.Close())
 }
 
 // arrange checks that devs are of one pool, and among them its first, and returns them

@@ -315,8 +315,8 @@ func (r *remover) remove(now time.Time) error {
 		return err
 	}
 	d, err := p.set.Remove(dev)
-	r.gone = append(r.gone, goneDevice{d, p.machine.Superblock().Generation})
 	r.next = now
+	r.add(d, p.machine.Superblock().Generation)
 	r.forget()
 	return errors.Join(err, p.space.Gone(dev))
 }
@@ -347,30 +347,6 @@ func (r *remover) wipe(now time.Time) {
 	if !r.active() {
 		r.publish()
 	}
-}
-
-// wipeLabel makes a device one without a label.
-func wipeLabel(dev hpdi.Device) error {
-	q, err := dev.NewQueue(1)
-	if err != nil {
-		return err
-	}
-	buf, err := hpdi.Alloc(block.Size)
-	if err != nil {
-		return errors.Join(err, q.Close())
-	}
-	defer func() { _ = hpdi.Free(buf) }()
-	for _, b := range labelBlocks {
-		// One after the other, so that what a crash leaves is a label or none.
-		err = hpdi.Do(q, &hpdi.Request{Op: hpdi.OpWrite, Offset: int64(b) * block.Size, Vec: [][]byte{buf}})
-		if err == nil {
-			err = hpdi.Do(q, &hpdi.Request{Op: hpdi.OpFlush})
-		}
-		if err != nil {
-			break
-		}
-	}
-	return errors.Join(err, q.Close())
 }
 
 // Wiped reports whether an error of ReadLabel is what a removal leaves of a label,

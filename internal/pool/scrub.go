@@ -79,8 +79,8 @@ type scrub struct {
 	notable bool      // there is something in rec that must not be lost
 
 	awaits bool   // folds is set
-	folds  uint64 // complete when the walk may begin, or the journal is whole again
-	renews bool   // the journal is not
+	folds  uint64 // complete when the walk may begin
+	renew  uint64 // folds complete when the journal is whole again
 
 	// Work space of a scrub that goes on, else nil.
 	bulk   *bulk
@@ -252,7 +252,8 @@ func (s *scrub) folded() bool {
 
 // wantsFold reports whether a fold is what the scrub waits for.
 func (s *scrub) wantsFold() bool {
-	return (s.rec.state == ScrubRunning && s.awaits || s.renews) && s.p.machine.Stats().Folds < s.folds
+	folds := s.p.machine.Stats().Folds
+	return s.rec.state == ScrubRunning && s.awaits && folds < s.folds || folds < s.renew
 }
 
 // goOn makes a step.

@@ -230,7 +230,7 @@ func (s *scrub) journal() {
 	s.repaired(f, mended)
 	if err != nil || !whole {
 		s.repaired(f, s.p.set.Copies(0))
-		s.folds, s.renews = s.p.machine.Stats().Folds+1, true
+		s.renew = s.p.machine.Stats().Folds + 1
 	}
 }
 
@@ -260,7 +260,7 @@ func (s *scrub) recall() {
 			}
 			return r.generation
 		}
-		if devices.ReadBest(s.p.set.Device(0), int64(b)*block.Size, s.frame, rank) != nil {
+		if s.p.set.ReadBest(block.At(0, b), s.frame, rank) != nil {
 			continue
 		}
 		if r, err := decodeScrub(s.frame, s.p.label.Pool); err == nil && r.generation >= s.rec.generation {
