@@ -263,10 +263,7 @@ func TestRemoveRefused(t *testing.T) {
 	}
 	r.removeRest()
 	refused("disk0", block.ErrInvalid, "the only one")
-	r.devs = r.devs[:1]
-	r.die()
-	r.mustOpen()
-	r.shut()
+	r.opensWithFirst()
 }
 
 // Clients get no room that was promised to what is moved.
@@ -471,10 +468,7 @@ func TestRemoveSuperblockFails(t *testing.T) {
 		}
 		r.mustCheck()
 		r.wrap = nil
-		r.devs = r.devs[:1]
-		r.die()
-		r.mustOpen()
-		r.shut()
+		r.opensWithFirst()
 	}
 }
 
@@ -526,10 +520,7 @@ func TestRemoveUnreadable(t *testing.T) {
 	if want := []string{"device-removing", "device-stuck", "device-removed"}; !slices.Equal(told, want) {
 		t.Errorf("%q", told)
 	}
-	r.devs = r.devs[:1]
-	r.die()
-	r.mustOpen()
-	r.shut()
+	r.opensWithFirst()
 }
 
 // A device that was removed, and whose label could not be erased, is no part of the
@@ -626,6 +617,12 @@ func TestRemoveExported(t *testing.T) {
 	}
 	r.removeRest()
 	r.mustCheck()
+	r.opensWithFirst()
+}
+
+// opensWithFirst proves that the pool is whole with its first device alone.
+func (r *rig) opensWithFirst() {
+	r.t.Helper()
 	r.devs = r.devs[:1]
 	r.die()
 	r.mustOpen()
