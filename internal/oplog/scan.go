@@ -22,6 +22,10 @@ import (
 // torn or missing ends the chain and is no error. It is an error that is a
 // block.ErrCorrupt when that batch is known to have been flushed; last is then
 // where the intact part ends.
+//
+// Where a device keeps several copies, each batch is written to those that lack
+// it, unless the device is read-only: whoever is told of a record once must find
+// it again after the next power cut, with whichever copy is left.
 func Scan(q hpdi.Queue, area Area, pos DiskPos, fn func(rec Record, payload [][]byte) error) (last block.Seq, err error) {
 	s, err := newScanner(q, area, pos)
 	if err != nil {
@@ -36,6 +40,9 @@ func Scan(q hpdi.Queue, area Area, pos DiskPos, fn func(rec Record, payload [][]
 		}
 		if !ok {
 			return last, s.lost()
+		}
+		if err := s.settle(); err != nil {
+			return last, err
 		}
 		blk := 0
 		for _, r := range s.recs {
@@ -107,7 +114,8 @@ type scanner struct {
 
 	// The batch that was read last.
 	b       batch
-	size    int64 // blocks
+	raw     []byte // all of it
+	size    int64  // blocks
 	recs    []Record
 	payload []byte
 	sums    []byte
@@ -205,9 +213,23 @@ func (s *scanner) where(number uint64, at int64) string {
 	return fmt.Sprintf("batch %d at byte %d", number, s.area.Start+at)
 }
 
-// batch reads the next batch and returns false when no copy has a whole one. One
-// that others lack need not be written to them: who goes by the log makes a
-// consistency point of it.
+// settle writes the batch that was read last to the copies that lack it.
+func (s *scanner) settle() error {
+	if s.area.Copies == nil || planted.Has(planted.FlushLogUnsettled) {
+		return nil
+	}
+	at, p := (s.pos.Offset-int64(len(s.raw))+s.area.Length)%s.area.Length, s.raw
+	for len(p) > 0 { // twice where the area ends within it
+		n := min(int64(len(p)), s.area.Length-at)
+		if _, err := s.area.Copies.Settle(s.area.Start+at, p[:n]); err != nil {
+			return fmt.Errorf("%s: make all copies of it alike: %w", s.where(s.b.number, at), err)
+		}
+		at, p = 0, p[n:]
+	}
+	return nil
+}
+
+// batch reads the next batch and returns false when no copy has a whole one.
 func (s *scanner) batch() (ok bool, err error) {
 	ok, err = s.batchOf()
 	if ok || s.area.Copies == nil || planted.Has(planted.FlushLogOneCopy) || errors.Is(err, ondisk.ErrVersion) {
@@ -250,7 +272,7 @@ func (s *scanner) batchOf() (ok bool, err error) {
 			Why: fmt.Sprintf("it begins with record %d after %d", s.b.first, s.last)}
 	}
 	s.last = s.b.last
-	s.size = size
+	s.raw, s.size = p, size
 	s.left -= size
 	s.pos.Offset = (s.pos.Offset + size*block.Size) % s.area.Length
 	s.pos.Batch++

@@ -86,4 +86,5 @@ const (
 	JournalOneCopy         Fault = "journal-one-copy"
 	JournalEndUnsettled    Fault = "journal-end-unsettled"
 	FlushLogOneCopy        Fault = "flush-log-one-copy"
+	FlushLogUnsettled      Fault = "flush-log-unsettled"
 )

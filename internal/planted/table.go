@@ -81,5 +81,6 @@ var table = []Info{
 	{string(JournalOneCopy), "where the copy that is read has no next record the journal ends, whatever the others have", "internal/cp: chain.elsewhere", durability},
 	{string(JournalEndUnsettled), "the journal goes on after a record that a crash has left on one copy only", "internal/cp: chain.settle", durability},
 	{string(FlushLogOneCopy), "where the copy that is read has no next batch the flush log ends", "internal/oplog: scanner.batch", durability},
+	{string(FlushLogUnsettled), "after a power cut, a batch of the flush log that one copy has is not written to the others", "internal/oplog: scanner.settle", durability},
 	{string(LateWatcher), "a guest that was late itself takes the partner's silence for its death", "internal/partner: Machine.Tick", ownership},
 }
