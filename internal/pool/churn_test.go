@@ -93,7 +93,7 @@ func churn(r *rig, v block.Volume, m *blocktest.Model, rng *rand.Rand, n int) er
 // again, so that whatever is freed, overwritten or forgotten before it may be
 // shows as lost.
 func TestPowerCutWhereAllIsReused(t *testing.T) {
-	rounds := 60
+	rounds := few(60)
 	if soak {
 		rounds = 20_000
 	}

@@ -216,7 +216,7 @@ func cleaning(t *testing.T, seed uint64, rng *rand.Rand) (*rig, block.Volume, *b
 // is cleaned and clients change what is being moved. A prefix of what clients
 // did comes back, with all that was flushed; after a death everything.
 func TestCleanerCut(t *testing.T) {
-	rounds := uint64(25)
+	rounds := uint64(few(25))
 	if soak {
 		rounds = 20_000
 	}

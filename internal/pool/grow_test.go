@@ -15,7 +15,7 @@ import (
 // after that; a device that becomes smaller again is refused, and harmed by nothing.
 func TestGrownDevice(t *testing.T) {
 	const small, large = 64 << 20, 160<<20 + 3*block.Size
-	for seed := range uint64(6) {
+	for seed := range uint64(few(6)) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			rng := rand.New(rand.NewPCG(seed, 1))
 			r := newRig(t, 2, small)

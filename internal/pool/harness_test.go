@@ -43,6 +43,16 @@ const (
 	testSize = 256 << 20
 )
 
+// few returns how many of n rounds of a test are made. With the race detector, which
+// makes all of them slow and has nothing more to find in one goroutine's work, it is
+// an eighth: `make test` makes the others without it.
+func few(n int) int {
+	if raced {
+		return (n + 7) / 8
+	}
+	return n
+}
+
 // soak asks for the long variants of tests.
 var soak = os.Getenv("POLLUX_SOAK") == "1"
 

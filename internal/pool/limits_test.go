@@ -62,6 +62,7 @@ func TestLimits(t *testing.T) {
 // bounded, and they need not wait for a whole fold.
 func TestUnfoldedIsBounded(t *testing.T) {
 	const limit, size = 6000, 16 << 30
+	folds := max(2, few(6))
 	for _, test := range []struct {
 		name   string
 		blocks int64 // that are written, scattered over the volume
@@ -80,7 +81,7 @@ func TestUnfoldedIsBounded(t *testing.T) {
 			page := make([]byte, block.Size)
 			full := r.dirty.Usage().Permits * 15 / 16
 			most, waited, longest, steps := 0, 0, 0, 0
-			for n := uint32(0); r.machine.Stats().Folds < 6; {
+			for n := uint32(0); r.machine.Stats().Folds < uint64(folds); {
 				for end := n + 256; n < end && r.dirty.Usage().Active+r.dirty.Usage().Frozen < full; n++ {
 					page[0], page[1], page[2] = byte(n>>16)|1, byte(n>>8), byte(n)
 					if err := write(v, rng.Int64N(test.blocks)*(size/test.blocks)&^(block.Size-1), page); err != nil {
@@ -111,10 +112,10 @@ func TestUnfoldedIsBounded(t *testing.T) {
 			if most < limit*5/4 {
 				t.Errorf("no more than %d mappings gathered: folds begin earlier than they have to", most)
 			}
-			if each := steps / 6; !test.asked && (each < 30 || longest > each/3) {
+			if each := steps / folds; !test.asked && (each < 30 || longest > each/3) {
 				t.Errorf("clients waited for %d of the %d steps of a fold", longest, each)
 			}
-			t.Logf("%d mappings at most, %d steps of a fold, waited for %d", most, steps/6, longest)
+			t.Logf("%d mappings at most, %d steps of a fold, waited for %d", most, steps/folds, longest)
 			// After a death it is known again what is in the journal.
 			before := r.machine.Unfolded()
 			r.die()

@@ -134,8 +134,11 @@ func TestPowerCutAtEveryOperation(t *testing.T) {
 	}
 	for seed := range uint64(3) {
 		step := int64(2) // from one on or from two, by seed
-		if soak {
+		switch {
+		case soak:
 			step = 1
+		case raced:
+			step = 16
 		}
 		for cut := 1 + int64(seed)%step; ; cut += step {
 			ended := powerCut(t, seed, cut, changes)

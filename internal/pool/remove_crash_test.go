@@ -24,7 +24,7 @@ type interrupted struct {
 // The guest dies, or the host loses power, at each write and sync of a removal, while a
 // client writes. The pool opens with the device or without it, has lost nothing, and
 // the removal goes on, or was cancelled, to the same end. With the race detector some
-// of the operations must do; `make test` tries all of them without it.
+// of the operations must do, see few.
 func TestRemoveInterrupted(t *testing.T) {
 	step := int64(1)
 	if testing.Short() || raced {

@@ -63,7 +63,7 @@ func (r *rig) on(dev int) int64 { return r.space.InUse(dev) }
 // label any more, and the pool opens without it.
 func TestRemoveDevice(t *testing.T) {
 	for _, dev := range []int{1, 2} {
-		for seed := range uint64(2) {
+		for seed := range uint64(few(2)) {
 			t.Run(fmt.Sprintf("device %d, seed %d", dev, seed), func(t *testing.T) {
 				rng := rand.New(rand.NewPCG(seed, 5))
 				r := newRig(t, 3, 48<<20)
@@ -137,7 +137,7 @@ func TestRemoveDevice(t *testing.T) {
 // dies and another goes on, and a scrub and a check run beside it.
 func TestRemoveBesideClients(t *testing.T) {
 	ctx := context.Background()
-	for seed := range uint64(4) {
+	for seed := range uint64(few(4)) {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
 			rng := rand.New(rand.NewPCG(seed, 6))
 			r := newRig(t, 3, 48<<20)
