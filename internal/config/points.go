@@ -48,7 +48,7 @@ func (p *Points) setDefaults(memory Size) {
 
 // DefaultFoldLimit returns FoldLimit for the setting of memory, 0 when there is none.
 func (p *Points) DefaultFoldLimit(memory Size) int {
-	limit := 1152 << 10
+	limit := 2176 << 10
 	if memory > 0 {
 		limit = min(limit, int(memory/bytesForMapping))
 	}

@@ -44,16 +44,16 @@ type Config struct {
 // folds cheaper for each mapping, and takeover slower, because the survivor replays
 // them before it serves: a thousand that are scattered take 0.12 to 0.13 ms on an idle
 // core (BenchmarkOpen in internal/pool), 0.16 beside other work. A third more may come
-// together while a fold runs, see MostUnfolded: a quarter of a second then.
+// together while a fold runs, see MostUnfolded: four tenths of a second then.
 const (
 	DefaultFoldEntries = 48 << 10
-	DefaultFoldLimit   = 1152 << 10
+	DefaultFoldLimit   = 2176 << 10
 )
 
-// mappingsForPage is for how many mappings a fold may write a page before the limit:
+// A fold may write that many pages of volumes for so many mappings before the limit:
 // a leaf has 256. Folds of small volumes reach that at once. Overwrites scattered
 // over a terabyte, a leaf for nearly each, are left to gather.
-const mappingsForPage = 2
+const dueMappings, duePages = 5, 2
 
 // recordEntries is for how many mappings a journal record counts beside those that
 // it has: reading and verifying its first block takes about as long.
@@ -317,7 +317,7 @@ func (m *Machine) FoldDue() bool {
 		return false
 	}
 	_, pages := m.Map.Overlays()
-	return pages*mappingsForPage <= n
+	return pages*dueMappings <= n*duePages
 }
 
 // FoldUseful reports whether a fold would find anything to do: mappings that

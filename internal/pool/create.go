@@ -69,7 +69,7 @@ func (o *CreateOptions) Validate() error {
 
 // layout divides device 0: labels and superblocks, the metadata journal, the
 // flush log, data. The journal takes 32 of the largest consistency points, and
-// more on large devices, whose folds list more pages, unless journalBytes is
+// more on large devices, where folds gather more and list more pages, unless journalBytes is
 // given. The flush log is twice the operation log and some, so that all that is
 // uncommitted always fits.
 func layout(index int, blocks uint64, logBytes, journalBytes int64) Layout {
@@ -79,8 +79,8 @@ func layout(index int, blocks uint64, logBytes, journalBytes int64) Layout {
 	track := func(n uint64) uint64 { return (n + block.TrackBlocks - 1) &^ (block.TrackBlocks - 1) }
 	logBlocks := uint64(logBytes) / block.Size
 	const mib = 1 << 20 / block.Size
-	journal := max(logBlocks*40*32/block.Size, blocks/8192)
-	journal = track(min(max(journal, 4*mib), 256*mib))
+	journal := max(logBlocks*40*32/block.Size, blocks/4096)
+	journal = track(min(max(journal, 4*mib), 512*mib))
 	if journalBytes > 0 {
 		journal = uint64(journalBytes) / block.Size
 	}
