@@ -38,6 +38,7 @@ type watch struct {
 	began    int       // connects at the beginning
 	replies  int
 	longest  time.Duration // between any two replies
+	first    string        // what that reply answered
 	pause    time.Duration // that ended with the first reply on another connection
 	after    time.Duration // the longest since that reply
 }
@@ -99,7 +100,7 @@ func (p *probe) work(ctx context.Context, rng *rand.Rand) error {
 		if err != nil {
 			return fmt.Errorf("block %d, operation %d: %w", n, op, err)
 		}
-		p.replied()
+		p.replied(r.Command)
 		if r.Command == nbdclient.Write {
 			written[n] = op
 		} else if fill(want, n, written[n]); !bytes.Equal(r.Data, want) {
@@ -109,11 +110,14 @@ func (p *probe) work(ctx context.Context, rng *rand.Rand) error {
 }
 
 // replied notes a reply and wakes whoever waits for it.
-func (p *probe) replied() {
+func (p *probe) replied(command nbdclient.Command) {
 	now := time.Now()
 	connects := p.client.Stats().Connects
 	p.mu.Lock()
 	p.watch.reply(now, connects)
+	if p.watch.pause > 0 && p.watch.first == "" {
+		p.watch.first = map[bool]string{true: "read", false: "write"}[command == nbdclient.Read]
+	}
 	p.mu.Unlock()
 	select {
 	case p.tick <- struct{}{}:

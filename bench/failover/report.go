@@ -52,6 +52,7 @@ type result struct {
 type sample struct {
 	Pause   float64     `json:"pause_ms"`
 	After   float64     `json:"longest_later_gap_ms"` // until the look ended
+	First   string      `json:"first_reply"`          // what the first reply of the survivor answered
 	Noticed float64     `json:"noticed_after_ms"`     // from the fault to the start of the first step
 	Steps   []namedTime `json:"steps"`
 	Total   float64     `json:"total_ms"` // of the steps, as the pair says

@@ -100,8 +100,8 @@ func (b *bench) run(ctx context.Context, f fault) (err error) {
 			return fmt.Errorf("round %d: %w", n+1, err)
 		}
 		last := res.Samples[len(res.Samples)-1]
-		fmt.Fprintf(os.Stderr, "%-8s %3d/%d  pause %7.1f ms, takeover %6.1f ms, longest later gap %5.1f ms\n",
-			f.name, n+1, f.rounds, last.Pause, last.Total, last.After)
+		fmt.Fprintf(os.Stderr, "%-8s %3d/%d  pause %7.1f ms, noticed %4.1f takeover %6.1f ms, longest later gap %5.1f ms, %s %v\n",
+			f.name, n+1, f.rounds, last.Pause, last.Noticed, last.Total, last.After, last.First, last.Steps)
 	}
 	return nil
 }
@@ -197,7 +197,7 @@ func (b *bench) change(ctx context.Context, f fault, p *probe, rng *rand.Rand, k
 		return sample{}, err
 	}
 	w := p.seen()
-	s := sample{Pause: ms(w.pause), After: ms(w.after), Total: ms(time.Duration(took.Total)), Noticed: ms(took.Started.Sub(began))}
+	s := sample{Pause: ms(w.pause), After: ms(w.after), First: w.first, Total: ms(time.Duration(took.Total)), Noticed: ms(took.Started.Sub(began))}
 	if f.qemu {
 		s.Pause, s.After = ms(w.longest), 0
 	}

@@ -211,6 +211,9 @@ func (r *Reader) prove(p block.Pointer, frame []byte) error {
 	if err != nil && r.set.ReadGood(p.Phys, frame, func(b []byte) bool { return ondisk.CRC(b) == p.Sum }) {
 		return nil
 	}
+	if err != nil {
+		r.set.NoteCorrupt(p.Phys)
+	}
 	return err
 }
 

@@ -195,6 +195,9 @@ func TestReadErrorsStayApart(t *testing.T) {
 		if !errors.Is(err, errBroken) {
 			t.Errorf("block %d broken: %v", bad, err)
 		}
+		if e, other := r.set.Errors(int(bad/4%2)), r.set.Errors(int(1-bad/4%2)); e != (devices.Errors{Reads: 1}) || other != (devices.Errors{}) {
+			t.Errorf("block %d broken: counted %+v, %+v", bad, e, other)
+		}
 		for i, f := range fs {
 			hit := uint64(i)/4 == bad/4
 			if hit != errors.Is(f.Err, errBroken) || !hit && f.Err != nil {
@@ -219,8 +222,8 @@ func TestDamagedBlock(t *testing.T) {
 	r.crash[0].Corrupt(6*block.Size+77, 4)
 	fs := fetches(pointer(0, 5), pointer(0, 6), pointer(0, 7))
 	err := r.ReadAll(fs)
-	if !errors.Is(err, block.ErrCorrupt) {
-		t.Errorf("%v", err)
+	if !errors.Is(err, block.ErrCorrupt) || r.set.Errors(0) != (devices.Errors{Corrupt: 1}) {
+		t.Errorf("%v, counted %+v", err, r.set.Errors(0))
 	}
 	for i, f := range fs {
 		damaged := i == 1

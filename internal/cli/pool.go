@@ -47,13 +47,14 @@ func (s *session) printPool(p control.Pool) error {
 	if err != nil || len(p.Devices) == 0 {
 		return err
 	}
-	rows := [][]string{{"DEVICE", "SIZE", "DRIVER", "DIRECT", "NOTE"}}
-	copies := [][]string{{"MIRROR", "DEVICE", "STATE", "TO RESILVER", "READ ERRORS", "REPAIRED"}}
+	rows := [][]string{{"DEVICE", "SIZE", "DRIVER", "DIRECT", "READ ERRORS", "WRITE ERRORS", "CORRUPT", "NOTE"}}
+	copies := [][]string{{"MIRROR", "DEVICE", "STATE", "TO RESILVER", "REPAIRED"}}
+	count := func(n uint64) string { return strconv.FormatUint(n, 10) }
 	for _, d := range p.Devices {
-		rows = append(rows, []string{d.Path, humanSize(d.Size), orDash(d.Driver), yesNo(d.Direct), d.Note})
+		rows = append(rows, []string{d.Path, humanSize(d.Size), orDash(d.Driver), yesNo(d.Direct),
+			count(d.ReadErrors), count(d.WriteErrors), count(d.Corrupt), d.Note})
 		if d.Mirror > 0 {
-			copies = append(copies, []string{strconv.Itoa(d.Mirror), orDash(d.Path), d.State, humanSize(d.Resilver),
-				strconv.FormatUint(d.ReadErrors, 10), strconv.FormatUint(d.Repaired, 10)})
+			copies = append(copies, []string{strconv.Itoa(d.Mirror), orDash(d.Path), d.State, humanSize(d.Resilver), count(d.Repaired)})
 		}
 	}
 	fmt.Fprintln(s.out)

@@ -144,11 +144,20 @@ type DeviceStatus struct {
 	Note   string `json:"note,omitempty"`
 	// Of one of several copies: which mirror of the pool, from 1, and how far
 	// the copy can be believed; what is left to be resilvered, in bytes.
-	Mirror     int    `json:"mirror,omitempty"`
-	State      string `json:"state,omitempty"` // "in sync", "resilvering", "absent"
-	Resilver   int64  `json:"resilver,omitempty"`
-	ReadErrors uint64 `json:"read_errors,omitempty"`
-	Repaired   uint64 `json:"repaired,omitempty"` // ranges written again
+	Mirror   int    `json:"mirror,omitempty"`
+	State    string `json:"state,omitempty"` // "in sync", "resilvering", "absent"
+	Resilver int64  `json:"resilver,omitempty"`
+	Repaired uint64 `json:"repaired,omitempty"` // ranges written again
+	DeviceErrors
+}
+
+// DeviceErrors counts what went wrong with a device since the pool was opened.
+type DeviceErrors struct {
+	ReadErrors  uint64 `json:"read_errors,omitempty"`
+	WriteErrors uint64 `json:"write_errors,omitempty"` // discards and syncs too
+	// Corrupt is how many blocks that were read were not what had been written. Where
+	// there are copies, none was.
+	Corrupt uint64 `json:"corrupt,omitempty"`
 }
 
 // PoolStatus are the figures of an open pool.
@@ -162,6 +171,8 @@ type PoolStatus struct {
 	LogBytes int64  `json:"log_bytes"`
 	LogUsed  int64  `json:"log_used"`
 	Dirty    int64  `json:"dirty_bytes"`
+	// Faults are the errors of its devices that had any, by their names.
+	Faults map[string]DeviceErrors `json:"faults,omitempty"`
 	// CountsBytes is the memory of its reference counts.
 	CountsBytes int64 `json:"counts_bytes"`
 	// Loading says that the counts are still being read: clients are served,

@@ -50,6 +50,13 @@ type member struct {
 	free  chan *queue
 	limit *limiter
 	dirty atomic.Bool // written since the last sync began
+	errs  struct{ reads, writes, corrupt atomic.Uint64 }
+}
+
+// Errors counts what went wrong with a device since it came into the set.
+type Errors struct {
+	Reads, Writes uint64 // requests that failed; discards and syncs are writes
+	Corrupt       uint64 // blocks read that were not what was written, and no copy was
 }
 
 // queue is a queue of a device with what a call needs to use it.
@@ -253,6 +260,34 @@ func (s *Set) doOn(d int, ios []*IO) {
 		case !io.done:
 			io.Err = fmt.Errorf("%s block %v: %w", io.Op, io.At, err)
 		}
+		if io.Err != nil && m != nil {
+			m.failed(io.Op)
+		}
+	}
+}
+
+// failed counts a request that failed.
+func (m *member) failed(op hpdi.Op) {
+	if op == hpdi.OpRead {
+		m.errs.reads.Add(1)
+	} else {
+		m.errs.writes.Add(1)
+	}
+}
+
+// Errors returns what went wrong with device i.
+func (s *Set) Errors(i int) Errors {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	e := &s.devs[i].errs
+	return Errors{Reads: e.reads.Load(), Writes: e.writes.Load(), Corrupt: e.corrupt.Load()}
+}
+
+// NoteCorrupt counts a block that was read, is not what was written there, and has no
+// copy that is.
+func (s *Set) NoteCorrupt(at block.Physical) {
+	if m, err := s.member(at.Device()); err == nil {
+		m.errs.corrupt.Add(1)
 	}
 }
 
@@ -492,6 +527,7 @@ func (s *Set) Sync() error {
 				err = io.req.Err
 			}
 			if err != nil {
+				m.failed(io.Op)
 				m.dirty.Store(true)
 				errs[i] = fmt.Errorf("sync device %s: %w", m.dev.Info().Name, err)
 			}

@@ -3,6 +3,7 @@ package guest
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -24,6 +25,26 @@ func TestDescribeDevice(t *testing.T) {
 		d := describeDevice("p", hpdi.Info{Name: path, Size: 64 * testMiB, Note: "as it was"})
 		if !strings.Contains(d.Note, want) {
 			t.Errorf("%d bytes: %q, want %q", size, d.Note, want)
+		}
+	}
+}
+
+// A device that has failed requests is an alert, and one that has lost blocks is
+// another: they call for something else.
+func TestFaults(t *testing.T) {
+	for _, test := range []struct {
+		errs control.DeviceErrors
+		want []string
+	}{
+		{control.DeviceErrors{}, nil},
+		{control.DeviceErrors{ReadErrors: 1}, []string{"/dev/x of pool p has failed"}},
+		{control.DeviceErrors{WriteErrors: 1}, []string{"/dev/x of pool p has failed"}},
+		{control.DeviceErrors{Corrupt: 1}, []string{"/dev/x of pool p has lost"}},
+		{control.DeviceErrors{ReadErrors: 3, Corrupt: 1}, []string{"/dev/x of pool p has failed", "/dev/x of pool p has lost"}},
+	} {
+		got := faults("/dev/x", "p", test.errs)
+		if !slices.EqualFunc(got, test.want, strings.HasPrefix) {
+			t.Errorf("%+v: %q", test.errs, got)
 		}
 	}
 }

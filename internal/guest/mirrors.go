@@ -72,7 +72,7 @@ func describeMirror(s *control.GuestStatus, pool string, m *mirror.Mirror) {
 	st := m.Status()
 	for n, c := range st.Copies {
 		d := control.DeviceStatus{Pool: pool, Path: c.Info.Name, Driver: c.Info.Driver, Size: c.Info.Size, Direct: c.Info.Direct, Note: c.Info.Note,
-			Mirror: number, State: c.State.String(), ReadErrors: c.ReadErrors, Repaired: c.Repaired}
+			Mirror: number, State: c.State.String(), Repaired: c.Repaired, DeviceErrors: control.DeviceErrors{ReadErrors: c.ReadErrors, WriteErrors: c.WriteErrors}}
 		if c.State == mirror.Resilvering {
 			d.Resilver = st.OldBytes
 		}

@@ -14,6 +14,7 @@ import (
 	"github.com/pollux-storage/pollux/internal/cache"
 	"github.com/pollux-storage/pollux/internal/config"
 	"github.com/pollux-storage/pollux/internal/control"
+	"github.com/pollux-storage/pollux/internal/devices"
 	"github.com/pollux-storage/pollux/internal/ondisk"
 	"github.com/pollux-storage/pollux/internal/partner"
 	"github.com/pollux-storage/pollux/internal/pool"
@@ -184,10 +185,16 @@ func poolCheck(r pool.CheckReport) control.PoolCheck {
 
 func (s *store) Stats() control.PoolStatus {
 	st := s.Pool.Stats()
+	faults := map[string]control.DeviceErrors{}
+	for _, d := range st.Devices {
+		if e := d.Errors; e != (devices.Errors{}) {
+			faults[d.Name] = control.DeviceErrors{ReadErrors: e.Reads, WriteErrors: e.Writes, Corrupt: e.Corrupt}
+		}
+	}
 	return control.PoolStatus{
 		Name: s.Name(), Identity: s.Identity(), Epoch: uint64(s.Epoch()), CP: st.CP, Capacity: st.Bytes, Free: st.FreeBytes,
 		LogBytes: st.LogBytes, LogUsed: st.LogUsedBytes, Dirty: int64(st.DirtyBlocks) * block.Size, Error: st.LastError,
-		CountsBytes: st.CountsBytes, Loading: st.Loading,
+		Faults: faults, CountsBytes: st.CountsBytes, Loading: st.Loading,
 		Cleaner: control.CleanerStatus{
 			State: st.Cleaner.State, Tracks: st.Cleaner.Tracks, Whole: st.Cleaner.Whole, Passes: st.Cleaner.Passes,
 			Freed: st.Cleaner.Freed, Moved: st.Cleaner.Moved, Failed: st.Cleaner.Failed,

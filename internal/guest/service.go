@@ -134,6 +134,18 @@ func describeDevice(pool string, i hpdi.Info) control.DeviceStatus {
 	return d
 }
 
+// faults are the alerts of a device that has failed requests, or has something else
+// than what was written to it. Numbers would make new ones of them all the time.
+func faults(name, pool string, e control.DeviceErrors) (alerts []string) {
+	if e.ReadErrors+e.WriteErrors > 0 {
+		alerts = append(alerts, fmt.Sprintf("%s of pool %s has failed requests since the pool was opened: `pollux pool show %s` counts them", name, pool, pool))
+	}
+	if e.Corrupt > 0 {
+		alerts = append(alerts, fmt.Sprintf("%s of pool %s has lost blocks, which clients cannot read: `pollux pool scrub start %s` names all of them", name, pool, pool))
+	}
+	return alerts
+}
+
 // describe adds what a tenancy has to show.
 func (g *Guest) describe(s *control.GuestStatus, t *tenancy) {
 	st := t.open()
@@ -160,11 +172,16 @@ func (g *Guest) describe(s *control.GuestStatus, t *tenancy) {
 	}
 	for _, d := range t.disks() {
 		before := len(s.Devices)
+		name := d.Info().Name
+		errs := stats.Faults[name]
 		if m, ok := d.(*mirror.Mirror); ok {
 			describeMirror(s, st.Name(), m)
+			name = fmt.Sprintf("mirror %d", s.Devices[before].Mirror)
 		} else {
 			s.Devices = append(s.Devices, describeDevice(st.Name(), d.Info()))
+			s.Devices[before].DeviceErrors = errs
 		}
+		s.Alerts = append(s.Alerts, faults(name, stats.Name, errs)...)
 		if r := stats.Removal; r != nil && r.Device == d.Info().Name {
 			noteRemoval(s.Devices[before:], r)
 		}

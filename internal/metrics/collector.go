@@ -155,9 +155,11 @@ var Metrics = []Metric{
 		}
 	}),
 	gauge("pollux_device_size_bytes", "Size of an open device.", byDevice, ofDevices(func(d *control.DeviceStatus) (float64, bool) { return float64(d.Size), true })),
+	counter("pollux_device_read_errors_total", "Reads of a device that failed since the pool was opened.", byDevice, ofDevices(func(d *control.DeviceStatus) (float64, bool) { return float64(d.ReadErrors), true })),
+	counter("pollux_device_write_errors_total", "Writes, discards and syncs of a device that failed since the pool was opened.", byDevice, ofDevices(func(d *control.DeviceStatus) (float64, bool) { return float64(d.WriteErrors), true })),
+	counter("pollux_device_corrupt_blocks_total", "Blocks read from a device of which this pool has no other copy, that were not what had been written.", byDevice, ofDevices(func(d *control.DeviceStatus) (float64, bool) { return float64(d.Corrupt), d.Mirror == 0 })),
 	gauge("pollux_copy_in_sync", "Whether a copy of a mirror has everything.", byDevice, ofCopies(func(d *control.DeviceStatus) float64 { return number(d.State == "in sync") })),
 	gauge("pollux_copy_resilver_bytes", "What is left to look at until a copy has everything.", byDevice, ofCopies(func(d *control.DeviceStatus) float64 { return float64(d.Resilver) })),
-	counter("pollux_copy_read_errors_total", "Reads of a copy that failed since the pool was opened.", byDevice, ofCopies(func(d *control.DeviceStatus) float64 { return float64(d.ReadErrors) })),
 	counter("pollux_copy_repairs_total", "Ranges of a copy that were written again from another.", byDevice, ofCopies(func(d *control.DeviceStatus) float64 { return float64(d.Repaired) })),
 	gauge("pollux_volume_size_bytes", "Size of a volume.", byVolume, ofExports(func(e *control.Export) float64 { return float64(e.Size) })),
 	gauge("pollux_volume_connections", "Connections of clients to a volume.", byVolume, ofExports(func(e *control.Export) float64 { return float64(e.Connections) })),

@@ -31,7 +31,8 @@ func sample() control.Status {
 				Scrub: control.ScrubStatus{State: control.ScrubRunning, Last: control.ScrubResult{Unreadable: 12}}}},
 			Devices: []control.DeviceStatus{
 				{Pool: "p", Path: "/one", Size: 7, Mirror: 1, State: "in sync", Repaired: 1},
-				{Pool: "p", Path: "/two", Size: 7, Mirror: 1, State: "resilvering", Resilver: 8, ReadErrors: 2},
+				{Pool: "p", Path: "/two", Size: 7, Mirror: 1, State: "resilvering", Resilver: 8, DeviceErrors: control.DeviceErrors{ReadErrors: 2, WriteErrors: 5}},
+				{Pool: "p", Path: "/three", DeviceErrors: control.DeviceErrors{Corrupt: 6}},
 				{Pool: "p", Mirror: 1, State: "absent"},
 			},
 			Exports: []control.Export{{Volume: "v", Guest: "a", Size: 77, Connections: 3}},
@@ -65,7 +66,8 @@ func TestCollector(t *testing.T) {
 		`pollux_pool_consistency_points_total{pool="p"} 9`, `pollux_pool_cleaned_tracks_total{pool="p"} 3`,
 		`pollux_pool_scrub_running{pool="p"} 1`, `pollux_pool_scrub_unreadable_blocks{pool="p"} 12`,
 		`pollux_pool_absent_copies{pool="p"} 1`, `pollux_copy_in_sync{device="/one",pool="p"} 1`, `pollux_copy_in_sync{device="/two",pool="p"} 0`,
-		`pollux_copy_resilver_bytes{device="/two",pool="p"} 8`, `pollux_copy_read_errors_total{device="/two",pool="p"} 2`,
+		`pollux_copy_resilver_bytes{device="/two",pool="p"} 8`, `pollux_device_read_errors_total{device="/two",pool="p"} 2`,
+		`pollux_device_write_errors_total{device="/two",pool="p"} 5`, `pollux_device_corrupt_blocks_total{device="/three",pool="p"} 6`,
 		`pollux_copy_repairs_total{device="/one",pool="p"} 1`, `pollux_device_size_bytes{device="/one",pool="p"} 7`,
 		`pollux_volume_size_bytes{guest="a",volume="v"} 77`, `pollux_volume_connections{guest="a",volume="v"} 3`,
 	} {

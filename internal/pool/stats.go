@@ -3,6 +3,7 @@ package pool
 import (
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/devices"
 )
 
 // Stats describes a pool at a moment.
@@ -14,7 +15,7 @@ type Stats struct {
 	Folds                           uint64
 	BlocksWritten                   uint64
 	Unfolded                        int // mappings not yet in the trees
-	Devices                         []hpdi.Info
+	Devices                         []DeviceStats
 	CountsBytes                     int64 // of memory
 	Loading                         bool  // counts are not in memory yet
 	// LastError is why the newest consistency point or fold failed, empty
@@ -23,6 +24,12 @@ type Stats struct {
 	Cleaner   CleanerStats
 	Scrub     ScrubStats
 	Removal   RemovalStats
+}
+
+// DeviceStats describes a device of an open pool.
+type DeviceStats struct {
+	hpdi.Info
+	Errors devices.Errors // since it was opened
 }
 
 // Stats returns the pool's statistics.
@@ -38,7 +45,7 @@ func (p *Pool) Stats() Stats {
 	}
 	for i := range p.set.Len() {
 		if d := p.set.Device(i); d != nil { // it may be removed just now
-			s.Devices = append(s.Devices, d.Info())
+			s.Devices = append(s.Devices, DeviceStats{d.Info(), p.set.Errors(i)})
 		}
 	}
 	if err := p.lastError.Load(); err != nil {

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/pollux-storage/pollux/internal/control"
 	"github.com/pollux-storage/pollux/test/campaign/nbdclient"
 	"github.com/pollux-storage/pollux/test/pair"
 )
@@ -124,6 +125,14 @@ func TestDamagedBlock(t *testing.T) {
 	if !strings.Contains(r.Logs(1000), "block at "+place) {
 		t.Error("no log tells where the damage is that clients met")
 	}
+	r.until(func(st control.Status) string {
+		for _, d := range st.Guests[0].Devices {
+			if d.Corrupt > 0 && strings.Contains(alerts(st), device+" of pool pool-a has lost blocks") {
+				return ""
+			}
+		}
+		return fmt.Sprintf("no alert tells of it: %s", alerts(st))
+	})
 	r.others(content, bad)
 	// And so does the partner, which has nothing of it in its cache.
 	r.must("takeover", "a")
