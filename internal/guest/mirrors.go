@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"strings"
 	"time"
 
 	"github.com/pollux-storage/pollux/internal/block"
@@ -71,8 +72,12 @@ func describeMirror(s *control.GuestStatus, pool string, m *mirror.Mirror) {
 	}
 	st := m.Status()
 	for n, c := range st.Copies {
-		d := control.DeviceStatus{Pool: pool, Path: c.Info.Name, Driver: c.Info.Driver, Size: c.Info.Size, Direct: c.Info.Direct, Note: c.Info.Note,
-			Mirror: number, State: c.State.String(), Repaired: c.Repaired, DeviceErrors: control.DeviceErrors{ReadErrors: c.ReadErrors, WriteErrors: c.WriteErrors}}
+		d := describeDevice(pool, c.Info)
+		d.Mirror, d.State, d.Repaired = number, c.State.String(), c.Repaired
+		d.ReadErrors, d.WriteErrors = c.ReadErrors, c.WriteErrors
+		if strings.HasPrefix(d.Note, hasGrown) {
+			d.Note += ", if all copies have"
+		}
 		if c.State == mirror.Resilvering {
 			d.Resilver = st.OldBytes
 		}

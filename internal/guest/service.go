@@ -121,13 +121,16 @@ func fullness(s control.PoolStatus, limits config.Alerts) string {
 	return ""
 }
 
+// hasGrown begins the note of a device that has become larger.
+const hasGrown = "it has grown"
+
 // describeDevice shows a device that is open, and whether it has grown or shrunk
 // since it was opened.
 func describeDevice(pool string, i hpdi.Info) control.DeviceStatus {
 	d := control.DeviceStatus{Pool: pool, Path: i.Name, Driver: i.Driver, Size: i.Size, Direct: i.Direct, Note: i.Note}
 	switch now := smallest([]string{i.Name}, i.Size); {
 	case now/block.TrackBlocks/block.Size > i.Size/block.TrackBlocks/block.Size:
-		d.Note = fmt.Sprintf("it has grown to %s, which the pool uses when it is opened next: after a takeover or giveback", roundMiB(now))
+		d.Note = fmt.Sprintf(hasGrown+" to %s, which the pool uses when it is opened next: after a takeover or giveback", roundMiB(now))
 	case now < i.Size:
 		d.Note = fmt.Sprintf("it has SHRUNK to %s: make it as large as it was before the pool is opened next", roundMiB(now))
 	}

@@ -45,6 +45,15 @@ func (b bits) next(i int) int {
 	return -1
 }
 
+// resized returns b for n regions. There are fewer only if b is empty.
+func (b bits) resized(n int) bits {
+	c := newBits(n)
+	for i := range min(len(b), len(c)) {
+		c[i].Store(b[i].Load())
+	}
+	return c
+}
+
 // count returns the number of members.
 func (b bits) count() (n int) {
 	for i := range b {

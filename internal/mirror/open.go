@@ -280,6 +280,9 @@ func (m *Mirror) assemble(founds []*found, o Options) (unfit []misfit, err error
 		return nil, fmt.Errorf("%s: copy %s: %w", m.info.Name, strings.Join(missing, ", "), ErrMissing)
 	}
 	mute, err := m.startLocked(next, back)
+	if err == nil && !o.ReadOnly {
+		err = m.growLocked()
+	}
 	switch {
 	case err != nil:
 		return nil, err

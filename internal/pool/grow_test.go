@@ -9,7 +9,38 @@ import (
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/block/blocktest"
+	"github.com/pollux-storage/pollux/internal/mirror"
 )
+
+// A mirror whose copies have all become larger is a larger device of its pool.
+func TestGrownMirror(t *testing.T) {
+	r, m := newMirroredRig(t, 2)
+	r.mustOpen()
+	v := r.volume("v", 4<<20)
+	if err := write(v, 0, pattern(5)); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	before := r.Stats().Bytes
+	for i := range r.devs {
+		r.die()
+		r.devs[i] = r.devs[i].Resize(2 * testSize)
+		r.mustOpen()
+		if got, want := r.Stats().Bytes-before, int64(i)*testSize; got != want {
+			t.Errorf("with %d larger copies there are %d bytes more, want %d", i+1, got, want)
+		}
+	}
+	r.cutPower(blocktest.DropAll, 1)
+	r.mustOpen()
+	if s := m().Status(); r.Stats().Bytes != before+testSize || s.Copies[0].State != mirror.InSync || s.Copies[1].State != mirror.InSync {
+		t.Errorf("after a power cut: %d bytes more, %+v", r.Stats().Bytes-before, s)
+	}
+	v, _ = r.Volume("v")
+	verifyBlocks(t, v, map[int64]byte{0: 5})
+	r.shut()
+}
 
 // What a device has grown by is used from the next open on, whenever the power goes
 // after that; a device that becomes smaller again is refused, and harmed by nothing.
