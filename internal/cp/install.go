@@ -115,8 +115,21 @@ func (m *Machine) applyChange(ch catalogue.Change, dropped func(block.Pointer)) 
 	m.Catalogue.Apply(ch)
 }
 
-// loadCatalogue reads the list of volumes from its tree.
+// loadCatalogue makes the list of volumes that the superblock names the pool's.
 func (m *Machine) loadCatalogue() error {
+	list, err := m.readCatalogue()
+	if err != nil {
+		return err
+	}
+	for _, v := range list.All() {
+		m.Map.AddVolume(v.ID, blockmap.Tree{Root: v.Root, Used: v.Used, Deleted: v.Deleted, Pending: v.Pending})
+	}
+	m.Catalogue.Replace(list)
+	return nil
+}
+
+// readCatalogue reads the list of volumes from its tree.
+func (m *Machine) readCatalogue() (*catalogue.Set, error) {
 	var enc []byte
 	for leaf := uint64(0); len(enc) < int(m.sb.CatBytes); leaf++ {
 		p, err := blockmap.FindLeaf(m.Reader, m.sb.Catalogue, leaf)
@@ -127,19 +140,11 @@ func (m *Machine) loadCatalogue() error {
 			err = m.Reader.View(p, func(page []byte) { enc = append(enc, page...) })
 		}
 		if err != nil {
-			return fmt.Errorf("read the catalogue: %w", err)
+			return nil, fmt.Errorf("read the catalogue: %w", err)
 		}
 	}
 	if m.sb.CatBytes == 0 {
-		return nil
+		return catalogue.New(), nil
 	}
-	list, err := catalogue.Decode(enc[:m.sb.CatBytes])
-	if err != nil {
-		return err
-	}
-	for _, v := range list.All() {
-		m.Map.AddVolume(v.ID, blockmap.Tree{Root: v.Root, Used: v.Used, Deleted: v.Deleted, Pending: v.Pending})
-	}
-	m.Catalogue.Replace(list)
-	return nil
+	return catalogue.Decode(enc[:m.sb.CatBytes])
 }

@@ -44,6 +44,8 @@ type CheckReport struct {
 	LogRecords  int64 // acknowledged records that are not on the devices yet
 	Problems    []string
 	MoreProblem int // problems beyond those listed
+	Mended      []string
+	MoreMended  int // what was mended beyond that
 }
 
 // maxProblems bounds the list of a report.
@@ -71,9 +73,12 @@ type checker struct {
 
 	mu     sync.Mutex  // guards what follows while pages are read
 	report CheckReport //
-	// whole is false when a page could not be read: it hides what is below
+	// lost says in which trees a page could not be read: it hides what is below
 	// it, so the recount would only repeat that.
-	whole bool
+	lost  lostPages
+	wrong faults
+	// mend makes copies that are bad like those that are good.
+	mend bool
 	// copiesProved says that the pages' copies were read.
 	copiesProved bool
 }
@@ -93,7 +98,26 @@ func (p *Pool) newChecker(o CheckOptions) (*checker, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &checker{Pool: p, o: o, bulk: b, window: countWindow, report: CheckReport{Pool: p.label.Name}, whole: true}, nil
+	c := &checker{Pool: p, o: o, bulk: b, window: countWindow, report: CheckReport{Pool: p.label.Name}}
+	return c, nil
+}
+
+// lostPages says in which trees there is a page that cannot be read from any copy.
+type lostPages struct{ maps, list, counts bool }
+
+// faults is what was found wrong that a repair can make anew.
+type faults struct {
+	counts []string // reference counts, and what is said of them elsewhere
+	more   int      // beyond those
+	// used is what volumes have in use, where the list of volumes has other figures.
+	used               map[block.VolumeID]int64
+	labels, superblock []badCopy
+}
+
+// badCopy is a place of a structure that has several.
+type badCopy struct {
+	at   block.Physical
+	what string
 }
 
 func (c *checker) problem(format string, args ...any) {
@@ -103,12 +127,35 @@ func (c *checker) problem(format string, args ...any) {
 }
 
 func (c *checker) problemLocked(format string, args ...any) {
-	r := &c.report
-	if len(r.Problems) == maxProblems {
-		r.MoreProblem++
+	note(&c.report.Problems, &c.report.MoreProblem, format, args...)
+}
+
+// miscounted reports a problem of reference counts, which a repair makes anew.
+func (c *checker) miscounted(format string, args ...any) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.miscountedLocked(format, args...)
+}
+
+func (c *checker) miscountedLocked(format string, args ...any) {
+	c.problemLocked(format, args...)
+	note(&c.wrong.counts, &c.wrong.more, format, args...)
+}
+
+// mended reports what a repair has mended.
+func (c *checker) mended(format string, args ...any) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	note(&c.report.Mended, &c.report.MoreMended, format, args...)
+}
+
+// note adds a line to a list that is bounded.
+func note(list *[]string, more *int, format string, args ...any) {
+	if len(*list) == maxProblems {
+		*more++
 		return
 	}
-	r.Problems = append(r.Problems, fmt.Sprintf(format, args...))
+	*list = append(*list, fmt.Sprintf(format, args...))
 }
 
 // Check counts all references anew and compares them with the counts in use,

@@ -79,7 +79,7 @@ func (w *window) add(counts []byte, r space.Run, up bool) error {
 		switch {
 		case !ok:
 		case up && counts[i] == 255:
-			return fmt.Errorf("reference count of block %v is at its limit: %w", b, block.ErrUnsupported)
+			return fmt.Errorf("reference count of block %v is at its limit: %w", b, block.ErrCorrupt)
 		case up:
 			counts[i]++
 		case counts[i] == 0:
@@ -110,18 +110,18 @@ func (c *checker) recount(ctx context.Context) error {
 			return err
 		}
 		c.copiesProved = true
-		if !c.whole {
+		if c.lost != (lostPages{}) {
 			return nil
 		}
 		if err := c.loadCounts(ctx, w); isDevice(err) {
 			return err
 		} else if err != nil {
-			c.problem("%v", err)
+			c.miscounted("%v", err)
 			return nil
 		}
 		for i := range w.hi - w.lo {
 			if w.have[i] != w.want[i] {
-				c.problem("block %v has reference count %d, %d references were found", w.block(i), w.have[i], w.want[i])
+				c.miscounted("block %v has reference count %d, %d references were found", w.block(i), w.have[i], w.want[i])
 			}
 		}
 		clear(w.want)
@@ -130,12 +130,12 @@ func (c *checker) recount(ctx context.Context) error {
 	return nil
 }
 
-// references counts what maps, catalogue, count trees and overlays refer to.
+// references counts what maps, catalogue, count trees and overlays refer to. With the
+// first window it compares how many there are with the figures that are stored.
 func (c *checker) references(ctx context.Context, w *window) error {
 	first := w.lo == 0
-	sb := c.machine.Superblock()
 	one := func(p block.Pointer) { // of those to metadata: mu is held
-		if dev := p.Phys.Device(); dev >= len(sb.Devices) || p.Phys.Block() < sb.Devices[dev].First || p.Phys.Block() >= sb.Devices[dev].Blocks {
+		if c.outside(p) {
 			if first {
 				c.problemLocked("reference to block %v: outside the pool's data area", p)
 			}
@@ -156,33 +156,97 @@ func (c *checker) references(ctx context.Context, w *window) error {
 			c.report.DataBlocks++
 		}
 	}
+	if err := c.maps(ctx, page, data); err != nil {
+		return err
+	}
+	if err := c.overlays(data); err != nil {
+		return err
+	}
+	if err := c.list(ctx, page); err != nil {
+		return err
+	}
+	used := uint64(0)
+	if err := c.counts(ctx, page, func(counts []byte) {
+		for _, n := range counts {
+			if n > 0 {
+				used++
+			}
+		}
+	}); err != nil {
+		return err
+	}
+	if sb := c.machine.Superblock(); first && !c.lost.counts && sb.Used != used {
+		c.miscounted("the superblock has %d blocks in use, the trees of reference counts have %d", sb.Used, used)
+	}
+	return nil
+}
+
+// outside reports whether a pointer is to no block that the pool gives away.
+func (c *checker) outside(p block.Pointer) bool {
+	devs := c.machine.Superblock().Devices
+	dev := p.Phys.Device()
+	return dev >= len(devs) || p.Phys.Block() < devs[dev].First || p.Phys.Block() >= devs[dev].Blocks
+}
+
+// maps calls page for each page of the volumes' trees and data for each block that
+// they refer to, with mu held.
+func (c *checker) maps(ctx context.Context, page, data func(block.Pointer)) error {
 	trees := c.bmap.Trees()
 	for _, id := range slices.Sorted(maps.Keys(trees)) {
-		err := c.walk(ctx, trees[id].Root, page, func(_ uint64, frame []byte) {
+		t := treeWalk{of: c.nameOf(id), volume: true, lost: &c.lost.maps, page: page}
+		used := int64(0)
+		t.leaf = func(_ uint64, frame []byte) {
 			for i := range blockmap.Fanout {
 				if p := block.DecodePointer(frame[i*block.PointerSize:]); !p.IsHole() {
+					used++
 					data(p)
 				}
 			}
-		})
-		if err != nil {
+		}
+		before := c.lost.maps
+		if err := c.walk(ctx, trees[id].Root, &t); err != nil {
 			return err
 		}
+		if c.lost.maps == before && used != trees[id].Used && !c.copiesProved {
+			if c.wrong.used == nil {
+				c.wrong.used = map[block.VolumeID]int64{}
+			}
+			c.wrong.used[id] = used
+			c.miscounted("%s has %d blocks in use by the list of volumes, its map has %d", t.of, trees[id].Used, used)
+		}
 	}
-	if err := c.bmap.OverlayPointers(func(p block.Pointer) error {
+	return nil
+}
+
+// nameOf says which volume it is.
+func (c *checker) nameOf(id block.VolumeID) string {
+	if v, ok := c.catalogue.Get(id); ok && !v.Deleted {
+		return fmt.Sprintf("volume %q", v.Name)
+	}
+	return fmt.Sprintf("volume %d, which is deleted,", id)
+}
+
+// overlays calls data for each block that overlays refer to, with mu held.
+func (c *checker) overlays(data func(block.Pointer)) error {
+	return c.bmap.OverlayPointers(func(p block.Pointer) error {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		data(p)
 		return nil
-	}); err != nil {
-		return err
-	}
-	roots := []block.Pointer{sb.Catalogue}
-	for _, d := range sb.Devices {
-		roots = append(roots, d.Counts)
-	}
-	for _, root := range roots {
-		if err := c.walk(ctx, root, page, func(uint64, []byte) {}); err != nil {
+	})
+}
+
+// list calls page for each page of the list of volumes, with mu held.
+func (c *checker) list(ctx context.Context, page func(block.Pointer)) error {
+	return c.walk(ctx, c.machine.Superblock().Catalogue, &treeWalk{of: "list of volumes", lost: &c.lost.list, page: page, leaf: func(uint64, []byte) {}})
+}
+
+// counts calls page for each page of the trees of counts, and leaf for the content of
+// each leaf, with mu held.
+func (c *checker) counts(ctx context.Context, page func(block.Pointer), leaf func([]byte)) error {
+	for dev, d := range c.machine.Superblock().Devices {
+		t := &treeWalk{of: fmt.Sprintf("reference counts of device %d", dev), lost: &c.lost.counts, page: page, leaf: func(_ uint64, frame []byte) { leaf(frame) }}
+		if err := c.walk(ctx, d.Counts, t); err != nil {
 			return err
 		}
 	}
@@ -195,33 +259,55 @@ type node struct {
 	leaf uint64
 }
 
-// walk reads all pages of a tree, page by page proved by its parent. It calls
-// page for each and leaf for the content of each leaf, with mu held. A page
-// that cannot be read is a problem.
-func (c *checker) walk(ctx context.Context, root block.Pointer, page func(block.Pointer), leaf func(leaf uint64, frame []byte)) error {
+// treeWalk is what a walk of a tree does.
+type treeWalk struct {
+	of     string // whose tree it is
+	volume bool   // it is a volume's map
+	lost   *bool  // becomes true when a page cannot be read
+	// page is called for each page and leaf for the content of each leaf, with mu held.
+	page func(block.Pointer)
+	leaf func(leaf uint64, frame []byte)
+}
+
+// where describes a page.
+func (t *treeWalk) where(level int, leaf uint64) string {
+	s := fmt.Sprintf("metadata page of level %d above leaf %d", level, leaf)
+	if !t.volume {
+		return t.of + ": " + s
+	}
+	from, n := int64(leaf)*blockmap.LeafBlocks*block.Size, int64(blockmap.LeavesBelow(level))*blockmap.LeafBlocks*block.Size
+	return fmt.Sprintf("%s from byte %d on, %d bytes: %s", t.of, from, n, s)
+}
+
+// walk reads all pages of a tree, page by page proved by its parent. A page that
+// cannot be read is a problem.
+func (c *checker) walk(ctx context.Context, root block.Pointer, t *treeWalk) error {
 	if root.IsHole() {
 		return nil
 	}
-	return c.walkLevel(ctx, []node{{ptr: root}}, blockmap.Top, page, leaf)
+	return c.walkLevel(ctx, []node{{ptr: root}}, blockmap.Top, t)
 }
 
-func (c *checker) walkLevel(ctx context.Context, nodes []node, level int, page func(block.Pointer), leaf func(uint64, []byte)) error {
+func (c *checker) walkLevel(ctx context.Context, nodes []node, level int, t *treeWalk) error {
 	for group := range slices.Chunk(nodes, walkGroup) {
 		var children []node
-		if err := c.pageCopies(ctx, group, level); err != nil {
+		if err := c.pageCopies(ctx, group, level, t); err != nil {
 			return err
 		}
 		err := c.bulk.read(ctx, len(group), func(i int) block.Pointer { return group[i].ptr }, func(i int, frame []byte, err error) {
 			c.mu.Lock()
 			defer c.mu.Unlock()
 			n := group[i]
-			page(n.ptr)
+			t.page(n.ptr)
 			switch {
 			case err != nil:
-				c.whole = false
-				c.problemLocked("metadata page of level %d above leaf %d: %v", level, n.leaf, err)
+				problem := c.problemLocked
+				if *t.lost = true; t.lost == &c.lost.counts {
+					problem = c.miscountedLocked
+				}
+				problem("%s: %v", t.where(level, n.leaf), err)
 			case level == 0:
-				leaf(n.leaf, frame)
+				t.leaf(n.leaf, frame)
 			default:
 				for i := range uint64(blockmap.Fanout) {
 					if p := block.DecodePointer(frame[i*block.PointerSize:]); !p.IsHole() {
@@ -235,7 +321,7 @@ func (c *checker) walkLevel(ctx context.Context, nodes []node, level int, page f
 		}
 		if level > 0 {
 			slices.SortFunc(children, func(a, b node) int { return int(a.leaf) - int(b.leaf) })
-			if err := c.walkLevel(ctx, children, level-1, page, leaf); err != nil {
+			if err := c.walkLevel(ctx, children, level-1, t); err != nil {
 				return err
 			}
 		}
@@ -244,12 +330,12 @@ func (c *checker) walkLevel(ctx context.Context, nodes []node, level int, page f
 }
 
 // pageCopies proves each copy of pages of a level.
-func (c *checker) pageCopies(ctx context.Context, pages []node, level int) error {
+func (c *checker) pageCopies(ctx context.Context, pages []node, level int, t *treeWalk) error {
 	if c.copiesProved {
 		return nil
 	}
-	return c.bulk.proveCopies(ctx, len(pages), func(i int) block.Pointer { return pages[i].ptr }, func(i, copy int, err error) {
-		c.problem("metadata page of level %d above leaf %d: copy %d: %v", level, pages[i].leaf, copy+1, err)
+	return c.proveCopies(ctx, len(pages), func(i int) block.Pointer { return pages[i].ptr }, func(i int) string { return t.where(level, pages[i].leaf) }, func(i int, err error) {
+		c.problem("%s: %v", t.where(level, pages[i].leaf), err)
 	})
 }
 
@@ -269,20 +355,21 @@ func (c *checker) countsInMemory(_ context.Context, w *window) error {
 func (c *checker) countsStored(ctx context.Context, w *window) error {
 	sb := c.machine.Superblock()
 	for dev, d := range sb.Devices {
-		err := c.walk(ctx, d.Counts, func(block.Pointer) {}, func(leaf uint64, frame []byte) {
+		t := &treeWalk{of: fmt.Sprintf("reference counts of device %d", dev), lost: &c.lost.counts, page: func(block.Pointer) {}}
+		t.leaf = func(leaf uint64, frame []byte) {
 			for i, n := range frame {
 				at := block.At(dev, leaf*block.Size+uint64(i))
 				if n == 0 {
 					continue
 				}
 				if at.Block() >= d.Blocks {
-					c.problemLocked("block %v has reference count %d and is outside the device", at, n)
+					c.miscountedLocked("block %v has reference count %d and is outside the device", at, n)
 				} else if i, ok := w.at(at); ok {
 					w.have[i] = n
 				}
 			}
-		})
-		if err != nil {
+		}
+		if err := c.walk(ctx, d.Counts, t); err != nil {
 			return err
 		}
 	}

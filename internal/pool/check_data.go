@@ -65,8 +65,9 @@ func (c *checker) dataBatch(ctx context.Context, v catalogue.Volume, from uint64
 			}
 		}
 	}
-	if err := c.bulk.proveCopies(ctx, len(batch), func(i int) block.Pointer { return batch[i].ptr }, func(i, copy int, err error) {
-		c.unreadable(v, batch[i], fmt.Errorf("copy %d: %w", copy+1, err))
+	where := func(i int) string { return c.blockOf(v, batch[i].lba) }
+	if err := c.proveCopies(ctx, len(batch), func(i int) block.Pointer { return batch[i].ptr }, where, func(i int, err error) {
+		c.unreadable(v, batch[i], err)
 	}); err != nil {
 		return next, more, err
 	}
@@ -88,6 +89,11 @@ func (c *checker) dataBatch(ctx context.Context, v catalogue.Volume, from uint64
 func (c *checker) unreadable(v catalogue.Volume, m mapped, err error) {
 	var now [1]block.Pointer
 	if e := c.bmap.Lookup(v.ID, m.lba, now[:]); e != nil || now[0] == m.ptr {
-		c.problem("block %d of volume %q: %v", m.lba, v.Name, errors.Join(err, e))
+		c.problem("%s: %v", c.blockOf(v, m.lba), errors.Join(err, e))
 	}
+}
+
+// blockOf says which block of a volume it is.
+func (c *checker) blockOf(v catalogue.Volume, lba block.Logical) string {
+	return fmt.Sprintf("block %d of volume %q, from byte %d on", lba, v.Name, int64(lba)*block.Size)
 }

@@ -22,7 +22,12 @@ func (c *checker) copies() error {
 		return err
 	}
 	defer func() { _ = hpdi.Free(buf) }()
-	read := func(what string, at block.Physical, prove func() error) {
+	read := func(what string, at block.Physical, prove func() error) (bad []badCopy) {
+		wrong := func(err error) {
+			text := fmt.Sprintf("copy of the %s at block %v: %v", what, at, err)
+			bad = append(bad, badCopy{at, text})
+			c.problem("%s", text)
+		}
 		proved := 0
 		for k := range c.set.Copies(at.Device()) {
 			err := c.set.ReadCopy(k, at, buf)
@@ -34,19 +39,20 @@ func (c *checker) copies() error {
 				err = prove()
 			}
 			if err != nil {
-				c.problem("copy of the %s at block %v: %v", what, at, err)
+				wrong(err)
 			}
 		}
 		if proved > 0 {
-			return
+			return bad
 		}
 		err := c.set.Do([]*devices.IO{{Op: hpdi.OpRead, At: at, Vec: [][]byte{buf}}})
 		if err == nil {
 			err = prove()
 		}
 		if err != nil {
-			c.problem("copy of the %s at block %v: %v", what, at, err)
+			wrong(err)
 		}
+		return bad
 	}
 	sb := c.machine.Superblock()
 	for i, d := range sb.Devices {
@@ -54,17 +60,17 @@ func (c *checker) copies() error {
 			continue
 		}
 		for _, b := range labelBlocks {
-			read("label", block.At(i, b), func() error {
+			c.wrong.labels = append(c.wrong.labels, read("label", block.At(i, b), func() error {
 				l, err := decodeLabel(buf)
 				if err == nil && (l.Pool != sb.Pool || l.Device != d.ID || l.Index != i) {
 					err = fmt.Errorf("it is of device %v of pool %v: %w", l.Device, l.Pool, block.ErrCorrupt)
 				}
 				return err
-			})
+			})...)
 		}
 	}
 	for _, b := range cp.SuperblockAt(sb.Generation) {
-		read("superblock", block.At(0, b), func() error {
+		c.wrong.superblock = append(c.wrong.superblock, read("superblock", block.At(0, b), func() error {
 			s, err := cp.DecodeSuperblock(buf)
 			if !c.owner && (err == nil && s.Pool == sb.Pool && s.Generation < sb.Generation || errors.Is(err, ondisk.ErrMagic) && sb.Generation <= 2) {
 				return nil
@@ -73,7 +79,7 @@ func (c *checker) copies() error {
 				err = fmt.Errorf("it is of generation %d instead of %d: %w", s.Generation, sb.Generation, block.ErrCorrupt)
 			}
 			return err
-		})
+		})...)
 	}
 	return nil
 }

@@ -29,6 +29,7 @@ type rig struct {
 	wrap func(i int, d hpdi.Device) hpdi.Device
 	// gather, if set, makes the pool's devices out of devs.
 	gather     func() []hpdi.Device
+	readOnly   bool // mirrors are made for reading only
 	acceptLoss bool
 	cleaning   CleanerOptions
 	scrubbing  ScrubOptions

@@ -31,7 +31,7 @@ func newMirroredRig(t *testing.T, copies int) (*rig, func() *mirror.Mirror) {
 			}
 		}
 		var err error
-		if m, err = mirror.Open(mirror.Options{Devices: devs, Degraded: true}); err != nil {
+		if m, err = mirror.Open(mirror.Options{Devices: devs, Degraded: true, ReadOnly: r.readOnly}); err != nil {
 			t.Fatal(err)
 		}
 		return []hpdi.Device{m}

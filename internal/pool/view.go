@@ -30,7 +30,9 @@ type View struct {
 	log    *oplog.View
 	// lost says why the log that should be in the region is not to be had.
 	lost error
-	mem  []byte // of the cache
+	// behind says that the region knows of something newer than the devices have.
+	behind error
+	mem    []byte // of the cache
 }
 
 // ViewOptions says which pool to look at.
@@ -85,6 +87,7 @@ func (v *View) openLog(op *opener) error {
 	case !expected:
 		if h := r.Header(); h.Pool == sb.Pool && h.ID != sb.RegionID && h.Epoch > sb.Epoch {
 			v.lost = newerRegion(op, h.Epoch)
+			v.behind = v.lost
 		}
 		return r.Close()
 	case errors.Is(err, fs.ErrNotExist):
@@ -104,6 +107,7 @@ func (v *View) openLog(op *opener) error {
 	if id, _ := r.Committed(); id > op.machine.CP() {
 		v.lost = &block.CorruptError{What: "metadata journal", Where: "pool " + name,
 			Why: fmt.Sprintf("it ends at consistency point %d although %d was made", op.machine.CP(), id)}
+		v.behind = v.lost
 	}
 	v.region = r
 	if v.log, err = oplog.OpenView(r.Log()); err != nil {
@@ -145,27 +149,41 @@ func (v *View) Volumes() []catalogue.Volume { return v.p.catalogue.All() }
 // Check is [Pool.Check] of a pool that nobody serves. A log that should be in
 // memory and is not whole is a problem like others.
 func (v *View) Check(ctx context.Context, o CheckOptions) (CheckReport, error) {
-	c, err := v.p.newChecker(o)
+	c, err := v.newChecker(o)
 	if err != nil {
 		return CheckReport{}, err
 	}
 	defer c.bulk.close()
+	err = v.still(ctx, c)
+	if err == nil && o.Data {
+		err = c.data(ctx)
+	}
+	return c.report, err
+}
+
+func (v *View) newChecker(o CheckOptions) (*checker, error) {
+	c, err := v.p.newChecker(o)
+	if err != nil {
+		return nil, err
+	}
 	c.loadCounts = c.countsStored
 	c.pass = func(fn func() error) error { return fn() }
 	if v.log != nil {
 		c.log = v.log
 	}
+	return c, nil
+}
+
+// still checks everything but data.
+func (v *View) still(ctx context.Context, c *checker) error {
 	if v.lost != nil {
 		c.problem("%v", v.lost)
 	}
-	err = c.still(ctx)
+	err := c.still(ctx)
 	if err == nil && v.log == nil {
 		err = v.flushed(c)
 	}
-	if err == nil && o.Data {
-		err = c.data(ctx)
-	}
-	return c.report, err
+	return err
 }
 
 // flushed proves the flush log, which holds what is not on the devices when
@@ -175,6 +193,7 @@ func (v *View) flushed(c *checker) error {
 	if err := p.machine.CheckJournalEnd(); isDevice(err) {
 		return err
 	} else if err != nil {
+		v.behind = err
 		c.problem("%v", err)
 	}
 	if p.machine.Superblock().RegionID == "" || p.machine.FlushPos() == (oplog.DiskPos{}) {

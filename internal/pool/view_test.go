@@ -21,7 +21,8 @@ func (r *rig) look() (report CheckReport, err error) {
 	r.t.Helper()
 	before, _ := os.ReadFile(r.region)
 	wrap := r.wrap
-	defer func() { r.wrap = wrap }()
+	defer func() { r.wrap, r.readOnly = wrap, false }()
+	r.readOnly = true
 	r.wrap = func(i int, d hpdi.Device) hpdi.Device {
 		f := blocktest.NewFault(d, 1)
 		for _, op := range []hpdi.Op{hpdi.OpWrite, hpdi.OpDiscard, hpdi.OpFlush, hpdi.OpWriteZeroes} {
