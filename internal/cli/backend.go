@@ -26,6 +26,8 @@ type backend struct {
 	// check recounts the pools of a pair that does not run; tell, if not nil,
 	// hears how far it has come.
 	check func(ctx context.Context, cfg *config.Config, tell func(control.CheckProgress)) (control.CheckReport, error)
+	// repair is check that mends what it can.
+	repair func(ctx context.Context, cfg *config.Config, tell func(control.CheckProgress)) (control.CheckReport, error)
 	// find looks for pools on devices and in folders, or where no path is given on
 	// all block devices and in dir.
 	find func(paths []string, dir string) (control.Found, error)
@@ -33,10 +35,11 @@ type backend struct {
 
 // system is the backend of the real program.
 var system = backend{
-	agent: hostAgent,
-	guest: guest.Main,
-	check: guest.CheckOffline,
-	find:  guest.FindPools,
+	agent:  hostAgent,
+	guest:  guest.Main,
+	check:  guest.CheckOffline,
+	repair: guest.RepairOffline,
+	find:   guest.FindPools,
 }
 
 // hostAgent runs the agent with guests that are processes of this program.

@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strconv"
 
 	"github.com/spf13/cobra"
@@ -14,6 +15,7 @@ import (
 type checkOptions struct {
 	*session
 	config string
+	repair bool
 }
 
 func newCheck(s *session) *cobra.Command {
@@ -24,14 +26,20 @@ func newCheck(s *session) *cobra.Command {
 		Long: `Recount the blocks that the volumes use and compare them with what the pools
 say of themselves, and read and verify all metadata and data. On a running pair
 it works beside the clients; with nothing running it reads the devices and
-regions itself, under the locks of the devices. It writes nothing then, and
-repairs nothing. On a terminal a line tells how far it has come.
+regions itself, under the locks of the devices, and writes nothing. On a terminal
+a line tells how far it has come.
 
-The exit status is 6 when there are problems.`,
+With --repair, which needs that nothing runs, it mends what it can and tells what
+that was: reference counts and figures of use are made anew from the maps, and
+bad copies from good ones. What the only copy has lost remains a problem, and so
+do the reference counts while a page of a volume's map is lost.
+
+The exit status is 6 when there are problems, or some remain after a repair.`,
 		Args: args(),
 		RunE: func(c *cobra.Command, _ []string) error { return o.run(c.Context()) },
 	}
 	c.Flags().StringVar(&o.config, "config", "", "file with settings, used when nothing runs (default: what the pair ran with last)")
+	c.Flags().BoolVar(&o.repair, "repair", false, "mend what can be mended; nothing must run")
 	s.jsonFlag(c)
 	return c
 }
@@ -41,7 +49,14 @@ func (o *checkOptions) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r, err := o.online(ctx, client)
+	var r control.CheckReport
+	if o.repair {
+		if _, err = client.Status(ctx); err == nil {
+			return refused("the pair runs, and a repair wants its pools for itself", "take it down first: pollux down"+dirFlag(o.dir))
+		}
+	} else {
+		r, err = o.online(ctx, client)
+	}
 	if err != nil && control.KindOf(err) == control.KindNotRunning {
 		cfg, cerr := o.settings()
 		if cerr != nil {
@@ -72,12 +87,16 @@ func (o *checkOptions) online(ctx context.Context, client *control.Client) (cont
 }
 
 func (o *checkOptions) offline(ctx context.Context, cfg *config.Config) (control.CheckReport, error) {
+	check := o.backend.check
+	if o.repair {
+		check = o.backend.repair
+	}
 	if !o.watched {
-		return o.backend.check(ctx, cfg, nil)
+		return check(ctx, cfg, nil)
 	}
 	l := &progressLine{w: o.err, now: o.now}
 	defer l.clear()
-	return o.backend.check(ctx, cfg, l.show)
+	return check(ctx, cfg, l.show)
 }
 
 // settings returns those of the pair that does not run: those that it ran
@@ -95,11 +114,13 @@ func (o *checkOptions) print(r control.CheckReport) error {
 	rows := [][]string{{"POOL", "GUEST", "VOLUMES", "BLOCKS USED", "TOOK", "RESULT"}}
 	for _, p := range r.Pools {
 		result := "clean"
-		if !p.OK {
+		switch n := len(p.Problems); {
+		case !p.OK && n == 1:
 			result = "1 PROBLEM"
-			if n := len(p.Problems); n != 1 {
-				result = fmt.Sprintf("%d PROBLEMS", n)
-			}
+		case !p.OK:
+			result = fmt.Sprintf("%d PROBLEMS", n)
+		case len(p.Mended) > 0:
+			result = "mended"
 		}
 		rows = append(rows, []string{p.Pool, p.Guest, strconv.Itoa(p.Volumes),
 			strconv.FormatInt(p.Blocks, 10), took(p.Took), result})
@@ -108,6 +129,9 @@ func (o *checkOptions) print(r control.CheckReport) error {
 		return err
 	}
 	for _, p := range r.Pools {
+		for _, m := range p.Mended {
+			fmt.Fprintf(o.out, "pool %s: mended: %s\n", p.Pool, m)
+		}
 		for _, problem := range p.Problems {
 			fmt.Fprintf(o.out, "pool %s: %s\n", p.Pool, problem)
 		}
@@ -115,14 +139,29 @@ func (o *checkOptions) print(r control.CheckReport) error {
 	for _, n := range r.Notes {
 		fmt.Fprintf(o.out, "note: %s\n", n)
 	}
-	verdict := "clean"
-	if !r.OK {
-		verdict = "PROBLEMS: stop writing to these pools, keep a copy of their devices, and report this"
-	}
-	how := "offline"
-	if r.Online {
-		how = "on the running pair"
-	}
-	_, err := fmt.Fprintf(o.out, "checked %s: %s\n", how, verdict)
+	_, err := fmt.Fprintf(o.out, "%s: %s\n", checkedHow(&r), checkVerdict(&r))
 	return err
+}
+
+func checkedHow(r *control.CheckReport) string {
+	switch {
+	case r.Repair:
+		return "checked and repaired offline"
+	case r.Online:
+		return "checked on the running pair"
+	}
+	return "checked offline"
+}
+
+func checkVerdict(r *control.CheckReport) string {
+	mended := slices.ContainsFunc(r.Pools, func(p control.PoolCheck) bool { return len(p.Mended) > 0 })
+	switch {
+	case !r.OK && r.Repair:
+		return "PROBLEMS remain: what is lost must be restored from elsewhere"
+	case !r.OK:
+		return "PROBLEMS: stop writing to these pools, keep a copy of their devices, and report this"
+	case mended:
+		return "all that was wrong is mended"
+	}
+	return "clean"
 }

@@ -25,7 +25,8 @@ const exitHelp = `Exit statuses:
   3  there is no such guest, volume or pool
   4  nothing runs in this directory, or the agent does not
   5  refused: sensible, but not in the state that things are in
-  6  check found problems, dump found damage, or stored data is corrupt`
+  6  check found problems or could not mend all of them, dump found damage,
+     or stored data is corrupt`
 
 // errReported ends a command with a failure that its output has told already.
 var errReported = errors.New("reported")

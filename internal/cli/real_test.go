@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -52,6 +53,7 @@ func TestRealPair(t *testing.T) {
 			"killagent": killAgent,
 			"regionof":  findRegion,
 			"flip":      flip,
+			"countsof":  findCounts,
 		},
 	})
 }
@@ -110,6 +112,34 @@ func flip(ts *testscript.TestScript, neg bool, words []string) {
 	_, err = f.WriteAt(b[:], at)
 	ts.Check(err)
 	ts.Check(f.Close())
+}
+
+// findCounts puts the byte of a pool's first device at which the root of its reference
+// counts is into a variable: countsof VARIABLE DEVICE.
+func findCounts(ts *testscript.TestScript, neg bool, words []string) {
+	if neg || len(words) != 2 {
+		ts.Fatalf("usage: countsof VARIABLE DEVICE")
+	}
+	ts.Check(ts.Exec("pollux", "dump", "superblock", "--json", words[1]))
+	var d struct {
+		Slots []struct {
+			Wins    bool
+			Devices []struct{ Counts string }
+		}
+	}
+	ts.Check(json.Unmarshal([]byte(ts.ReadFile("stdout")), &d))
+	for _, s := range d.Slots {
+		var b int64
+		if !s.Wins {
+			continue
+		}
+		if _, err := fmt.Sscanf(s.Devices[0].Counts, "0:%d", &b); err != nil {
+			ts.Fatalf("counts at %q: %v", s.Devices[0].Counts, err)
+		}
+		ts.Setenv(words[0], strconv.FormatInt(b*4096, 10))
+		return
+	}
+	ts.Fatalf("no superblock counts: %+v", d)
 }
 
 // findPIDs puts the guests' processes into a variable: pids VARIABLE.

@@ -271,4 +271,7 @@ var fake = backend{
 	check: func(_ context.Context, cfg *config.Config, _ func(control.CheckProgress)) (control.CheckReport, error) {
 		return answer[control.CheckReport](filepath.Join(cfg.Dir, "answers"), "check", "offline")
 	},
+	repair: func(_ context.Context, cfg *config.Config, _ func(control.CheckProgress)) (control.CheckReport, error) {
+		return answer[control.CheckReport](filepath.Join(cfg.Dir, "answers"), "repair", "offline")
+	},
 }

@@ -359,6 +359,7 @@ type CopyChange struct {
 type CheckReport struct {
 	OK     bool        `json:"ok"`
 	Online bool        `json:"online"`
+	Repair bool        `json:"repair,omitempty"` // what could be mended was
 	Pools  []PoolCheck `json:"pools"`
 	Notes  []string    `json:"notes,omitempty"`
 }
@@ -369,8 +370,9 @@ type PoolCheck struct {
 	Guest    string   `json:"guest"`
 	OK       bool     `json:"ok"`
 	Volumes  int      `json:"volumes"`
-	Blocks   int64    `json:"blocks"` // blocks in use by the recount
-	Problems []string `json:"problems"`
+	Blocks   int64    `json:"blocks"`           // blocks in use by the recount
+	Problems []string `json:"problems"`         // after a repair those that remain
+	Mended   []string `json:"mended,omitempty"` // what was wrong before a repair
 	Took     Duration `json:"took_ms"`
 }
 

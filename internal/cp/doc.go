@@ -51,6 +51,8 @@
 // next fold counts them. The record belongs to the superblock that follows it:
 // replay heeds it only when that superblock is the one it started from.
 //
+// [Machine.Rebuild] replaces all trees of counts, for a repair, without a fold.
+//
 // # Recovery
 //
 //	newest valid superblock → journal records after its position, in a chain →

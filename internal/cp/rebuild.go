@@ -129,14 +129,14 @@ func (r *rebuild) place(w *pageWriter, held []space.Run) (pages int, err error) 
 // pages returns how many pages trees of what Space counts now have.
 func (r *rebuild) pages() (n int) {
 	for dev := range r.sb.Devices {
-		last, any := uint64(0), false
+		last, begun := uint64(0), false
 		for leaf := range r.leaves(dev) {
 			var page [block.Size]byte
 			if r.m.Space.Counts(dev, leaf*countsPerLeaf, page[:]); page == [block.Size]byte{} {
 				continue
 			}
-			n += pagesAbove(leaf, last, any)
-			last, any = leaf, true
+			n += pagesAbove(leaf, last, begun)
+			last, begun = leaf, true
 		}
 	}
 	for leaf := range r.catalogueLeaves() {
@@ -147,9 +147,9 @@ func (r *rebuild) pages() (n int) {
 
 // pagesAbove returns how many pages a leaf, and what is above it, adds to a tree whose
 // last leaf is another, if it has any.
-func pagesAbove(leaf, last uint64, any bool) (n int) {
+func pagesAbove(leaf, last uint64, begun bool) (n int) {
 	for ; n <= blockmap.Top; n++ {
-		if any && leaf/blockmap.LeavesBelow(n) == last/blockmap.LeavesBelow(n) {
+		if begun && leaf/blockmap.LeavesBelow(n) == last/blockmap.LeavesBelow(n) {
 			break
 		}
 	}

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
+	"os"
 	"time"
 
 	"github.com/pollux-storage/pollux/hpdi"
@@ -23,14 +25,28 @@ const progressEvery = 250 * time.Millisecond
 // they are opened for reading only. tell, if not nil, hears now and then how
 // far it has come.
 func CheckOffline(ctx context.Context, cfg *config.Config, tell func(control.CheckProgress)) (control.CheckReport, error) {
-	r := control.CheckReport{OK: true, Pools: []control.PoolCheck{}}
+	return offline(ctx, cfg, tell, false)
+}
+
+// RepairOffline is CheckOffline that mends what it can. It writes to the devices,
+// under the same locks, and not to the regions.
+func RepairOffline(ctx context.Context, cfg *config.Config, tell func(control.CheckProgress)) (control.CheckReport, error) {
+	return offline(ctx, cfg, tell, true)
+}
+
+func offline(ctx context.Context, cfg *config.Config, tell func(control.CheckProgress), repair bool) (control.CheckReport, error) {
+	r := control.CheckReport{OK: true, Repair: repair, Pools: []control.PoolCheck{}}
 	for i := range cfg.Guests {
 		set := &cfg.Guests[i]
 		began := time.Now()
-		c, err := checkOffline(ctx, cfg, set, tell)
+		note := func(format string, args ...any) { r.Notes = append(r.Notes, fmt.Sprintf(format, args...)) }
+		c, err := checkOffline(ctx, cfg, set, tell, repair, note)
 		if errors.Is(err, ErrNoPool) {
-			r.Notes = append(r.Notes, fmt.Sprintf("guest %s has no pool: %v", set.Name, err))
+			note("guest %s has no pool: %v", set.Name, err)
 			continue
+		}
+		if errors.Is(err, hpdi.ErrLocked) && repair {
+			return r, control.NewError(control.KindRefused, fmt.Sprintf("pool %s is in use: %v", set.Pool.Name, err), "stop what uses its devices")
 		}
 		if err != nil {
 			return r, fmt.Errorf("check pool %s: %w", set.Pool.Name, err)
@@ -42,9 +58,16 @@ func CheckOffline(ctx context.Context, cfg *config.Config, tell func(control.Che
 	return r, nil
 }
 
-// checkOffline recounts one pool.
-func checkOffline(ctx context.Context, cfg *config.Config, set *config.Guest, tell func(control.CheckProgress)) (control.PoolCheck, error) {
-	devs, err := openToRead(set, cfg.Mirrors())
+// checkOffline recounts one pool, and mends it if it is to. What else is to be known
+// is told to note.
+func checkOffline(ctx context.Context, cfg *config.Config, set *config.Guest, tell func(control.CheckProgress), repair bool, note func(string, ...any)) (control.PoolCheck, error) {
+	var devs []hpdi.Device
+	var err error
+	if repair {
+		devs, err = openToRepair(set, cfg.Mirrors(), note)
+	} else {
+		devs, err = openToRead(set, cfg.Mirrors())
+	}
 	defer func() { closeAll(devs) }()
 	if err != nil {
 		return control.PoolCheck{}, err
@@ -67,7 +90,11 @@ func checkOffline(ctx context.Context, cfg *config.Config, set *config.Guest, te
 			tell(now)
 		}
 	})
-	r, err := v.Check(ctx, pool.CheckOptions{Data: true, Progress: &p})
+	do := v.Check
+	if repair {
+		do = v.Repair
+	}
+	r, err := do(ctx, pool.CheckOptions{Data: true, Progress: &p})
 	stop()
 	return poolCheck(r), errors.Join(err, v.Close())
 }
@@ -75,7 +102,7 @@ func checkOffline(ctx context.Context, cfg *config.Config, set *config.Guest, te
 // openToRead opens the devices of a pool for reading, under their locks, and
 // returns those that it has opened also when it fails.
 func openToRead(set *config.Guest, mem config.Mirrors) ([]hpdi.Device, error) {
-	devs, err := disks(&set.Pool, opening{
+	return openAlone(set, opening{
 		open: func(path string) (hpdi.Device, error) {
 			return file.Open(path, file.Options{ReadOnly: true, Lock: true})
 		},
@@ -83,6 +110,23 @@ func openToRead(set *config.Guest, mem config.Mirrors) ([]hpdi.Device, error) {
 		without:  func(string, error) {},
 		mirrors:  memory{Mirrors: mem, acceptLoss: set.Pool.AcceptLoss},
 	})
+}
+
+// openToRepair is openToRead for writing. What is written without a copy of a mirror
+// makes that an older one, so it is told to note.
+func openToRepair(set *config.Guest, mem config.Mirrors, note func(string, ...any)) ([]hpdi.Device, error) {
+	return openAlone(set, opening{
+		open: func(path string) (hpdi.Device, error) { return file.Open(path, file.Options{Lock: true}) },
+		without: func(path string, why error) {
+			note("pool %s was repaired without the copy on %s: %v", set.Pool.Name, path, why)
+		},
+		mirrors: memory{Mirrors: mem, log: slog.New(slog.NewTextHandler(os.Stderr, nil)), acceptLoss: set.Pool.AcceptLoss},
+	})
+}
+
+// openAlone opens the devices of a pool that no guest has.
+func openAlone(set *config.Guest, o opening) ([]hpdi.Device, error) {
+	devs, err := disks(&set.Pool, o)
 	if errors.Is(err, fs.ErrNotExist) && set.Pool.Create {
 		return nil, fmt.Errorf("%w and %w", err, ErrNoPool)
 	}

@@ -109,6 +109,44 @@ func TestCheckOffline(t *testing.T) {
 	}
 }
 
+// TestRepairOffline: a copy of a label that is damaged is written anew, once, and a
+// pool that somebody has open is left alone.
+func TestRepairOffline(t *testing.T) {
+	cfg, _ := stillPair(t)
+	damage := []byte("no label")
+	f, err := os.OpenFile(cfg.Guests[0].Pool.Devices[0], os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteAt(damage, 128*4096); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	tell := func(control.CheckProgress) {}
+	d := device(t, cfg, false)
+	if _, err := RepairOffline(t.Context(), cfg, tell); control.KindOf(err) != control.KindRefused || !strings.Contains(err.Error(), "is in use") {
+		t.Errorf("a pool in use: %v", err)
+	}
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := CheckOffline(t.Context(), cfg, tell); err != nil || r.OK || r.Repair {
+		t.Errorf("check: %+v, %v", r, err)
+	}
+	r, err := RepairOffline(t.Context(), cfg, tell)
+	if err != nil || !r.OK || !r.Repair || len(r.Pools) != 1 || len(r.Pools[0].Mended) != 1 || !strings.Contains(r.Pools[0].Mended[0], "copy of the label at block 0:128") {
+		t.Errorf("repair: %+v, %v", r, err)
+	}
+	if r, err = RepairOffline(t.Context(), cfg, tell); err != nil || !r.OK || len(r.Pools[0].Mended) != 0 {
+		t.Errorf("repair again: %+v, %v", r, err)
+	}
+	if r, err := CheckOffline(t.Context(), cfg, tell); err != nil || !r.OK {
+		t.Errorf("check: %+v, %v", r, err)
+	}
+}
+
 // TestPoolsRefuse: a device that belongs to nobody, or to another identity, is
 // not opened as a pool, and is let go.
 func TestPoolsRefuse(t *testing.T) {
@@ -148,6 +186,9 @@ func TestCheckReports(t *testing.T) {
 		t.Error("a check is under way")
 	}
 	if c := poolCheck(pool.CheckReport{Problems: []string{"one"}, MoreProblem: 2}); c.OK || len(c.Problems) != 2 || c.Problems[1] != "and 2 more" {
+		t.Errorf("%+v", c)
+	}
+	if c := poolCheck(pool.CheckReport{Mended: []string{"one"}, MoreMended: 3}); !c.OK || len(c.Mended) != 2 || c.Mended[1] != "and 3 more" {
 		t.Errorf("%+v", c)
 	}
 	if c := poolCheck(pool.CheckReport{}); !c.OK {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -178,6 +179,9 @@ func poolCheck(r pool.CheckReport) control.PoolCheck {
 	c := control.PoolCheck{Pool: r.Pool, Volumes: r.Volumes, Blocks: r.DataBlocks + r.Pages, Problems: append([]string{}, r.Problems...)}
 	if r.MoreProblem > 0 {
 		c.Problems = append(c.Problems, fmt.Sprintf("and %d more", r.MoreProblem))
+	}
+	if c.Mended = r.Mended; r.MoreMended > 0 {
+		c.Mended = append(slices.Clone(c.Mended), fmt.Sprintf("and %d more", r.MoreMended))
 	}
 	c.OK = len(c.Problems) == 0
 	return c

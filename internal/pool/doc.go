@@ -56,6 +56,13 @@
 // tree in between, so the place is two numbers, which a record on the device keeps
 // for the next owner. The record is advice and never synced.
 //
+// # Repair
+//
+// A repair belongs to a [View], a pool that nobody serves: nothing changes while it
+// counts, and it needs neither ownership nor a log. It finds references by the walks of
+// a check, has space.Space count them, and hands that to cp.Machine.Rebuild. What is
+// only in overlays stays there.
+//
 // # Removal of a device
 //
 // A device leaves in these steps, of which only the superblocks must be durable in

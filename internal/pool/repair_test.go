@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/pollux-storage/pollux/hpdi"
@@ -364,7 +365,7 @@ func TestRepairCounts(t *testing.T) {
 	}
 	slices.Sort(names)
 	for _, left := range []string{leftClosed, leftDead, leftNoPower} {
-		for seed := range few(8) {
+		for seed := range few(4) {
 			for _, name := range names {
 				rng := rand.New(rand.NewPCG(uint64(seed), 31))
 				kinds := []string{name}
@@ -543,10 +544,13 @@ func TestRepairWritesToFreeBlocks(t *testing.T) {
 			x.counts(0, 0, func(page []byte) { clear(page) })
 			x.volume(1, func(v *catalogue.Volume) { v.Used++ })
 		})
+		var mu sync.Mutex
 		wrote := 0
 		r.wrap = func(_ int, d hpdi.Device) hpdi.Device {
 			f := blocktest.NewFault(d, 1)
 			f.Add(blocktest.Rule{Op: hpdi.OpWrite, Offset: int64(first) * block.Size, Hold: func(q *hpdi.Request) {
+				mu.Lock()
+				defer mu.Unlock()
 				for b := q.Offset / block.Size; b < (q.Offset+q.Bytes())/block.Size; b++ {
 					if wrote++; used[block.At(0, uint64(b))] {
 						t.Errorf("%d blocks: block 0:%d is in use and is written to", n, b)

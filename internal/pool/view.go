@@ -21,8 +21,8 @@ const viewCache = 16 << 20
 
 // View is a pool that nobody serves, as somebody sees it who only looks: the
 // journal is replayed in memory, the region mapped read-only. Nothing is
-// written to the devices, which may be opened for reading only, or to the
-// region, and no ownership is taken. Whoever opens it holds the locks of the
+// written to the devices, which may be opened for reading only, but by Repair, or
+// to the region, and no ownership is taken. Whoever opens it holds the locks of the
 // devices, or what it shows may change while it looks.
 type View struct {
 	p      *Pool
