@@ -576,7 +576,7 @@ func TestRepairWritesToFreeBlocks(t *testing.T) {
 // clients were promised is there. Where only the command dies, too.
 func TestRepairInterrupted(t *testing.T) {
 	for _, power := range []bool{true, false} {
-		for _, kind := range []string{"zeroed leaf", "unreadable", "figure of a volume", "label"} {
+		for _, kind := range []string{"zeroed leaf", "unreadable", "figure of a volume", "label", "superblock"} {
 			t.Run(fmt.Sprintf("power=%v/%s", power, kind), func(t *testing.T) {
 				step := int64(1)
 				if raced {
@@ -606,9 +606,13 @@ func TestRepairInterrupted(t *testing.T) {
 func interruptRepair(t *testing.T, kind string, power bool, op int64) (cut, after bool) {
 	rng := rand.New(rand.NewPCG(3, 33))
 	r, content := halfFolded(t)
-	if kind == "label" {
+	switch kind {
+	case "label":
 		r.devs[0].Corrupt(int64(labelBlocks[0])*block.Size+70, 4)
-	} else {
+	case "superblock":
+		b := cp.SuperblockAt(r.generation(t))[op%2]
+		r.devs[0].Corrupt(int64(b)*block.Size+70, 4)
+	default:
 		r.spoil(t, rng, spoils[kind])
 	}
 	before, err := r.look()
@@ -903,4 +907,250 @@ func TestRepairShared(t *testing.T) {
 		t.Errorf("mended\n%s", all)
 	}
 	r.keeps(content)
+}
+
+// What only the journal maps lies where nothing else is counted, and so do new pages,
+// whose own counts then need pages that nobody needed before.
+func TestRepairLeaves(t *testing.T) {
+	const perLeaf = block.Size // counts in a leaf, and so blocks of a device
+	r := newRig(t, 1, 80<<20)
+	r.mustOpen()
+	v := r.volume("v", 256<<20)
+	content := map[int64]byte{}
+	put := func(from, n int64) {
+		t.Helper()
+		for i := from; i < from+n; i++ {
+			content[i] = byte(i%250 + 1)
+			if err := write(v, i*block.Size, pattern(content[i])); err != nil {
+				t.Fatal(err)
+			}
+			if i%100 == 99 {
+				if err := r.Commit(context.Background()); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if err := r.Commit(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(0, 300)
+	if err := r.Fold(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	// Up to the end of a leaf, so that new pages lie in the next.
+	u := r.space.Usage()
+	end := int64(r.label.Layout.First) + u.Total - u.Free
+	put(10_000, (end/perLeaf+3)*perLeaf-end)
+	r.die()
+	leaves := func() (n int) {
+		t.Helper()
+		r.spoil(t, nil, func(x *spoiler) {
+			if err := x.v.CountPages(0, func(p TreePage, _ uint64, _ []byte) error {
+				if p.Level == 0 {
+					n++
+				}
+				return nil
+			}); err != nil {
+				t.Fatal(err)
+			}
+		})
+		return n
+	}
+	before := leaves()
+	r.spoil(t, nil, func(x *spoiler) { x.rewrite(func(sb *cp.Superblock) { sb.Used++ }) })
+	r.mustRepair()
+	r.mustLook()
+	// Of what is only in the journal none is counted in the trees.
+	if now := leaves(); now > before+1 {
+		t.Errorf("%d leaves of counts instead of %d", now, before)
+	}
+	r.mustOpen()
+	r.mustCheck()
+	if err := r.Fold(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(content); int64(n) > r.space.Usage().Total-r.space.Usage().Free {
+		t.Errorf("%d blocks are in use, the volume has %d", r.space.Usage().Total-r.space.Usage().Free, n)
+	}
+	r.mustCheck()
+	r.die()
+	r.keeps(content)
+}
+
+// A device fails a request now and then: whatever it is, nothing becomes worse, and
+// the repair succeeds when it is made again.
+func TestRepairOnFailingDevice(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 40))
+	base, content := served(t, leftDead, rng)
+	base.spoil(t, rng, spoils["zeroed leaf"])
+	base.spoil(t, rng, spoils["figure of a volume"])
+	base.devs[0].Corrupt(int64(labelBlocks[1])*block.Size+70, 4)
+	before, err := base.look()
+	if err != nil || len(before.Problems) < 3 {
+		t.Fatalf("check finds %+v, %v", before, err)
+	}
+	devs := slices.Clone(base.devs)
+	refused, failed := 0, 0
+	for _, op := range []hpdi.Op{hpdi.OpWrite, hpdi.OpFlush, hpdi.OpRead} {
+		step := 1
+		if raced || op == hpdi.OpRead {
+			step = 5
+		}
+		for n, hit := 0, true; hit; n += step {
+			r := base
+			clock := blocktest.NewClock()
+			for i, d := range devs {
+				r.devs[i] = d.CutTo(clock, blocktest.KeepAll, 1)
+			}
+			var seen []*blocktest.Fault
+			r.wrap = func(i int, d hpdi.Device) hpdi.Device {
+				f := blocktest.NewFault(d, 1)
+				if i == 0 {
+					f.Add(blocktest.Rule{Op: op, Skip: n, Count: 1, Err: errMedium})
+				}
+				seen = append(seen, f)
+				return f
+			}
+			report, err := r.repair()
+			hit = seen[0].Hits() > 0
+			switch r.wrap = nil; {
+			case err != nil && !errors.Is(err, errMedium):
+				t.Fatalf("%v %d: %v", op, n, err)
+			case err != nil:
+				failed++
+			case len(report.Problems) > 0:
+				refused++
+			}
+			left, err := r.look()
+			if err != nil {
+				t.Fatalf("%v %d: %v", op, n, err)
+			}
+			for _, p := range left.Problems {
+				if !slices.Contains(before.Problems, p) {
+					t.Errorf("%v %d: %q was no problem before", op, n, p)
+				}
+			}
+			r.mustRepair()
+			if got := r.mustLook(); got.LogRecords != before.LogRecords {
+				t.Errorf("%v %d: %d records in the log instead of %d", op, n, got.LogRecords, before.LogRecords)
+			}
+			if t.Failed() {
+				return
+			}
+		}
+	}
+	base.keeps(content)
+	if failed < 3 || refused == 0 {
+		t.Errorf("%d repairs failed, %d left something", failed, refused)
+	}
+	t.Logf("%d repairs failed, %d left something", failed, refused)
+}
+
+// A device that is being taken out gets none of the new pages, and its removal goes on.
+func TestRepairWhileDeviceLeaves(t *testing.T) {
+	ctx := context.Background()
+	r := newRig(t, 3, smallest)
+	r.mustOpen()
+	c := &tracked{r.volume("v", 1<<30), map[int64]byte{}, map[int64]byte{}}
+	for i := range int64(90) {
+		if err := c.put(i*2901, byte(i)|1, false); err != nil {
+			t.Fatal(err)
+		}
+		if i%40 == 39 {
+			if err := r.Fold(ctx); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := r.RemoveDevice(ctx, "disk1"); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Fold(ctx); err != nil {
+		t.Fatal(err)
+	}
+	r.die()
+	r.spoil(t, nil, func(x *spoiler) { x.counts(1, 0, func(page []byte) { clear(page) }) })
+	r.mustRepair()
+	r.mustLook()
+	r.spoil(t, nil, func(x *spoiler) {
+		for dev := range 3 {
+			if err := x.v.CountPages(dev, func(p TreePage, _ uint64, _ []byte) error {
+				if p.Ptr.Phys.Device() == 1 {
+					t.Errorf("a page of the counts of device %d is at %v", dev, p.Ptr.Phys)
+				}
+				return nil
+			}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+	removed := false
+	r.removal.Removed = func(d hpdi.Device) { removed = true; _ = d.Close() }
+	r.mustOpen()
+	var err error
+	if c.v, err = r.Volume("v"); err != nil {
+		t.Fatal(err)
+	}
+	if !r.removing() {
+		t.Error("the removal was forgotten")
+	}
+	r.removeRest()
+	if !removed {
+		t.Error("the device was not removed")
+	}
+	c.verify(t)
+	r.devs = slices.Delete(r.devs, 1, 2)
+	r.mustCheck()
+	r.die()
+	// Its place is a gap now.
+	r.spoil(t, nil, func(x *spoiler) { x.rewrite(func(sb *cp.Superblock) { sb.Used++ }) })
+	r.mustRepair()
+	r.mustLook()
+	r.mustOpen()
+	if c.v, err = r.Volume("v"); err != nil {
+		t.Fatal(err)
+	}
+	c.verify(t)
+	r.shut()
+}
+
+// Also of a volume that is deleted and not freed yet it is told which it is, and a
+// repair that is called off has done nothing.
+func TestRepairOfDeletedVolume(t *testing.T) {
+	ctx, cancel := context.WithCancel(context.Background())
+	r := newRig(t, 1, smallest)
+	r.mustOpen()
+	if err := write(r.volume("v", 1<<20), 0, pattern(1)); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Fold(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.DeleteVolume(ctx, "v"); err != nil {
+		t.Fatal(err)
+	}
+	root := r.bmap.Trees()[1].Root
+	r.die()
+	r.devs[0].Corrupt(int64(root.Phys.Block())*block.Size+9, 1)
+	before := r.generation(t)
+	report, err := r.repair()
+	if all := strings.Join(report.Problems, "\n"); err != nil || !strings.Contains(all, "volume 1, which is deleted, from byte 0 on, 17592186044416 bytes: ") {
+		t.Errorf("%v, %s", err, all)
+	}
+	v, err := r.writable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	if _, err := v.Repair(ctx, CheckOptions{}); !errors.Is(err, context.Canceled) {
+		t.Errorf("called off: %v", err)
+	}
+	if err := v.Close(); err != nil {
+		t.Fatal(err)
+	}
+	r.reopen()
+	if now := r.generation(t); now != before {
+		t.Errorf("a superblock of generation %d was written after %d", now, before)
+	}
 }
