@@ -4,7 +4,7 @@
 //
 //	go run ./bench/amplify -size 1TiB             pool half full
 //	go run ./bench/amplify -size 1TiB -full 85    pool 85 % full
-//	go run ./bench/amplify -size 64GiB -log 16MiB -limit 73728 -folds 14
+//	go run ./bench/amplify -size 64GiB -log 16MiB -limit 139264 -folds 14
 //
 // The last is a sixteenth of the first, and writes as much for each byte.
 //
