@@ -126,7 +126,7 @@ type fullWriter struct {
 }
 
 // WritePage implements blockmap.PageWriter.
-func (w *fullWriter) WritePage(page []byte) (block.Pointer, error) {
+func (w *fullWriter) WritePage(page []byte, _ bool) (block.Pointer, error) {
 	p := block.Pointer{Phys: w.at + block.Physical(w.next), Birth: 1, Sum: ondisk.CRC(page)}
 	copy(w.buf[w.next*block.Size:], page)
 	if w.next++; w.next*block.Size == len(w.buf) {

@@ -47,7 +47,7 @@ func TestRangesAgainstModel(t *testing.T) {
 
 func TestPointerRoundTrip(t *testing.T) {
 	for _, p := range []Pointer{
-		{}, {At(0, 1), 1, 0}, {At(65535, MaxDeviceBlocks-1), MaxCP, 0xffffffff}, {At(3, 7), 1 << 33, 5},
+		{}, {Phys: At(0, 1), Birth: 1}, {At(63, MaxDeviceBlocks-1), MaxCP, 0xffffffff, TwinOn(MaxTwinDevice)}, {At(3, 7), 1 << 33, 5, TwinBehind(3)},
 	} {
 		var b [PointerSize]byte
 		p.Encode(b[:])
@@ -70,4 +70,20 @@ func FuzzPointer(f *testing.F) {
 			t.Fatalf("%x: %+v", b[:16], p)
 		}
 	})
+}
+
+func TestTwinPlaces(t *testing.T) {
+	for _, c := range []struct {
+		twin Twin
+		want Physical
+	}{
+		{0, None}, {TwinBehind(0), At(2, 7+TrackBlocks)}, {TwinBehind(10), At(2, 7+1024*TrackBlocks)},
+		{TwinBehind(MaxTwinDistance - 1), At(2, 7+TrackBlocks<<(MaxTwinDistance-1))}, {TwinOn(0), At(0, 7)}, {TwinOn(63), At(63, 7)},
+	} {
+		p := Pointer{Phys: At(2, 7), Birth: 5, Sum: 6, Twin: c.twin}
+		second := p.Second()
+		if second.Phys != c.want || !second.IsHole() && (second.Birth != 5 || second.Sum != 6 || second.Twin != 0) {
+			t.Errorf("twin %d: %+v instead of a block at %v", c.twin, second, c.want)
+		}
+	}
 }

@@ -2,9 +2,15 @@
 // holds the very version that a pointer names, else from the devices, where
 // neighbouring blocks become one request. Bytes whose checksum is not the
 // pointer's are never handed on.
+//
+// A page that cannot be read, or whose bytes are wrong, is read from its twin, and
+// written again where it lay. Only who keeps pages from being freed and used again
+// meanwhile may do the latter: the pool's one goroutine. Others leave a note, which
+// Forget takes away when the page is freed, and Mend looks at.
 package blockio
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 
@@ -30,6 +36,7 @@ type Reader struct {
 	pool  uint32 // the pool's number in the cache
 	bufs  chan *bounce
 	mem   []byte // of all bounce buffers
+	bad   suspects
 }
 
 // bounce is a buffer that device requests read into, with those requests.
@@ -98,24 +105,54 @@ func (r *Reader) Offer(p block.Pointer, frame []byte) { r.cache.Offer(r.key(p), 
 
 // Forget tells the cache that n blocks from p on were freed.
 func (r *Reader) Forget(p block.Physical, n int) {
+	r.bad.forget(p, n)
 	for i := range n {
 		r.cache.Forget(r.pool, p+block.Physical(i))
 	}
 }
 
-// View calls fn with the block, reading it from its device when it must.
+// View calls fn with the block, reading it from its device when it must. Whoever asks
+// for a page that has a twin keeps it from being freed meanwhile.
 func (r *Reader) View(p block.Pointer, fn func(frame []byte)) error {
+	return r.view(p, fn, func(frame []byte) bool {
+		_, err := r.set.FromTwin(p.Phys, p.Second().Phys, frame, proves(p))
+		return err == nil
+	})
+}
+
+// ViewBeside is View of a page that may be freed meanwhile, unless current returns
+// true afterwards.
+func (r *Reader) ViewBeside(p block.Pointer, fn func(frame []byte), current func() bool) error {
+	return r.view(p, fn, func(frame []byte) bool {
+		if r.set.Read(p.Second().Phys, frame) != nil || verify(p, frame) != nil {
+			return false
+		}
+		r.bad.add(p, current)
+		return true
+	})
+}
+
+// view reads a block, from its twin by rescue if it must and there is one.
+func (r *Reader) view(p block.Pointer, fn func(frame []byte), rescue func(frame []byte) bool) error {
 	if r.ViewCached(p, fn) {
 		return nil
 	}
 	b := r.take()
 	defer r.give(b)
 	b.add(0, p.Phys)
-	if err := r.set.Do(b.use); err != nil {
-		return err
-	}
 	frame := b.frame(0)
-	if err := r.prove(p, frame); err != nil {
+	err := r.set.Do(b.use)
+	if err == nil {
+		err = r.prove(p, frame)
+	}
+	if err != nil && p.Twin != 0 {
+		if rescue(frame) {
+			err = nil
+		} else if errors.Is(err, block.ErrCorrupt) {
+			r.set.NoteCorrupt(p.Phys)
+		}
+	}
+	if err != nil {
 		return err
 	}
 	r.Put(p, frame)
@@ -208,13 +245,18 @@ func (r *Reader) give(b *bounce) {
 // is wrong.
 func (r *Reader) prove(p block.Pointer, frame []byte) error {
 	err := verify(p, frame)
-	if err != nil && r.set.ReadGood(p.Phys, frame, func(b []byte) bool { return ondisk.CRC(b) == p.Sum }) {
+	if err != nil && r.set.ReadGood(p.Phys, frame, proves(p)) {
 		return nil
 	}
-	if err != nil {
+	if err != nil && p.Twin == 0 {
 		r.set.NoteCorrupt(p.Phys)
 	}
 	return err
+}
+
+// proves returns what tells the bytes of a block from others.
+func proves(p block.Pointer) func(frame []byte) bool {
+	return func(frame []byte) bool { return ondisk.CRC(frame) == p.Sum }
 }
 
 func verify(p block.Pointer, frame []byte) error {

@@ -71,6 +71,7 @@ func (f Frozen) Fold(id block.VolumeID, limit block.CP, budget *int, pages Pages
 	f.finishSort()
 	v := &VolumeFold{refs: refs, first: block.Key(id, 0), pending: tree.Pending, after: Tree{Deleted: tree.Deleted, Used: tree.Used}}
 	v.update = NewUpdate(pages, w, tree.Root)
+	v.update.Twins = f.Twins
 	if tree.Deleted {
 		v.pending = everything
 	} else {

@@ -39,7 +39,7 @@ func (m *Map) leavesFrom(id block.VolumeID, from uint64, n int) (leaves []uint64
 	}
 	m.mu.RUnlock()
 	found := 0
-	err = Walk(m.pages, root, func(_ block.Pointer, level int, leaf uint64) (bool, error) {
+	err = Walk(asOf{m, gen}, root, func(_ block.Pointer, level int, leaf uint64) (bool, error) {
 		if leaf+1<<(level*fanBits) <= from {
 			return false, nil
 		}

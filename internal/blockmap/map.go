@@ -6,6 +6,7 @@ import (
 	"maps"
 	"math/bits"
 	"sync"
+	"sync/atomic"
 
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/catalogue"
@@ -29,7 +30,7 @@ func (t Tree) Gone() bool { return t.Deleted && t.Root.IsHole() }
 // Map is the block map of one pool: the trees of all its volumes and the
 // overlays above them.
 type Map struct {
-	pages Pages
+	pages SharedPages
 
 	mu      sync.RWMutex
 	trees   map[block.VolumeID]Tree
@@ -38,15 +39,19 @@ type Map struct {
 	spare   *Overlay     // emptied, to become the next active one; nil if there is none
 	order   table.Sorter // of the fold under way
 	// generation counts the installations of new roots, so that a look-up
-	// that failed can tell whether it lost a race.
+	// that failed can tell whether it lost a race; latest is the same for those
+	// who must not take the lock.
 	generation uint64
+	latest     atomic.Uint64
 
 	leaves leafCache
 }
 
 // NewMap returns a map without volumes that reads its pages from pages.
-func NewMap(pages Pages) *Map {
-	return &Map{pages: pages, trees: map[block.VolumeID]Tree{}, active: NewOverlay(), generation: 1}
+func NewMap(pages SharedPages) *Map {
+	m := &Map{pages: pages, trees: map[block.VolumeID]Tree{}, active: NewOverlay(), generation: 1}
+	m.latest.Store(m.generation)
+	return m
 }
 
 // Update runs fn with the active overlay, alone. It must be short: all look-ups
@@ -205,7 +210,7 @@ func (m *Map) fromTree(at place, tree Tree, lba block.Logical, dst []block.Point
 	if !known {
 		var err error
 		if wait {
-			p, err = FindLeaf(m.pages, tree.Root, at.leaf)
+			p, err = FindLeaf(asOf{m, at.generation}, tree.Root, at.leaf)
 		} else if p, known = FindLeafCached(m.pages, tree.Root, at.leaf); !known {
 			return false, nil
 		}
@@ -223,7 +228,7 @@ func (m *Map) fromTree(at place, tree Tree, lba block.Logical, dst []block.Point
 	if !wait {
 		return m.pages.ViewCached(p, f.fill), nil
 	}
-	if err := m.pages.View(p, f.fill); err != nil {
+	if err := (asOf{m, at.generation}).View(p, f.fill); err != nil {
 		return false, pageError(err, 0, at.leaf)
 	}
 	return true, nil
@@ -272,6 +277,8 @@ type Frozen struct {
 	// Moves, if set, says of a page that it is to be rewritten: all volumes are
 	// visited, and the pages above their leaves, for that.
 	Moves func(p block.Pointer) bool
+	// Twins gives leaves twins, too.
+	Twins bool
 }
 
 // BeginFold moves the active overlay below a new, empty one and returns it.
@@ -310,6 +317,7 @@ func (m *Map) endFold(trees map[block.VolumeID]Tree) (old *Overlay) {
 	}
 	old, m.folding = m.folding, nil
 	m.generation++
+	m.latest.Store(m.generation)
 	return old
 }
 
@@ -336,6 +344,25 @@ func (m *Map) HasHoles() bool {
 	}
 	return false
 }
+
+// asOf reads the pages of the trees of a generation beside folds.
+type asOf struct {
+	m          *Map
+	generation uint64
+}
+
+// View implements Pages.
+func (a asOf) View(p block.Pointer, fn func(page []byte)) error {
+	return a.m.pages.ViewBeside(p, fn, func() bool { return a.m.latest.Load() == a.generation })
+}
+
+// ViewCached implements Pages.
+func (a asOf) ViewCached(p block.Pointer, fn func(page []byte)) bool {
+	return a.m.pages.ViewCached(p, fn)
+}
+
+// Prefetch implements Pages.
+func (a asOf) Prefetch(ps []block.Pointer) { a.m.pages.Prefetch(ps) }
 
 // newer reports whether a fold has installed new roots since generation gen.
 func (m *Map) newer(gen uint64) bool {

@@ -30,9 +30,13 @@ func (s *store) View(p block.Pointer, fn func([]byte)) error {
 
 func (s *store) ViewCached(p block.Pointer, fn func([]byte)) bool { return s.View(p, fn) == nil }
 
+func (s *store) ViewBeside(p block.Pointer, fn func([]byte), _ func() bool) error {
+	return s.View(p, fn)
+}
+
 func (s *store) Prefetch([]block.Pointer) {}
 
-func (s *store) WritePage(page []byte) (block.Pointer, error) {
+func (s *store) WritePage(page []byte, _ bool) (block.Pointer, error) {
 	s.next++
 	p := block.Pointer{Phys: s.next, Birth: s.birth, Sum: ondisk.CRC(page)}
 	s.pages[p] = append([]byte(nil), page...)

@@ -41,15 +41,19 @@ func (f *flaky) View(p block.Pointer, fn func([]byte)) error {
 	return f.store.View(p, fn)
 }
 
+func (f *flaky) ViewBeside(p block.Pointer, fn func([]byte), _ func() bool) error {
+	return f.View(p, fn)
+}
+
 func (f *flaky) ViewCached(p block.Pointer, fn func([]byte)) bool {
 	return !f.uncached[p] && f.store.ViewCached(p, fn)
 }
 
-func (f *flaky) WritePage(page []byte) (block.Pointer, error) {
+func (f *flaky) WritePage(page []byte, twin bool) (block.Pointer, error) {
 	if err := f.due(&f.writes); err != nil {
 		return block.Pointer{}, err
 	}
-	return f.store.WritePage(page)
+	return f.store.WritePage(page, twin)
 }
 
 func (f *flaky) FreePage(p block.Pointer) error {

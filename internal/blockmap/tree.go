@@ -20,7 +20,8 @@ const (
 	MaxLeaves = 1 << (Top * fanBits)
 )
 
-// Pages reads the pages of trees. *blockio.Reader is one.
+// Pages reads the pages of trees, for who keeps folds from freeing them meanwhile.
+// *blockio.Reader is one.
 type Pages interface {
 	// View calls fn with the page at p, which it must not keep.
 	View(p block.Pointer, fn func(page []byte)) error
@@ -28,6 +29,14 @@ type Pages interface {
 	ViewCached(p block.Pointer, fn func(page []byte)) bool
 	// Prefetch says which pages will be viewed next.
 	Prefetch(ps []block.Pointer)
+}
+
+// SharedPages reads pages beside folds, too.
+type SharedPages interface {
+	Pages
+	// ViewBeside is View of a page that a fold may free, and somebody else use again,
+	// at any time: it was not free if current returns true afterwards.
+	ViewBeside(p block.Pointer, fn func(page []byte), current func() bool) error
 }
 
 // FindLeaf returns the pointer to a leaf of the tree under root; a hole when
@@ -103,8 +112,9 @@ func decodePage(page []byte, entries *[Fanout]block.Pointer) {
 // PageWriter gives an Update its new pages.
 type PageWriter interface {
 	// WritePage stores a new page and returns the pointer to it; the page's
-	// bytes are copied.
-	WritePage(page []byte) (block.Pointer, error)
+	// bytes are copied. A page that others cannot be found without, or that is to
+	// be as safe as such a one, is to have a twin if there is room for it.
+	WritePage(page []byte, twin bool) (block.Pointer, error)
 	// FreePage says that the page is no longer part of the tree.
 	FreePage(p block.Pointer) error
 }
@@ -118,6 +128,8 @@ type Update struct {
 	// Moves, if set, says of a page that it is to be rewritten although nothing below
 	// it has changed. It is asked of the pages that Group and Finish come by, once each.
 	Moves func(p block.Pointer) bool
+	// Twins gives leaves twins, too.
+	Twins bool
 	root  block.Pointer
 	// changed holds the new pointers of pages whose parents are not yet
 	// rewritten, by level and by index within the level.
@@ -172,7 +184,7 @@ func (u *Update) Group(parent uint64, want func(leaf uint64, exists bool) bool, 
 				return err
 			}
 		}
-		if entries[i], err = u.replace(entries[i], page[:]); err != nil {
+		if entries[i], err = u.replace(entries[i], page[:], u.Twins || moved[i] && entries[i].Twin != 0); err != nil {
 			return err
 		}
 		changed = true
@@ -224,11 +236,11 @@ func (u *Update) read(p block.Pointer, level int, leaf uint64, entries *[Fanout]
 }
 
 // replace stores page in place of old and returns its pointer.
-func (u *Update) replace(old block.Pointer, page []byte) (block.Pointer, error) {
+func (u *Update) replace(old block.Pointer, page []byte, twin bool) (block.Pointer, error) {
 	var p block.Pointer
 	var err error
 	if !isZero(page) {
-		if p, err = u.Writer.WritePage(page); err != nil {
+		if p, err = u.Writer.WritePage(page, twin); err != nil {
 			return block.Pointer{}, err
 		}
 	}
@@ -243,7 +255,7 @@ func (u *Update) setPage(index uint64, level int, old block.Pointer, entries *[F
 	for i, e := range entries {
 		e.Encode(page[i*block.PointerSize:])
 	}
-	p, err := u.replace(old, page[:])
+	p, err := u.replace(old, page[:], true)
 	if err != nil {
 		return err
 	}

@@ -174,13 +174,13 @@ func (d *dumpedRegion) print(s *session) error {
 
 // pageRows shows pages of a tree.
 func pageRows(pages []dump.Page) [][]string {
-	rows := [][]string{{"LEVEL", "FROM BLOCK", "PLACE", "WRITTEN BY CP", "CHECKSUM", "ENTRIES", "VERDICT"}}
+	rows := [][]string{{"LEVEL", "FROM BLOCK", "PLACE", "TWIN", "WRITTEN BY CP", "CHECKSUM", "ENTRIES", "VERDICT"}}
 	for _, p := range pages {
 		verdict := "good"
 		if !p.OK {
 			verdict = "BAD"
 		}
-		rows = append(rows, cells(p.Level, p.First, p.Place, p.Birth, p.Sum, p.Entries, verdict))
+		rows = append(rows, cells(p.Level, p.First, p.Place, orDash(p.Twin), p.Birth, p.Sum, p.Entries, verdict))
 	}
 	return rows
 }

@@ -177,10 +177,13 @@ type PoolStatus struct {
 	CountsBytes int64 `json:"counts_bytes"`
 	// Loading says that the counts are still being read: clients are served,
 	// and nothing is taken to the devices yet.
-	Loading bool          `json:"loading,omitempty"`
-	Error   string        `json:"error,omitempty"` // why the newest consistency point failed
-	Cleaner CleanerStatus `json:"cleaner"`
-	Scrub   ScrubStatus   `json:"scrub"`
+	Loading bool   `json:"loading,omitempty"`
+	Error   string `json:"error,omitempty"` // why the newest consistency point failed
+	// PagesMended is how many pages of metadata were bad since the pool was opened,
+	// and were written again from their twins.
+	PagesMended uint64        `json:"pages_mended,omitempty"`
+	Cleaner     CleanerStatus `json:"cleaner"`
+	Scrub       ScrubStatus   `json:"scrub"`
 	// Removal is that of a device, if one is being removed.
 	Removal *RemovalStatus `json:"removal,omitempty"`
 	// Removed are paths of devices that were removed since the pool was opened.

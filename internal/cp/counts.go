@@ -95,7 +95,7 @@ func (f *fold) countSteps(dev int, changes []uint64) func() (bool, error) {
 	u := blockmap.NewUpdate(f.m.Reader, f.pages, f.sb.Devices[dev].Counts)
 	first := uint64(block.At(dev, 0)) / countsPerLeaf // the device's first leaf among those of all
 	next := func() uint64 { return countChange(changes[0]).leaf() - first }
-	u.Moves = f.frozen.Moves
+	u.Moves, u.Twins = f.frozen.Moves, f.frozen.Twins
 	var rest []uint64 // level-1 pages still to be looked at
 	listed := u.Moves == nil
 	return func() (done bool, err error) {

@@ -98,7 +98,9 @@ func (m *Machine) beginFold() *fold {
 	f.sb.Journal = m.journal.next
 	f.reset()
 	if dev, ok := f.sb.Leaving(); ok && m.movePages {
-		f.frozen.Moves = func(p block.Pointer) bool { return f.moving > 0 && p.Phys.Device() == dev }
+		f.frozen.Moves = func(p block.Pointer) bool {
+			return f.moving > 0 && (p.Phys.Device() == dev || p.Second().Phys.Device() == dev)
+		}
 	}
 	return f
 }
@@ -123,6 +125,7 @@ func (f *fold) reset() {
 	f.counts, f.sorting, f.moving = nil, false, f.m.moveBudget()
 	f.sb.Used = uint64(f.m.used)
 	f.pages = &pageWriter{m: f.m, birth: f.sb.CP, fold: f}
+	f.frozen.Twins = f.leafTwins()
 }
 
 // abandon gives back the pages that a failed fold took and makes it begin
@@ -134,6 +137,19 @@ func (f *fold) abandon() error {
 	}
 	f.reset()
 	return err
+}
+
+// A fold that writes few leaves writes twins of them, too: up to leafTwins, or a leaf
+// for leafShare mappings. What is scattered would be written twice.
+const (
+	leafTwins = 256
+	leafShare = 16
+)
+
+// leafTwins reports whether the fold writes twins of leaves. Pages above leaves have
+// them in any case.
+func (f *fold) leafTwins() bool {
+	return f.frozen.Overlay.Pages() <= max(leafTwins, f.keys/leafShare)
 }
 
 func (f *fold) step() (done bool, err error) {
@@ -216,6 +232,7 @@ func (f *fold) writeCatalogue() error {
 	enc := catalogue.Encode(f.list, f.next)
 	pages := uint64(len(enc)+block.Size-1) / block.Size
 	u := blockmap.NewUpdate(f.m.Reader, f.pages, f.sb.Catalogue)
+	u.Twins = true
 	for parent := uint64(0); parent <= catalogue.MaxBytes/block.Size/blockmap.Fanout; parent++ {
 		err := u.Group(parent, func(leaf uint64, exists bool) bool { return exists || leaf < pages },
 			func(leaf uint64, page *[block.Size]byte) error {
@@ -241,7 +258,7 @@ func (f *fold) commit() error {
 	if planted.Has(planted.JournalTailEarly) {
 		f.sb.Journal = m.journal.next
 	}
-	pages := foldPages{Fold: f.sb.Fold, Taken: f.pages.taken, Freed: f.pages.freed}
+	pages := foldPages{Fold: f.sb.Fold, Taken: f.pages.allTaken(), Freed: f.pages.allFreed()}
 	if err := m.journal.append(&record{Epoch: m.sb.Epoch, Type: typeFold, Fold: pages}); err != nil {
 		if !errors.Is(err, errJournalFull) {
 			m.broken = fmt.Errorf("%w; the pool must be opened again", err)
@@ -251,6 +268,7 @@ func (f *fold) commit() error {
 	// A superblock may have been written meanwhile for another reason.
 	f.sb.Epoch, f.sb.RegionID, f.sb.BootID = m.sb.Epoch, m.sb.RegionID, m.sb.BootID
 	f.sb.Generation = m.sb.Generation + 1
+	f.sb.Twins = m.sb.Twins || len(f.pages.twinsTaken) > 0
 	if err := WriteSuperblock(m.Devices, &f.sb); err != nil {
 		// One of its copies may be there, so this fold may be what recovery
 		// finds, and nothing it replaced may be touched.
@@ -270,7 +288,7 @@ func (f *fold) commit() error {
 	}
 	m.updateReservation()
 	m.refs = f.refs
-	f.lost, f.durable = append(f.refs.dropped, f.pages.freed...), true
+	f.lost, f.durable = append(f.refs.dropped, pages.Freed...), true
 	return f.pages.close()
 }
 

@@ -15,7 +15,7 @@ import (
 // Format versions; docs/format/journal.md and superblock.md describe them.
 const (
 	journalVersion    = 1
-	superblockVersion = 2
+	superblockVersion = 3
 )
 
 // recordType says what a journal record carries.
@@ -321,6 +321,7 @@ type Superblock struct {
 	Catalogue block.Pointer // root of the catalogue's tree
 	CatBytes  uint32        // length of the catalogue's encoding
 	Used      uint64        // blocks in use according to the count trees
+	Twins     bool          // pages may have twins; once it is so it stays so
 
 	// The region that holds the pool's log, and the boot of the host in which
 	// it was made; empty when the log was committed and the region removed.
@@ -384,11 +385,15 @@ const (
 )
 
 // version returns the version that s is written in: 1 as long as no device has ever
-// left the pool, so that the programs that know no other can open it.
+// left the pool and no page has a twin, so that the programs that know no other can open
+// it, and 2 as long as no page has a twin.
 func (s *Superblock) version() uint16 {
+	if s.Twins {
+		return superblockVersion
+	}
 	for _, d := range s.Devices {
 		if d.State != DeviceUsed {
-			return superblockVersion
+			return 2
 		}
 	}
 	return 1
@@ -440,6 +445,7 @@ func DecodeSuperblock(b []byte) (*Superblock, error) {
 		Flush:     decodeDiskPos(d),
 		Journal:   JournalPos{Offset: d.U64(), Number: d.U64(), Prev: d.U32()},
 		Catalogue: d.Pointer(), CatBytes: d.U32(), Used: d.U64(), RegionID: d.String(), BootID: d.String(),
+		Twins: h.Version > 2,
 	}
 	size := deviceRootSize
 	if h.Version == 1 {

@@ -129,6 +129,29 @@ func TestGoldenSuperblock2(t *testing.T) {
 	}
 }
 
+// Pages that have twins need version 3: in the pointers of which they are, and once it
+// is so in all superblocks after.
+func TestGoldenSuperblock3(t *testing.T) {
+	s := leavingSuperblock()
+	s.Twins = true
+	s.Catalogue.Twin, s.Devices[0].Counts.Twin = block.TwinBehind(5), block.TwinOn(1)
+	b := s.Encode()
+	golden(t, "testdata/superblock-3.hex", b)
+	got, err := DecodeSuperblock(b)
+	if err != nil || !reflect.DeepEqual(got, s) {
+		t.Errorf("%v: %+v", err, got)
+	}
+	for version, s := range map[uint16]*Superblock{1: testSuperblock(), 2: leavingSuperblock(), 3: got} {
+		// What knows less must refuse it.
+		if _, err := ondisk.Open(s.Encode(), ondisk.KindSuperblock, version-1); !errors.Is(err, ondisk.ErrVersion) {
+			t.Errorf("version %d: %v", version, err)
+		}
+		if h, err := ondisk.Open(s.Encode(), ondisk.KindSuperblock, version); err != nil || h.Version != version {
+			t.Errorf("version %d: %d, %v", version, h.Version, err)
+		}
+	}
+}
+
 // leavingSuperblock has a device in each state.
 func leavingSuperblock() *Superblock {
 	s := testSuperblock()

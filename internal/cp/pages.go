@@ -15,22 +15,30 @@ import (
 // Pages are written in batches of so many, and allocated as many at a time.
 const pageBatch = 256
 
+// twinBatch is how many pages with twins are allocated at a time: a fold has few.
+const twinBatch = 16
+
 // pageWriter stores the new metadata pages of one fold.
 type pageWriter struct {
 	m     *Machine
 	fold  *fold
 	birth block.CP
 	buf   []byte // of a batch, from the first page on
+	pages int    // in it
 	ios   []*devices.IO
-	all   [pageBatch]devices.IO // what ios are part of
+	all   [2 * pageBatch]devices.IO // what ios are part of
 	vecs  [pageBatch][1][]byte
-	spare []space.Run // allocated, not yet used
+	spare []space.Run  // allocated, not yet used
+	pairs []space.Pair // the same, with twins
+	alone bool         // there was no room for twins, or it is not wanted
 	taken []space.Run
 	freed []space.Run
+	// Twins lie together as their pages do, and make runs of their own.
+	twinsTaken, twinsFreed []space.Run
 }
 
 // WritePage implements blockmap.PageWriter.
-func (w *pageWriter) WritePage(page []byte) (block.Pointer, error) {
+func (w *pageWriter) WritePage(page []byte, twin bool) (block.Pointer, error) {
 	if w.buf == nil {
 		buf, err := hpdi.Alloc(pageBatch * block.Size)
 		if err != nil {
@@ -38,22 +46,57 @@ func (w *pageWriter) WritePage(page []byte) (block.Pointer, error) {
 		}
 		w.buf = buf
 	}
-	at, err := w.allocate()
-	if err != nil {
-		return block.Pointer{}, err
+	p, ok := w.allocateTwins(twin)
+	if !ok {
+		var err error
+		if p.Phys, err = w.allocate(); err != nil {
+			return block.Pointer{}, err
+		}
 	}
-	p := block.Pointer{Phys: at, Birth: w.birth, Sum: ondisk.CRC(page)}
-	frame := w.buf[len(w.ios)*block.Size:][:block.Size]
+	p.Birth, p.Sum = w.birth, ondisk.CRC(page)
+	frame := w.buf[w.pages*block.Size:][:block.Size]
 	copy(frame, page)
 	w.m.Reader.Put(p, frame)
-	n := len(w.ios)
-	w.vecs[n][0] = frame
-	w.all[n] = devices.IO{Op: hpdi.OpWrite, At: at, Vec: w.vecs[n][:]}
-	w.ios = append(w.ios, &w.all[n])
-	if len(w.ios) == pageBatch {
+	w.vecs[w.pages][0] = frame
+	w.write(p.Phys)
+	if p.Twin != 0 && !planted.Has(planted.TwinNotWritten) {
+		w.write(p.Second().Phys)
+	}
+	if w.pages++; w.pages == pageBatch {
 		return p, w.flush()
 	}
 	return p, nil
+}
+
+// write adds a write of the batch's newest page to it.
+func (w *pageWriter) write(at block.Physical) {
+	io := &w.all[len(w.ios)]
+	*io = devices.IO{Op: hpdi.OpWrite, At: at, Vec: w.vecs[w.pages][:]}
+	w.ios = append(w.ios, io)
+}
+
+// allocateTwins returns a free block with a free one for its twin, where one is wanted
+// and there is room. Devices that keep copies need none.
+func (w *pageWriter) allocateTwins(wanted bool) (p block.Pointer, ok bool) {
+	if !wanted || w.alone {
+		return p, false
+	}
+	if len(w.pairs) == 0 {
+		w.pairs = w.m.Space.AllocTwins(twinBatch, func(dev int) bool { return w.m.Devices.Copies(dev) == 1 })
+	}
+	if w.alone = len(w.pairs) == 0; w.alone {
+		return p, false
+	}
+	r := &w.pairs[0]
+	p.Phys, p.Twin = r.At, r.Twin
+	if r.At, r.N = r.At+1, r.N-1; r.N == 0 {
+		w.pairs = w.pairs[1:]
+	}
+	w.taken = addRun(w.taken, p.Phys)
+	if !planted.Has(planted.TwinNotCounted) {
+		w.twinsTaken = addRun(w.twinsTaken, p.Second().Phys)
+	}
+	return p, true
 }
 
 // allocate returns a free block. Pages lie together because they are allocated
@@ -89,6 +132,9 @@ func (w *pageWriter) FreePage(p block.Pointer) error {
 		return w.m.Space.Dec(space.Run{At: p.Phys, N: 1})
 	}
 	w.freed = addRun(w.freed, p.Phys)
+	if p.Twin != 0 {
+		w.twinsFreed = addRun(w.twinsFreed, p.Second().Phys)
+	}
 	if moves := w.fold.frozen.Moves; moves != nil && moves(p) {
 		w.fold.moving--
 	}
@@ -107,7 +153,7 @@ func addRun(runs []space.Run, at block.Physical) []space.Run {
 
 func (w *pageWriter) flush() error {
 	err := w.m.Devices.Do(w.ios)
-	w.ios = w.ios[:0]
+	w.ios, w.pages = w.ios[:0], 0
 	if planted.Has(planted.IgnoredPageWriteError) {
 		return nil
 	}
@@ -116,9 +162,7 @@ func (w *pageWriter) flush() error {
 
 // finish writes what is left and returns the unused blocks.
 func (w *pageWriter) finish() error {
-	spare := w.spare
-	w.spare = nil
-	for _, r := range spare {
+	for _, r := range w.unused() {
 		if err := w.m.Space.Dec(r); err != nil {
 			return err
 		}
@@ -126,13 +170,27 @@ func (w *pageWriter) finish() error {
 	return w.flush()
 }
 
+// unused returns what was allocated and not used, and forgets it.
+func (w *pageWriter) unused() []space.Run {
+	runs := w.spare
+	for _, p := range w.pairs {
+		runs = append(runs, p.Run, p.Second())
+	}
+	w.spare, w.pairs = nil, nil
+	return runs
+}
+
+// allTaken and allFreed return the blocks of pages and of their twins.
+func (w *pageWriter) allTaken() []space.Run { return append(w.taken, w.twinsTaken...) }
+func (w *pageWriter) allFreed() []space.Run { return append(w.freed, w.twinsFreed...) }
+
 // discard frees everything that was taken.
 func (w *pageWriter) discard() error {
 	var err error
-	for _, r := range append(w.taken, w.spare...) {
+	for _, r := range append(w.allTaken(), w.unused()...) {
 		err = errors.Join(err, w.m.Space.Dec(r))
 	}
-	w.taken, w.spare, w.ios = nil, nil, nil
+	w.taken, w.twinsTaken, w.ios, w.pages = nil, nil, nil, 0
 	return errors.Join(err, w.close())
 }
 

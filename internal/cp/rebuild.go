@@ -41,7 +41,8 @@ func (m *Machine) Rebuild(held []space.Run, used map[block.VolumeID]int64) error
 			return err
 		}
 	}
-	w := &pageWriter{m: m, birth: m.sb.CP}
+	// Twins have no place among those that are settled before; folds will write them.
+	w := &pageWriter{m: m, birth: m.sb.CP, alone: true}
 	pages, err := r.place(w, held)
 	if err == nil {
 		err = r.write(w)

@@ -40,6 +40,9 @@ const (
 type Set struct {
 	mu   sync.RWMutex // guards devs, whose elements do not change but in a copy
 	devs []*member
+
+	lookOnly bool
+	mended   atomic.Uint64
 }
 
 type member struct {

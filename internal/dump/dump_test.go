@@ -369,8 +369,20 @@ func (r *rig) spoil(t *testing.T, m *Map) {
 	r.flipAt(m.Pages[2].Place)
 	x, err := ReadMap(r.paths, "v", nil, all)
 	r.damaged(x.Found, err, "metadata page of level 1")
+	if len(x.Pages) != 4 || x.Pages[2].OK || !x.Pages[1].OK || !x.Pages[3].OK || !strings.Contains(x.Pages[2].Why, "from its twin") {
+		t.Errorf("page damaged in its first place: %+v", x.Pages)
+	}
+	r.flipAt(m.Pages[2].Twin)
+	x, err = ReadMap(r.paths, "v", nil, all)
+	r.damaged(x.Found, err, "metadata page of level 1")
 	if len(x.Pages) != 3 || x.Pages[2].OK || !x.Pages[1].OK {
 		t.Errorf("damaged page: %+v", x.Pages)
+	}
+	r.flipAt(m.Pages[2].Place) // back
+	x, err = ReadMap(r.paths, "v", nil, all)
+	r.damaged(x.Found, err, "its twin")
+	if len(x.Pages) != 4 || x.Pages[2].OK || !x.Pages[3].OK {
+		t.Errorf("page damaged in its second place: %+v", x.Pages)
 	}
 	devs := r.open()
 	set := devices.NewSet(devs)
@@ -379,6 +391,7 @@ func (r *rig) spoil(t *testing.T, m *Map) {
 	sb, err := cp.ReadSuperblock(set, l.Pool)
 	r.must(errors.Join(err, set.Close()))
 	r.flipAt(sb.Devices[0].Counts.Phys.String())
+	r.flipAt(sb.Devices[0].Counts.Second().Phys.String())
 	c, err := ReadCounts(r.paths, all)
 	r.damaged(c.Found, err, "metadata page of level 3")
 	if len(c.Bad) != 1 || len(c.Runs) != 0 {

@@ -44,6 +44,7 @@ type Page struct {
 	Level   int    `json:"level"` // 0 is a leaf
 	First   uint64 `json:"first"` // block that it is about
 	Place   string `json:"place"`
+	Twin    string `json:"twin,omitempty"` // where it lies once more
 	Birth   uint64 `json:"birth"`
 	Sum     string `json:"sum"`
 	Entries int    `json:"entries"`
@@ -136,10 +137,19 @@ func (r *Map) walk(v *pool.View, name string, lba *uint64) error {
 func (f *Found) page(p pool.TreePage, perLeaf uint64) Page {
 	out := Page{
 		Level: p.Level, First: p.Leaf * perLeaf, Place: p.Ptr.Phys.String(), Birth: uint64(p.Ptr.Birth), Sum: hex(p.Ptr.Sum),
-		Entries: p.Entries, OK: p.Err == nil, Why: text(p.Err),
+		Entries: p.Entries,
 	}
-	if p.Err != nil {
-		f.bad("metadata page of level %d from block %d on: %v", p.Level, out.First, p.Err)
+	if p.Ptr.Twin != 0 {
+		out.Twin = p.Ptr.Second().Phys.String()
+	}
+	err := p.Err
+	if err == nil && p.FirstErr != nil {
+		err = fmt.Errorf("read from its twin: %w", p.FirstErr)
+	} else if err == nil && p.TwinErr != nil {
+		err = fmt.Errorf("its twin: %w", p.TwinErr)
+	}
+	if out.OK, out.Why = err == nil, text(err); err != nil {
+		f.bad("metadata page of level %d from block %d on: %v", p.Level, out.First, err)
 	}
 	return out
 }
@@ -214,7 +224,7 @@ func (r *Counts) device(v *pool.View, dev int) error {
 		run = CountRun{}
 	}
 	err := v.CountPages(dev, func(p pool.TreePage, first uint64, counts []byte) error {
-		if page := r.page(p, block.Size); p.Err != nil {
+		if page := r.page(p, block.Size); !page.OK {
 			r.Bad = append(r.Bad, page)
 		}
 		for i, n := range counts {

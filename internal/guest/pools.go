@@ -198,7 +198,7 @@ func (s *store) Stats() control.PoolStatus {
 	return control.PoolStatus{
 		Name: s.Name(), Identity: s.Identity(), Epoch: uint64(s.Epoch()), CP: st.CP, Capacity: st.Bytes, Free: st.FreeBytes,
 		LogBytes: st.LogBytes, LogUsed: st.LogUsedBytes, Dirty: int64(st.DirtyBlocks) * block.Size, Error: st.LastError,
-		Faults: faults, CountsBytes: st.CountsBytes, Loading: st.Loading,
+		Faults: faults, CountsBytes: st.CountsBytes, Loading: st.Loading, PagesMended: st.Mended,
 		Cleaner: control.CleanerStatus{
 			State: st.Cleaner.State, Tracks: st.Cleaner.Tracks, Whole: st.Cleaner.Whole, Passes: st.Cleaner.Passes,
 			Freed: st.Cleaner.Freed, Moved: st.Cleaner.Moved, Failed: st.Cleaner.Failed,

@@ -141,6 +141,7 @@ var Metrics = []Metric{
 	counter("pollux_pool_cleaned_tracks_total", "Tracks that the cleaner has made wholly free since the pool was opened.", byPool, ofPools(func(p *control.PoolStatus) float64 { return float64(p.Cleaner.Freed) })),
 	gauge("pollux_pool_scrub_running", "Whether the pool is being scrubbed.", byPool, ofPools(func(p *control.PoolStatus) float64 { return number(p.Scrub.State == control.ScrubRunning) })),
 	gauge("pollux_pool_scrub_unreadable_blocks", "Blocks that the newest scrub found on no copy.", byPool, ofPools(func(p *control.PoolStatus) float64 { return float64(p.Scrub.Unreadable()) })),
+	counter("pollux_pool_page_repairs_total", "Pages of metadata that were written again from their twins since the pool was opened.", byPool, ofPools(func(p *control.PoolStatus) float64 { return float64(p.PagesMended) })),
 	gauge("pollux_pool_absent_copies", "Copies of mirrors that are not there.", byPool, func(st *control.Status, send sender) {
 		for _, g := range st.Guests {
 			absent := map[string]float64{}

@@ -22,6 +22,8 @@ const (
 	ReleaseBeforeCommit   Fault = "release-before-commit"
 	IgnoredWriteError     Fault = "ignored-write-error"
 	IgnoredPageWriteError Fault = "ignored-page-write-error"
+	TwinNotWritten        Fault = "twin-not-written"
+	TwinNotCounted        Fault = "twin-not-counted"
 	HolesAfterRuns        Fault = "holes-after-runs"
 	TrimNotCommitted      Fault = "trim-not-committed"
 	DeletedResurrected    Fault = "deleted-volume-resurrected"

@@ -26,6 +26,8 @@ var table = []Info{
 	{string(ReuseBeforeCommit), "a fold writes new pages over old ones that the durable tree still needs", "internal/cp: pageWriter.allocate", durability},
 	{string(FreedAtFoldBegin), "replaced pages are free at once, not with the fold, and the fold does not record them", "internal/cp: pageWriter.FreePage", accounting},
 	{string(IgnoredPageWriteError), "failed writes of metadata pages are ignored; the cache hides it until a restart", "internal/cp: pageWriter.flush", durability},
+	{string(TwinNotWritten), "a page's pointer says that it has a twin, which was never written: it is missed only when the page decays", "internal/cp: pageWriter.WritePage", durability},
+	{string(TwinNotCounted), "the blocks of twins are not counted: they are given out again", "internal/cp: pageWriter.allocateTwins", accounting},
 	{string(HolesAfterRuns), "a point's holes are installed after its data: data written into a trimmed range die with it", "internal/cp: Machine.install", order},
 	{string(FoldWithoutSuperblock), "replay believes the record of a fold whose superblock was never written", "internal/cp: Machine.replay", accounting},
 	{string(ResizeNotCommitted), "replay skips changes of volumes that it knows already: a resize or new name is gone after a takeover", "internal/cp: Machine.replay", recovery},

@@ -46,7 +46,8 @@ func (b *bulk) close() { _ = hpdi.Free(b.mem) }
 // with each one's content or the reason why it cannot be had. Several calls of
 // fn are made at the same time. Only the end of ctx is an error.
 //
-// A copy that is bad is repaired where another is good.
+// A copy that is bad is repaired where another is good, and so is a page whose twin is
+// good: whoever reads pages keeps them from being freed.
 func (b *bulk) read(ctx context.Context, n int, ptr func(i int) block.Pointer, fn func(i int, frame []byte, err error)) error {
 	return b.readFrom(ctx, anyCopy, n, ptr, fn)
 }
@@ -148,10 +149,9 @@ func (b *bulk) readRun(copy int, run []int32, buf []byte, ptr func(i int) block.
 			bad = b.readAt(copy, p.Phys, frame)
 		}
 		switch {
-		case bad != nil:
 		case copy == anyCopy:
-			bad = b.prove(p, frame)
-		default:
+			bad = b.prove(p, frame, bad)
+		case bad == nil:
 			bad = prove(p, frame)
 		}
 		fn(int(i), frame, bad)
@@ -231,12 +231,19 @@ func (b *bulk) readLeaves(ctx context.Context, ps []block.Pointer, fn func(int, 
 	return errors.Join(err, first)
 }
 
-// prove compares a block with the checksum of its pointer, and looks for another
-// copy when it is wrong.
-func (b *bulk) prove(p block.Pointer, frame []byte) error {
-	err := prove(p, frame)
-	if err != nil && b.set.ReadGood(p.Phys, frame, func(frame []byte) bool { return prove(p, frame) == nil }) {
-		return nil
+// prove compares a block with the checksum of its pointer, unless it could not be read,
+// and looks for another copy, or the twin, when it is wrong.
+func (b *bulk) prove(p block.Pointer, frame []byte, err error) error {
+	good := func(frame []byte) bool { return prove(p, frame) == nil }
+	if err == nil {
+		if err = prove(p, frame); err == nil || b.set.ReadGood(p.Phys, frame, good) {
+			return nil
+		}
+	}
+	if p.Twin != 0 {
+		if _, e := b.set.FromTwin(p.Phys, p.Second().Phys, frame, good); e == nil {
+			return nil
+		}
 	}
 	return err
 }

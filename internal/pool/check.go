@@ -39,7 +39,7 @@ type CheckReport struct {
 	Pool        string
 	Volumes     int
 	DataBlocks  int64 // references to data blocks
-	Pages       int64 // metadata pages
+	Pages       int64 // blocks of metadata pages, twins included
 	BlocksRead  int64 // data blocks read and verified
 	LogRecords  int64 // acknowledged records that are not on the devices yet
 	Problems    []string

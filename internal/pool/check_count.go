@@ -264,7 +264,7 @@ type treeWalk struct {
 	of     string // whose tree it is
 	volume bool   // it is a volume's map
 	lost   *bool  // becomes true when a page cannot be read
-	// page is called for each page and leaf for the content of each leaf, with mu held.
+	// page is called for each page, and for its twin, and leaf for the content of each leaf, with mu held.
 	page func(block.Pointer)
 	leaf func(leaf uint64, frame []byte)
 }
@@ -298,7 +298,9 @@ func (c *checker) walkLevel(ctx context.Context, nodes []node, level int, t *tre
 			c.mu.Lock()
 			defer c.mu.Unlock()
 			n := group[i]
-			t.page(n.ptr)
+			if t.page(n.ptr); n.ptr.Twin != 0 {
+				t.page(n.ptr.Second())
+			}
 			switch {
 			case err != nil:
 				problem := c.problemLocked
@@ -329,10 +331,13 @@ func (c *checker) walkLevel(ctx context.Context, nodes []node, level int, t *tre
 	return nil
 }
 
-// pageCopies proves each copy of pages of a level.
+// pageCopies proves each copy of pages of a level, and their twins.
 func (c *checker) pageCopies(ctx context.Context, pages []node, level int, t *treeWalk) error {
 	if c.copiesProved {
 		return nil
+	}
+	if err := c.pageTwins(ctx, pages, level, t); err != nil {
+		return err
 	}
 	return c.proveCopies(ctx, len(pages), func(i int) block.Pointer { return pages[i].ptr }, func(i int) string { return t.where(level, pages[i].leaf) }, func(i int, err error) {
 		c.problem("%s: %v", t.where(level, pages[i].leaf), err)

@@ -71,9 +71,10 @@ func decay(t *testing.T, left string) {
 	}
 	regionFile, _ := os.ReadFile(r.region)
 	x := &decayed{t: t, r: r, m: m, left: left, region: regionFile, devs: slices.Clone(r.devs)}
-	for dev := range r.devs {
-		for _, b := range usedBlocks(t, r.devs[dev].CutTo(blocktest.NewClock(), blocktest.KeepAll, 1)) {
-			if !soak && rng.IntN(12) > 0 && b > 256 {
+	x.findPages()
+	for dev := range x.devs {
+		for _, b := range usedBlocks(t, x.devs[dev].CutTo(blocktest.NewClock(), blocktest.KeepAll, 1)) {
+			if !soak && rng.IntN(12) > 0 && b > 256 && !x.pages[block.At(dev, uint64(b))] {
 				continue
 			}
 			x.try(dev, b, rng)
@@ -81,6 +82,10 @@ func decay(t *testing.T, left string) {
 				return
 			}
 		}
+	}
+	// A fold that comes first replaces a page whose twin is bad.
+	if x.mended < len(x.pages)/2 || left == leftClosed && x.mended != len(x.pages) {
+		t.Errorf("%d of %d pages of metadata were mended", x.mended, len(x.pages))
 	}
 	t.Logf("%d blocks: %d times the pool did not open, %d times a read failed, %d times only check noticed, %d times nobody", x.tries, x.refused, x.errors, x.noticed, x.unused)
 	if soak && x.refused == 0 && left != leftClosed || x.errors == 0 || x.noticed < 3 {
@@ -120,7 +125,33 @@ type decayed struct {
 	region []byte
 	devs   []*blocktest.Crash
 
-	tries, refused, errors, noticed, unused int
+	// pages are the blocks of pages of metadata, and of their twins.
+	pages map[block.Physical]bool
+
+	tries, refused, errors, noticed, unused, mended int
+}
+
+// findPages looks for all pages of metadata: each has a twin.
+func (x *decayed) findPages() {
+	clock := blocktest.NewClock()
+	for i, d := range x.devs {
+		x.r.devs[i] = d.CutTo(clock, blocktest.KeepAll, 1)
+	}
+	v, err := OpenView(ViewOptions{Devices: x.r.devices()})
+	if err != nil {
+		x.t.Fatal(err)
+	}
+	pages, err := pagesOf(v.p)
+	if err = errors.Join(err, v.Close()); err != nil {
+		x.t.Fatal(err)
+	}
+	x.pages = map[block.Physical]bool{}
+	for _, p := range pages {
+		x.pages[p.Phys], x.pages[p.Second().Phys] = true, true
+		if p.Twin == 0 {
+			x.t.Errorf("the page at %v has no twin", p)
+		}
+	}
 }
 
 // try opens a copy of the pool in which one bit of one block has changed.
@@ -153,8 +184,11 @@ func (x *decayed) try(dev int, b int64, rng *rand.Rand) {
 	r.newCache()
 	looked, lookErr := r.look()
 	silent := lookErr == nil && len(looked.Problems) == 0
+	page := x.pages[block.At(dev, uint64(b))]
 	if err := r.open(); err != nil {
-		x.refused++
+		if x.refused++; page {
+			x.t.Errorf("%s: does not open because of one page: %v", what, err)
+		}
 		if silent {
 			x.t.Errorf("%s: does not open, and an offline check found nothing: %v", what, err)
 		}
@@ -177,6 +211,12 @@ func (x *decayed) try(dev int, b int64, rng *rand.Rand) {
 	} else if err != nil {
 		x.t.Errorf("%s: check: %v", what, err)
 	}
+	if page && (bad > 0 || silent) {
+		x.t.Errorf("%s: %d reads failed because of one page, found offline: %v", what, bad, !silent)
+	}
+	if page {
+		x.scrub(what)
+	}
 	if bad > 0 && silent {
 		x.t.Errorf("%s: an offline check found nothing although a read failed", what)
 	}
@@ -192,6 +232,18 @@ func (x *decayed) try(dev int, b int64, rng *rand.Rand) {
 	}
 	if isCopy && problems == 0 {
 		x.t.Errorf("%s: check did not notice", what)
+	}
+}
+
+// scrub makes a page whole again, in whichever place it is bad, if nothing has yet.
+func (x *decayed) scrub(what string) {
+	x.r.scrubAll()
+	if report, err := x.r.Check(context.Background(), CheckOptions{}); err != nil || len(report.Problems) > 0 {
+		x.t.Errorf("%s: after a scrub: %v, %v", what, report.Problems, err)
+		return
+	}
+	if x.r.Stats().Mended == 1 {
+		x.mended++
 	}
 }
 

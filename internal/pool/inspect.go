@@ -5,6 +5,7 @@ import (
 
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/blockio"
 	"github.com/pollux-storage/pollux/internal/blockmap"
 	"github.com/pollux-storage/pollux/internal/catalogue"
 	"github.com/pollux-storage/pollux/internal/oplog"
@@ -59,6 +60,23 @@ type TreePage struct {
 	Leaf    uint64 // the first one below it
 	Entries int    // that are not holes, or counts that are not zero
 	Err     error  // why it cannot be read
+	// Of a page that has a twin, why one of the two cannot be read.
+	FirstErr, TwinErr error
+}
+
+// read calls fn with the page, of whichever place has it.
+func (p *TreePage) read(reader *blockio.Reader, fn func(page []byte)) {
+	p.FirstErr = reader.View(p.Ptr.First(), fn)
+	if p.Err = p.FirstErr; p.Ptr.Twin == 0 {
+		p.FirstErr = nil
+		return
+	}
+	p.TwinErr = reader.View(p.Ptr.Second(), func(page []byte) {
+		if p.Err != nil {
+			fn(page)
+			p.Err = nil
+		}
+	})
 }
 
 // pages calls fn for each page of a tree, parents first, and for leaves with
@@ -72,7 +90,7 @@ func (v *View) pagesBelow(p TreePage, fn func(TreePage, []byte) error) error {
 		return nil
 	}
 	page := make([]byte, block.Size)
-	if p.Err = v.p.reader.View(p.Ptr, func(b []byte) { copy(page, b) }); p.Err != nil {
+	if p.read(v.p.reader, func(b []byte) { copy(page, b) }); p.Err != nil {
 		return fn(p, nil)
 	}
 	if p.Level == 0 {
@@ -148,7 +166,7 @@ func (v *View) Locate(id block.VolumeID, lba block.Logical) (l Location) {
 			i = uint64(lba) % blockmap.LeafBlocks
 		}
 		at = block.Pointer{}
-		p.Err = v.p.reader.View(p.Ptr, func(b []byte) {
+		p.read(v.p.reader, func(b []byte) {
 			at = block.DecodePointer(b[i*block.PointerSize:])
 			for k := range blockmap.Fanout {
 				if !block.DecodePointer(b[k*block.PointerSize:]).IsHole() {

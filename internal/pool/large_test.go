@@ -91,7 +91,7 @@ func TestFoldCannotRead(t *testing.T) {
 			}
 			sb := r.machine.Superblock()
 			root := map[string]block.Pointer{"map": r.bmap.Trees()[1].Root, "counts": sb.Devices[0].Counts, "catalogue": sb.Catalogue}[of]
-			f[0].Add(blocktest.Rule{Op: hpdi.OpRead, Offset: int64(root.Phys.Block()) * block.Size, Length: block.Size, Err: errMedium})
+			unreadable(f[0], hpdi.OpRead, root)
 			r.cache.DropPool(0)
 			for range 2 {
 				says(t, of, r.Fold(ctx), errMedium, "fold 2", root.Phys.String())

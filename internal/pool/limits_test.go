@@ -7,7 +7,6 @@ import (
 
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/internal/block"
-	"github.com/pollux-storage/pollux/internal/block/blocktest"
 )
 
 // A consistency point begins at its size, a fold at its number of mappings, as
@@ -146,7 +145,7 @@ func TestFailingFoldsHoldNobodyUp(t *testing.T) {
 	if err := r.do(t.Context(), func() error { return nil }); err != nil { // loads the counts
 		t.Fatal(err)
 	}
-	f[0].Add(blocktest.Rule{Op: hpdi.OpRead, Offset: int64(r.bmap.Trees()[1].Root.Phys.Block()) * block.Size, Length: block.Size, Err: errMedium})
+	unreadable(f[0], hpdi.OpRead, r.bmap.Trees()[1].Root)
 	r.cache.DropPool(0)
 	for i := range int64(100) {
 		holds[i] = byte(100 + i%100)

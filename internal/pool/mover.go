@@ -93,7 +93,7 @@ func (m *mover) search(id block.VolumeID, group []node) error {
 		if errs[i] = err; err != nil {
 			return
 		}
-		wanted[i] = m.has(group[i].ptr.Phys)
+		wanted[i] = m.hasPage(group[i].ptr)
 		for k := 0; k < blockmap.Fanout && !wanted[i]; k++ {
 			p := block.DecodePointer(page[k*block.PointerSize:])
 			wanted[i] = !p.IsHole() && m.has(p.Phys)
@@ -127,12 +127,17 @@ func (m *mover) search(id block.VolumeID, group []node) error {
 				some = k
 			}
 		}
-		if len(m.queue) == found && some >= 0 && m.has(n.ptr.Phys) {
+		if len(m.queue) == found && some >= 0 && m.hasPage(n.ptr) {
 			// Only the leaf itself lies there: any block of it takes it along.
 			m.queue = append(m.queue, mapped{ptrs[some], first + block.Logical(some)})
 		}
 	}
 	return nil
+}
+
+// hasPage reports whether a page or its twin is to be moved.
+func (m *mover) hasPage(p block.Pointer) bool {
+	return m.has(p.Phys) || p.Twin != 0 && m.has(p.Second().Phys)
 }
 
 // moveSome moves blocks of the queue. It returns how many blocks it has read

@@ -288,6 +288,7 @@ func (p *Pool) work(ctx context.Context, t *timing) error {
 			t.pause = now.Add(min(foldRest*now.Sub(begun), longestRest))
 		}
 	}
+	p.reader.Mend()
 	p.cleaner.work(now)
 	p.scrub.work(now)
 	if p.remover.work(now); now.Before(p.retryAt) {

@@ -183,7 +183,7 @@ func TestRemoveBesideClients(t *testing.T) {
 						}
 						r.mustOpen()
 						v, _ = r.Volume("v")
-						if s := r.Stats().Removal; r.removing() && s.Device != "" && s.Total != total {
+						if s := r.Stats().Removal; r.removing() && s.Device != "" && s.State != "erases its label" && s.Total != total {
 							t.Fatalf("after a takeover: %+v, it began with %d", s, total)
 						}
 					}
@@ -223,7 +223,9 @@ func TestRemoveRefused(t *testing.T) {
 				t.Errorf("%v does not say %q", err, w)
 			}
 		}
-		if now := r.Stats(); now.FreeBytes != before.FreeBytes || now.Bytes != before.Bytes {
+		// A fold gives as many pages twins as there is room for.
+		const twins = 16 * block.Size
+		if now := r.Stats(); now.FreeBytes > before.FreeBytes+twins || now.FreeBytes < before.FreeBytes-twins || now.Bytes != before.Bytes {
 			t.Errorf("%+v became %+v", before, now)
 		}
 	}

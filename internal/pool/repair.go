@@ -34,6 +34,7 @@ func (v *View) Repair(ctx context.Context, o CheckOptions) (CheckReport, error) 
 	}
 	defer c.bulk.close()
 	c.mend = true
+	v.p.set.LookOnly(false)
 	if err := v.still(ctx, c); err != nil {
 		return c.report, err
 	}

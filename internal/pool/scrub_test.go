@@ -82,7 +82,7 @@ func fillBlocks(r *rig, v block.Volume, n int) {
 	}
 }
 
-// blocksOf returns one block of each kind that a scrub reads.
+// blocksOf returns one block of each kind that a scrub reads, and the twins of pages.
 func blocksOf(r *rig, v block.Volume) map[string]block.Physical {
 	r.t.Helper()
 	var at map[string]block.Physical
@@ -97,13 +97,12 @@ func blocksOf(r *rig, v block.Volume) map[string]block.Physical {
 		}
 		for name, root := range map[string]block.Pointer{"map": r.bmap.Trees()[v.Info().ID].Root, "counts": sb.Devices[0].Counts, "catalogue": sb.Catalogue} {
 			if err := blockmap.Walk(r.reader, root, func(p block.Pointer, level int, _ uint64) (bool, error) {
-				switch level {
-				case 0:
-					at[name+" leaf"] = p.Phys
-				case blockmap.Top - 1:
-					at[name+" page"] = p.Phys
-				case blockmap.Top:
-					at[name+" root"] = p.Phys
+				what := map[int]string{0: " leaf", blockmap.Top - 1: " page", blockmap.Top: " root"}[level]
+				if what == "" {
+					return true, nil
+				}
+				if at[name+what] = p.Phys; p.Twin != 0 {
+					at[name+what+" twin"] = p.Second().Phys
 				}
 				return true, nil
 			}); err != nil {
@@ -189,11 +188,17 @@ func TestScrubNamesWhatIsLost(t *testing.T) {
 		v := r.volume("precious", 8<<20)
 		fillBlocks(r, v, 300)
 		places := blocksOf(r, v)
-		for _, name := range []string{"data", "map leaf", "catalogue leaf", "label"} {
-			for i := range copies {
-				r.rot(i, places[name])
+		rot := func() {
+			for _, name := range []string{"data", "map leaf", "catalogue leaf", "label"} {
+				for i := range copies {
+					r.rot(i, places[name])
+				}
+				if second := places[name+" twin"]; second != block.None {
+					r.rot(0, second)
+				}
 			}
 		}
+		rot()
 		s := r.scrubAll()
 		// The leaf hides the data below it when it is the one of block 7.
 		text := ""
@@ -207,11 +212,7 @@ func TestScrubNamesWhatIsLost(t *testing.T) {
 		if len(told) != 6 || told[0].Kind != "scrub-begin" || told[1].Kind != "scrub-unreadable" || told[5].Kind != "scrub-end" {
 			t.Errorf("%d copies: told %+v", copies, told)
 		}
-		for _, name := range []string{"data", "map leaf", "catalogue leaf", "label"} {
-			for i := range copies {
-				r.rot(i, places[name]) // back
-			}
-		}
+		rot() // back
 		if s := r.scrubAll(); s.Now.Repaired != 0 || s.Now.Unreadable != 0 {
 			t.Errorf("%d copies: what was there was written over: %+v", copies, s.Now)
 		}

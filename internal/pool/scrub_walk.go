@@ -29,6 +29,7 @@ type scrubbed struct {
 // proof is the work space of prove. Workers touch it at different places.
 type proof struct {
 	bad    []bool  // some copy is not right
+	twins  []bool  // the twin is not right
 	copies []uint8 // that were read
 	leaves [][block.Size]byte
 }
@@ -151,6 +152,7 @@ func (s *scrub) data(leaves []scrubbed) {
 func (s *scrub) prove(blocks []scrubbed, keep bool) {
 	w := &s.proof
 	w.bad = append(w.bad[:0], make([]bool, len(blocks))...)
+	w.twins = append(w.twins[:0], make([]bool, len(blocks))...)
 	w.copies = append(w.copies[:0], make([]uint8, len(blocks))...)
 	if keep {
 		w.leaves = append(w.leaves[:0], make([][block.Size]byte, len(blocks))...)
@@ -168,16 +170,50 @@ func (s *scrub) prove(blocks []scrubbed, keep bool) {
 			}
 		})
 	}
+	s.readTwins(blocks)
 	for i, b := range blocks {
 		s.count(int(w.copies[i]))
-		if !w.bad[i] {
+		if !w.bad[i] && !w.twins[i] {
 			continue
 		}
 		good := func(frame []byte) bool { return prove(b.ptr, frame) == nil }
-		if s.mend(b, good) && keep {
+		if s.mendEither(b, w.bad[i], w.twins[i], good) && keep {
 			copy(w.leaves[i][:], s.frame)
 		}
 	}
+}
+
+// readTwins proves the twins of blocks.
+func (s *scrub) readTwins(blocks []scrubbed) {
+	var have []int
+	for i, b := range blocks {
+		if b.ptr.Twin != 0 {
+			have = append(have, i)
+		}
+	}
+	_ = s.bulk.readFrom(context.Background(), 0, len(have), func(k int) block.Pointer { return blocks[have[k]].ptr.Second() }, func(k int, _ []byte, err error) {
+		s.proof.copies[have[k]]++
+		s.proof.twins[have[k]] = err != nil
+	})
+}
+
+// mendEither repairs a block of which a copy, or the twin, is bad. It is in frame then.
+func (s *scrub) mendEither(b scrubbed, copies, twin bool, good func([]byte) bool) bool {
+	first, second := b.ptr.Phys, b.ptr.Second().Phys
+	switch {
+	case b.ptr.Twin == 0 || copies && (twin || s.p.set.Copies(first.Device()) > 1):
+		return s.mend(b, good)
+	case copies:
+		first, second = second, first
+	}
+	// Now first is right, and second is not.
+	mended, err := s.p.set.FromTwin(second, first, s.frame, good)
+	if !mended {
+		s.found(b.scrubFinding) // it remains bad in one of its places
+		return err == nil
+	}
+	s.repaired(b.scrubFinding, 1)
+	return true
 }
 
 // mend repairs the bad copies of a block by a good one, which is in frame then. A

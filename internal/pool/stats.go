@@ -15,9 +15,12 @@ type Stats struct {
 	Folds                           uint64
 	BlocksWritten                   uint64
 	Unfolded                        int // mappings not yet in the trees
-	Devices                         []DeviceStats
-	CountsBytes                     int64 // of memory
-	Loading                         bool  // counts are not in memory yet
+	// Mended is how many pages of metadata were bad, and were written again from
+	// their twins.
+	Mended      uint64
+	Devices     []DeviceStats
+	CountsBytes int64 // of memory
+	Loading     bool  // counts are not in memory yet
 	// LastError is why the newest consistency point or fold failed, empty
 	// when it did not: as long as it stays, the devices fall behind.
 	LastError string
@@ -39,7 +42,7 @@ func (p *Pool) Stats() Stats {
 	s := Stats{
 		Bytes: u.Total * block.Size, FreeBytes: max(0, u.Spare()) * block.Size, ReservedBytes: u.Reserved * block.Size,
 		LogBytes: d.Permits * block.Size, LogUsedBytes: (d.Active + d.Frozen) * block.Size, DirtyBlocks: d.Blocks,
-		CP: m.Commits, Folds: m.Folds, BlocksWritten: m.Blocks, Unfolded: unfolded,
+		CP: m.Commits, Folds: m.Folds, BlocksWritten: m.Blocks, Unfolded: unfolded, Mended: p.set.Mended(),
 		CountsBytes: p.space.Memory(), Loading: !p.loaded.Load(),
 		Cleaner: p.cleaner.Stats(), Scrub: p.scrub.Stats(), Removal: p.remover.Stats(),
 	}

@@ -59,6 +59,7 @@ func OpenView(o ViewOptions) (*View, error) {
 		Cache: cache.New(mem),
 	}}
 	if err = op.findDevices(); err == nil {
+		op.set.LookOnly(true)
 		err = op.buildLayers()
 	}
 	if err == nil {

@@ -24,6 +24,7 @@ type Device struct {
 	want      int      // only tracks with at least so many free blocks, while there are any
 	open      int      // track that was allocated from last, whose rest small allocations get
 	avoid     []uint64 // a bit for each track that is being emptied, see Choose
+	twins     twinPlace
 }
 
 // groupTracks is how many tracks, 1 GiB, are summed up together: the search for

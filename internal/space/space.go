@@ -55,6 +55,7 @@ type Space struct {
 	reserved int64
 	slop     int64
 	next     int // device to allocate from next
+	nextTwin int // and to allocate blocks with twins from
 }
 
 // New returns a Space without devices.

@@ -182,7 +182,7 @@ type folding struct {
 	freed []block.Pointer
 }
 
-func (f *folding) WritePage(page []byte) (block.Pointer, error) { return f.store(page) }
+func (f *folding) WritePage(page []byte, _ bool) (block.Pointer, error) { return f.store(page) }
 
 func (f *folding) FreePage(p block.Pointer) error {
 	f.freed = append(f.freed, p)
