@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/pollux-storage/pollux/hpdi"
@@ -45,6 +46,10 @@ func offline(ctx context.Context, cfg *config.Config, tell func(control.CheckPro
 			note("guest %s has no pool: %v", set.Name, err)
 			continue
 		}
+		if err != nil && (len(c.Mended) > 0 || mended(&r)) {
+			// What was mended must be told.
+			c.Pool, c.OK, c.Problems, err = set.Pool.Name, false, append(c.Problems, err.Error()), nil
+		}
 		if errors.Is(err, hpdi.ErrLocked) && repair {
 			return r, control.NewError(control.KindRefused, fmt.Sprintf("pool %s is in use: %v", set.Pool.Name, err), "stop what uses its devices")
 		}
@@ -56,6 +61,11 @@ func offline(ctx context.Context, cfg *config.Config, tell func(control.CheckPro
 		r.Pools = append(r.Pools, c)
 	}
 	return r, nil
+}
+
+// mended reports whether anything was mended.
+func mended(r *control.CheckReport) bool {
+	return slices.ContainsFunc(r.Pools, func(c control.PoolCheck) bool { return len(c.Mended) > 0 })
 }
 
 // checkOffline recounts one pool, and mends it if it is to. What else is to be known

@@ -109,19 +109,21 @@ func TestCheckOffline(t *testing.T) {
 	}
 }
 
+// spoilLabel overwrites one copy of the label of a's device.
+func spoilLabel(cfg *config.Config) error {
+	f, err := os.OpenFile(cfg.Guests[0].Pool.Devices[0], os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteAt([]byte("no label"), 128*4096)
+	return errors.Join(err, f.Close())
+}
+
 // TestRepairOffline: a copy of a label that is damaged is written anew, once, and a
 // pool that somebody has open is left alone.
 func TestRepairOffline(t *testing.T) {
 	cfg, _ := stillPair(t)
-	damage := []byte("no label")
-	f, err := os.OpenFile(cfg.Guests[0].Pool.Devices[0], os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := f.WriteAt(damage, 128*4096); err != nil {
-		t.Fatal(err)
-	}
-	if err := f.Close(); err != nil {
+	if err := spoilLabel(cfg); err != nil {
 		t.Fatal(err)
 	}
 	tell := func(control.CheckProgress) {}
@@ -135,7 +137,23 @@ func TestRepairOffline(t *testing.T) {
 	if r, err := CheckOffline(t.Context(), cfg, tell); err != nil || r.OK || r.Repair {
 		t.Errorf("check: %+v, %v", r, err)
 	}
+	// What was mended is told also when the next pool cannot be repaired.
+	other := cfg.Guests[1].Pool.Devices[0]
+	if err := os.WriteFile(other, make([]byte, 4096), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	locked, err := file.Open(other, file.Options{Lock: true})
+	if err != nil {
+		t.Fatal(err)
+	}
 	r, err := RepairOffline(t.Context(), cfg, tell)
+	if err != nil || r.OK || len(r.Pools) != 2 || len(r.Pools[0].Mended) != 1 || r.Pools[1].OK || !strings.Contains(strings.Join(r.Pools[1].Problems, ""), "locked") {
+		t.Errorf("repair beside a pool in use: %+v, %v", r, err)
+	}
+	if err := errors.Join(locked.Close(), os.Remove(other), spoilLabel(cfg)); err != nil {
+		t.Fatal(err)
+	}
+	r, err = RepairOffline(t.Context(), cfg, tell)
 	if err != nil || !r.OK || !r.Repair || len(r.Pools) != 1 || len(r.Pools[0].Mended) != 1 || !strings.Contains(r.Pools[0].Mended[0], "copy of the label at block 0:128") {
 		t.Errorf("repair: %+v, %v", r, err)
 	}
