@@ -115,28 +115,33 @@ func flip(ts *testscript.TestScript, neg bool, words []string) {
 }
 
 // findCounts puts the byte of a pool's first device at which the root of its reference
-// counts is into a variable: countsof VARIABLE DEVICE.
+// counts is, and that of its twin, into variables: countsof VARIABLE TWIN DEVICE.
 func findCounts(ts *testscript.TestScript, neg bool, words []string) {
-	if neg || len(words) != 2 {
-		ts.Fatalf("usage: countsof VARIABLE DEVICE")
+	if neg || len(words) != 3 {
+		ts.Fatalf("usage: countsof VARIABLE TWIN DEVICE")
 	}
-	ts.Check(ts.Exec("pollux", "dump", "superblock", "--json", words[1]))
+	ts.Check(ts.Exec("pollux", "dump", "superblock", "--json", words[2]))
 	var d struct {
 		Slots []struct {
 			Wins    bool
-			Devices []struct{ Counts string }
+			Devices []struct {
+				Counts string
+				Twin   string `json:"counts_twin"`
+			}
 		}
 	}
 	ts.Check(json.Unmarshal([]byte(ts.ReadFile("stdout")), &d))
 	for _, s := range d.Slots {
-		var b int64
 		if !s.Wins {
 			continue
 		}
-		if _, err := fmt.Sscanf(s.Devices[0].Counts, "0:%d", &b); err != nil {
-			ts.Fatalf("counts at %q: %v", s.Devices[0].Counts, err)
+		for i, place := range []string{s.Devices[0].Counts, s.Devices[0].Twin} {
+			var b int64
+			if _, err := fmt.Sscanf(place, "0:%d", &b); err != nil {
+				ts.Fatalf("counts at %q: %v", place, err)
+			}
+			ts.Setenv(words[i], strconv.FormatInt(b*4096, 10))
 		}
-		ts.Setenv(words[0], strconv.FormatInt(b*4096, 10))
 		return
 	}
 	ts.Fatalf("no superblock counts: %+v", d)

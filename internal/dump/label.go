@@ -101,6 +101,7 @@ type Superblock struct {
 	FlushBatch    uint64 `json:"flush_batch"`
 
 	Catalogue string   `json:"catalogue,omitempty"`
+	CatTwin   string   `json:"catalogue_twin,omitempty"` // where it lies once more
 	CatBytes  uint32   `json:"catalogue_bytes"`
 	RegionID  string   `json:"region,omitempty"`
 	BootID    string   `json:"boot,omitempty"`
@@ -114,6 +115,8 @@ type Device struct {
 	Blocks uint64 `json:"blocks"`
 	Data   uint64 `json:"data"`
 	Counts string `json:"counts"` // root of its reference counts
+	// CountsTwin is where that root lies once more.
+	CountsTwin string `json:"counts_twin,omitempty"`
 }
 
 const neverWritten = "never written"
@@ -183,8 +186,8 @@ func (s *Superblock) fill(b *cp.Superblock) {
 	s.CP, s.Fold, s.Log, s.Used = uint64(b.CP), b.Fold, uint64(b.Log), b.Used
 	s.JournalOffset, s.JournalNumber, s.JournalPrev = b.Journal.Offset, b.Journal.Number, hex(b.Journal.Prev)
 	s.FlushOffset, s.FlushBatch = b.Flush.Offset, b.Flush.Batch
-	s.Catalogue, s.CatBytes, s.RegionID, s.BootID = b.Catalogue.String(), b.CatBytes, b.RegionID, b.BootID
+	s.Catalogue, s.CatTwin, s.CatBytes, s.RegionID, s.BootID = b.Catalogue.String(), twin(b.Catalogue), b.CatBytes, b.RegionID, b.BootID
 	for _, d := range b.Devices {
-		s.Devices = append(s.Devices, Device{d.ID.String(), d.State.String(), d.Blocks, d.First, d.Counts.String()})
+		s.Devices = append(s.Devices, Device{d.ID.String(), d.State.String(), d.Blocks, d.First, d.Counts.String(), twin(d.Counts)})
 	}
 }

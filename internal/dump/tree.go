@@ -137,10 +137,7 @@ func (r *Map) walk(v *pool.View, name string, lba *uint64) error {
 func (f *Found) page(p pool.TreePage, perLeaf uint64) Page {
 	out := Page{
 		Level: p.Level, First: p.Leaf * perLeaf, Place: p.Ptr.Phys.String(), Birth: uint64(p.Ptr.Birth), Sum: hex(p.Ptr.Sum),
-		Entries: p.Entries,
-	}
-	if p.Ptr.Twin != 0 {
-		out.Twin = p.Ptr.Second().Phys.String()
+		Entries: p.Entries, Twin: twin(p.Ptr),
 	}
 	err := p.Err
 	if err == nil && p.FirstErr != nil {
@@ -152,6 +149,14 @@ func (f *Found) page(p pool.TreePage, perLeaf uint64) Page {
 		f.bad("metadata page of level %d from block %d on: %v", p.Level, out.First, err)
 	}
 	return out
+}
+
+// twin returns where the twin of a page lies, nothing if it has none.
+func twin(p block.Pointer) string {
+	if p.Twin == 0 {
+		return ""
+	}
+	return p.Second().Phys.String()
 }
 
 // openPool looks at a whole pool, without its region.
