@@ -31,6 +31,8 @@ type pageWriter struct {
 	spare []space.Run  // allocated, not yet used
 	pairs []space.Pair // the same, with twins
 	alone bool         // there was no room for twins, or it is not wanted
+	// settled says that there is a place among spare or pairs for each page.
+	settled bool
 	taken []space.Run
 	freed []space.Run
 	// Twins lie together as their pages do, and make runs of their own.
@@ -81,8 +83,8 @@ func (w *pageWriter) allocateTwins(wanted bool) (p block.Pointer, ok bool) {
 	if !wanted || w.alone {
 		return p, false
 	}
-	if len(w.pairs) == 0 {
-		w.pairs = w.m.Space.AllocTwins(twinBatch, func(dev int) bool { return w.m.Devices.Copies(dev) == 1 })
+	if len(w.pairs) == 0 && !w.settled {
+		w.pairs = w.pairsOf(twinBatch)
 	}
 	if w.alone = len(w.pairs) == 0; w.alone {
 		return p, false
@@ -97,6 +99,11 @@ func (w *pageWriter) allocateTwins(wanted bool) (p block.Pointer, ok bool) {
 		w.twinsTaken = addRun(w.twinsTaken, p.Second().Phys)
 	}
 	return p, true
+}
+
+// pairsOf allocates up to n blocks with twins.
+func (w *pageWriter) pairsOf(n int) []space.Pair {
+	return w.m.Space.AllocTwins(n, func(dev int) bool { return w.m.Devices.Copies(dev) == 1 })
 }
 
 // allocate returns a free block. Pages lie together because they are allocated

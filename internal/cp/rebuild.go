@@ -41,8 +41,7 @@ func (m *Machine) Rebuild(held []space.Run, used map[block.VolumeID]int64) error
 			return err
 		}
 	}
-	// Twins have no place among those that are settled before; folds will write them.
-	w := &pageWriter{m: m, birth: m.sb.CP, alone: true}
+	w := &pageWriter{m: m, birth: m.sb.CP, settled: true}
 	pages, err := r.place(w, held)
 	if err == nil {
 		err = r.write(w)
@@ -59,6 +58,7 @@ func (m *Machine) Rebuild(held []space.Run, used map[block.VolumeID]int64) error
 	if err := m.Rewrite(func(sb *Superblock) {
 		sb.Fold, sb.Devices, sb.Used = m.sb.Fold+2, r.sb.Devices, r.sb.Used
 		sb.Catalogue, sb.CatBytes = r.sb.Catalogue, r.sb.CatBytes
+		sb.Twins = sb.Twins || len(w.twinsTaken) > 0
 	}); err != nil {
 		return err
 	}
@@ -95,13 +95,18 @@ func (r *rebuild) correct(used map[block.VolumeID]int64) error {
 	return nil
 }
 
-// place allocates a block for each page that will be written, gives up what is held,
-// and returns how many pages there are. A page that lies where no other block is in
-// use makes another leaf necessary; so more is allocated until it is enough, and
-// given back when held no longer makes leaves necessary.
+// place allocates a block for each page that will be written, and one for its twin as
+// long as there is room, gives up what is held, and returns how many pages there are. A
+// page that lies where no other block is in use makes another leaf necessary; so more is
+// allocated until it is enough, and given back when held no longer makes leaves
+// necessary.
 func (r *rebuild) place(w *pageWriter, held []space.Run) (pages int, err error) {
 	m := r.m
 	for need := r.pages(); pages < need; need = r.pages() {
+		for _, p := range w.pairsOf(need - pages) {
+			w.pairs = append(w.pairs, p)
+			pages += p.N
+		}
 		if w.spare, err = m.Space.Alloc(need-pages, w.spare); err != nil {
 			return 0, fmt.Errorf("new pages of reference counts: %w", err)
 		}
@@ -114,17 +119,34 @@ func (r *rebuild) place(w *pageWriter, held []space.Run) (pages int, err error) 
 	}
 	for need := r.pages(); pages > need; need = r.pages() {
 		for ; pages > need; pages-- {
-			last := &w.spare[len(w.spare)-1]
-			last.N--
-			if err := m.Space.Dec(space.Run{At: last.At + block.Physical(last.N), N: 1}); err != nil {
+			if err := r.giveBack(w); err != nil {
 				return 0, err
-			}
-			if last.N == 0 {
-				w.spare = w.spare[:len(w.spare)-1]
 			}
 		}
 	}
 	return pages, nil
+}
+
+// giveBack frees the last place of a page.
+func (r *rebuild) giveBack(w *pageWriter) error {
+	last := func(run *space.Run) space.Run {
+		run.N--
+		return space.Run{At: run.At + block.Physical(run.N), N: 1}
+	}
+	if n := len(w.spare) - 1; n >= 0 {
+		p := last(&w.spare[n])
+		if w.spare[n].N == 0 {
+			w.spare = w.spare[:n]
+		}
+		return r.m.Space.Dec(p)
+	}
+	n := len(w.pairs) - 1
+	p := last(&w.pairs[n].Run)
+	second := space.Run{At: w.pairs[n].Twin.Of(p.At), N: 1}
+	if w.pairs[n].N == 0 {
+		w.pairs = w.pairs[:n]
+	}
+	return errors.Join(r.m.Space.Dec(p), r.m.Space.Dec(second))
 }
 
 // pages returns how many pages trees of what Space counts now have.
@@ -192,6 +214,7 @@ func (r *rebuild) write(w *pageWriter) (err error) {
 // tree writes a tree of which fill gives the leaves.
 func (r *rebuild) tree(w *pageWriter, leaves uint64, fill func(leaf uint64, page []byte)) (block.Pointer, error) {
 	u := blockmap.NewUpdate(r.m.Reader, w, block.Pointer{})
+	u.Twins = true
 	for parent := uint64(0); parent*blockmap.Fanout < leaves; parent++ {
 		err := u.Group(parent, func(leaf uint64, _ bool) bool { return leaf < leaves },
 			func(leaf uint64, page *[block.Size]byte) error {

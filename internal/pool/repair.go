@@ -164,6 +164,7 @@ func (v *View) rebuild(ctx context.Context, c *checker) (done bool, err error) {
 		}
 		return false, err
 	}
+	p.space.Unreserve(p.estimate) // all that it stands for is counted
 	if err := p.machine.Rebuild(held, c.wrong.used); err != nil {
 		return false, fmt.Errorf("rebuild the reference counts of pool %s: %w", p.label.Name, err)
 	}

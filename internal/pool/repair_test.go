@@ -412,6 +412,18 @@ func repairCounts(t *testing.T, left string, kinds []string, rng *rand.Rand) {
 	if got := r.mustLook(); got.LogRecords != before.LogRecords || got.DataBlocks != before.DataBlocks {
 		t.Errorf("the pool has changed: %+v, before %+v", got, before)
 	}
+	r.spoil(t, rng, func(x *spoiler) {
+		for dev := range r.devs {
+			if err := x.v.CountPages(dev, func(p TreePage, _ uint64, _ []byte) error {
+				if p.Ptr.Twin == 0 {
+					t.Errorf("the page of counts at %v has no twin", p.Ptr)
+				}
+				return nil
+			}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
 	if again := r.mustRepair(); len(again.Mended) > 0 {
 		t.Errorf("there was nothing left to mend: %q", again.Mended)
 	}
@@ -958,8 +970,14 @@ func TestRepairShared(t *testing.T) {
 // What only the journal maps lies where nothing else is counted, and so do new pages,
 // whose own counts then need pages that nobody needed before.
 func TestRepairLeaves(t *testing.T) {
-	const perLeaf = block.Size // counts in a leaf, and so blocks of a device
 	r := newRig(t, 1, 80<<20)
+	t.Run("twins", func(t *testing.T) { repairLeaves(t, r) })
+	m, _ := newMirroredRig(t, 2)
+	t.Run("copies", func(t *testing.T) { repairLeaves(t, m) })
+}
+
+func repairLeaves(t *testing.T, r *rig) {
+	const perLeaf = block.Size // counts in a leaf, and so blocks of a device
 	r.mustOpen()
 	v := r.volume("v", 256<<20)
 	content := map[int64]byte{}
