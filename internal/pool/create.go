@@ -79,8 +79,8 @@ func layout(index int, blocks uint64, logBytes, journalBytes int64) Layout {
 	track := func(n uint64) uint64 { return (n + block.TrackBlocks - 1) &^ (block.TrackBlocks - 1) }
 	logBlocks := uint64(logBytes) / block.Size
 	const mib = 1 << 20 / block.Size
-	journal := max(logBlocks*40*32/block.Size, blocks/4096)
-	journal = track(min(max(journal, 4*mib), 512*mib))
+	journal := max(logBlocks*40*32/block.Size, blocks/5120)
+	journal = track(min(max(journal, 4*mib), 384*mib))
 	if journalBytes > 0 {
 		journal = uint64(journalBytes) / block.Size
 	}
