@@ -43,7 +43,7 @@ func (f Frozen) Volumes() []block.VolumeID {
 	var ids []block.VolumeID
 	f.finishSort()
 	for id, t := range f.Trees {
-		if f.Moves != nil || len(f.Overlay.keysOf(id))+len(f.Overlay.holes[id]) > 0 || t.Deleted || len(t.Pending) > 0 {
+		if f.Moves != nil || len(f.Renew[id]) > 0 || len(f.Overlay.keysOf(id))+len(f.Overlay.holes[id]) > 0 || t.Deleted || len(t.Pending) > 0 {
 			ids = append(ids, id)
 		}
 	}
@@ -71,7 +71,7 @@ func (f Frozen) Fold(id block.VolumeID, limit block.CP, budget *int, pages Pages
 	f.finishSort()
 	v := &VolumeFold{refs: refs, first: block.Key(id, 0), pending: tree.Pending, after: Tree{Deleted: tree.Deleted, Used: tree.Used}}
 	v.update = NewUpdate(pages, w, tree.Root)
-	v.update.Twins = f.Twins
+	v.update.Twins, v.update.Renew = f.Twins, f.Renew[id]
 	if tree.Deleted {
 		v.pending = everything
 	} else {
@@ -82,6 +82,9 @@ func (f Frozen) Fold(id block.VolumeID, limit block.CP, budget *int, pages Pages
 		if p := (key - v.first) / parentBlocks; len(v.parents) == 0 || v.parents[len(v.parents)-1] != p {
 			v.parents = append(v.parents, p)
 		}
+	}
+	for _, leaf := range v.update.Renew {
+		v.parents = append(v.parents, leaf/Fanout)
 	}
 	var freed []uint64
 	dead := append(slices.Clone(v.pending), pendingOf(v.holes, limit)...)

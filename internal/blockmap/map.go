@@ -277,8 +277,10 @@ type Frozen struct {
 	// Moves, if set, says of a page that it is to be rewritten: all volumes are
 	// visited, and the pages above their leaves, for that.
 	Moves func(p block.Pointer) bool
-	// Twins gives leaves twins, too.
+	// Twins gives leaves twins, too, and Renew those of volumes that have none, see
+	// Update.
 	Twins bool
+	Renew map[block.VolumeID][]uint64
 }
 
 // BeginFold moves the active overlay below a new, empty one and returns it.

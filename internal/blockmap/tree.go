@@ -128,8 +128,11 @@ type Update struct {
 	// Moves, if set, says of a page that it is to be rewritten although nothing below
 	// it has changed. It is asked of the pages that Group and Finish come by, once each.
 	Moves func(p block.Pointer) bool
-	// Twins gives leaves twins, too.
+	// Twins gives leaves twins, too, and Renew, ascending, those that have none and
+	// need not be rewritten for another reason. It is asked of the leaves that Group
+	// comes by.
 	Twins bool
+	Renew []uint64
 	root  block.Pointer
 	// changed holds the new pointers of pages whose parents are not yet
 	// rewritten, by level and by index within the level.
@@ -157,11 +160,12 @@ func (u *Update) Group(parent uint64, want func(leaf uint64, exists bool) bool, 
 	if err := u.read(old, 1, parent<<fanBits, &entries); err != nil {
 		return err
 	}
-	var wanted, moved [Fanout]bool
+	var wanted, moved, renewed [Fanout]bool
 	var present []block.Pointer
 	for i := range entries {
 		wanted[i] = want(parent<<fanBits+uint64(i), !entries[i].IsHole())
-		moved[i] = !wanted[i] && u.moves(entries[i])
+		renewed[i] = u.renews(entries[i], parent<<fanBits+uint64(i))
+		moved[i] = !wanted[i] && (renewed[i] || u.moves(entries[i]))
 		if wanted[i] = wanted[i] || moved[i]; wanted[i] {
 			present = append(present, entries[i])
 		}
@@ -184,7 +188,7 @@ func (u *Update) Group(parent uint64, want func(leaf uint64, exists bool) bool, 
 				return err
 			}
 		}
-		if entries[i], err = u.replace(entries[i], page[:], u.Twins || moved[i] && entries[i].Twin != 0); err != nil {
+		if entries[i], err = u.replace(entries[i], page[:], u.Twins || renewed[i] || moved[i] && entries[i].Twin != 0); err != nil {
 			return err
 		}
 		changed = true
@@ -193,6 +197,15 @@ func (u *Update) Group(parent uint64, want func(leaf uint64, exists bool) bool, 
 		return nil
 	}
 	return u.setPage(parent, 1, old, &entries)
+}
+
+// renews reports whether a leaf is to be rewritten because it has no twin.
+func (u *Update) renews(p block.Pointer, leaf uint64) bool {
+	if p.IsHole() || p.Twin != 0 {
+		return false
+	}
+	_, ok := slices.BinarySearch(u.Renew, leaf)
+	return ok
 }
 
 func (u *Update) moves(p block.Pointer) bool { return u.Moves != nil && !p.IsHole() && u.Moves(p) }

@@ -77,7 +77,7 @@ func (f *fold) prepareCounts() error {
 	f.counts = []func() (bool, error){}
 	for dev := range f.sb.Devices {
 		n, _ := slices.BinarySearch(list, uint64(changeOf(space.Run{At: block.At(dev+1, 0), N: 1}, false)))
-		if n > 0 || f.frozen.Moves != nil {
+		if n > 0 || f.frozen.Moves != nil || len(f.renew.counts[dev]) > 0 {
 			f.counts = append(f.counts, f.countSteps(dev, list[:n]))
 		}
 		list = list[n:]
@@ -95,8 +95,12 @@ func (f *fold) countSteps(dev int, changes []uint64) func() (bool, error) {
 	u := blockmap.NewUpdate(f.m.Reader, f.pages, f.sb.Devices[dev].Counts)
 	first := uint64(block.At(dev, 0)) / countsPerLeaf // the device's first leaf among those of all
 	next := func() uint64 { return countChange(changes[0]).leaf() - first }
-	u.Moves, u.Twins = f.frozen.Moves, f.frozen.Twins
+	u.Moves, u.Twins, u.Renew = f.frozen.Moves, f.frozen.Twins, f.renew.counts[dev]
 	var rest []uint64 // level-1 pages still to be looked at
+	for _, leaf := range u.Renew {
+		rest = append(rest, leaf/blockmap.Fanout)
+	}
+	rest = slices.Compact(rest)
 	listed := u.Moves == nil
 	return func() (done bool, err error) {
 		if !listed {
@@ -104,7 +108,7 @@ func (f *fold) countSteps(dev int, changes []uint64) func() (bool, error) {
 			rest, err = blockmap.ParentsThat(f.m.Reader, f.sb.Devices[dev].Counts, func(block.Pointer) bool { return true })
 			return false, err
 		}
-		if len(changes) == 0 && len(rest) > 0 && f.moving > 0 {
+		if len(changes) == 0 && len(rest) > 0 && (f.moving > 0 || len(u.Renew) > 0) {
 			// Those with changes were visited.
 			parent := rest[0]
 			rest = rest[1:]

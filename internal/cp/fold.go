@@ -33,6 +33,7 @@ type fold struct {
 	refs   refChanges
 	pages  *pageWriter
 	moving int // pages that may still be moved away from a device that leaves
+	renew  renewals
 	// sorting says that the changes of counts are being brought in order.
 	sorting bool
 	counts  []func() (done bool, err error) // steps of the count trees
@@ -96,6 +97,8 @@ func (m *Machine) beginFold() *fold {
 	f.sb.Fold++
 	f.sb.CP, f.sb.Log, f.sb.Flush = m.last.CP, m.last.Log, m.last.Flush
 	f.sb.Journal = m.journal.next
+	f.renew, m.renew = m.renew.sorted(), renewals{}
+	f.frozen.Renew = f.renew.maps
 	f.reset()
 	if dev, ok := f.sb.Leaving(); ok && m.movePages {
 		f.frozen.Moves = func(p block.Pointer) bool {

@@ -84,6 +84,7 @@ type Machine struct {
 	journalled int
 	// movePages makes folds rewrite pages that lie on a device that leaves.
 	movePages bool
+	renew     renewals // for the next fold
 
 	// Memory that is used again.
 	plan     *plan

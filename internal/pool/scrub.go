@@ -219,6 +219,9 @@ func (s *scrub) ready() bool {
 	if s.p.pressed() {
 		return false
 	}
+	if waiting, most := s.p.machine.Renewing(); waiting > 0 && waiting >= most {
+		return false // for a fold
+	}
 	if s.bulk == nil {
 		b, err := newBulk(s.p.set)
 		if err != nil {
@@ -253,6 +256,9 @@ func (s *scrub) folded() bool {
 // wantsFold reports whether a fold is what the scrub waits for.
 func (s *scrub) wantsFold() bool {
 	folds := s.p.machine.Stats().Folds
+	if waiting, most := s.p.machine.Renewing(); waiting > 0 && (waiting >= most || s.rec.state != ScrubRunning) {
+		return true
+	}
 	return s.rec.state == ScrubRunning && s.awaits && folds < s.folds || folds < s.renew
 }
 

@@ -83,10 +83,28 @@ func (s *scrub) window(root block.Pointer, kind ScrubKind, n int) (more bool) {
 	if kind == ScrubMap {
 		s.data(w.leaves)
 	}
-	if more {
+	if s.renewLeaves(w); more {
 		at.leaf = w.next
 	}
 	return more
+}
+
+// renewLeaves gives leaves that have no twins some, by the next fold, where devices keep
+// no copies and there is room.
+func (s *scrub) renewLeaves(w *treeWindow) {
+	m := s.p.machine
+	if _, most := m.Renewing(); most == 0 {
+		return
+	}
+	for i, b := range w.leaves {
+		switch {
+		case b.ptr.Twin != 0 || s.p.set.Copies(b.at.Device()) > 1:
+		case w.kind == ScrubMap:
+			m.RenewLeaf(b.volume, w.numbers[i])
+		case w.kind == ScrubCounts:
+			m.RenewCounts(int(s.rec.place.id), w.numbers[i])
+		}
+	}
 }
 
 // treeWindow collects the leaves of a window.
@@ -96,7 +114,9 @@ type treeWindow struct {
 	from   uint64
 	n      int
 	leaves []scrubbed
-	next   uint64 // leaf behind the last one
+	// numbers are those of the leaves, next that behind the last one.
+	numbers []uint64
+	next    uint64
 }
 
 // visit proves the pages of a subtree above its leaves and collects those. It
@@ -110,7 +130,7 @@ func (w *treeWindow) visit(p block.Pointer, level int, leaf uint64) (enough bool
 		b.volume, b.lba = block.VolumeID(w.s.rec.place.id), block.Logical(leaf*blockmap.LeafBlocks)
 	}
 	if level == 0 {
-		w.leaves, w.next = append(w.leaves, b), leaf+1
+		w.leaves, w.numbers, w.next = append(w.leaves, b), append(w.numbers, leaf), leaf+1
 		return len(w.leaves) == w.n
 	}
 	if leaf >= w.from {

@@ -270,36 +270,164 @@ func TestStalePagesAreNotMended(t *testing.T) {
 	r.shut()
 }
 
-// A fold of overwrites that are scattered writes no leaf twice.
-func TestScatteredFoldsWriteNoTwinsOfLeaves(t *testing.T) {
-	ctx := context.Background()
-	r := newRigWithLog(t, 1, testSize, 8<<20)
-	r.mustOpen()
-	v := r.volume("v", 8<<30)
-	for i := range int64(600) {
-		if err := write(v, i*7<<20, pattern(1)); err != nil {
+// scatter writes blocks of a volume of 8 GiB, each below a leaf of its own, and folds.
+func scatter(r *rig, n int64, content byte) {
+	r.t.Helper()
+	v, err := r.Volume("v")
+	if err != nil {
+		v = r.volume("v", 8<<30)
+	}
+	for i := range n {
+		if err := write(v, i*7<<20, pattern(content)); err != nil {
+			r.t.Fatal(err)
+		}
+		if i%128 == 127 { // the log holds no more
+			if err := r.Pool.Commit(context.Background()); err != nil {
+				r.t.Fatal(err)
+			}
+		}
+	}
+	if err := r.Fold(context.Background()); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// without returns how many pages of metadata there are, and how many have no twin.
+func (r *rig) without() (pages, without int) {
+	r.t.Helper()
+	all := r.metadata()
+	for _, p := range all {
+		if p.Twin == 0 {
+			without++
+		}
+	}
+	return len(all), without
+}
+
+// A fold of overwrites that are scattered writes no leaf twice. A scrub gives leaves
+// twins, of maps and of counts.
+func TestScrubGivesTwins(t *testing.T) {
+	for _, devices := range []int{1, 2} {
+		r := newRig(t, devices, testSize)
+		r.mustOpen()
+		scatter(r, 600, 1)
+		scatter(r, 600, 2)
+		err := blockmap.Walk(r.reader, r.bmap.Trees()[1].Root, func(p block.Pointer, level int, _ uint64) (bool, error) {
+			if (level > 0) != (p.Twin != 0) {
+				t.Errorf("page of level %d at %v: twin %d", level, p, p.Twin)
+			}
+			return true, nil
+		})
+		if err != nil {
 			t.Fatal(err)
 		}
+		folds := r.Stats().Folds
+		if s := r.scrubAll(); s.Now.Unreadable+s.Now.Repaired > 0 {
+			t.Errorf("%+v", s.Now)
+		}
+		for r.Pool.scrub.wantsFold() || r.machine.Folding() {
+			if err := r.scrubStep(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if all, none := r.without(); none > 0 || all < 600 {
+			t.Errorf("%d of %d pages have no twin", none, all)
+		}
+		if n := r.Stats().Folds - folds; n > 12 {
+			t.Errorf("%d folds", n)
+		}
+		// There is nothing left to be done.
+		if r.scrubAll(); r.Pool.scrub.wantsFold() {
+			t.Error("a second scrub wants a fold")
+		}
+		holds := map[int64]byte{}
+		for i := range int64(600) {
+			holds[i*7*256] = 2
+		}
+		r.holds(holds)
+		r.shut()
 	}
-	if err := r.Fold(ctx); err != nil {
+}
+
+// No scrub takes for twins what the pool has promised, or is about to lack.
+func TestNoTwinsWithoutRoom(t *testing.T) {
+	r := newRig(t, 1, smallest)
+	r.mustOpen()
+	v := r.volume("v", 1<<30)
+	for i := int64(0); ; i++ {
+		if err := write(v, i<<20%(1<<30)+i>>10<<12, pattern(1)); errors.Is(err, block.ErrNoSpace) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		if i%64 == 63 {
+			if err := r.Pool.Commit(context.Background()); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := r.Fold(context.Background()); err != nil {
 		t.Fatal(err)
 	}
-	leaves, twins := 0, 0
-	if err := blockmap.Walk(r.reader, r.bmap.Trees()[v.Info().ID].Root, func(p block.Pointer, level int, _ uint64) (bool, error) {
-		if level > 0 && p.Twin == 0 {
-			t.Errorf("page of level %d at %v has no twin", level, p)
-		} else if level == 0 && p.Twin != 0 {
-			twins++
-		}
-		if level == 0 {
-			leaves++
-		}
-		return true, nil
-	}); err != nil {
-		t.Fatal(err)
+	_, before := r.without()
+	if before == 0 {
+		t.Fatal("every page has a twin although the pool is full")
 	}
-	if leaves < 500 || twins > 0 {
-		t.Errorf("%d of %d leaves have twins", twins, leaves)
+	if s := r.scrubAll(); s.State != ScrubDone || r.Pool.scrub.wantsFold() {
+		t.Errorf("%+v", s)
 	}
 	r.shut()
+}
+
+// The power is cut, or the guest dies, at every operation of a fold that gives leaves
+// twins: what there is afterwards is whole.
+func TestRenewalInterrupted(t *testing.T) {
+	step := int64(11)
+	if soak {
+		step = 1
+	}
+	for _, power := range []bool{true, false} {
+		ops := int64(0)
+		for done := false; !done; ops += step {
+			r := newRig(t, 1+int(ops%2), 64<<20)
+			r.mustOpen()
+			scatter(r, 300, 3)
+			r.clock.CutAfter(r.clock.Ops() + ops + 1)
+			off := func() bool {
+				select {
+				case <-r.clock.Off():
+					return true
+				default:
+					return false
+				}
+			}
+			if err := r.Scrub(context.Background(), ScrubStart); err != nil && !off() {
+				t.Fatal(err)
+			}
+			for !off() && (r.Pool.scrub.Stats().State == ScrubRunning || r.Pool.scrub.wantsFold() || r.machine.Folding()) {
+				if err := r.scrubStep(); err != nil && !off() {
+					t.Fatal(err)
+				}
+			}
+			if done = !off(); power {
+				r.cutPower(blocktest.CutRandom, uint64(ops))
+			} else {
+				r.cutPower(blocktest.KeepAll, 0)
+				r.boot-- // the host, and so the region, live
+			}
+			r.mustOpen()
+			holds := map[int64]byte{}
+			for i := range int64(300) {
+				holds[i*7*256] = 3
+			}
+			r.holds(holds)
+			r.mustCheck()
+			scatter(r, 20, 3)
+			r.shut()
+			if t.Failed() {
+				t.Fatalf("power %v, operation %d", power, ops)
+			}
+		}
+		t.Logf("power %v: %d operations", power, ops)
+	}
 }
