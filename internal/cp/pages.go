@@ -33,8 +33,8 @@ type pageWriter struct {
 	alone bool         // there was no room for twins, or it is not wanted
 	// settled says that there is a place among spare or pairs for each page.
 	settled bool
-	taken []space.Run
-	freed []space.Run
+	taken   []space.Run
+	freed   []space.Run
 	// Twins lie together as their pages do, and make runs of their own.
 	twinsTaken, twinsFreed []space.Run
 }
