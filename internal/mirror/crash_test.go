@@ -71,6 +71,60 @@ func TestPowerCut(t *testing.T) {
 	}
 }
 
+// The guest dies at every single operation of the scenario. Its successor closes the
+// mirror; then each copy that was in sync is taken alone by whoever remembers the
+// newest generation.
+func TestDeathAndOneCopy(t *testing.T) {
+	for n, done := int64(1), false; !done; n++ {
+		disks := crashes(3)
+		create(t, devices(disks[:2]...))
+		known := uint64(0)
+		remember := func(_ ID, generation uint64) { known = generation }
+		clock := disks[0].Clock()
+		w := newWorld(t, open(t, Options{Devices: devices(disks[:2]...), Remember: remember}))
+		clock.CutAfter(clock.Ops() + n)
+		w.dead = true // any operation may be the last
+		cut := func() bool {
+			select {
+			case <-clock.Off():
+				return true
+			default:
+				return false
+			}
+		}
+		life(w, disks, func() bool { return !cut() })
+		done = !cut()
+		clock = blocktest.NewClock()
+		var left []*blocktest.Crash
+		for _, d := range disks {
+			left = append(left, d.CutTo(clock, blocktest.KeepAll, uint64(n))) // only the guest died
+		}
+		left = members(t, left)
+		m, err := Open(Options{Devices: devices(left...), Degraded: true, Remember: remember, Known: func(ID) (uint64, error) { return known, nil }})
+		if err != nil {
+			t.Fatalf("death at operation %d: %v", n, err)
+		}
+		s := m.Status()
+		left = shut(t, m, left...)
+		for _, d := range left {
+			f, err := readHeader(d)
+			if err != nil {
+				t.Fatal(err)
+			}
+			state := s.Copies[f.index].State
+			must(t, f.disk.release())
+			d = d.Reopen()
+			m, err := Open(Options{Devices: devices(d), Degraded: true, ReadOnly: true, Known: func(ID) (uint64, error) { return known, nil }})
+			if (err == nil) != (state == InSync) {
+				t.Fatalf("death at operation %d, copy %d is %v: alone %v", n, f.index+1, state, err)
+			}
+			if err == nil {
+				must(t, m.Close())
+			}
+		}
+	}
+}
+
 // after opens what a power cut has left and proves it.
 func after(t *testing.T, w *world, disks []*blocktest.Crash, n int64, seed uint64) {
 	t.Helper()

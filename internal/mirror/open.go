@@ -12,6 +12,7 @@ import (
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/ondisk"
+	"github.com/pollux-storage/pollux/internal/planted"
 )
 
 // Create makes a mirror of devices, all in sync: what nobody has written yet may
@@ -245,6 +246,7 @@ func (m *Mirror) assemble(founds []*found, o Options) (unfit []misfit, err error
 	next := m.head
 	next.copies = slices.Clone(next.copies)
 	var back []returning
+	behind := false // a copy does not have the newest header: its writing was interrupted
 	for _, f := range founds {
 		i, err := m.placeOf(f)
 		if err == nil && m.copies[i].disk.Load() != nil {
@@ -262,6 +264,7 @@ func (m *Mirror) assemble(founds []*found, o Options) (unfit []misfit, err error
 			back = append(back, returning{f, i})
 			next.copies[i].state = Resilvering
 		}
+		behind = behind || f.generation < m.head.generation && !planted.Has(planted.MirrorHeaderBehind)
 	}
 	var missing []string
 	for i, c := range m.copies {
@@ -279,7 +282,7 @@ func (m *Mirror) assemble(founds []*found, o Options) (unfit []misfit, err error
 	case len(missing) > 0 && !o.Degraded:
 		return nil, fmt.Errorf("%s: copy %s: %w", m.info.Name, strings.Join(missing, ", "), ErrMissing)
 	}
-	mute, err := m.startLocked(next, back)
+	mute, err := m.startLocked(next, back, behind)
 	if err == nil && !o.ReadOnly {
 		err = m.growLocked()
 	}
@@ -300,10 +303,11 @@ type returning struct {
 	index int
 }
 
-// startLocked reads the map and begins with the states of a header; back are the
-// copies that were absent. It returns those of them that take no writes: they
-// remain absent.
-func (m *Mirror) startLocked(next header, back []returning) (mute []misfit, err error) {
+// startLocked reads the map and begins with the states of a header, which it writes
+// if they are new or a copy is behind: whoever remembers the newest generation would
+// not take that copy alone. back are the copies that were absent. It returns those of
+// them that take no writes: they remain absent.
+func (m *Mirror) startLocked(next header, back []returning, behind bool) (mute []misfit, err error) {
 	if err := m.loadMapLocked(); err != nil {
 		return nil, err
 	}
@@ -314,7 +318,7 @@ func (m *Mirror) startLocked(next header, back []returning) (mute []misfit, err 
 			m.copies[f.index].disk.Store(nil)
 		}
 	}
-	changed := !slices.Equal(next.copies, m.head.copies)
+	changed := behind || !slices.Equal(next.copies, m.head.copies)
 	for i, c := range m.copies {
 		if c.disk.Load() != nil {
 			c.state.Store(uint32(next.copies[i].state))

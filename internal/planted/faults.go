@@ -82,6 +82,7 @@ const (
 	MirrorMarkClearedEarly Fault = "mirror-mark-cleared-early"
 	MirrorLossUnrecorded   Fault = "mirror-loss-unrecorded"
 	MirrorWriteErrorKept   Fault = "mirror-write-error-kept"
+	MirrorHeaderBehind     Fault = "mirror-header-behind"
 	MirrorReturnNotFilled  Fault = "mirror-return-not-filled"
 	MirrorHealsWithBad     Fault = "mirror-heals-with-bad"
 	StaleCopyWins          Fault = "stale-copy-wins"

@@ -77,6 +77,7 @@ var table = []Info{
 	{string(MirrorMarkClearedEarly), "marks are cleared while a copy is away, which then comes back without what it missed", "internal/mirror: Mirror.completeLocked", durability},
 	{string(MirrorLossUnrecorded), "the others are not told that a copy is lost: after a restart it counts as in sync", "internal/mirror: Mirror.loseLocked", durability},
 	{string(MirrorWriteErrorKept), "a copy that did not take a write stays in sync", "internal/mirror: queue.settleWrite", durability},
+	{string(MirrorHeaderBehind), "a copy that a death left with an older header keeps it: alone it counts as old", "internal/mirror: Mirror.assemble", durability},
 	{string(MirrorReturnNotFilled), "a copy that comes back is in sync at once", "internal/mirror: Mirror.admitLocked", durability},
 	{string(MirrorHealsWithBad), "the copies are repaired with what was read last instead of what is sound", "internal/mirror: Mirror.heal", integrity},
 	{string(StaleCopyWins), "of several copies of a superblock the first valid one is taken, and copied over newer ones", "internal/devices: Set.ReadBest", recovery},

@@ -247,6 +247,7 @@ func (w *World) mend(d *disk, limit time.Duration) bool {
 	d.slow, d.faults, d.gone, d.vanishIn = 1, nil, false, 0
 	d.unstick()
 	end := time.Now().Add(limit)
+	w.pass(200 * time.Millisecond) // what has failed already is only being told
 	for time.Now().Before(end) && w.fail == nil {
 		state := mirror.Absent
 		var err error
