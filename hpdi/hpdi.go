@@ -158,6 +158,9 @@ type Copies interface {
 	// may have left on some copies only, once somebody has gone by it. It
 	// returns how many copies it has written.
 	Settle(off int64, p []byte) (written int, err error)
+	// ProveOwn reads what the device keeps for itself on its copies, writes anew what
+	// is not as it should be, and returns how many blocks were not.
+	ProveOwn() (mended int, err error)
 	// Verified says that whoever reads bytes from off on checks them, and uses
 	// ReadGood or Settle, so that the device need not decide which copy to
 	// believe.

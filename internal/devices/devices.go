@@ -496,6 +496,14 @@ func (s *Set) ReadCopy(i int, at block.Physical, vec ...[]byte) error {
 	return nil
 }
 
+// ProveOwn is [hpdi.Copies] for device i, and nothing where it keeps one copy.
+func (s *Set) ProveOwn(i int) (mended int, err error) {
+	if c, ok := s.Device(i).(hpdi.Copies); ok {
+		return c.ProveOwn()
+	}
+	return 0, nil
+}
+
 // Settle is [hpdi.Copies] for blocks of a device, and nothing where it keeps one
 // copy.
 func (s *Set) Settle(at block.Physical, p []byte) (written int, err error) {

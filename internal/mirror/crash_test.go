@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	"github.com/pollux-storage/pollux/hpdi"
+	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/block/blocktest"
 )
 
@@ -205,4 +206,52 @@ func present(m *Mirror, disks []*blocktest.Crash) (out []*blocktest.Crash) {
 		}
 	}
 	return out
+}
+
+// What a copy keeps of the mirror itself decays: it is found, counted and written anew,
+// and after that the copy is taken alone.
+func TestProveOwn(t *testing.T) {
+	for victim := range 2 {
+		disks := crashes(2)
+		create(t, devices(disks...))
+		known := uint64(0)
+		m := open(t, Options{Devices: devices(disks...), Remember: func(_ ID, generation uint64) { known = generation }})
+		w := newWorld(t, m)
+		w.write(3, 1)
+		must(t, m.Detach(1-victim))
+		disks[1-victim] = disks[1-victim].Reopen()
+		must(t, m.Attach(disks[1-victim]))
+		w.resync()
+		w.write(700, 1)
+		if n, err := m.ProveOwn(); n != 0 || err != nil {
+			t.Fatalf("nothing is wrong: %d, %v", n, err)
+		}
+		slot := headerSlots[m.copies[victim].disk.Load().slot]
+		for _, b := range []uint64{slot, mapStart} {
+			disks[victim].Corrupt(int64(b)*block.Size+100, 0x10)
+		}
+		if n, err := m.ProveOwn(); n != 2 || err != nil {
+			t.Errorf("copy %d: %d blocks, %v", victim+1, n, err)
+		}
+		if n, err := m.ProveOwn(); n != 0 || err != nil {
+			t.Errorf("copy %d, once more: %d blocks, %v", victim+1, n, err)
+		}
+		// A map that lacks a mark is whole and wrong.
+		page := make([]byte, block.Size)
+		encodeMapPage(page, m.id, 0, newBits(m.regions()))
+		must(t, writeBlock(m.copies[victim].disk.Load(), mapStart, page))
+		if n, err := m.ProveOwn(); n != 1 || err != nil {
+			t.Errorf("copy %d, marks gone: %d blocks, %v", victim+1, n, err)
+		}
+		w.latest()
+		must(t, w.q.Close())
+		disks = shut(t, m, disks...)
+		m = open(t, Options{Devices: devices(disks[victim]), Degraded: true, Known: func(ID) (uint64, error) { return known, nil }})
+		if m.old.next(0) < 0 {
+			t.Error("the map names no region")
+		}
+		w.m = m
+		w.connect()
+		w.latest()
+	}
 }

@@ -50,6 +50,7 @@ const (
 	ScrubLabel                       // one of the copies of a device's label
 	ScrubSuperblock                  // one of the copies of the superblock
 	ScrubJournal                     // of the metadata journal
+	ScrubMirror                      // what a mirror keeps for itself
 	scrubKinds
 )
 

@@ -261,6 +261,9 @@ func (s *scrub) structures(sb *cp.Superblock) {
 		if d.State == cp.DeviceGone {
 			continue
 		}
+		// What cannot be written anew has made the mirror lose that copy.
+		mended, _ := s.p.set.ProveOwn(i)
+		s.repaired(scrubFinding{kind: ScrubMirror, at: block.At(i, 0)}, mended)
 		for _, b := range labelBlocks {
 			s.structure(scrubFinding{kind: ScrubLabel, at: block.At(i, b)}, func(frame []byte) bool {
 				l, err := decodeLabel(frame)
