@@ -11,7 +11,7 @@
 // The device counts what is written to it. It keeps metadata in memory; of data,
 // which all have the same content, it keeps a bit for each block, so that no disk is
 // needed. Where a page was, memory stays until it is written again: a volume of a
-// terabyte needs some 5 GiB, and 3 GiB more for each fold.
+// terabyte needs some 5 GiB, and 4 GiB more for each fold, in a file with -spill DIR.
 package main
 
 import (
@@ -35,6 +35,7 @@ import (
 type options struct {
 	size, log, cache uint64
 	full, limit      int
+	spill            string
 	folds            uint64
 }
 
@@ -45,6 +46,7 @@ func main() {
 	counting.SizeFlag(&o.cache, "cache", "1GiB", "bytes of the cache")
 	flag.IntVar(&o.full, "full", 50, "how full the pool is, in percent")
 	flag.IntVar(&o.limit, "limit", cp.DefaultFoldLimit, "mappings that begin a fold, fold_limit of a guest")
+	flag.StringVar(&o.spill, "spill", "", "folder for a file that holds metadata, instead of memory")
 	flag.Uint64Var(&o.folds, "folds", 3, "measure until so many folds are complete")
 	flag.Parse()
 	if err := run(context.Background(), o); err != nil {
@@ -55,7 +57,7 @@ func main() {
 
 func run(ctx context.Context, o options) error {
 	p, err := counting.NewPool(ctx, counting.Options{
-		Size: int64(o.size)*100/int64(o.full)/counting.Track*counting.Track + 1<<30, Log: int64(o.log), Cache: int64(o.cache), FoldLimit: o.limit,
+		Size: int64(o.size)*100/int64(o.full)/counting.Track*counting.Track + 1<<30, Log: int64(o.log), Cache: int64(o.cache), FoldLimit: o.limit, Spill: o.spill,
 	})
 	if err != nil {
 		return err

@@ -48,10 +48,23 @@ func (c Counts) Minus(d Counts) Counts {
 	return Counts{c.Data - d.Data, c.Pages - d.Pages, c.Journal - d.Journal, c.Log - d.Log, c.Requests - d.Requests, c.Jumps - d.Jumps}
 }
 
-// New returns a device of size bytes.
-func New(size int64) (*Device, error) {
+// New returns a device of size bytes. What it keeps lies in memory, or in a file in
+// dir, which has no name, if dir is not empty.
+func New(size int64, dir string) (*Device, error) {
 	// Without huge pages: metadata lie scattered.
-	mem, err := unix.Mmap(-1, 0, int(size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
+	fd, flags := -1, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE
+	if dir != "" {
+		var err error
+		if fd, err = unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600); err != nil {
+			return nil, fmt.Errorf("a file in %s: %w", dir, err)
+		}
+		defer unix.Close(fd) // what is mapped stays
+		if err := unix.Ftruncate(fd, size); err != nil {
+			return nil, fmt.Errorf("a file of %d bytes in %s: %w", size, dir, err)
+		}
+		flags = unix.MAP_SHARED
+	}
+	mem, err := unix.Mmap(fd, 0, int(size), unix.PROT_READ|unix.PROT_WRITE, flags)
 	if err != nil {
 		return nil, fmt.Errorf("map %d bytes: %w", size, err)
 	}

@@ -33,7 +33,8 @@ type Pool struct {
 
 // Options says what pool to make. Sizes are in bytes.
 type Options struct {
-	Size       int64 // of the device, which has whole tracks
+	Size       int64  // of the device, which has whole tracks
+	Spill      string // folder for what the device keeps, see New
 	Log, Cache int64
 	FoldLimit  int // as cp.Config has it
 	Cleaner    pool.CleanerOptions
@@ -51,7 +52,7 @@ func NewPool(ctx context.Context, o Options) (p *Pool, err error) {
 			err = errors.Join(err, p.remove())
 		}
 	}()
-	if p.Device, err = New(o.Size / Track * Track); err != nil {
+	if p.Device, err = New(o.Size/Track*Track, o.Spill); err != nil {
 		return nil, err
 	}
 	if _, err := pool.Create(ctx, pool.CreateOptions{Name: "p", Identity: "a", Devices: []hpdi.Device{p.Device}, LogBytes: o.Log}); err != nil {
