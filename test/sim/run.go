@@ -321,7 +321,7 @@ func (w *World) verifyRange(pl *pool, v *volume, r block.Range) {
 		w.violate("verify volume %s: it has %d bytes, and block %d was written", v.name, v.size, r.End-1)
 		return
 	}
-	req := &request{s: &session{name: "verify", volume: v.name}, op: opRead, since: pl.shadow.seq,
+	req := &request{s: &session{name: "verify", volume: v.name}, op: opRead,
 		off: int64(r.Start) * block.Size, n: int64(r.End-r.Start) * block.Size}
 	data := make([]byte, req.n)
 	err := w.ask(pl.identity, "verify", func(ctx context.Context, p *spool.Pool) error {
@@ -329,6 +329,10 @@ func (w *World) verifyRange(pl *pool, v *volume, r block.Range) {
 		if err != nil {
 			return err
 		}
+		// Only now: a power cut before may have taken back what was published.
+		since := make(chan block.Seq, 1)
+		w.post(nil, func() { since <- pl.shadow.seq })
+		req.since = <-since
 		return vol.Read(ctx, data, req.off)
 	})
 	switch {
