@@ -17,7 +17,7 @@ type Points struct {
 	// quarters of the pool's log count as that.
 	Size Size `yaml:"size" json:"size,omitempty"`
 	// FoldAfter is how many mappings of blocks, in memory and journal, begin a
-	// fold that writes few pages for them. A takeover replays them: 0.12 to 0.16 ms
+	// fold that writes few pages for them. A takeover replays them: 0.12 to 0.2 ms
 	// for a thousand that are scattered.
 	FoldAfter int `yaml:"fold_after" json:"fold_after"`
 	// FoldLimit is how many begin a fold whatever it writes. A third more may come

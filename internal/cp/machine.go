@@ -42,9 +42,9 @@ type Config struct {
 
 // What begins a fold in pools that do not ask for something else. More would make
 // folds cheaper for each mapping, and takeover slower, because the survivor replays
-// them before it serves: a thousand that are scattered take 0.12 to 0.13 ms on an idle
-// core (BenchmarkOpen in internal/pool), 0.16 beside other work. A third more may come
-// together while a fold runs, see MostUnfolded: four tenths of a second then.
+// them before it serves: a thousand that are scattered take 0.12 to 0.18 ms
+// (BenchmarkOpen in internal/pool). A third more may come together while a fold runs,
+// see MostUnfolded: half a second then.
 const (
 	DefaultFoldEntries = 48 << 10
 	DefaultFoldLimit   = 2176 << 10
