@@ -37,9 +37,12 @@ type fold struct {
 	// sorting says that the changes of counts are being brought in order.
 	sorting bool
 	counts  []func() (done bool, err error) // steps of the count trees
-	// lost are the blocks that are to be freed still, once durable.
-	lost    []space.Run
-	durable bool
+	// lost are the blocks that are to be freed still, once durable, and losing how
+	// many runs these were; gathered is how many mappings waited then for the next
+	// fold.
+	lost             []space.Run
+	losing, gathered int
+	durable          bool
 }
 
 // freeBudget is how many level-1 pages a fold visits only in order to free what
@@ -292,7 +295,16 @@ func (f *fold) commit() error {
 	m.updateReservation()
 	m.refs = f.refs
 	f.lost, f.durable = append(f.refs.dropped, pages.Freed...), true
+	f.losing, f.gathered = len(f.lost), m.Unfolded()
 	return f.pages.close()
+}
+
+// freed returns which part of what a durable fold frees is free, from 0 to 1.
+func (f *fold) freed() float64 {
+	if f.losing == 0 {
+		return 1
+	}
+	return 1 - float64(len(f.lost))/float64(f.losing)
 }
 
 // freeStep is how many runs of blocks a step frees.

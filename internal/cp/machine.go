@@ -270,13 +270,18 @@ func (m *Machine) MostUnfolded() int { return m.FoldLimit + m.FoldLimit/3 }
 // FoldFirst reports whether the fold under way should make more steps before the
 // next consistency point, of so many entries: clients are ahead of it. What may gather beyond
 // FoldLimit is given to them in proportion to what the fold has done, so that they
-// become slower instead of standing still in the end.
+// become slower instead of standing still in the end. So is, while a durable fold
+// frees blocks, what is left up to FoldLimit: the next one shall not begin where
+// nothing more may gather.
 func (m *Machine) FoldFirst(entries int) bool {
 	f := m.folding
-	if f == nil || f.durable || m.foldFailed {
+	if f == nil || m.foldFailed {
 		return false
 	}
 	n := m.Unfolded() + entries
+	if f.durable {
+		return float64(n-f.gathered) > f.freed()*float64(m.FoldLimit-f.gathered)
+	}
 	return n > m.FoldLimit && float64(n-f.begun) > f.progress()*float64(m.MostUnfolded()-f.begun)
 }
 
