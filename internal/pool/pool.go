@@ -286,13 +286,14 @@ func (p *Pool) work(ctx context.Context, t *timing) error {
 	}
 	due := u.Frozen > 0 || u.Active >= u.Due || u.Active > 0 && u.Waiting > 0 || !t.dirty.IsZero() && now.Sub(t.dirty) >= p.opts.Interval
 	// What waits for a fold is frozen, so that it goes to the devices in small points.
-	if due && !(p.machine.Folding() && p.machine.FoldFirst(p.dirty.Freeze().Len())) {
+	held := due && p.machine.Folding() && p.machine.FoldFirst(p.dirty.Freeze().Len())
+	if due && !held {
 		t.dirty = time.Time{}
 		if err := p.commit(nil); err != nil {
 			return err
 		}
 	}
-	if p.wantsFold(t, now) {
+	if held || p.wantsFold(t, now) {
 		begun := time.Now()
 		done, err := p.machine.Fold()
 		if err != nil {

@@ -372,7 +372,7 @@ func TestRepairCounts(t *testing.T) {
 		names = append(names, name)
 	}
 	slices.Sort(names)
-	for _, left := range []string{leftClosed, leftDead, leftNoPower} {
+	for _, left := range []string{leftClosed, leftDead, leftNoPower}[:few(3)] {
 		for seed := range few(4) {
 			for _, name := range names {
 				rng := rand.New(rand.NewPCG(uint64(seed), 31))
@@ -595,8 +595,8 @@ func TestRepairWritesToFreeBlocks(t *testing.T) {
 // before it or the one after, a second repair mends what the first has not, and what
 // clients were promised is there. Where only the command dies, too.
 func TestRepairInterrupted(t *testing.T) {
-	for _, power := range []bool{true, false} {
-		for _, kind := range []string{"zeroed leaf", "unreadable", "figure of a volume", "label", "superblock"} {
+	for _, power := range []bool{true, false}[:few(2)] {
+		for _, kind := range []string{"zeroed leaf", "unreadable", "figure of a volume", "label", "superblock"}[:few(5)] {
 			t.Run(fmt.Sprintf("power=%v/%s", power, kind), func(t *testing.T) {
 				step := int64(1)
 				if raced {

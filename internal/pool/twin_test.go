@@ -383,8 +383,11 @@ func TestNoTwinsWithoutRoom(t *testing.T) {
 // twins: what there is afterwards is whole.
 func TestRenewalInterrupted(t *testing.T) {
 	step := int64(11)
-	if soak {
+	switch {
+	case soak:
 		step = 1
+	case raced:
+		step = 131
 	}
 	for _, power := range []bool{true, false} {
 		ops := int64(0)
