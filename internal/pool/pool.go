@@ -159,10 +159,11 @@ const (
 // takeover, and what one reads would come behind the writes of a large consistency point.
 const quietStart = 150 * time.Millisecond
 
-// crowded reports whether the log leaves no time for a quiet start.
+// crowded reports whether the log leaves no time for a quiet start, or a point or fold
+// that somebody asked for is under way and has to go on.
 func (p *Pool) crowded() bool {
 	u := p.dirty.Usage()
-	return u.Waiting > 0 || u.Active+u.Frozen >= u.Permits/4*3
+	return u.Waiting > 0 || u.Frozen > 0 || u.Active >= u.Permits/4*3 || p.machine.Folding()
 }
 
 // Run makes consistency points and folds until ctx ends. It returns an error
