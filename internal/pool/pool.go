@@ -154,18 +154,6 @@ const (
 	longestRest = 10 * time.Millisecond
 )
 
-// quietStart is how long a pool leaves devices and processors to the clients that come
-// back to it, if its log was somebody else's: they are a few, each has waited for the
-// takeover, and what one reads would come behind the writes of a large consistency point.
-const quietStart = 150 * time.Millisecond
-
-// crowded reports whether the log leaves no time for a quiet start, or a point or fold
-// that somebody asked for is under way and has to go on.
-func (p *Pool) crowded() bool {
-	u := p.dirty.Usage()
-	return u.Waiting > 0 || u.Frozen > 0 || u.Active >= u.Permits/4*3 || p.machine.Folding()
-}
-
 // Run makes consistency points and folds until ctx ends. It returns an error
 // when the pool must be closed: its ownership is lost, or the state of its
 // journal unknown. Failures of devices are retried for ever, and shown by
@@ -178,10 +166,6 @@ func (p *Pool) Run(ctx context.Context) error {
 	rested := time.NewTimer(0)
 	defer rested.Stop()
 	t := timing{busy: time.Now(), folded: time.Now()}
-	var quiet time.Time // until then
-	if u := p.dirty.Usage(); u.Active > 0 {
-		quiet = time.Now().Add(quietStart)
-	}
 	for {
 		if err := p.owned(); err != nil {
 			return err
@@ -189,12 +173,8 @@ func (p *Pool) Run(ctx context.Context) error {
 		if p.machine.Broken() != nil {
 			return p.machine.Broken()
 		}
-		rest := time.Until(quiet)
-		if rest <= 0 || p.crowded() {
-			rest, quiet = 0, time.Time{}
-			if err := p.work(ctx, &t); err != nil && ctx.Err() == nil {
-				p.failed(err)
-			}
+		if err := p.work(ctx, &t); err != nil && ctx.Err() == nil {
+			p.failed(err)
 		}
 		// In a fixed order and not by the lot of one select, so that the same
 		// events make the same run: the end, then jobs.
@@ -209,6 +189,7 @@ func (p *Pool) Run(ctx context.Context) error {
 			continue
 		default:
 		}
+		rest := time.Duration(0)
 		if p.machine.Folding() {
 			rest = time.Until(t.pause)
 		}
