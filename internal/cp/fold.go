@@ -146,16 +146,25 @@ func (f *fold) abandon() error {
 }
 
 // A fold that writes few leaves writes twins of them, too: up to leafTwins, or a leaf
-// for leafShare mappings. What is scattered would be written twice.
+// for leafShare mappings. What is scattered would be written twice. A leafRoom of the
+// pool is left to data: where blocks are scattered there are as many leaves as blocks.
 const (
 	leafTwins = 256
 	leafShare = 16
+	leafRoom  = 16
 )
 
 // leafTwins reports whether the fold writes twins of leaves. Pages above leaves have
 // them in any case.
 func (f *fold) leafTwins() bool {
-	return f.frozen.Overlay.Pages() <= max(leafTwins, f.keys/leafShare)
+	pages := f.frozen.Overlay.Pages()
+	return pages <= max(leafTwins, f.keys/leafShare) && f.m.roomForLeafTwins() >= 2*int64(pages)
+}
+
+// roomForLeafTwins returns how many blocks leaves and their twins may take.
+func (m *Machine) roomForLeafTwins() int64 {
+	u := m.Space.Usage()
+	return u.Spare() - u.Total/leafRoom
 }
 
 func (f *fold) step() (done bool, err error) {

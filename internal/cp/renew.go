@@ -45,15 +45,18 @@ func (m *Machine) RenewCounts(dev int, leaf uint64) {
 	m.renew.n++
 }
 
-// Renewing returns how many leaves wait for the next fold, and about how many may: as
-// many as are moved from a device that leaves, or none where one leaves just now, or the
-// pool lacks room that nobody was promised.
-func (m *Machine) Renewing() (waiting, most int) {
-	most = m.moveBudget()
-	if _, leaving := m.sb.Leaving(); leaving || m.Space.Usage().Spare() < renewRoom*int64(most) {
-		most = 0
+// Renewing returns how many leaves wait for the next fold.
+func (m *Machine) Renewing() int { return m.renew.n }
+
+// MayRenew returns about how many leaves may wait for a fold: as many as are moved from
+// a device that leaves, or none where one leaves just now, or the pool lacks room that
+// nobody was promised.
+func (m *Machine) MayRenew() int {
+	most := m.moveBudget()
+	if _, leaving := m.sb.Leaving(); leaving || m.roomForLeafTwins() < renewRoom*int64(most) {
+		return 0
 	}
-	return m.renew.n, most
+	return most
 }
 
 // renewRoom is for how many blocks a leaf that gets a twin there must be room: for both,

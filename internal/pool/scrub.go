@@ -219,7 +219,7 @@ func (s *scrub) ready() bool {
 	if s.p.pressed() {
 		return false
 	}
-	if waiting, most := s.p.machine.Renewing(); waiting > 0 && waiting >= most {
+	if n := s.p.machine.Renewing(); n > 0 && n >= s.p.machine.MayRenew() {
 		return false // for a fold
 	}
 	if s.bulk == nil {
@@ -256,7 +256,7 @@ func (s *scrub) folded() bool {
 // wantsFold reports whether a fold is what the scrub waits for.
 func (s *scrub) wantsFold() bool {
 	folds := s.p.machine.Stats().Folds
-	if waiting, most := s.p.machine.Renewing(); waiting > 0 && (waiting >= most || s.rec.state != ScrubRunning) {
+	if n := s.p.machine.Renewing(); n > 0 && (s.rec.state != ScrubRunning || n >= s.p.machine.MayRenew()) {
 		return true
 	}
 	return s.rec.state == ScrubRunning && s.awaits && folds < s.folds || folds < s.renew

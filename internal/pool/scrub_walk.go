@@ -93,7 +93,7 @@ func (s *scrub) window(root block.Pointer, kind ScrubKind, n int) (more bool) {
 // no copies and there is room.
 func (s *scrub) renewLeaves(w *treeWindow) {
 	m := s.p.machine
-	if _, most := m.Renewing(); most == 0 {
+	if m.MayRenew() == 0 {
 		return
 	}
 	for i, b := range w.leaves {
