@@ -4,6 +4,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/pollux-storage/pollux/test/campaign/nbdclient"
 )
 
 func TestRank(t *testing.T) {
@@ -32,7 +34,7 @@ func TestWatch(t *testing.T) {
 		connects int
 	}{{5, 3}, {70, 4}, {9, 4}, {80, 5}, {1, 5}} {
 		at = at.Add(r.gap * time.Millisecond)
-		w.reply(at, r.connects)
+		w.reply(at, r.connects, nbdclient.Write)
 	}
 	if ms(w.pause) != 70 || ms(w.after) != 80 || ms(w.longest) != 80 || w.replies != 5 {
 		t.Errorf("%+v", w)

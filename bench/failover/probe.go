@@ -44,14 +44,17 @@ type watch struct {
 }
 
 // reply takes in a reply.
-func (w *watch) reply(now time.Time, connects int) {
+func (w *watch) reply(now time.Time, connects int, command nbdclient.Command) {
 	gap := now.Sub(w.last)
 	w.longest = max(w.longest, gap)
 	switch {
 	case w.pause > 0:
 		w.after = max(w.after, gap)
 	case connects > w.began:
-		w.pause = gap
+		w.pause, w.first = gap, "write"
+		if command == nbdclient.Read {
+			w.first = "read"
+		}
 	}
 	w.last, w.connects = now, connects
 	w.replies++
@@ -114,10 +117,7 @@ func (p *probe) replied(command nbdclient.Command) {
 	now := time.Now()
 	connects := p.client.Stats().Connects
 	p.mu.Lock()
-	p.watch.reply(now, connects)
-	if p.watch.pause > 0 && p.watch.first == "" {
-		p.watch.first = map[bool]string{true: "read", false: "write"}[command == nbdclient.Read]
-	}
+	p.watch.reply(now, connects, command)
 	p.mu.Unlock()
 	select {
 	case p.tick <- struct{}{}:

@@ -26,7 +26,7 @@ func (m *Map) LeavesFrom(id block.VolumeID, from uint64, n int) ([]uint64, error
 func (m *Map) leavesFrom(id block.VolumeID, from uint64, n int) (leaves []uint64, gen uint64, err error) {
 	m.mu.RLock()
 	root := m.trees[id].Root
-	gen = m.generation
+	gen = m.generation.Load()
 	for _, o := range []*Overlay{m.active, m.folding} {
 		if o == nil {
 			continue

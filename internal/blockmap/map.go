@@ -39,18 +39,16 @@ type Map struct {
 	spare   *Overlay     // emptied, to become the next active one; nil if there is none
 	order   table.Sorter // of the fold under way
 	// generation counts the installations of new roots, so that a look-up
-	// that failed can tell whether it lost a race; latest is the same for those
-	// who must not take the lock.
-	generation uint64
-	latest     atomic.Uint64
+	// that failed can tell whether it lost a race. It rises with mu held.
+	generation atomic.Uint64
 
 	leaves leafCache
 }
 
 // NewMap returns a map without volumes that reads its pages from pages.
 func NewMap(pages SharedPages) *Map {
-	m := &Map{pages: pages, trees: map[block.VolumeID]Tree{}, active: NewOverlay(), generation: 1}
-	m.latest.Store(m.generation)
+	m := &Map{pages: pages, trees: map[block.VolumeID]Tree{}, active: NewOverlay()}
+	m.generation.Store(1)
 	return m
 }
 
@@ -136,7 +134,7 @@ func (m *Map) lookup(id block.VolumeID, lba block.Logical, dst []block.Pointer, 
 		var missing [Fanout / 64]uint64
 		m.mu.RLock()
 		tree := m.trees[id]
-		gen = m.generation
+		gen = m.generation.Load()
 		some := m.fromOverlays(id, lba, dst[:n], &missing)
 		m.mu.RUnlock()
 		if some && !tree.Root.IsHole() {
@@ -158,7 +156,7 @@ func (m *Map) Hidden(id block.VolumeID, lbas []block.Logical, dst *[LeafBlocks]b
 	var missing [Fanout / 64]uint64
 	some := false
 	m.mu.RLock()
-	tree, gen := m.trees[id], m.generation
+	tree, gen := m.trees[id], m.generation.Load()
 	for _, lba := range lbas {
 		i := lba % LeafBlocks
 		dst[i] = block.Pointer{}
@@ -318,8 +316,7 @@ func (m *Map) endFold(trees map[block.VolumeID]Tree) (old *Overlay) {
 		m.trees[id] = t
 	}
 	old, m.folding = m.folding, nil
-	m.generation++
-	m.latest.Store(m.generation)
+	m.generation.Add(1)
 	return old
 }
 
@@ -355,7 +352,7 @@ type asOf struct {
 
 // View implements Pages.
 func (a asOf) View(p block.Pointer, fn func(page []byte)) error {
-	return a.m.pages.ViewBeside(p, fn, func() bool { return a.m.latest.Load() == a.generation })
+	return a.m.pages.ViewBeside(p, fn, func() bool { return !a.m.newer(a.generation) })
 }
 
 // ViewCached implements Pages.
@@ -367,11 +364,7 @@ func (a asOf) ViewCached(p block.Pointer, fn func(page []byte)) bool {
 func (a asOf) Prefetch(ps []block.Pointer) { a.m.pages.Prefetch(ps) }
 
 // newer reports whether a fold has installed new roots since generation gen.
-func (m *Map) newer(gen uint64) bool {
-	m.mu.RLock()
-	defer m.mu.RUnlock()
-	return gen != m.generation
-}
+func (m *Map) newer(gen uint64) bool { return gen != m.generation.Load() }
 
 // OverlayPointers calls fn for each reference that the overlays hold.
 func (m *Map) OverlayPointers(fn func(p block.Pointer) error) error {

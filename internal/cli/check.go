@@ -3,7 +3,6 @@ package cli
 import (
 	"context"
 	"fmt"
-	"slices"
 	"strconv"
 
 	"github.com/spf13/cobra"
@@ -154,13 +153,12 @@ func checkedHow(r *control.CheckReport) string {
 }
 
 func checkVerdict(r *control.CheckReport) string {
-	mended := slices.ContainsFunc(r.Pools, func(p control.PoolCheck) bool { return len(p.Mended) > 0 })
 	switch {
 	case !r.OK && r.Repair:
 		return "PROBLEMS remain: what is lost must be restored from elsewhere"
 	case !r.OK:
 		return "PROBLEMS: stop writing to these pools, keep a copy of their devices, and report this"
-	case mended:
+	case r.Mended():
 		return "all that was wrong is mended"
 	}
 	return "clean"

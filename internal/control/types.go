@@ -367,6 +367,11 @@ type CheckReport struct {
 	Notes  []string    `json:"notes,omitempty"`
 }
 
+// Mended reports whether anything was mended.
+func (r *CheckReport) Mended() bool {
+	return slices.ContainsFunc(r.Pools, func(c PoolCheck) bool { return len(c.Mended) > 0 })
+}
+
 // PoolCheck is the outcome for one pool.
 type PoolCheck struct {
 	Pool     string   `json:"pool"`

@@ -37,7 +37,7 @@ func InspectSuperblocks(set *devices.Set, pool block.PoolID) ([]SuperblockCopy, 
 	for generation := range uint64(2) {
 		for _, b := range SuperblockAt(generation) {
 			c := SuperblockCopy{At: block.At(0, b)}
-			c.Err = set.Do([]*devices.IO{{Op: hpdi.OpRead, At: c.At, Vec: [][]byte{buf}}})
+			c.Err = set.Read(c.At, buf)
 			if c.Err == nil {
 				c.Superblock, c.Err = DecodeSuperblock(buf)
 			}

@@ -300,7 +300,7 @@ func (w *window) read(at block.Physical, p []byte) error {
 	if w.copy > 0 {
 		return w.j.set.ReadCopy(w.copy-1, at, p)
 	}
-	return w.j.set.Do([]*devices.IO{{Op: hpdi.OpRead, At: at, Vec: [][]byte{p}}})
+	return w.j.set.Read(at, p)
 }
 
 // room makes buf one of at least n bytes.

@@ -219,6 +219,11 @@ func (s *Set) Do(ios []*IO) error {
 	return nil
 }
 
+// Read reads consecutive blocks.
+func (s *Set) Read(at block.Physical, buf []byte) error {
+	return s.Do([]*IO{{Op: hpdi.OpRead, At: at, Vec: [][]byte{buf}}})
+}
+
 // doOnSeveral carries out ios device by device, all devices at once.
 func (s *Set) doOnSeveral(ios []*IO) {
 	// Grouped in the order of first use, so that the same calls make the same
@@ -444,7 +449,7 @@ func (s *Set) ReadBest(at block.Physical, buf []byte, rank func([]byte) uint64) 
 	}
 	switch {
 	case best == 0:
-		return s.Do([]*IO{{Op: hpdi.OpRead, At: at, Vec: [][]byte{buf}}})
+		return s.Read(at, buf)
 	case bad:
 		// Not only behind: it counts as repaired.
 		_, err := s.Repair(at, buf, func(p []byte) bool { return rank(p) == best })

@@ -11,11 +11,6 @@ import (
 // way.
 func (s *Set) LookOnly(on bool) { s.lookOnly = on }
 
-// Read reads one block.
-func (s *Set) Read(at block.Physical, buf []byte) error {
-	return s.Do([]*IO{{Op: hpdi.OpRead, At: at, Vec: [][]byte{buf}}})
-}
-
 // FromTwin reads a page that is bad at one of its two places from the other one, and
 // writes it to the first again. good tells whether the bytes are right; if it fails the
 // page is good at neither place. Nobody may free the page meanwhile. Copies that

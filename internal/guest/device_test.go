@@ -22,7 +22,7 @@ func TestDescribeDevice(t *testing.T) {
 		if err := os.Truncate(path, size); err != nil {
 			t.Fatal(err)
 		}
-		d := describeDevice("p", hpdi.Info{Name: path, Size: 64 * testMiB, Note: "as it was"})
+		d := describeDevice("p", hpdi.Info{Name: path, Size: 64 * testMiB, Note: "as it was"}, "")
 		if !strings.Contains(d.Note, want) {
 			t.Errorf("%d bytes: %q, want %q", size, d.Note, want)
 		}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"strings"
 	"time"
 
 	"github.com/pollux-storage/pollux/internal/block"
@@ -72,12 +71,9 @@ func describeMirror(s *control.GuestStatus, pool string, m *mirror.Mirror) {
 	}
 	st := m.Status()
 	for n, c := range st.Copies {
-		d := describeDevice(pool, c.Info)
+		d := describeDevice(pool, c.Info, ", if all copies have")
 		d.Mirror, d.State, d.Repaired = number, c.State.String(), c.Repaired
 		d.ReadErrors, d.WriteErrors = c.ReadErrors, c.WriteErrors
-		if strings.HasPrefix(d.Note, hasGrown) {
-			d.Note += ", if all copies have"
-		}
 		if c.State == mirror.Resilvering {
 			d.Resilver = st.OldBytes
 		}

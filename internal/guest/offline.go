@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
-	"slices"
 	"time"
 
 	"github.com/pollux-storage/pollux/hpdi"
@@ -46,7 +45,7 @@ func offline(ctx context.Context, cfg *config.Config, tell func(control.CheckPro
 			note("guest %s has no pool: %v", set.Name, err)
 			continue
 		}
-		if err != nil && (len(c.Mended) > 0 || mended(&r)) {
+		if err != nil && (len(c.Mended) > 0 || r.Mended()) {
 			// What was mended must be told.
 			c.Pool, c.OK, c.Problems, err = set.Pool.Name, false, append(c.Problems, err.Error()), nil
 		}
@@ -61,11 +60,6 @@ func offline(ctx context.Context, cfg *config.Config, tell func(control.CheckPro
 		r.Pools = append(r.Pools, c)
 	}
 	return r, nil
-}
-
-// mended reports whether anything was mended.
-func mended(r *control.CheckReport) bool {
-	return slices.ContainsFunc(r.Pools, func(c control.PoolCheck) bool { return len(c.Mended) > 0 })
 }
 
 // checkOffline recounts one pool, and mends it if it is to. What else is to be known

@@ -121,16 +121,13 @@ func fullness(s control.PoolStatus, limits config.Alerts) string {
 	return ""
 }
 
-// hasGrown begins the note of a device that has become larger.
-const hasGrown = "it has grown"
-
 // describeDevice shows a device that is open, and whether it has grown or shrunk
-// since it was opened.
-func describeDevice(pool string, i hpdi.Info) control.DeviceStatus {
+// since it was opened. provided is what else must be so before the pool uses it.
+func describeDevice(pool string, i hpdi.Info, provided string) control.DeviceStatus {
 	d := control.DeviceStatus{Pool: pool, Path: i.Name, Driver: i.Driver, Size: i.Size, Direct: i.Direct, Note: i.Note}
 	switch now := smallest([]string{i.Name}, i.Size); {
 	case now/block.TrackBlocks/block.Size > i.Size/block.TrackBlocks/block.Size:
-		d.Note = fmt.Sprintf(hasGrown+" to %s, which the pool uses when it is opened next: after a takeover or giveback", roundMiB(now))
+		d.Note = fmt.Sprintf("it has grown to %s, which the pool uses when it is opened next: after a takeover or giveback%s", roundMiB(now), provided)
 	case now < i.Size:
 		d.Note = fmt.Sprintf("it has SHRUNK to %s: make it as large as it was before the pool is opened next", roundMiB(now))
 	}
@@ -184,7 +181,7 @@ func (g *Guest) describe(s *control.GuestStatus, t *tenancy) {
 			describeMirror(s, st.Name(), m)
 			name = fmt.Sprintf("mirror %d", s.Devices[before].Mirror)
 		} else {
-			s.Devices = append(s.Devices, describeDevice(st.Name(), d.Info()))
+			s.Devices = append(s.Devices, describeDevice(st.Name(), d.Info(), ""))
 			s.Devices[before].DeviceErrors = errs
 		}
 		s.Alerts = append(s.Alerts, faults(name, stats.Name, errs)...)

@@ -49,14 +49,7 @@ func TestPowerCut(t *testing.T) {
 		m := open(t, Options{Devices: devices(disks[:2]...)})
 		w := newWorld(t, m)
 		clock.CutAfter(begin + n)
-		cut := func() bool {
-			select {
-			case <-clock.Off():
-				return true
-			default:
-				return false
-			}
-		}
+		cut := clock.IsOff
 		w.dead = true // any operation may be the last
 		life(w, disks, func() bool { return !cut() })
 		if !cut() {
@@ -85,14 +78,7 @@ func TestDeathAndOneCopy(t *testing.T) {
 		w := newWorld(t, open(t, Options{Devices: devices(disks[:2]...), Remember: remember}))
 		clock.CutAfter(clock.Ops() + n)
 		w.dead = true // any operation may be the last
-		cut := func() bool {
-			select {
-			case <-clock.Off():
-				return true
-			default:
-				return false
-			}
-		}
+		cut := clock.IsOff
 		life(w, disks, func() bool { return !cut() })
 		done = !cut()
 		clock = blocktest.NewClock()

@@ -2,7 +2,6 @@ package mirror
 
 import (
 	"fmt"
-	"sync/atomic"
 
 	"github.com/pollux-storage/pollux/internal/block"
 )
@@ -30,11 +29,7 @@ func (m *Mirror) growLocked() error {
 		return nil
 	}
 	m.head.blocks, m.head.shift = blocks, shiftFor(blocks)
-	m.shift, m.info.Size = m.head.shift, int64(blocks)*block.Size
-	m.verified.Store(m.info.Size)
-	n := int((blocks-1)>>m.shift) + 1
-	m.live, m.old, m.stored, m.touched = m.live.resized(n), m.old.resized(n), m.stored.resized(n), newBits(n)
-	m.writers = make([]atomic.Int32, n)
+	m.fit()
 	if err := m.storeMapLocked(allPages); err != nil {
 		return fmt.Errorf("%s: map of its new size: %w", m.info.Name, err)
 	}

@@ -98,9 +98,9 @@ func (m *Mirror) Close() error {
 func (m *Mirror) free() error { return errors.Join(hpdi.Free(m.page), hpdi.Free(m.resync.buf)) }
 
 // describe makes the Info of a mirror of devices.
-func describe(blocks uint64, devs []hpdi.Device) hpdi.Info {
+func describe(devs []hpdi.Device) hpdi.Info {
 	var names []string
-	info := hpdi.Info{Driver: "mirror", Size: int64(blocks) * block.Size, BlockSize: block.Size, Discard: true, Zeroes: true, Durable: true}
+	info := hpdi.Info{Driver: "mirror", BlockSize: block.Size, Discard: true, Zeroes: true, Durable: true}
 	for _, d := range devs {
 		i := d.Info()
 		names = append(names, i.Name)

@@ -55,12 +55,10 @@ func newDeviceID() (id block.DeviceID) {
 
 // newMirror returns a mirror without copies.
 func newMirror(h header, devs []hpdi.Device) (*Mirror, error) {
-	n := int((h.blocks-1)>>h.shift) + 1
-	m := &Mirror{id: h.id, info: describe(h.blocks, devs), shift: h.shift, head: h, tried: h.generation, mark: newIOLock(), remember: func(ID, uint64) {},
-		live: newBits(n), old: newBits(n), touched: newBits(n), stored: newBits(n), writers: make([]atomic.Int32, n), queues: map[*queue]struct{}{}}
+	m := &Mirror{id: h.id, info: describe(devs), head: h, tried: h.generation, mark: newIOLock(), remember: func(ID, uint64) {}, queues: map[*queue]struct{}{}}
+	m.fit()
 	m.show()
 	m.stripes.init()
-	m.verified.Store(m.info.Size)
 	var err error
 	if m.page, err = hpdi.Alloc((1 + mapPages) * block.Size); err == nil {
 		m.resync.buf, err = hpdi.Alloc(block.TrackBytes)
@@ -69,6 +67,18 @@ func newMirror(h header, devs []hpdi.Device) (*Mirror, error) {
 		return nil, errors.Join(err, m.free())
 	}
 	return m, nil
+}
+
+// fit makes the mirror one of as many blocks as its header says. Nobody uses it yet.
+func (m *Mirror) fit() {
+	blocks := m.head.blocks
+	m.shift, m.info.Size = m.head.shift, int64(blocks)*block.Size
+	m.verified.Store(m.info.Size)
+	n := int((blocks-1)>>m.shift) + 1
+	for _, b := range []*bits{&m.live, &m.old, &m.touched, &m.stored} {
+		*b = b.resized(n)
+	}
+	m.writers = make([]atomic.Int32, n)
 }
 
 // formatLocked prepares a disk to be a copy: what an earlier mirror left there is
@@ -352,10 +362,18 @@ func (m *Mirror) placeOf(f *found) (int, error) {
 	return i, nil
 }
 
+// readMapPageLocked adds page n of the map of a disk to words.
+func (m *Mirror) readMapPageLocked(d *disk, n int, words bits) error {
+	buf := m.page[:block.Size]
+	if err := d.do(&hpdi.Request{Op: hpdi.OpRead, Offset: int64(mapStart+n) * block.Size, Vec: [][]byte{buf}}); err != nil {
+		return err
+	}
+	return decodeMapPage(buf, m.id, n, words)
+}
+
 // loadMapLocked reads the map of the copies in sync: what any of them names is
 // old. A page that none of them has whole names everything.
 func (m *Mirror) loadMapLocked() error {
-	buf := m.page[:block.Size]
 	for n := range mapPages {
 		lo, hi := n*pageBits, min((n+1)*pageBits, m.regions())
 		if lo >= hi {
@@ -367,10 +385,7 @@ func (m *Mirror) loadMapLocked() error {
 			if d == nil || m.head.copies[i].state != InSync {
 				continue
 			}
-			err := d.do(&hpdi.Request{Op: hpdi.OpRead, Offset: int64(mapStart+n) * block.Size, Vec: [][]byte{buf}})
-			if err == nil {
-				err = decodeMapPage(buf, m.id, n, m.stored)
-			}
+			err := m.readMapPageLocked(d, n, m.stored)
 			switch {
 			case errors.Is(err, ondisk.ErrVersion):
 				return fmt.Errorf("map of %s: %w", m.info.Name, err)

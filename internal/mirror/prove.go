@@ -56,12 +56,8 @@ func (m *Mirror) proveHeaderLocked(d *disk, index int) bool {
 // provePageLocked tells whether a disk's page of the map is whole and names all that
 // it has to.
 func (m *Mirror) provePageLocked(d *disk, n int) bool {
-	buf := m.page[:block.Size]
-	if err := d.do(&hpdi.Request{Op: hpdi.OpRead, Offset: int64(mapStart+n) * block.Size, Vec: [][]byte{buf}}); err != nil {
-		return false
-	}
 	found := newBits(m.regions())
-	if err := decodeMapPage(buf, m.id, n, found); err != nil {
+	if err := m.readMapPageLocked(d, n, found); err != nil {
 		return false
 	}
 	for i := m.live.next(n * pageBits); i >= 0 && i < (n+1)*pageBits; i = m.live.next(i + 1) {

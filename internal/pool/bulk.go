@@ -162,7 +162,7 @@ func (b *bulk) readAt(copy int, at block.Physical, buf []byte) error {
 	if copy != anyCopy {
 		return b.set.ReadCopy(copy, at, buf)
 	}
-	return b.set.Do([]*devices.IO{{Op: hpdi.OpRead, At: at, Vec: [][]byte{buf}}})
+	return b.set.Read(at, buf)
 }
 
 // fewLeaves is up to how many leaves of count trees, of 4 GiB of devices, are

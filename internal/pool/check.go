@@ -98,8 +98,7 @@ func (p *Pool) newChecker(o CheckOptions) (*checker, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &checker{Pool: p, o: o, bulk: b, window: countWindow, report: CheckReport{Pool: p.label.Name}}
-	return c, nil
+	return &checker{Pool: p, o: o, bulk: b, window: countWindow, report: CheckReport{Pool: p.label.Name}}, nil
 }
 
 // lostPages says in which trees there is a page that cannot be read from any copy.

@@ -166,7 +166,7 @@ func (c *checker) references(ctx context.Context, w *window) error {
 		return err
 	}
 	used := uint64(0)
-	if err := c.counts(ctx, page, func(counts []byte) {
+	if err := c.counts(ctx, page, func(_ int, _ uint64, counts []byte) {
 		for _, n := range counts {
 			if n > 0 {
 				used++
@@ -242,10 +242,11 @@ func (c *checker) list(ctx context.Context, page func(block.Pointer)) error {
 }
 
 // counts calls page for each page of the trees of counts, and leaf for the content of
-// each leaf, with mu held.
-func (c *checker) counts(ctx context.Context, page func(block.Pointer), leaf func([]byte)) error {
+// each leaf of a device's, with mu held.
+func (c *checker) counts(ctx context.Context, page func(block.Pointer), leaf func(dev int, leaf uint64, frame []byte)) error {
 	for dev, d := range c.machine.Superblock().Devices {
-		t := &treeWalk{of: fmt.Sprintf("reference counts of device %d", dev), lost: &c.lost.counts, page: page, leaf: func(_ uint64, frame []byte) { leaf(frame) }}
+		t := &treeWalk{of: fmt.Sprintf("reference counts of device %d", dev), lost: &c.lost.counts, page: page}
+		t.leaf = func(n uint64, frame []byte) { leaf(dev, n, frame) }
 		if err := c.walk(ctx, d.Counts, t); err != nil {
 			return err
 		}
@@ -358,25 +359,21 @@ func (c *checker) countsInMemory(_ context.Context, w *window) error {
 // countsStored puts the counts together from what is stored: the trees of
 // counts, the pages of the last fold and the overlays.
 func (c *checker) countsStored(ctx context.Context, w *window) error {
-	sb := c.machine.Superblock()
-	for dev, d := range sb.Devices {
-		t := &treeWalk{of: fmt.Sprintf("reference counts of device %d", dev), lost: &c.lost.counts, page: func(block.Pointer) {}}
-		t.leaf = func(leaf uint64, frame []byte) {
-			for i, n := range frame {
-				at := block.At(dev, leaf*block.Size+uint64(i))
-				if n == 0 {
-					continue
-				}
-				if at.Block() >= d.Blocks {
-					c.miscountedLocked("block %v has reference count %d and is outside the device", at, n)
-				} else if i, ok := w.at(at); ok {
-					w.have[i] = n
-				}
+	devs := c.machine.Superblock().Devices
+	if err := c.counts(ctx, func(block.Pointer) {}, func(dev int, leaf uint64, frame []byte) {
+		for i, n := range frame {
+			at := block.At(dev, leaf*block.Size+uint64(i))
+			if n == 0 {
+				continue
+			}
+			if at.Block() >= devs[dev].Blocks {
+				c.miscountedLocked("block %v has reference count %d and is outside the device", at, n)
+			} else if i, ok := w.at(at); ok {
+				w.have[i] = n
 			}
 		}
-		if err := c.walk(ctx, d.Counts, t); err != nil {
-			return err
-		}
+	}); err != nil {
+		return err
 	}
 	taken, freed := c.machine.FoldPages()
 	for _, r := range taken {

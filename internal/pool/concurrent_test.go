@@ -86,10 +86,7 @@ func concurrent(t *testing.T, seed uint64, ops int) {
 	if err := r.Pool.free(); err != nil {
 		t.Fatal(err)
 	}
-	for i, d := range r.devs {
-		r.devs[i] = d.Reopen()
-	}
-	r.newCache()
+	r.reopen()
 	r.mustOpen()
 	for _, c := range all {
 		c.v, _ = r.Volume("v")

@@ -7,7 +7,6 @@ import (
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/cp"
-	"github.com/pollux-storage/pollux/internal/devices"
 	"github.com/pollux-storage/pollux/internal/ondisk"
 )
 
@@ -45,7 +44,7 @@ func (c *checker) copies() error {
 		if proved > 0 {
 			return bad
 		}
-		err := c.set.Do([]*devices.IO{{Op: hpdi.OpRead, At: at, Vec: [][]byte{buf}}})
+		err := c.set.Read(at, buf)
 		if err == nil {
 			err = prove()
 		}

@@ -81,9 +81,7 @@ func TestFullPool(t *testing.T) {
 					if err := r.Pool.Release(ctx); err != nil {
 						t.Fatal(err)
 					}
-					for i, d := range r.devs {
-						r.devs[i] = d.Reopen()
-					}
+					r.reopenDevices()
 					stop = r.run()
 					v, _ = r.Volume("v")
 				}

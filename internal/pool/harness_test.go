@@ -147,6 +147,19 @@ func (r *rig) stop() {
 	close(r.Pool.stopped)
 }
 
+// reopenDevices gives the rig's devices to whoever comes next.
+func (r *rig) reopenDevices() {
+	for i, d := range r.devs {
+		r.devs[i] = d.Reopen()
+	}
+}
+
+// reopen makes the devices of a closed pool ready to be opened again.
+func (r *rig) reopen() {
+	r.reopenDevices()
+	r.newCache()
+}
+
 // die leaves the pool as a killed guest would: the host lives, so the region
 // and everything written to the devices stay.
 func (r *rig) die() {
@@ -155,10 +168,7 @@ func (r *rig) die() {
 	if err := r.Pool.free(); err != nil {
 		r.t.Log(err) // a device whose power is off cannot close its queues well
 	}
-	for i, d := range r.devs {
-		r.devs[i] = d.Reopen()
-	}
-	r.newCache()
+	r.reopen()
 }
 
 // cutPower ends the host: the region is gone, and the devices are as the cut

@@ -75,9 +75,7 @@ func interruptAddition(t *testing.T, power bool, op int64) (interrupted bool) {
 	if err := look.Close(); err != nil {
 		t.Error(err)
 	}
-	for i, d := range r.devs {
-		r.devs[i] = d.Reopen()
-	}
+	r.reopenDevices()
 	if !interrupted && !named {
 		t.Error("the addition went well, and the device is no part of the pool")
 	}

@@ -43,9 +43,7 @@ func newMirroredRig(t *testing.T, copies int) (*rig, func() *mirror.Mirror) {
 	if err := m.Close(); err != nil {
 		t.Fatal(err)
 	}
-	for i, d := range r.devs {
-		r.devs[i] = d.Reopen()
-	}
+	r.reopenDevices()
 	return r, func() *mirror.Mirror { return m }
 }
 

@@ -31,10 +31,7 @@ func TestWriteCloseOpenRead(t *testing.T) {
 			}
 		case "cold":
 			r.shut()
-			for i, d := range r.devs {
-				r.devs[i] = d.Reopen()
-			}
-			r.newCache()
+			r.reopen()
 			r.mustOpen()
 			v, _ = r.Volume("v")
 		}

@@ -113,14 +113,7 @@ func interruptRemoval(t *testing.T, x interrupted) (cut bool) {
 		t.Fatalf("only %d blocks are on the device", r.on(1))
 	}
 	r.clock.CutAfter(r.clock.Ops() + x.op)
-	off := func() bool {
-		select {
-		case <-r.clock.Off():
-			return true
-		default:
-			return false
-		}
-	}
+	off := func() bool { return r.clock.IsOff() }
 	fatal := func(err error) {
 		t.Helper()
 		if err != nil && !off() {
@@ -172,9 +165,7 @@ func interruptRemoval(t *testing.T, x interrupted) (cut bool) {
 	if err := look.Close(); err != nil {
 		t.Error(err)
 	}
-	for i, d := range r.devs {
-		r.devs[i] = d.Reopen()
-	}
+	r.reopenDevices()
 	removed := false
 	r.removal.Removed = func(d hpdi.Device) { removed = true; _ = d.Close() }
 	if err := r.open(); err != nil {

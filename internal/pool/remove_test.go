@@ -552,9 +552,7 @@ func TestRemovedDeviceTurnsUp(t *testing.T) {
 	if err := look.Close(); err != nil {
 		t.Error(err)
 	}
-	for i, d := range r.devs {
-		r.devs[i] = d.Reopen()
-	}
+	r.reopenDevices()
 	if _, err := ReadLabel(r.devs[1]); err != nil {
 		t.Errorf("looking at it took the label away: %v", err)
 	}

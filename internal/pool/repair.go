@@ -117,28 +117,28 @@ func (v *View) rebuild(ctx context.Context, c *checker) (done bool, err error) {
 	p := v.p
 	var held []space.Run
 	var failed error // mu is held where it is set
-	take := func(ptr block.Pointer) error {
+	take := func(ptr block.Pointer) (counted bool, err error) {
 		if c.outside(ptr) {
-			return nil // it was reported, and has no count
+			return false, nil // it was reported, and has no count
 		}
-		return p.space.Inc(space.Run{At: ptr.Phys, N: 1})
+		err = p.space.Inc(space.Run{At: ptr.Phys, N: 1})
+		return err == nil, err
 	}
 	count := func(ptr block.Pointer) {
-		if err := take(ptr); err != nil && failed == nil {
+		if _, err := take(ptr); failed == nil {
 			failed = err
 		}
+	}
+	holdPage := func(ptr block.Pointer) error { // whatever a damaged tree refers to
+		counted, err := take(ptr)
+		if counted {
+			held = append(held, space.Run{At: ptr.Phys, N: 1})
+		}
+		return err
 	}
 	hold := func(ptr block.Pointer) {
-		if err := take(ptr); err == nil && !c.outside(ptr) {
-			held = append(held, space.Run{At: ptr.Phys, N: 1})
-		} else if failed == nil {
+		if err := holdPage(ptr); failed == nil {
 			failed = err
-		}
-	}
-	holdPage := func(ptr block.Pointer) { // whatever a damaged tree refers to
-		if before := failed; failed == nil {
-			hold(ptr)
-			failed = before
 		}
 	}
 	list := count
@@ -153,7 +153,7 @@ func (v *View) rebuild(ctx context.Context, c *checker) (done bool, err error) {
 		err = c.list(ctx, list)
 	}
 	if err == nil {
-		err = c.counts(ctx, holdPage, func([]byte) {})
+		err = c.counts(ctx, func(ptr block.Pointer) { _ = holdPage(ptr) }, func(int, uint64, []byte) {})
 	}
 	if why := v.cannot(c); err == nil && failed == nil && why != "" {
 		failed = errors.New(why) // a page could be read before

@@ -36,9 +36,7 @@ func (r *rig) repair() (CheckReport, error) {
 	}
 	report, err := v.Repair(context.Background(), CheckOptions{Data: true})
 	err = errors.Join(err, v.Close())
-	for i, d := range r.devs {
-		r.devs[i] = d.Reopen()
-	}
+	r.reopenDevices()
 	return report, err
 }
 
@@ -73,9 +71,7 @@ func (r *rig) spoil(t *testing.T, rng *rand.Rand, fn func(x *spoiler)) {
 	if err := errors.Join(v.p.set.Sync(), v.Close()); err != nil {
 		t.Fatal(err)
 	}
-	for i, d := range r.devs {
-		r.devs[i] = d.Reopen()
-	}
+	r.reopenDevices()
 }
 
 func (x *spoiler) do(op hpdi.Op, at block.Physical, frame []byte) {
@@ -519,7 +515,7 @@ func (r *rig) inUse(t *testing.T) map[block.Physical]bool {
 		defer c.bulk.close()
 		ctx := context.Background()
 		add := func(p block.Pointer) { used[p.Phys] = true }
-		if err := errors.Join(c.maps(ctx, add, add), c.overlays(add), c.list(ctx, add), c.counts(ctx, add, func([]byte) {})); err != nil {
+		if err := errors.Join(c.maps(ctx, add, add), c.overlays(add), c.list(ctx, add), c.counts(ctx, add, func(int, uint64, []byte) {})); err != nil {
 			t.Fatal(err)
 		}
 	})

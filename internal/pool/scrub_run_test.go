@@ -90,10 +90,7 @@ func TestScrubGoesOnAfterTakeover(t *testing.T) {
 	if err := r.Release(ctx); err != nil {
 		t.Fatal(err)
 	}
-	for i, d := range r.devs {
-		r.devs[i] = d.Reopen()
-	}
-	r.newCache()
+	r.reopen()
 	r.mustOpen()
 	level(t, m())
 	if err := r.scrubStep(); err != nil {

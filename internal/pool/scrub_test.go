@@ -158,9 +158,7 @@ func TestScrubMendsOneCopy(t *testing.T) {
 			t.Errorf("copy %d, afterwards: %+v", victim, s.Now)
 		}
 		r.shut()
-		for i, d := range r.devs {
-			r.devs[i] = d.Reopen()
-		}
+		r.reopenDevices()
 		r.devs = r.devs[victim:][:1]
 		r.newCache()
 		r.mustOpen()

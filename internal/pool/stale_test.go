@@ -41,10 +41,7 @@ func TestHigherEpochStopsOwner(t *testing.T) {
 	if err := p.Close(context.Background()); !errors.Is(err, block.ErrStale) {
 		t.Errorf("close: %v", err)
 	}
-	for i, d := range r.devs {
-		r.devs[i] = d.Reopen()
-	}
-	r.newCache()
+	r.reopen()
 	r.mustOpen()
 	v, _ = r.Volume("v")
 	got := make([]byte, block.Size)

@@ -127,9 +127,7 @@ func decayPages(t *testing.T, devices int, twin bool) {
 		holds[i] = byte(i)
 	}
 	r.shut()
-	for i, d := range r.devs {
-		r.devs[i] = d.Reopen()
-	}
+	r.reopenDevices()
 	view, err := OpenView(ViewOptions{Devices: r.devices(), BootID: "1"})
 	if err != nil {
 		t.Fatal(err)
@@ -396,14 +394,7 @@ func TestRenewalInterrupted(t *testing.T) {
 			r.mustOpen()
 			scatter(r, 300, 3)
 			r.clock.CutAfter(r.clock.Ops() + ops + 1)
-			off := func() bool {
-				select {
-				case <-r.clock.Off():
-					return true
-				default:
-					return false
-				}
-			}
+			off := func() bool { return r.clock.IsOff() }
 			if err := r.Scrub(context.Background(), ScrubStart); err != nil && !off() {
 				t.Fatal(err)
 			}

@@ -45,9 +45,7 @@ func (r *rig) look() (report CheckReport, err error) {
 	if after, _ := os.ReadFile(r.region); !bytes.Equal(before, after) {
 		r.t.Error("looking has changed the region")
 	}
-	for i, d := range r.devs {
-		r.devs[i] = d.Reopen()
-	}
+	r.reopenDevices()
 	return report, err
 }
 
@@ -127,14 +125,6 @@ func TestOfflineCheckChangesNothing(t *testing.T) {
 			r.shut()
 		})
 	}
-}
-
-// reopen makes the devices of a closed pool ready to be opened again.
-func (r *rig) reopen() {
-	for i, d := range r.devs {
-		r.devs[i] = d.Reopen()
-	}
-	r.newCache()
 }
 
 // What an offline check is for: data, metadata, log and region that are lost.

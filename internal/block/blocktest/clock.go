@@ -57,8 +57,8 @@ func (c *Clock) Ops() int64 {
 // Off returns a channel that is closed when power is cut.
 func (c *Clock) Off() <-chan struct{} { return c.off }
 
-// isOff reports whether power is cut.
-func (c *Clock) isOff() bool {
+// IsOff reports whether power is cut.
+func (c *Clock) IsOff() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.cut

@@ -168,7 +168,7 @@ func (d *Crash) Close() error {
 }
 
 func (d *Crash) usable() error {
-	if d.m.clock.isOff() {
+	if d.m.clock.IsOff() {
 		return ErrPowerCut
 	}
 	if d.closed.Load() {
