@@ -1,0 +1,162 @@
+package dedup
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	"github.com/pollux-storage/pollux/internal/block"
+)
+
+func newIndex(t testing.TB, bytes int64) *Index {
+	x, err := NewIndex(bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := x.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return x
+}
+
+func (x *Index) has(f Fingerprint, p block.Physical) bool {
+	return slices.Contains(x.Candidates(f, nil), p)
+}
+
+// check proves the invariants that Index states.
+func (x *Index) check() error {
+	n := 0
+	for i := range x.buckets {
+		for j, e := range x.buckets[i] {
+			if e == 0 {
+				continue
+			}
+			n++
+			if i < x.swept && !x.keeps(addressOf(e)) {
+				return fmt.Errorf("bucket %d has an entry for %v, of which one in %d is kept", i, addressOf(e), x.every)
+			}
+			other := x.other(uint64(i), e>>addressBits)
+			if back := x.other(other, e>>addressBits); back != uint64(i) || other == back {
+				return fmt.Errorf("bucket %d leads to %d, which leads to %d", i, other, back)
+			}
+			if x.buckets[other].find(e) >= 0 || x.buckets[i].find(e) != j {
+				return fmt.Errorf("entry %x is there twice", e)
+			}
+		}
+	}
+	if n != x.n {
+		return fmt.Errorf("%d entries and not %d", n, x.n)
+	}
+	return nil
+}
+
+// Whatever is put is found as long as there is room, and nothing else nearly ever.
+func TestIndexFinds(t *testing.T) {
+	x := newIndex(t, 1<<20) // 131,072 slots
+	const n = 100_000
+	r := rand.New(rand.NewPCG(1, 2))
+	prints := make([]Fingerprint, n)
+	for i := range prints {
+		prints[i] = Fingerprint(r.Uint64())
+		x.Put(prints[i], block.At(i%3, uint64(1000+i)))
+		x.Put(prints[i], block.At(i%3, uint64(1000+i)))
+	}
+	missing, wrong := 0, 0
+	for i, f := range prints {
+		if !x.has(f, block.At(i%3, uint64(1000+i))) {
+			missing++
+		}
+		wrong += len(x.Candidates(Fingerprint(r.Uint64()), nil))
+	}
+	if s := x.Stats(); missing > 0 || s.Entries != n || s.Every != 1 || wrong > n/1000 {
+		t.Errorf("%d of %d are missing, %d were found that are not there: %+v", missing, n, wrong, s)
+	}
+	if err := x.check(); err != nil {
+		t.Error(err)
+	}
+	for i, f := range prints {
+		x.Delete(f, block.At(i%3, uint64(1000+i)))
+		x.Delete(f, block.At(i%3, uint64(1000+i)))
+	}
+	if x.Stats().Entries != 0 {
+		t.Errorf("%d entries are left", x.Stats().Entries)
+	}
+}
+
+// An index that has no room for all blocks keeps those at even places of their
+// tracks, all of them.
+func TestIndexThins(t *testing.T) {
+	x := newIndex(t, MinIndex) // 8192 slots
+	r := rand.New(rand.NewPCG(3, 4))
+	prints := make([]Fingerprint, 50_000)
+	for i := range prints {
+		prints[i] = Fingerprint(r.Uint64())
+		x.Put(prints[i], block.At(1, uint64(i)))
+		if i%1000 == 0 {
+			if err := x.check(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	s := x.Stats()
+	if s.Every != 8 || s.Entries > s.Slots {
+		t.Fatalf("%+v", s)
+	}
+	// What was put before one in eight was kept is there as well.
+	missing, wanted := 0, 0
+	for i := 0; i < len(prints); i += s.Every {
+		if wanted++; !x.has(prints[i], block.At(1, uint64(i))) {
+			missing++
+		}
+	}
+	if missing*200 > wanted {
+		t.Errorf("%d of %d are missing", missing, wanted)
+	}
+}
+
+// Blocks that are alike everywhere do not push others out of more than their own
+// two buckets, and an index that a client fills with them stays one.
+func TestIndexOfEqualBlocks(t *testing.T) {
+	x := newIndex(t, MinIndex)
+	for i := range 10_000 {
+		x.Put(77, block.At(0, uint64(i)))
+	}
+	if n := len(x.Candidates(77, nil)); n != 2*bucketSlots || x.Stats().Entries != n {
+		t.Errorf("%d candidates, %+v", n, x.Stats())
+	}
+	if err := x.check(); err != nil {
+		t.Error(err)
+	}
+}
+
+func BenchmarkIndex(b *testing.B) {
+	x := newIndex(b, 256<<20)
+	r := rand.New(rand.NewPCG(5, 6))
+	for i := range x.Stats().Slots * 3 / 4 {
+		x.Put(Fingerprint(r.Uint64()), block.Physical(i))
+	}
+	var to []block.Physical
+	b.Run("absent", func(b *testing.B) {
+		b.ReportAllocs()
+		for range b.N {
+			to = x.Candidates(Fingerprint(r.Uint64()), to[:0])
+		}
+	})
+	b.Run("put", func(b *testing.B) {
+		b.ReportAllocs()
+		for i := range b.N {
+			x.Put(Fingerprint(r.Uint64()), block.Physical(i))
+		}
+	})
+}
+
+func BenchmarkFingerprint(b *testing.B) {
+	data := make([]byte, block.Size)
+	b.SetBytes(block.Size)
+	for range b.N {
+		Secret(7).Fingerprint(data)
+	}
+}
