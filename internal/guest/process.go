@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"strconv"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -39,7 +40,9 @@ func Main(ctx context.Context, args []string) error {
 	if err := awaitRecord(os.Stdin); err != nil {
 		return err
 	}
-	log := slog.New(slog.NewTextHandler(os.Stderr, nil)).With("guest", *name, "incarnation", *inc)
+	lines := newLogWriter(os.Stderr)
+	defer lines.Flush(time.Second)
+	log := slog.New(slog.NewTextHandler(lines, nil)).With("guest", *name, "incarnation", *inc)
 	ctx, stop := signal.NotifyContext(ctx, unix.SIGTERM)
 	defer stop()
 	// What happens to the agent's terminal does not concern a guest.
