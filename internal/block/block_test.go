@@ -47,7 +47,8 @@ func TestRangesAgainstModel(t *testing.T) {
 
 func TestPointerRoundTrip(t *testing.T) {
 	for _, p := range []Pointer{
-		{}, {Phys: At(0, 1), Birth: 1}, {At(63, MaxDeviceBlocks-1), MaxCP, 0xffffffff, TwinOn(MaxTwinDevice)}, {At(3, 7), 1 << 33, 5, TwinBehind(3)},
+		{}, {Phys: At(0, 1), Birth: 1}, {At(63, MaxDeviceBlocks-1), MaxCP, 0xffffffff, TwinOn(MaxTwinDevice), false}, {At(3, 7), 1 << 33, 5, TwinBehind(3), false},
+		{At(63, MaxDeviceBlocks-1), MaxCP, 0xffffffff, 0, true}, {Phys: At(0, 1), Birth: 7, Shared: true},
 	} {
 		var b [PointerSize]byte
 		p.Encode(b[:])

@@ -6,14 +6,18 @@ import (
 )
 
 // Pointer is a reference to a stored block: where it is, the consistency point
-// that wrote it, and the CRC32C of its 4096 bytes. The three together name one
-// version of one block for ever, which is why a cache needs no invalidation
-// and a misdirected, lost or stale read cannot go unnoticed.
+// that made the reference, and the CRC32C of its 4096 bytes. Unless the block is
+// shared that point has also written it; the three together then name one version of
+// one block for ever, which is why a cache needs no invalidation and a misdirected,
+// lost or stale read cannot go unnoticed.
 type Pointer struct {
 	Phys  Physical
 	Birth CP
 	Sum   uint32
 	Twin  Twin // where the same bytes lie once more; of pages of metadata only
+	// Shared says that the block was there already: another consistency point
+	// than Birth has written it, or the same for another pointer. Of data only.
+	Shared bool
 }
 
 // Twin says where a page's twin lies, from where the page itself does: so that a
@@ -25,7 +29,7 @@ type Twin uint16
 // twinElsewhere on at the same place of device number twin-twinElsewhere.
 const (
 	twinElsewhere = 64
-	twinBits      = 10
+	twinBits      = 9
 )
 
 // MaxTwinDistance is the largest n of TwinBehind, and MaxTwinDevice the last device of
@@ -79,16 +83,23 @@ func (p Pointer) IsHole() bool { return p.Phys == None }
 // of the device's.
 const addressBits = 46
 
-// Encode writes p into the first PointerSize bytes of b: 46 bits of address, 10 of
-// twin and the upper 8 bits of birth, then 32 bits of birth, then the checksum, all
-// little-endian. A hole is sixteen zero bytes.
+// sharedBit says of an encoded pointer that its block is shared.
+const sharedBit = 1 << (addressBits + twinBits)
+
+// Encode writes p into the first PointerSize bytes of b: 46 bits of address, 9 of
+// twin, one that says that the block is shared, and the upper 8 bits of birth, then 32
+// bits of birth, then the checksum, all little-endian. A hole is sixteen zero bytes.
 func (p Pointer) Encode(b []byte) {
 	if p.IsHole() {
 		clear(b[:PointerSize])
 		return
 	}
 	le := binary.LittleEndian
-	le.PutUint64(b, uint64(p.Phys)|uint64(p.Twin)<<addressBits|uint64(p.Birth>>32)<<56)
+	w := uint64(p.Phys) | uint64(p.Twin)<<addressBits | uint64(p.Birth>>32)<<56
+	if p.Shared {
+		w |= sharedBit
+	}
+	le.PutUint64(b, w)
 	le.PutUint32(b[8:], uint32(p.Birth))
 	le.PutUint32(b[12:], p.Sum)
 }
@@ -101,10 +112,11 @@ func DecodePointer(b []byte) Pointer {
 		return Pointer{}
 	}
 	return Pointer{
-		Phys:  Physical(w & (1<<addressBits - 1)),
-		Birth: CP(w>>56)<<32 | CP(le.Uint32(b[8:])),
-		Sum:   le.Uint32(b[12:]),
-		Twin:  Twin(w >> addressBits & (1<<twinBits - 1)),
+		Phys:   Physical(w & (1<<addressBits - 1)),
+		Birth:  CP(w>>56)<<32 | CP(le.Uint32(b[8:])),
+		Sum:    le.Uint32(b[12:]),
+		Twin:   Twin(w >> addressBits & (1<<twinBits - 1)),
+		Shared: w&sharedBit != 0,
 	}
 }
 

@@ -81,7 +81,7 @@ func New(set *devices.Set, c *cache.Cache, pool uint32) (*Reader, error) {
 func (r *Reader) Close() error { return hpdi.Free(r.mem) }
 
 func (r *Reader) key(p block.Pointer) cache.Key {
-	return cache.Key{Pool: r.pool, Phys: p.Phys, Birth: p.Birth, Sum: p.Sum}
+	return cache.Key{Pool: r.pool, Phys: p.Phys, Birth: p.Birth, Sum: p.Sum, Shared: p.Shared}
 }
 
 // Cached copies len(dst) bytes from offset off of the block into dst, if the

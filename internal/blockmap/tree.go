@@ -133,6 +133,8 @@ type Update struct {
 	// comes by.
 	Twins bool
 	Renew []uint64
+	// Lossy makes a leaf that cannot be read one without content, and not an error.
+	Lossy bool
 	root  block.Pointer
 	// changed holds the new pointers of pages whose parents are not yet
 	// rewritten, by level and by index within the level.
@@ -181,7 +183,10 @@ func (u *Update) Group(parent uint64, want func(leaf uint64, exists bool) bool, 
 		if entries[i].IsHole() {
 			clear(page[:])
 		} else if err := u.Pages.View(entries[i], func(b []byte) { copy(page[:], b) }); err != nil {
-			return pageError(err, 0, leaf)
+			if !u.Lossy {
+				return pageError(err, 0, leaf)
+			}
+			clear(page[:])
 		}
 		if !moved[i] {
 			if err := edit(leaf, &page); err != nil {

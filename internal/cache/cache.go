@@ -12,6 +12,12 @@
 // is at most one frame for a physical block; the last Put wins. Drop and
 // DropPool give memory back early, no more.
 //
+// A key of a shared block does not know the point that wrote it. For those a frame is
+// a hit if place and checksum agree, and Forget keeps away what a block held before it
+// was freed. To be taken for another, a frame would have to be put by a reader that
+// began before the block was freed and ended after it was written and shared again,
+// and have the same checksum.
+//
 // A hit needs no proof: what Put brings was verified by whoever read it. What
 // Offer brings may have been damaged in memory since its checksum was computed.
 // The first to ask for it computes it again; a frame that fails is none. Most
@@ -59,6 +65,10 @@ type Key struct {
 	Phys  block.Physical // where
 	Birth block.CP       // written in this consistency point
 	Sum   uint32         // CRC32C of the data
+	// Shared says that it is not known which consistency point has written the block,
+	// only that it was before the one that refers to it. A frame that is put by such a
+	// key answers for others like it alone.
+	Shared bool
 }
 
 // Stats describes a cache. Counters start at 0 with the cache.

@@ -95,6 +95,34 @@ func mustHold(t *testing.T, c *Cache) {
 	}
 }
 
+// A shared block is found whoever put it, and what was put for a shared one does not
+// answer who knows which point has written it.
+func TestSharedKey(t *testing.T) {
+	c := New(make([]byte, 1<<20))
+	own := Key{Pool: 1, Phys: block.At(2, 77), Birth: 5, Sum: 9}
+	shared := Key{Pool: 1, Phys: own.Phys, Birth: 8, Sum: 9, Shared: true}
+	c.Put(own, data(own))
+	if !c.Has(own) || !c.Has(shared) {
+		t.Error("a shared block is not found by its content")
+	}
+	c.Put(shared, data(own))
+	if !c.Has(own) {
+		t.Error("the same content put again has taken the knowledge of its birth away")
+	}
+	c.Forget(1, own.Phys)
+	c.Put(shared, data(own))
+	other := own
+	other.Birth = shared.Birth
+	if c.Has(own) || c.Has(other) || !c.Has(shared) {
+		t.Error("a frame put for a shared block answers for one whose birth is known")
+	}
+	c.Put(own, data(own))
+	if !c.Has(own) || !c.Has(shared) || c.Stats().Used != 1 {
+		t.Error("the owner's frame did not take the place of the shared one")
+	}
+	mustHold(t, c)
+}
+
 func TestKeyMustAgree(t *testing.T) {
 	c := New(make([]byte, 1<<20))
 	k := Key{Pool: 1, Phys: block.At(2, 77), Birth: 5, Sum: 9}
@@ -104,7 +132,8 @@ func TestKeyMustAgree(t *testing.T) {
 		t.Fatal("no hit, or the wrong part")
 	}
 	for _, other := range []Key{
-		{2, k.Phys, k.Birth, k.Sum}, {1, k.Phys + 1, k.Birth, k.Sum}, {1, k.Phys, 6, k.Sum}, {1, k.Phys, k.Birth, 8},
+		{2, k.Phys, k.Birth, k.Sum, false}, {1, k.Phys + 1, k.Birth, k.Sum, false}, {1, k.Phys, 6, k.Sum, false}, {1, k.Phys, k.Birth, 8, false},
+		{1, k.Phys, 6, 8, true}, {1, k.Phys + 1, 6, k.Sum, true},
 	} {
 		if c.Get(other, 0, got) || c.Has(other) || c.View(other, func([]byte) {}) {
 			t.Errorf("%+v hits the frame of %+v", other, k)
@@ -128,7 +157,7 @@ func TestKeyMustAgree(t *testing.T) {
 	if c.Has(again) || c.Stats().Used != 0 {
 		t.Error("still there after Drop")
 	}
-	if st := c.Stats(); st.Hits != 2 || st.Misses != 8 || st.Evictions != 0 {
+	if st := c.Stats(); st.Hits != 2 || st.Misses != 12 || st.Evictions != 0 {
 		t.Errorf("%+v", st)
 	}
 	mustHold(t, c)

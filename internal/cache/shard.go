@@ -25,10 +25,11 @@ type record struct {
 	list       uint8
 	used       bool // second chance: asked for since it was last considered
 	unproved   bool // its bytes may not be what its checksum says
+	shared     bool // birth is not that of the block
 }
 
 func (r *record) holds(k Key) bool {
-	return r.phys == uint64(k.Phys) && r.birth == uint64(k.Birth) && r.pool == k.Pool && r.sum == k.Sum
+	return r.phys == uint64(k.Phys) && r.pool == k.Pool && r.sum == k.Sum && (k.Shared || r.birth == uint64(k.Birth) && !r.shared)
 }
 
 // slot is an entry of the open-addressed table. The hash decides where probing
@@ -138,7 +139,7 @@ func (s *shard) put(hash uint32, key Key, data []byte) *record {
 	r := &s.records[f]
 	*r = record{
 		phys: uint64(key.Phys), birth: uint64(key.Birth), pool: key.Pool, sum: key.Sum,
-		hash: hash, clock: s.clock,
+		hash: hash, clock: s.clock, shared: key.Shared,
 	}
 	s.clock++
 	copy(s.frame(f), data)

@@ -27,7 +27,7 @@ const (
 	// four levels of a block map reach.
 	MaxSize = 16 << 40
 	// MaxBytes bounds the encoding of a whole list.
-	MaxBytes = 8 + MaxVolumes*(entryMin+MaxName+MaxPending*pendingSize)
+	MaxBytes = 8 + MaxVolumes*(entryMin+MaxName+MaxPending*pendingSize+2)
 )
 
 // Volume is one entry.
@@ -42,7 +42,13 @@ type Volume struct {
 	// freed all that their tree refers to.
 	Deleted bool
 	Pending []Pending
+	// Run is THN: how many blocks that follow each other are shared with such as are
+	// stored already, 0 if none ever are.
+	Run int
 }
+
+// MaxRun is the largest Run: the blocks of a track.
+const MaxRun = block.TrackBlocks
 
 // Pending is a range that was trimmed and whose blocks the tree still refers
 // to: entries in it that were written up to Limit are dead.
@@ -69,6 +75,12 @@ func Dead(pending []Pending, lba block.Logical, birth block.CP) bool {
 // entryMin is the size of an encoded Volume with an empty name.
 const entryMin = 4 + 8 + 8 + block.PointerSize + 8 + 1 + 4 + 2
 
+// Flags of an encoded Volume.
+const (
+	flagDeleted = 1 << iota
+	flagRun     // its Run follows the name
+)
+
 // Append appends the encoding of v to b.
 func (v Volume) Append(b []byte) []byte {
 	le := binary.LittleEndian
@@ -77,18 +89,24 @@ func (v Volume) Append(b []byte) []byte {
 	b = le.AppendUint64(b, uint64(v.Created.UnixNano()))
 	b = ondisk.AppendPointer(b, v.Root)
 	b = le.AppendUint64(b, uint64(v.Used))
+	var flags byte
 	if v.Deleted {
-		b = append(b, 1)
-	} else {
-		b = append(b, 0)
+		flags |= flagDeleted
 	}
+	if v.Run > 0 {
+		flags |= flagRun
+	}
+	b = append(b, flags)
 	b = le.AppendUint32(b, uint32(len(v.Pending)))
 	for _, p := range v.Pending {
 		b = le.AppendUint64(b, uint64(p.Start))
 		b = le.AppendUint64(b, uint64(p.End))
 		b = le.AppendUint64(b, uint64(p.Limit))
 	}
-	return ondisk.AppendString(b, v.Name)
+	if b = ondisk.AppendString(b, v.Name); v.Run > 0 {
+		b = le.AppendUint16(b, uint16(v.Run))
+	}
+	return b
 }
 
 // DecodeVolume takes one volume off d.
@@ -100,16 +118,21 @@ func DecodeVolume(d *ondisk.Decoder) Volume {
 		Root:    d.Pointer(),
 		Used:    int64(d.U64()),
 	}
-	if flag := d.Bytes(1); flag != nil {
-		v.Deleted = flag[0] == 1
-		if flag[0] > 1 {
-			d.Fail("volume %d has flags %#x", v.ID, flag[0])
-		}
+	var flags byte
+	if b := d.Bytes(1); b != nil {
+		flags = b[0]
+	}
+	if v.Deleted = flags&flagDeleted != 0; flags > flagDeleted|flagRun {
+		d.Fail("volume %d has flags %#x", v.ID, flags)
 	}
 	for range d.Count(pendingSize) {
 		v.Pending = append(v.Pending, Pending{block.Range{Start: block.Logical(d.U64()), End: block.Logical(d.U64())}, block.CP(d.U64())})
 	}
-	v.Name = d.String()
+	if v.Name = d.String(); flags&flagRun != 0 {
+		if v.Run = int(d.U16()); v.Run == 0 || v.Run > MaxRun {
+			d.Fail("volume %d shares runs of %d blocks", v.ID, v.Run)
+		}
+	}
 	if d.Err() == nil && (v.ID == 0 || v.Size <= 0 || v.Size%block.Size != 0 || v.Size > MaxSize || v.Deleted != (v.Name == "") || len(v.Pending) > MaxPending) {
 		d.Fail("volume %d %q of %d bytes", v.ID, v.Name, v.Size)
 	}

@@ -11,7 +11,7 @@ import (
 func sample() *Set {
 	s := New()
 	when := time.Unix(1700000000, 5).UTC()
-	s.Apply(Change{Put: &Volume{ID: 1, Name: "one", Size: 4096, Created: when}})
+	s.Apply(Change{Put: &Volume{ID: 1, Name: "one", Size: 4096, Created: when, Run: 8}})
 	s.Apply(Change{Put: &Volume{ID: 2, Name: "two", Size: 1 << 40, Created: when, Root: block.Pointer{Phys: 7, Birth: 3, Sum: 9},
 		Pending: []Pending{{block.Range{Start: 1, End: 5}, 9}}}})
 	s.Apply(Change{Put: &Volume{ID: 3, Name: "three", Size: 4096, Created: when}})

@@ -17,7 +17,12 @@ func TestDecodeRefusals(t *testing.T) {
 		return Encode([]Volume{v}, 5)
 	}
 	flags := with(func(*Volume) {})
-	flags[8+entryMin-2-4-1] = 2
+	flags[8+entryMin-2-4-1] = 4
+	run := func(n uint16) []byte {
+		b := with(func(v *Volume) { v.Run = 1 })
+		binary.LittleEndian.PutUint16(b[len(b)-2:], n)
+		return b
+	}
 	count := with(func(*Volume) {})
 	binary.LittleEndian.PutUint32(count[4:], 2)
 	for _, test := range []struct {
@@ -33,7 +38,9 @@ func TestDecodeRefusals(t *testing.T) {
 		{"no name", with(func(v *Volume) { v.Name = "" }), `volume 4 ""`},
 		{"deleted with a name", with(func(v *Volume) { v.Deleted = true }), `"four"`},
 		{"too many ranges", with(func(v *Volume) { v.Pending = make([]Pending, MaxPending+1) }), "volume 4"},
-		{"flags", flags, "flags 0x2"},
+		{"flags", flags, "flags 0x4"},
+		{"runs of nothing", run(0), "runs of 0 blocks"},
+		{"runs longer than a track", run(MaxRun + 1), "runs of 257 blocks"},
 		{"count", count, "elements"},
 		{"twice", Encode([]Volume{good, {ID: 4, Name: "other", Size: block.Size}}, 5), "volume 4 twice"},
 		{"name twice", Encode([]Volume{good, {ID: 5, Name: "four", Size: block.Size}}, 6), `volume "four" twice`},

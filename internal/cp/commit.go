@@ -1,6 +1,7 @@
 package cp
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
@@ -9,6 +10,7 @@ import (
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/blockmap"
 	"github.com/pollux-storage/pollux/internal/catalogue"
+	"github.com/pollux-storage/pollux/internal/dedup"
 	"github.com/pollux-storage/pollux/internal/devices"
 	"github.com/pollux-storage/pollux/internal/dirty"
 	"github.com/pollux-storage/pollux/internal/ondisk"
@@ -29,8 +31,14 @@ type plan struct {
 	commit
 	gen    *dirty.Generation // nil when only the catalogue changes
 	blocks []planned
-	runs   []space.Run // allocated for blocks, in order
+	fresh  []int32     // which of blocks are to be written
+	runs   []space.Run // allocated for fresh, in order
+	shared []space.Run // got references because blocks share them
 	sums   []uint32    // of blocks, in order; what those of commit.Runs are parts of
+	marks  []byte      // their fingerprints, the same
+	// sharing says that some volume shares blocks; prints are of one series.
+	sharing bool
+	prints  []dedup.Fingerprint
 
 	batch []*devices.IO // under way at once
 	vecs  [][]byte      // what they write
@@ -43,7 +51,7 @@ func (m *Machine) newPlan() *plan {
 	}
 	p := m.plan
 	p.commit = commit{Holes: p.Holes[:0], Runs: p.Runs[:0]}
-	p.gen, p.blocks, p.runs, p.sums = nil, p.blocks[:0], p.runs[:0], p.sums[:0]
+	p.gen, p.blocks, p.runs, p.shared, p.sums, p.marks, p.sharing = nil, p.blocks[:0], p.runs[:0], p.shared[:0], p.sums[:0], p.marks[:0], false
 	return p
 }
 
@@ -51,6 +59,11 @@ type planned struct {
 	volume block.VolumeID
 	lba    block.Logical
 	slot   dirty.Slot
+	run    int // THN of the volume
+	print  dedup.Fingerprint
+	at     block.Physical // where it is, or will be
+	of     int32          // the block of the plan that it shares, while at is inPlan
+	shared bool
 }
 
 // Commit makes one consistency point of everything that is dirty and of
@@ -74,18 +87,14 @@ func (m *Machine) Commit(changes []catalogue.Change) error {
 		p.Log = p.gen.UpTo
 		m.collect(p)
 	}
-	var err error
-	if p.runs, err = m.Space.Alloc(len(p.blocks), p.runs); err != nil {
-		return fmt.Errorf("consistency point %d: %w", p.CP, err)
+	m.share(p)
+	err := m.allocate(p)
+	if err == nil {
+		p.mapBlocks()
+		err = m.write(p)
 	}
-	p.mapBlocks()
-	if err := m.write(p); err != nil {
-		// No durable structure knows these blocks.
-		for _, r := range p.runs {
-			if e := m.Space.Dec(r); e != nil {
-				m.broken = e
-			}
-		}
+	if err != nil {
+		m.giveBack(p)
 		return fmt.Errorf("consistency point %d: %w", p.CP, err)
 	}
 	if err := m.record(p); err != nil {
@@ -108,9 +117,11 @@ func (m *Machine) collect(p *plan) {
 		}
 	}
 	for _, id := range p.gen.Volumes() {
-		if _, ok := m.Catalogue.Get(id); !ok || deleted[id] {
+		v, ok := m.Catalogue.Get(id)
+		if !ok || deleted[id] {
 			continue // writes to a volume that is deleted need no place
 		}
+		p.sharing = p.sharing || v.Run > 0
 		for _, r := range p.gen.Holes(id) {
 			if planted.Has(planted.TrimNotCommitted) {
 				continue
@@ -120,7 +131,7 @@ func (m *Machine) collect(p *plan) {
 		first := len(p.Holes)
 		for lba, slot := range p.gen.Blocks(id) {
 			if !slot.IsHole() && !m.isZero(slot) {
-				p.blocks = append(p.blocks, planned{id, lba, slot})
+				p.blocks = append(p.blocks, planned{volume: id, lba: lba, slot: slot, run: v.Run})
 				continue
 			}
 			if last := len(p.Holes) - 1; last >= first && p.Holes[last].End == lba {
@@ -141,25 +152,47 @@ func (m *Machine) isZero(s dirty.Slot) bool {
 	return s.Sum == zeroSum && *(*[block.Size]byte)(m.log.Payload(s.Extent, 1)) == zeroBlock
 }
 
-// mapBlocks makes the mappings: blocks and allocated runs go side by side, and
-// what is consecutive in both, on one track, is one mapping.
+// allocate gives the blocks that are to be written their places.
+func (m *Machine) allocate(p *plan) error {
+	fresh := p.fresh
+	p.fresh = p.fresh[:0]
+	if err := m.place(p, fresh); err != nil {
+		return err
+	}
+	return m.settle(p)
+}
+
+// mapBlocks makes the mappings: what is consecutive in its volume and on one track is
+// one mapping, unless some of it is shared and some is new.
 func (p *plan) mapBlocks() {
 	p.sums = slices.Grow(p.sums, len(p.blocks))
-	blocks := p.blocks
-	for _, r := range p.runs {
-		for i := range r.N {
-			b := blocks[i]
-			at := r.At + block.Physical(i)
-			p.sums = append(p.sums, b.slot.Sum)
-			if n := len(p.Runs) - 1; n >= 0 && p.Runs[n].Volume == b.volume &&
-				p.Runs[n].LBA+block.Logical(len(p.Runs[n].Sums)) == b.lba &&
-				p.Runs[n].At+block.Physical(len(p.Runs[n].Sums)) == at && at.Block()%block.TrackBlocks != 0 {
-				p.Runs[n].Sums = p.sums[len(p.sums)-len(p.Runs[n].Sums)-1:]
+	if p.sharing {
+		p.marks = slices.Grow(p.marks, printSize*len(p.blocks))
+	}
+	for i := range p.blocks {
+		b := &p.blocks[i]
+		p.sums = append(p.sums, b.slot.Sum)
+		marked := !b.shared && b.print != dedup.None
+		if marked {
+			p.marks = binary.LittleEndian.AppendUint64(p.marks, uint64(b.print))
+		}
+		if n := len(p.Runs) - 1; n >= 0 {
+			r := &p.Runs[n]
+			k := len(r.Sums)
+			if r.Volume == b.volume && r.LBA+block.Logical(k) == b.lba && r.At+block.Physical(k) == b.at && b.at.Block()%block.TrackBlocks != 0 &&
+				r.Shared == b.shared && len(r.Prints) > 0 == marked {
+				r.Sums = p.sums[len(p.sums)-k-1:]
+				if marked {
+					r.Prints = p.marks[len(p.marks)-printSize*(k+1):]
+				}
 				continue
 			}
-			p.Runs = append(p.Runs, mapRun{Volume: b.volume, LBA: b.lba, At: at, Sums: p.sums[len(p.sums)-1:]})
 		}
-		blocks = blocks[r.N:]
+		r := mapRun{Volume: b.volume, LBA: b.lba, At: b.at, Sums: p.sums[len(p.sums)-1:], Shared: b.shared}
+		if marked {
+			r.Prints = p.marks[len(p.marks)-printSize:]
+		}
+		p.Runs = append(p.Runs, r)
 	}
 }
 
@@ -172,12 +205,12 @@ func (m *Machine) write(p *plan) error {
 	if planted.Has(planted.ReleaseBeforeCommit) && p.gen != nil {
 		m.log.Release(p.gen.UpTo)
 	}
-	blocks := p.blocks
+	fresh := p.fresh
 	n := 0
 	p.batch, p.vecs = p.batch[:0], p.vecs[:0]
 	for _, r := range p.runs {
-		m.gather(p, r, blocks[:r.N])
-		blocks = blocks[r.N:]
+		m.gather(p, r, fresh[:r.N])
+		fresh = fresh[r.N:]
 		if n += r.N; n >= batchBlocks {
 			if err := m.Devices.Do(p.batch); err != nil {
 				return err
@@ -196,14 +229,14 @@ func (m *Machine) write(p *plan) error {
 
 // gather adds a device request for a run to the batch; consecutive extents are
 // one vector.
-func (m *Machine) gather(p *plan, r space.Run, blocks []planned) {
+func (m *Machine) gather(p *plan, r space.Run, fresh []int32) {
 	first := len(p.vecs)
-	for i := 0; i < len(blocks); {
-		n := 1
-		for i+n < len(blocks) && blocks[i+n].slot.Extent == blocks[i].slot.Extent+oplog.Extent(n) {
+	for i := 0; i < len(fresh); {
+		extent, n := p.blocks[fresh[i]].slot.Extent, 1
+		for i+n < len(fresh) && p.blocks[fresh[i+n]].slot.Extent == extent+oplog.Extent(n) {
 			n++
 		}
-		p.vecs = append(p.vecs, m.log.Payload(blocks[i].slot.Extent, n))
+		p.vecs = append(p.vecs, m.log.Payload(extent, n))
 		i += n
 	}
 	n := len(p.batch)
@@ -257,7 +290,7 @@ func (m *Machine) forgetReplaced(blocks []planned) {
 		}
 		m.Map.Hidden(first.volume, lbas[:n], &old)
 		for _, lba := range lbas[:n] {
-			if o := old[lba%blockmap.LeafBlocks]; !o.IsHole() {
+			if o := old[lba%blockmap.LeafBlocks]; !o.IsHole() && m.Space.Count(o.Phys) == 1 {
 				m.Reader.Forget(o.Phys, 1)
 			}
 		}
@@ -268,13 +301,14 @@ func (m *Machine) forgetReplaced(blocks []planned) {
 // finish makes the durable point visible and releases what it covers.
 func (m *Machine) finish(p *plan) error {
 	m.forgetReplaced(p.blocks)
-	for i, b := 0, p.blocks; i < len(p.runs); i++ {
-		for j := range p.runs[i].N {
-			ptr := block.Pointer{Phys: p.runs[i].At + block.Physical(j), Birth: p.CP, Sum: b[j].slot.Sum}
-			// It may have been damaged in memory since it was published.
-			m.Reader.Offer(ptr, m.log.Payload(b[j].slot.Extent, 1))
+	for _, i := range p.fresh {
+		b := &p.blocks[i]
+		ptr := block.Pointer{Phys: b.at, Birth: p.CP, Sum: b.slot.Sum}
+		// It may have been damaged in memory since it was published.
+		m.Reader.Offer(ptr, m.log.Payload(b.slot.Extent, 1))
+		if b.print != dedup.None {
+			m.notePrint(b.at, b.print)
 		}
-		b = b[p.runs[i].N:]
 	}
 	m.install(&p.commit, func(old block.Pointer) { m.drop(space.Run{At: old.Phys, N: 1}) })
 	m.updateReservation()
@@ -282,6 +316,7 @@ func (m *Machine) finish(p *plan) error {
 		m.dirty.Drop()
 	}
 	m.stats.commits.Add(1)
-	m.stats.blocks.Add(uint64(len(p.blocks)))
+	m.stats.blocks.Add(uint64(len(p.fresh)))
+	m.stats.shared.Add(uint64(len(p.blocks) - len(p.fresh)))
 	return m.broken
 }

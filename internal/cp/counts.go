@@ -89,56 +89,82 @@ func (f *fold) prepareCounts() error {
 const sortStep = 128 << 10
 
 // countSteps returns a step function that applies changes, which are in order
-// and all on device dev, a level-1 page at a time. Then it comes by all others whose
-// leaves, or which themselves, may have to be moved.
+// and all on device dev.
 func (f *fold) countSteps(dev int, changes []uint64) func() (bool, error) {
-	u := blockmap.NewUpdate(f.m.Reader, f.pages, f.sb.Devices[dev].Counts)
 	first := uint64(block.At(dev, 0)) / countsPerLeaf // the device's first leaf among those of all
-	next := func() uint64 { return countChange(changes[0]).leaf() - first }
-	u.Moves, u.Twins, u.Renew = f.frozen.Moves, f.frozen.Twins, f.renew.counts[dev]
-	var rest []uint64 // level-1 pages still to be looked at
-	for _, leaf := range u.Renew {
-		rest = append(rest, leaf/blockmap.Fanout)
-	}
-	rest = slices.Compact(rest)
-	listed := u.Moves == nil
-	return func() (done bool, err error) {
-		if !listed {
-			listed = true
-			rest, err = blockmap.ParentsThat(f.m.Reader, f.sb.Devices[dev].Counts, func(block.Pointer) bool { return true })
-			return false, err
-		}
-		if len(changes) == 0 && len(rest) > 0 && (f.moving > 0 || len(u.Renew) > 0) {
-			// Those with changes were visited.
-			parent := rest[0]
-			rest = rest[1:]
-			return false, u.Group(parent, func(uint64, bool) bool { return false }, nil)
-		}
+	t := &treeSteps{f: f, root: &f.sb.Devices[dev].Counts}
+	t.update = blockmap.NewUpdate(f.m.Reader, f.pages, *t.root)
+	t.update.Twins, t.update.Renew = f.frozen.Twins, f.renew.counts[dev]
+	t.next = func() (uint64, bool) {
 		if len(changes) == 0 {
-			root, err := u.Finish()
-			f.sb.Devices[dev].Counts = root
-			return true, err
+			return 0, false
 		}
-		want := func(leaf uint64, _ bool) bool {
-			i, _ := slices.BinarySearch(changes, (leaf+first)<<changeLeaf)
-			return i < len(changes) && countChange(changes[i]).leaf() == leaf+first
-		}
-		edit := func(leaf uint64, page *[block.Size]byte) error {
-			for len(changes) > 0 && next() == leaf {
-				if err := f.applyChange(page, countChange(changes[0])); err != nil {
-					return err
-				}
-				changes = changes[1:]
-				f.changesLeft--
-			}
-			return nil
-		}
-		parent := next() / blockmap.Fanout
-		if i, ok := slices.BinarySearch(rest, parent); ok {
-			rest = slices.Delete(rest, i, i+1)
-		}
-		return false, u.Group(parent, want, edit)
+		return countChange(changes[0]).leaf() - first, true
 	}
+	t.has = func(leaf uint64) bool {
+		i, _ := slices.BinarySearch(changes, (leaf+first)<<changeLeaf)
+		return i < len(changes) && countChange(changes[i]).leaf() == leaf+first
+	}
+	t.edit = func(leaf uint64, page *[block.Size]byte) error {
+		for len(changes) > 0 && countChange(changes[0]).leaf()-first == leaf {
+			if err := f.applyChange(page, countChange(changes[0])); err != nil {
+				return err
+			}
+			changes = changes[1:]
+			f.changesLeft--
+		}
+		return nil
+	}
+	return t.step
+}
+
+// treeSteps brings changes into a tree of a device, a level-1 page a step. Then it
+// comes by all others whose leaves, or which themselves, may have to be moved.
+type treeSteps struct {
+	f      *fold
+	root   *block.Pointer
+	update *blockmap.Update
+
+	next func() (leaf uint64, ok bool) // the first leaf that is still to be changed
+	has  func(leaf uint64) bool        // reports whether one is
+	edit func(leaf uint64, page *[block.Size]byte) error
+
+	begun, listed bool
+	rest          []uint64 // level-1 pages still to be looked at
+}
+
+func (t *treeSteps) step() (done bool, err error) {
+	u := t.update
+	if !t.begun {
+		t.begun = true
+		u.Moves = t.f.frozen.Moves
+		for _, leaf := range u.Renew {
+			t.rest = append(t.rest, leaf/blockmap.Fanout)
+		}
+		t.rest = slices.Compact(t.rest)
+		t.listed = u.Moves == nil
+	}
+	if !t.listed {
+		t.listed = true
+		t.rest, err = blockmap.ParentsThat(t.f.m.Reader, *t.root, func(block.Pointer) bool { return true })
+		return false, err
+	}
+	leaf, ok := t.next()
+	switch {
+	case ok:
+		parent := leaf / blockmap.Fanout
+		if i, ok := slices.BinarySearch(t.rest, parent); ok {
+			t.rest = slices.Delete(t.rest, i, i+1)
+		}
+		return false, u.Group(parent, func(leaf uint64, _ bool) bool { return t.has(leaf) }, t.edit)
+	case len(t.rest) > 0 && (t.f.moving > 0 || len(u.Renew) > 0):
+		// Those with changes were visited.
+		parent := t.rest[0]
+		t.rest = t.rest[1:]
+		return false, u.Group(parent, func(uint64, bool) bool { return false }, nil)
+	}
+	*t.root, err = u.Finish()
+	return true, err
 }
 
 func (f *fold) applyChange(page *[block.Size]byte, ch countChange) error {

@@ -37,6 +37,7 @@ type fold struct {
 	// sorting says that the changes of counts are being brought in order.
 	sorting bool
 	counts  []func() (done bool, err error) // steps of the count trees
+	prints  printFold
 	// lost are the blocks that are to be freed still, once durable, and losing how
 	// many runs these were; gathered is how many mappings waited then for the next
 	// fold.
@@ -96,6 +97,7 @@ func (m *Machine) Fold() (done bool, err error) {
 func (m *Machine) Folding() bool { return m.folding != nil }
 
 func (m *Machine) beginFold() *fold {
+	m.beginPrints()
 	f := &fold{m: m, due: m.FoldDue(), begun: m.Unfolded(), covers: m.journalled, frozen: m.Map.BeginFold(), sb: m.Superblock(), list: m.Catalogue.All(), next: m.Catalogue.NextID()}
 	f.sb.Fold++
 	f.sb.CP, f.sb.Log, f.sb.Flush = m.last.CP, m.last.Log, m.last.Flush
@@ -128,6 +130,7 @@ func (f *fold) reset() {
 	f.refs = refChanges{added: f.m.refs.added[:0], dropped: f.m.refs.dropped[:0]}
 	f.sb.Devices = f.m.Superblock().Devices
 	f.sb.Catalogue, f.sb.CatBytes = f.m.sb.Catalogue, f.m.sb.CatBytes
+	f.sb.Prints, f.prints = f.m.sb.Prints, printFold{}
 	f.counts, f.sorting, f.moving = nil, false, f.m.moveBudget()
 	f.sb.Used = uint64(f.m.used)
 	f.pages = &pageWriter{m: f.m, birth: f.sb.CP, fold: f}
@@ -184,6 +187,8 @@ func (f *fold) step() (done bool, err error) {
 		return false, err
 	case f.durable:
 		return f.free()
+	case f.sb.Secret != 0 && !m.prints.lost && !f.prints.done:
+		return false, f.stepPrints()
 	case f.counts == nil:
 		return false, f.prepareCounts()
 	case len(f.counts) > 0:
@@ -291,6 +296,10 @@ func (f *fold) commit() error {
 		return m.broken
 	}
 	m.sb, m.meta, m.used = f.sb, pages, int64(f.sb.Used)
+	if f.prints.done {
+		m.prints.roots = f.prints.roots
+		m.forgetPrints()
+	}
 	m.journal.tail = f.sb.Journal.Offset
 	m.journalled -= f.covers
 	m.Map.EndFold(f.trees)

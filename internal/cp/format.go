@@ -7,6 +7,7 @@ import (
 
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/catalogue"
+	"github.com/pollux-storage/pollux/internal/dedup"
 	"github.com/pollux-storage/pollux/internal/ondisk"
 	"github.com/pollux-storage/pollux/internal/oplog"
 	"github.com/pollux-storage/pollux/internal/space"
@@ -14,8 +15,8 @@ import (
 
 // Format versions; docs/format/journal.md and superblock.md describe them.
 const (
-	journalVersion    = 1
-	superblockVersion = 3
+	journalVersion    = 2
+	superblockVersion = 4
 )
 
 // recordType says what a journal record carries.
@@ -55,14 +56,25 @@ type volumeRange struct {
 	block.Range
 }
 
-// mapRun maps consecutive logical blocks to consecutive physical ones, or to
-// holes when At is block.None.
+// mapRun maps consecutive logical blocks to consecutive physical ones.
 type mapRun struct {
 	Volume block.VolumeID
 	LBA    block.Logical
 	At     block.Physical
 	Sums   []uint32 // one a block; its length is the run's
+	Shared bool     // the blocks were there before
+	Prints []byte   // their fingerprints, printSize bytes each, or none
 }
+
+// printSize is the size in bytes of an encoded fingerprint.
+const printSize = 8
+
+// What else an encoded run's number of blocks tells.
+const (
+	runShared = 1 << 31
+	runPrints = 1 << 30
+	runBlocks = runPrints - 1
+)
 
 // foldPages lists the metadata blocks that fold number Fold took and freed.
 type foldPages struct {
@@ -96,9 +108,20 @@ func (r *record) encode(pool block.PoolID) []byte {
 	}
 	n := len(b)
 	b = b[:roundUp(n)]
-	ondisk.Seal(b, ondisk.Header{Kind: ondisk.KindJournal, Version: journalVersion, Length: n, Pool: pool,
+	ondisk.Seal(b, ondisk.Header{Kind: ondisk.KindJournal, Version: r.version(), Length: n, Pool: pool,
 		Epoch: r.Epoch, Generation: r.Number})
 	return b
+}
+
+// version returns the version that r is written in: 1 as long as it has nothing to do
+// with deduplication, so that the programs that know no other can read it.
+func (r *record) version() uint16 {
+	for i := range r.Commit.Runs {
+		if c := &r.Commit.Runs[i]; c.Shared || len(c.Prints) > 0 {
+			return journalVersion
+		}
+	}
+	return 1
 }
 
 // size returns the length of what the record carries, encoded.
@@ -113,7 +136,7 @@ func (r *record) size() int {
 func (c *commit) size() int {
 	n := 8 + 8 + oplog.DiskPosSize + 4 + len(c.Holes)*rangeSize + 4 + len(c.Runs)*runFixed + 4
 	for i := range c.Runs {
-		n += 4 * len(c.Runs[i].Sums)
+		n += 4*len(c.Runs[i].Sums) + len(c.Runs[i].Prints)
 	}
 	for _, ch := range c.Catalogue {
 		if n++; ch.Put != nil {
@@ -141,10 +164,18 @@ func (c *commit) append(b []byte) []byte {
 		b = le.AppendUint32(b, uint32(r.Volume))
 		b = le.AppendUint64(b, uint64(r.LBA))
 		b = le.AppendUint64(b, uint64(r.At))
-		b = le.AppendUint32(b, uint32(len(r.Sums)))
+		n := uint32(len(r.Sums))
+		if r.Shared {
+			n |= runShared
+		}
+		if len(r.Prints) > 0 {
+			n |= runPrints
+		}
+		b = le.AppendUint32(b, n)
 		for _, s := range r.Sums {
 			b = le.AppendUint32(b, s)
 		}
+		b = append(b, r.Prints...)
 	}
 	b = le.AppendUint32(b, uint32(len(c.Catalogue)))
 	for _, ch := range c.Catalogue {
@@ -184,7 +215,7 @@ func openFrame(b []byte, pool block.PoolID) (f frame, err error) {
 }
 
 // mappings returns how many blocks the record maps, without decoding it: no fewer,
-// and more only by what changes of the catalogue take.
+// and more only by what changes of the catalogue, and fingerprints, take.
 func (f *frame) mappings() int {
 	d := ondisk.NewDecoder(f.body)
 	if d.U32(); recordType(d.U32()) != typeCommit {
@@ -193,7 +224,36 @@ func (f *frame) mappings() int {
 	d.Bytes(8 + 8 + oplog.DiskPosSize)
 	d.Bytes(d.Count(rangeSize) * rangeSize)
 	runs := d.Count(runFixed)
+	if f.head.Version > 1 {
+		return exactly(d, runs)
+	}
 	return max(0, d.Len()-runs*runFixed-4) / 4 // the last four bytes count changes of the catalogue
+}
+
+// exactly counts the blocks of runs.
+func exactly(d *ondisk.Decoder, runs int) (blocks int) {
+	for range runs {
+		b := d.Bytes(runFixed)
+		if b == nil {
+			break
+		}
+		n, size := runLength(b)
+		if d.Bytes(n*size) == nil {
+			break
+		}
+		blocks += n
+	}
+	return blocks
+}
+
+// runLength returns how many blocks an encoded run has, and how many bytes follow its
+// fixed part for each.
+func runLength(b []byte) (n, size int) {
+	w := binary.LittleEndian.Uint32(b[runFixed-4:])
+	if size = 4; w&runPrints != 0 {
+		size += printSize
+	}
+	return int(w & runBlocks), size
 }
 
 // decode decodes the record into r, whose memory it uses again.
@@ -240,11 +300,12 @@ func (c *commit) decode(d *ondisk.Decoder, sums []uint32) []uint32 {
 			return sums
 		}
 		r := mapRun{Volume: block.VolumeID(le.Uint32(b)), LBA: block.Logical(le.Uint64(b[4:])), At: block.Physical(le.Uint64(b[12:]))}
-		n := int(le.Uint32(b[20:]))
-		if n*4 > d.Len() {
+		n, size := runLength(b)
+		if n*size > d.Len() {
 			d.Fail("%d checksums with %d bytes left", n, d.Len())
 			return sums
 		}
+		r.Shared = le.Uint32(b[20:])&runShared != 0
 		if n == 0 || r.LBA >= catalogue.MaxSize/block.Size || r.LBA+block.Logical(n) > catalogue.MaxSize/block.Size || r.At>>56 != 0 {
 			d.Fail("mapping of %d blocks at %d of volume %d to %v", n, r.LBA, r.Volume, r.At)
 			return sums
@@ -254,6 +315,9 @@ func (c *commit) decode(d *ondisk.Decoder, sums []uint32) []uint32 {
 			sums = append(sums, le.Uint32(b))
 		}
 		r.Sums = sums[first:len(sums):len(sums)]
+		if size > 4 {
+			r.Prints = d.Bytes(n * printSize)
+		}
 		c.Runs = append(c.Runs, r)
 	}
 	for range d.Count(5) {
@@ -322,6 +386,10 @@ type Superblock struct {
 	CatBytes  uint32        // length of the catalogue's encoding
 	Used      uint64        // blocks in use according to the count trees
 	Twins     bool          // pages may have twins; once it is so it stays so
+	// Secret is that of the pool's fingerprints, 0 as long as no volume shares blocks,
+	// and Prints the page that refers to the trees of fingerprints, see prints.go.
+	Secret dedup.Secret
+	Prints block.Pointer
 
 	// The region that holds the pool's log, and the boot of the host in which
 	// it was made; empty when the log was committed and the region removed.
@@ -386,10 +454,13 @@ const (
 
 // version returns the version that s is written in: 1 as long as no device has ever
 // left the pool and no page has a twin, so that the programs that know no other can open
-// it, and 2 as long as no page has a twin.
+// it, 2 as long as no page has a twin, and 3 as long as no volume has shared blocks.
 func (s *Superblock) version() uint16 {
-	if s.Twins {
+	switch {
+	case s.Secret != 0:
 		return superblockVersion
+	case s.Twins:
+		return 3
 	}
 	for _, d := range s.Devices {
 		if d.State != DeviceUsed {
@@ -425,11 +496,22 @@ func (s *Superblock) Encode() []byte {
 			b = le.AppendUint64(b, d.Was<<8|uint64(d.State))
 		}
 	}
+	if version > 3 {
+		b = append(le.AppendUint64(b, uint64(s.Secret)), byteOf(s.Twins))
+		b = ondisk.AppendPointer(b, s.Prints)
+	}
 	n := len(b)
 	b = b[:block.Size]
 	ondisk.Seal(b, ondisk.Header{Kind: ondisk.KindSuperblock, Version: version, Length: n, Pool: s.Pool,
 		Epoch: s.Epoch, Generation: s.Generation})
 	return b
+}
+
+func byteOf(on bool) byte {
+	if on {
+		return 1
+	}
+	return 0
 }
 
 // DecodeSuperblock checks and decodes a superblock.
@@ -470,6 +552,15 @@ func DecodeSuperblock(b []byte) (*Superblock, error) {
 			d.Fail("device %d %s", i, why)
 		}
 		s.Devices = append(s.Devices, dev)
+	}
+	if h.Version > 3 {
+		s.Secret = dedup.Secret(d.U64())
+		twins := d.Bytes(1)
+		s.Twins = len(twins) == 1 && twins[0] != 0
+		s.Prints = d.Pointer()
+		if s.Secret == 0 {
+			d.Fail("no secret of fingerprints")
+		}
 	}
 	if s.CatBytes > maxRecordBytes || s.CP > block.MaxCP {
 		d.Fail("catalogue of %d bytes at consistency point %d", s.CatBytes, s.CP)

@@ -9,6 +9,7 @@ import (
 	"flag"
 	"os"
 	"reflect"
+	"strings"
 	"testing"
 	"time"
 
@@ -51,6 +52,14 @@ func testRecords() map[string]*record {
 				{Volume: 3, LBA: 0, At: block.At(0, 2049), Sums: []uint32{4}},
 			},
 			Catalogue: []catalogue.Change{{Put: &vol}, {Delete: 1}},
+		}},
+		"shared": {Number: 19, Epoch: 7, Prev: 0x0a0b0c0d, Type: typeCommit, Commit: commit{
+			CP: 11, Log: 1020, Flush: oplog.DiskPos{Offset: 4096, Batch: 2, Chain: 5, Nonce: 6},
+			Runs: []mapRun{
+				{Volume: 2, LBA: 7, At: block.At(1, 400), Sums: []uint32{1, 2}, Prints: []byte("fingerprintsoftw")},
+				{Volume: 2, LBA: 9, At: block.At(1, 300), Sums: []uint32{3, 4, 5}, Shared: true},
+				{Volume: 3, LBA: 0, At: block.At(0, 2049), Sums: []uint32{4}},
+			},
 		}},
 		"fold": {Number: 18, Epoch: 7, Prev: 0x05060708, Type: typeFold, Fold: foldPages{
 			Fold: 6, Taken: []space.Run{{At: block.At(0, 2060), N: 4}}, Freed: []space.Run{{At: block.At(1, 300), N: 1}, {At: block.At(1, 310), N: 2}},
@@ -141,7 +150,9 @@ func TestGoldenSuperblock3(t *testing.T) {
 	if err != nil || !reflect.DeepEqual(got, s) {
 		t.Errorf("%v: %+v", err, got)
 	}
-	for version, s := range map[uint16]*Superblock{1: testSuperblock(), 2: leavingSuperblock(), 3: got} {
+	sharing := leavingSuperblock()
+	sharing.Secret = 5
+	for version, s := range map[uint16]*Superblock{1: testSuperblock(), 2: leavingSuperblock(), 3: got, 4: sharing} {
 		// What knows less must refuse it.
 		if _, err := ondisk.Open(s.Encode(), ondisk.KindSuperblock, version-1); !errors.Is(err, ondisk.ErrVersion) {
 			t.Errorf("version %d: %v", version, err)
@@ -149,6 +160,28 @@ func TestGoldenSuperblock3(t *testing.T) {
 		if h, err := ondisk.Open(s.Encode(), ondisk.KindSuperblock, version); err != nil || h.Version != version {
 			t.Errorf("version %d: %d, %v", version, h.Version, err)
 		}
+	}
+}
+
+// A pool whose volumes share blocks needs version 4, whether pages have twins or not.
+func TestGoldenSuperblock4(t *testing.T) {
+	s := leavingSuperblock()
+	s.Secret, s.Prints = 0x1122334455667788, block.Pointer{Phys: block.At(0, 2070), Birth: 9, Sum: 0x99aabbcc, Twin: block.TwinBehind(3)}
+	for _, s.Twins = range []bool{false, true} {
+		b := s.Encode()
+		got, err := DecodeSuperblock(b)
+		if err != nil || !reflect.DeepEqual(got, s) {
+			t.Errorf("%v: %+v", err, got)
+		}
+	}
+	golden(t, "testdata/superblock-4.hex", s.Encode())
+	// The largest one fits into a block.
+	for len(s.Devices) < MaxDevices {
+		s.Devices = append(s.Devices, s.Devices[0])
+	}
+	s.RegionID, s.BootID = strings.Repeat("r", 36), strings.Repeat("b", 36)
+	if got, err := DecodeSuperblock(s.Encode()); err != nil || !reflect.DeepEqual(got, s) {
+		t.Errorf("%v: %+v", err, got)
 	}
 }
 
@@ -206,6 +239,7 @@ func TestMappingsOfFrame(t *testing.T) {
 		{"commit", func(r *record) { r.Commit.Catalogue = nil }, 4},
 		{"commit", func(r *record) { r.Commit.Catalogue, r.Commit.Runs = nil, nil }, 0},
 		{"fold", func(*record) {}, 0},
+		{"shared", func(*record) {}, 6},
 	} {
 		r := testRecords()[test.of]
 		test.edit(r)

@@ -80,7 +80,7 @@ func touch(o *blockmap.Overlay, runs []mapRun) {
 
 func setRun(o *blockmap.Overlay, r *mapRun, birth block.CP, dropped func(block.Pointer)) {
 	for i, sum := range r.Sums {
-		p := block.Pointer{Phys: r.At + block.Physical(i), Birth: birth, Sum: sum}
+		p := block.Pointer{Phys: r.At + block.Physical(i), Birth: birth, Sum: sum, Shared: r.Shared}
 		if old := o.Set(r.Volume, r.LBA+block.Logical(i), p); !old.IsHole() {
 			dropped(old)
 		}

@@ -6,10 +6,12 @@ import (
 	"slices"
 	"sync/atomic"
 
+	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/blockio"
 	"github.com/pollux-storage/pollux/internal/blockmap"
 	"github.com/pollux-storage/pollux/internal/catalogue"
+	"github.com/pollux-storage/pollux/internal/dedup"
 	"github.com/pollux-storage/pollux/internal/devices"
 	"github.com/pollux-storage/pollux/internal/dirty"
 	"github.com/pollux-storage/pollux/internal/oplog"
@@ -38,6 +40,11 @@ type Config struct {
 	// FoldEntries. DefaultFoldLimit if 0. While a fold runs, others may gather as
 	// long as all together are no more than MostUnfolded.
 	FoldLimit int
+
+	// Index finds stored blocks by their fingerprints; nil shares nothing.
+	Index *dedup.Index
+	// Fingerprint is what blocks are found by; nil for that of the pool's secret.
+	Fingerprint func(data []byte) dedup.Fingerprint
 }
 
 // What begins a fold in pools that do not ask for something else. More would make
@@ -85,9 +92,11 @@ type Machine struct {
 	// movePages makes folds rewrite pages that lie on a device that leaves.
 	movePages bool
 	renew     renewals // for the next fold
+	prints    prints
 
 	// Memory that is used again.
 	plan     *plan
+	shares   *sharing
 	replaced []block.Pointer // by the mappings being installed
 	refs     refChanges      // of a fold
 	changes  table.Sorter    // of counts, by a fold
@@ -96,7 +105,7 @@ type Machine struct {
 }
 
 type statistics struct {
-	commits, folds, blocks atomic.Uint64
+	commits, folds, blocks, shared, unequal atomic.Uint64
 }
 
 // Recover brings catalogue, map and journal to the last durable consistency
@@ -219,7 +228,7 @@ func (m *Machine) MovePages(on bool) { m.movePages = on }
 // refers to a block of a device. No fold may be under way.
 func (m *Machine) Empty(dev int) bool {
 	on := func(r space.Run) bool { return r.At.Device() == dev }
-	if m.folding != nil || m.Space.InUse(dev) != 0 || !m.sb.Devices[dev].Counts.IsHole() ||
+	if m.folding != nil || m.Space.InUse(dev) != 0 || !m.prints.roots[dev].IsHole() || !m.sb.Devices[dev].Counts.IsHole() ||
 		slices.ContainsFunc(m.meta.Taken, on) || slices.ContainsFunc(m.meta.Freed, on) {
 		return false
 	}
@@ -243,6 +252,15 @@ func (m *Machine) Start(d *dirty.Set, log *oplog.Log, flush *Flusher) {
 // not be used again.
 func (m *Machine) Close() error {
 	m.changes.Free()
+	m.prints.active.Free()
+	m.prints.folding.Free()
+	if m.Index != nil {
+		_ = m.Index.Close() // fails for memory that is not ours only
+	}
+	if m.shares != nil {
+		m.shares.places.Free()
+		_ = hpdi.Free(m.shares.buf) // it was allocated so, or is nil
+	}
 	if m.folding == nil {
 		return nil
 	}
@@ -338,11 +356,14 @@ func (m *Machine) FoldUseful() bool {
 type Stats struct {
 	Commits, Folds uint64
 	Blocks         uint64 // data blocks written
+	Shared         uint64 // data blocks that were stored already and are shared
+	Unequal        uint64 // series that seemed to be stored already and were not
 }
 
 // Stats returns the counters.
 func (m *Machine) Stats() Stats {
-	return Stats{Commits: m.stats.commits.Load(), Folds: m.stats.folds.Load(), Blocks: m.stats.blocks.Load()}
+	return Stats{Commits: m.stats.commits.Load(), Folds: m.stats.folds.Load(), Blocks: m.stats.blocks.Load(),
+		Shared: m.stats.shared.Load(), Unequal: m.stats.unequal.Load()}
 }
 
 // EstimatedUse returns how many blocks are in use, before LoadCounts knows
@@ -377,7 +398,15 @@ func (m *Machine) drop(r space.Run) {
 		}
 		return
 	}
-	m.Reader.Forget(r.At, r.N)
+	if m.Space.Unused(r.At.Device(), r.At.Block(), r.N) {
+		m.Reader.Forget(r.At, r.N)
+		return
+	}
+	for i := range r.N {
+		if at := r.At + block.Physical(i); m.Space.Count(at) == 0 {
+			m.Reader.Forget(at, 1) // others are shared
+		}
+	}
 }
 
 // ReadLeaves reads pages of a tree, verifies them, and calls fn for each with
@@ -393,6 +422,7 @@ const leavesAtOnce = 16 * blockmap.Fanout
 // brings, the pages of the last fold and the overlays. It must succeed once,
 // before the first Commit.
 func (m *Machine) LoadCounts(read ReadLeaves) error {
+	m.readRoots()
 	for dev, d := range m.sb.Devices {
 		if err := m.loadTree(dev, d.Counts, read); err != nil {
 			return fmt.Errorf("reference counts of device %d: %w", dev, err)

@@ -16,7 +16,8 @@ import (
 // blocks must stay whole: of overlays, and of the pages of the trees that are
 // replaced. used says of volumes how many entries their trees have, where the
 // catalogue is wrong about that; then the catalogue is written anew, too, and its
-// pages are among held.
+// pages are among held. withoutPrints drops the fingerprints, whose pages are among held
+// then.
 //
 // It does not follow the way of a fold, which begins with the counts that are wrong.
 // The new trees count their own pages as well: where these lie is settled before the
@@ -29,7 +30,7 @@ import (
 // that nothing refers to, of which that is durable, and are durable before the
 // superblock. It is for a machine that nobody has started; Space is of no use
 // afterwards.
-func (m *Machine) Rebuild(held []space.Run, used map[block.VolumeID]int64) error {
+func (m *Machine) Rebuild(held []space.Run, used map[block.VolumeID]int64, withoutPrints bool) error {
 	// The sync of this superblock makes durable what the last owner had written
 	// and Recover found, as that of a claim does.
 	if err := m.Rewrite(func(*Superblock) {}); err != nil {
@@ -59,6 +60,9 @@ func (m *Machine) Rebuild(held []space.Run, used map[block.VolumeID]int64) error
 		sb.Fold, sb.Devices, sb.Used = m.sb.Fold+2, r.sb.Devices, r.sb.Used
 		sb.Catalogue, sb.CatBytes = r.sb.Catalogue, r.sb.CatBytes
 		sb.Twins = sb.Twins || len(w.twinsTaken) > 0
+		if withoutPrints {
+			sb.Prints = block.Pointer{}
+		}
 	}); err != nil {
 		return err
 	}

@@ -20,6 +20,8 @@ const (
 	ReuseBeforeCommit     Fault = "reuse-before-commit"
 	FreedAtFoldBegin      Fault = "freed-at-fold-begin"
 	ReleaseBeforeCommit   Fault = "release-before-commit"
+	ShareUnverified       Fault = "share-unverified"
+	SharedNotCounted      Fault = "shared-not-counted"
 	IgnoredWriteError     Fault = "ignored-write-error"
 	IgnoredPageWriteError Fault = "ignored-page-write-error"
 	TwinNotWritten        Fault = "twin-not-written"

@@ -15,6 +15,8 @@ const (
 var table = []Info{
 	{string(DataSyncMissing), "no sync between data and the record that maps it: the oldest bug of write-ahead logs", "internal/cp: Machine.write", durability},
 	{string(ReleaseBeforeCommit), "the log is released when a consistency point begins, not when it is durable", "internal/cp: Machine.write", durability},
+	{string(ShareUnverified), "blocks are shared because their fingerprints agree, without a comparison of their bytes", "internal/cp: sharing.compare", integrity},
+	{string(SharedNotCounted), "a shared block does not get a reference for each block that shares it: it is freed, and used again, while somebody still reads it", "internal/cp: sharing.take", accounting},
 	{string(IgnoredWriteError), "a failed data write of a consistency point is ignored and the log released: OpenZFS 18366", "internal/cp: Machine.write", durability},
 	{string(TrimNotCommitted), "ranges that became holes are missing from the consistency point: trimmed data comes back", "internal/cp: Machine.collect", durability},
 	{string(ReplayStartsLate), "the record carries the log's head of when it is written, not of the freeze: what came between is taken for committed", "internal/cp: Machine.record", durability},

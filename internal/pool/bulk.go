@@ -197,6 +197,7 @@ func (p *Pool) load(ctx context.Context) error {
 		return err
 	}
 	p.space.Unreserve(p.estimate)
+	p.loadSharing()
 	p.loaded.Store(true)
 	p.tellUnused()
 	return nil

@@ -102,7 +102,7 @@ func (p *Pool) newChecker(o CheckOptions) (*checker, error) {
 }
 
 // lostPages says in which trees there is a page that cannot be read from any copy.
-type lostPages struct{ maps, list, counts bool }
+type lostPages struct{ maps, list, counts, prints bool }
 
 // faults is what was found wrong that a repair can make anew.
 type faults struct {

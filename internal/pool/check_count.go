@@ -165,6 +165,9 @@ func (c *checker) references(ctx context.Context, w *window) error {
 	if err := c.list(ctx, page); err != nil {
 		return err
 	}
+	if err := c.prints(ctx, page); err != nil {
+		return err
+	}
 	used := uint64(0)
 	if err := c.counts(ctx, page, func(_ int, _ uint64, counts []byte) {
 		for _, n := range counts {
@@ -305,7 +308,7 @@ func (c *checker) walkLevel(ctx context.Context, nodes []node, level int, t *tre
 			switch {
 			case err != nil:
 				problem := c.problemLocked
-				if *t.lost = true; t.lost == &c.lost.counts {
+				if *t.lost = true; t.lost == &c.lost.counts || t.lost == &c.lost.prints {
 					problem = c.miscountedLocked
 				}
 				problem("%s: %v", t.where(level, n.leaf), err)

@@ -12,6 +12,7 @@ import (
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/block/blocktest"
 	"github.com/pollux-storage/pollux/internal/cache"
+	"github.com/pollux-storage/pollux/internal/dedup"
 )
 
 // rig runs a pool on crashable devices, without Run: jobs are served one by
@@ -35,6 +36,10 @@ type rig struct {
 	scrubbing  ScrubOptions
 	removal    RemovalOptions
 	interval   time.Duration
+	// fingerprint is the pool's; repeats makes exercise write much of what it has
+	// written before again.
+	fingerprint func([]byte) dedup.Fingerprint
+	repeats     bool
 	*Pool
 	serving chan struct{}
 }
@@ -100,7 +105,7 @@ func (r *rig) devices() []hpdi.Device {
 }
 
 func (r *rig) options() OpenOptions {
-	return OpenOptions{Devices: r.devices(), RegionPath: r.region, Cache: r.cache, Owner: "a", BatteryBacked: r.battery, BootID: fmt.Sprint(r.boot), AcceptLoss: r.acceptLoss, Cleaner: r.cleaning, Scrub: r.scrubbing, Removal: r.removal, Interval: r.interval}
+	return OpenOptions{Devices: r.devices(), RegionPath: r.region, Cache: r.cache, Owner: "a", BatteryBacked: r.battery, BootID: fmt.Sprint(r.boot), AcceptLoss: r.acceptLoss, Cleaner: r.cleaning, Scrub: r.scrubbing, Removal: r.removal, Interval: r.interval, Fingerprint: r.fingerprint}
 }
 
 // open opens the pool and starts to serve jobs.

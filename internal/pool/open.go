@@ -17,6 +17,7 @@ import (
 	"github.com/pollux-storage/pollux/internal/cache"
 	"github.com/pollux-storage/pollux/internal/catalogue"
 	"github.com/pollux-storage/pollux/internal/cp"
+	"github.com/pollux-storage/pollux/internal/dedup"
 	"github.com/pollux-storage/pollux/internal/devices"
 	"github.com/pollux-storage/pollux/internal/dirty"
 	"github.com/pollux-storage/pollux/internal/oplog"
@@ -51,9 +52,16 @@ type OpenOptions struct {
 	// FoldEntries and FoldLimit are how many mappings begin a fold, as cp.Config
 	// has them.
 	FoldEntries, FoldLimit int
-	Cleaner                CleanerOptions
-	Scrub                  ScrubOptions
-	Removal                RemovalOptions
+	// IndexBytes is how much memory the index of fingerprints may take, once a volume
+	// of the pool shares blocks; DefaultIndexBytes if 0. With less than 16 bytes a block
+	// it has only one block in some of a track.
+	IndexBytes int64
+	// Fingerprint is what equal blocks are found by; nil for a hash with the pool's
+	// secret.
+	Fingerprint func(data []byte) dedup.Fingerprint
+	Cleaner     CleanerOptions
+	Scrub       ScrubOptions
+	Removal     RemovalOptions
 	// BootID identifies the boot of the host, which decides whether a region
 	// can still exist. region.BootID() if empty.
 	BootID string
@@ -291,7 +299,7 @@ func (op *opener) buildLayers() (err error) {
 	op.machine, err = cp.Recover(cp.Config{
 		Devices: op.set, Reader: op.reader, Space: op.space, Map: op.bmap, Catalogue: op.catalogue,
 		JournalStart: op.label.Layout.Journal, JournalBlock: op.label.Layout.JournalBlocks,
-		FoldEntries: op.o.FoldEntries, FoldLimit: op.o.FoldLimit,
+		FoldEntries: op.o.FoldEntries, FoldLimit: op.o.FoldLimit, Fingerprint: op.o.Fingerprint,
 	}, op.sb)
 	if err != nil {
 		return fmt.Errorf("open pool %s: %w", op.label.Name, err)

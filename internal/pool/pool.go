@@ -52,6 +52,7 @@ type Pool struct {
 	cleaner  *cleaner
 	scrub    *scrub
 	remover  *remover
+	indexer  indexer
 
 	kick    chan struct{}
 	jobs    chan job
@@ -292,6 +293,7 @@ func (p *Pool) work(ctx context.Context, t *timing) error {
 	p.reader.Mend()
 	p.cleaner.work(now)
 	p.scrub.work(now)
+	p.indexer.work(p, now)
 	if p.remover.work(now); now.Before(p.retryAt) {
 		return nil // it has failed
 	}

@@ -88,7 +88,12 @@ func exercise(r *rig, v block.Volume, m *blocktest.Model, rng *rand.Rand, n int)
 					return err
 				}
 			}
-			id, data := m.Write(off, int(length))
+			id, data := 0, []byte(nil)
+			if n := m.Len(); r.repeats && n > 0 && rng.IntN(2) == 0 {
+				id, data = m.Repeat(off, int(length), 1+rng.IntN(n))
+			} else {
+				id, data = m.Write(off, int(length))
+			}
 			if err := write(v, off, data); err != nil {
 				return err
 			}
@@ -138,7 +143,7 @@ func TestPowerCutAtEveryOperation(t *testing.T) {
 			step = 16
 		}
 		for cut := 1 + int64(seed)%step; ; cut += step {
-			ended := powerCut(t, seed, cut, changes)
+			ended := powerCut(t, seed, cut, changes, 0)
 			if t.Failed() {
 				return
 			}
@@ -152,12 +157,17 @@ func TestPowerCutAtEveryOperation(t *testing.T) {
 
 // powerCut runs the workload of a seed until the power is cut at one
 // operation, recovers and checks. It returns true when the workload ended
-// before.
-func powerCut(t *testing.T, seed uint64, cut int64, changes int) bool {
+// before. With a run, the volume shares blocks, and much is written twice.
+func powerCut(t *testing.T, seed uint64, cut int64, changes, run int) bool {
 	rng := rand.New(rand.NewPCG(seed, 1))
 	r := newRig(t, 1+int(seed%2), 13<<20) // so small that freed blocks are soon used again
 	r.mustOpen()
 	v := r.volume("v", 2<<20)
+	if r.repeats = run > 0; r.repeats {
+		if err := r.SetSharing(context.Background(), "v", run); err != nil {
+			t.Fatal(err)
+		}
+	}
 	m := blocktest.NewModel(seed)
 	r.clock.CutAfter(r.clock.Ops() + cut)
 	err := exercise(r, v, m, rng, changes)

@@ -152,6 +152,12 @@ func (v *View) rebuild(ctx context.Context, c *checker) (done bool, err error) {
 	if err == nil {
 		err = c.list(ctx, list)
 	}
+	if dropped := c.lost.prints; err == nil && dropped {
+		// They come back as blocks are written.
+		err = c.prints(ctx, func(ptr block.Pointer) { _ = holdPage(ptr) })
+	} else if err == nil {
+		err = c.prints(ctx, count)
+	}
 	if err == nil {
 		err = c.counts(ctx, func(ptr block.Pointer) { _ = holdPage(ptr) }, func(int, uint64, []byte) {})
 	}
@@ -165,7 +171,7 @@ func (v *View) rebuild(ctx context.Context, c *checker) (done bool, err error) {
 		return false, err
 	}
 	p.space.Unreserve(p.estimate) // all that it stands for is counted
-	if err := p.machine.Rebuild(held, c.wrong.used); err != nil {
+	if err := p.machine.Rebuild(held, c.wrong.used, c.lost.prints); err != nil {
 		return false, fmt.Errorf("rebuild the reference counts of pool %s: %w", p.label.Name, err)
 	}
 	return true, nil

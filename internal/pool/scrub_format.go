@@ -51,6 +51,7 @@ const (
 	ScrubSuperblock                  // one of the copies of the superblock
 	ScrubJournal                     // of the metadata journal
 	ScrubMirror                      // what a mirror keeps for itself
+	ScrubPrints                      // page of fingerprints
 	scrubKinds
 )
 
@@ -86,6 +87,7 @@ const (
 	scrubCounts                     // reference counts, id is the device
 	scrubCatalogue                  // list of volumes
 	scrubVolumes                    // maps and data, id is the volume
+	scrubPrints                     // fingerprints, id is the device; before the volumes
 	scrubParts
 )
 

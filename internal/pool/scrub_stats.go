@@ -97,6 +97,8 @@ func (s *scrub) describe(f scrubFinding) string {
 		return fmt.Sprintf("label at block %v", f.at)
 	case ScrubSuperblock:
 		return fmt.Sprintf("superblock at block %v", f.at)
+	case ScrubPrints:
+		return fmt.Sprintf("page of fingerprints at block %v", f.at)
 	case ScrubMirror:
 		return fmt.Sprintf("header or map of mirror %d", f.at.Device()+1)
 	default:

@@ -52,7 +52,16 @@ func (s *scrub) step() (more bool) {
 		}
 	case scrubCatalogue:
 		if !s.window(sb.Catalogue, ScrubCatalogue, scrubPages) {
+			*at = scrubPlace{part: scrubPrints}
+		}
+	case scrubPrints:
+		if at.id == 0 && at.leaf == 0 && !sb.Prints.IsHole() {
+			s.prove([]scrubbed{{scrubFinding{kind: ScrubPrints, at: sb.Prints.Phys}, sb.Prints}}, false)
+		}
+		if roots := s.p.machine.PrintRoots(); at.id >= uint64(len(roots)) {
 			*at = scrubPlace{part: scrubVolumes}
+		} else if !s.window(roots[at.id], ScrubPrints, scrubPages) {
+			*at = scrubPlace{part: scrubPrints, id: at.id + 1}
 		}
 	case scrubVolumes:
 		trees := s.p.bmap.Trees()

@@ -13,14 +13,16 @@ import (
 	"github.com/pollux-storage/pollux/internal/block"
 )
 
+// MaxCount is the most references that a block can have: a count tree stores a byte.
+const MaxCount = 255
+
 const (
 	trackWords = block.TrackBlocks / 64 // of a set of a track's blocks
-	maxCount   = 255                    // a count tree stores a byte
-	maxPlanes  = 8                      // enough for maxCount-1
+	maxPlanes  = 8                      // enough for MaxCount-1
 )
 
-// errLimit says that a block has maxCount references.
-var errLimit = fmt.Errorf("a count is at its limit of %d: %w", maxCount, block.ErrUnsupported)
+// errLimit says that a block has MaxCount references.
+var errLimit = fmt.Errorf("a count is at its limit of %d: %w", MaxCount, block.ErrUnsupported)
 
 // blocks is a set of the blocks of one track.
 type blocks [trackWords]uint64
@@ -36,7 +38,7 @@ func span(lo, hi int) (m blocks) {
 	return m
 }
 
-// counts are the reference counts of one device, exact up to maxCount. A bit
+// counts are the reference counts of one device, exact up to MaxCount. A bit
 // tells whether a block is in use; what a count is above 1 lies, in binary, in
 // the planes of its track: a set of the blocks whose bit is 1 for each bit of
 // the largest number. Tracks where nothing is shared have no planes.

@@ -43,7 +43,7 @@ func (m *model) step(rng *rand.Rand) error {
 		}
 		for range times {
 			err := m.Inc(r)
-			if full := inside && slices.Max(m.count[at:at+n]) == maxCount; (err == nil) != (inside && !full) {
+			if full := inside && slices.Max(m.count[at:at+n]) == MaxCount; (err == nil) != (inside && !full) {
 				return fmt.Errorf("Inc(%v): %v", r, err)
 			}
 			for i := 0; err == nil && i < n; i++ {
@@ -53,7 +53,7 @@ func (m *model) step(rng *rand.Rand) error {
 	case 4, 5, 6:
 		times := 1
 		if rng.IntN(10) == 0 {
-			times = maxCount
+			times = MaxCount
 		}
 		for range times {
 			err := m.Dec(r)

@@ -303,6 +303,19 @@ func (s *Space) Count(p block.Physical) int {
 	return d.counts.get(p.Block())
 }
 
+// MayShare reports whether a block may get another reference: it is in use, its count
+// is not at its limit, and neither its track nor its device is being emptied.
+func (s *Space) MayShare(p block.Physical) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	d, err := s.deviceOf(Run{p, 1})
+	if err != nil || d.leaving || bit(d.avoid, int(p.Block()/block.TrackBlocks)) {
+		return false
+	}
+	n := d.counts.get(p.Block())
+	return n > 0 && n < MaxCount
+}
+
 // Unused reports whether n blocks of a device, from the given one on and all on one
 // track, are free. What is freed or allocated meanwhile may or may not be seen.
 func (s *Space) Unused(dev int, first uint64, n int) bool {

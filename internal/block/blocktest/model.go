@@ -33,7 +33,9 @@ type Model struct {
 
 // modelChange is one change of the volume: bytes [off, off+n).
 type modelChange struct {
-	id    int // never reused, unlike positions; names the content
+	id    int   // never reused, unlike positions
+	as    int   // names the content: that of another change, or id
+	shift int64 // added to an offset gives that of the content
 	pos   int
 	off   int64
 	n     int64
@@ -56,6 +58,21 @@ func (m *Model) Write(off int64, n int) (id int, data []byte) {
 	return id, data
 }
 
+// Repeat begins a write, at off, of n bytes that change number of has written, or would
+// have written if it had been longer, from the block on in which it began.
+func (m *Model) Repeat(off int64, n, of int) (id int, data []byte) {
+	c := &modelChange{off: off, n: int64(n)}
+	m.mu.Lock()
+	if first := m.ids[of]; first != nil {
+		c.as, c.shift = first.as, first.shift+first.off&^(block.Size-1)-off
+	}
+	m.mu.Unlock()
+	id = m.begin(c)
+	data = make([]byte, n)
+	m.fill(data, c.as, off+c.shift)
+	return id, data
+}
+
 // Zero begins a trim or a write of zeroes.
 func (m *Model) Zero(off, n int64) (id int) {
 	return m.begin(&modelChange{off: off, n: n, zero: true})
@@ -65,7 +82,9 @@ func (m *Model) begin(c *modelChange) int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.lastID++
-	c.id, c.pos = m.lastID, len(m.changes)
+	if c.id, c.pos = m.lastID, len(m.changes); c.as == 0 {
+		c.as = c.id
+	}
 	m.changes = append(m.changes, c)
 	m.ids[c.id] = c
 	for b := c.off / block.Size; b*block.Size < c.off+c.n; b++ {
@@ -299,5 +318,5 @@ func (m *Model) overlay(p []byte, b block.Logical, c *modelChange) {
 		clear(p[from-start : to-start])
 		return
 	}
-	m.fill(p[from-start:to-start], c.id, from)
+	m.fill(p[from-start:to-start], c.as, from+c.shift)
 }

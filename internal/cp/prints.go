@@ -1,0 +1,376 @@
+package cp
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/blockmap"
+	"github.com/pollux-storage/pollux/internal/dedup"
+	"github.com/pollux-storage/pollux/internal/table"
+)
+
+// The fingerprints of stored blocks are kept track by track, so that from one block
+// that the index knows a sequence can be followed both ways, and the index can be
+// made anew. Journal records carry those of new blocks; folds bring them into a tree
+// for each device, whose leaves have eight bytes a block. They are only hints: what
+// becomes free, or is written for a volume that shares nothing, keeps the fingerprint
+// that the place had before. Whatever cannot be read, or written because the pool is
+// nearly full, costs savings and nothing else.
+
+// printsPerLeaf is the number of fingerprints in a leaf: of two tracks.
+const printsPerLeaf = block.Size / printSize
+
+// prints are the fingerprints of a pool's blocks.
+type prints struct {
+	roots [MaxDevices]block.Pointer // of the trees, as of the last fold
+	lost  bool                      // they could not be read
+	// active are those since the last fold began, folding those that it brings into
+	// the trees, both by physical block.
+	active, folding table.Table[uint64]
+	near            [nearLeaves]nearLeaf
+}
+
+// nearLeaf is a leaf, or a part of the unfolded ones, that was looked at lately.
+type nearLeaf struct {
+	of     uint64 // number among those of all devices, plus 1
+	prints [printsPerLeaf]dedup.Fingerprint
+}
+
+const nearLeaves = 64
+
+func leafOf(p block.Physical) uint64 { return uint64(p) / printsPerLeaf }
+
+// devicePrints returns the device of a leaf among those of all, and its number there.
+func devicePrints(leaf uint64) (dev int, n uint64) {
+	p := block.Physical(leaf * printsPerLeaf)
+	return p.Device(), p.Block() / printsPerLeaf
+}
+
+// readRoots reads the page of the roots. Without it no fingerprint is read or written
+// until a repair has made an end of those that there are.
+func (m *Machine) readRoots() {
+	if m.sb.Prints.IsHole() {
+		return
+	}
+	err := m.Reader.View(m.sb.Prints, func(page []byte) {
+		for i := range m.prints.roots {
+			m.prints.roots[i] = block.DecodePointer(page[i*block.PointerSize:])
+		}
+	})
+	m.prints.lost = err != nil
+}
+
+// PrintRoots returns the roots of the trees of fingerprints, by device.
+func (m *Machine) PrintRoots() []block.Pointer { return m.prints.roots[:len(m.sb.Devices)] }
+
+// print returns the fingerprint of a block as far as it is known.
+func (m *Machine) print(p block.Physical) dedup.Fingerprint {
+	for _, t := range [...]*table.Table[uint64]{&m.prints.active, &m.prints.folding} {
+		if f, ok := t.Get(uint64(p)); ok {
+			return dedup.Fingerprint(f)
+		}
+	}
+	leaf := leafOf(p)
+	near := &m.prints.near[leaf%nearLeaves]
+	if near.of != leaf+1 {
+		m.readPrints(leaf, near)
+	}
+	return near.prints[p%printsPerLeaf]
+}
+
+// readPrints reads a leaf of the trees.
+func (m *Machine) readPrints(leaf uint64, to *nearLeaf) {
+	clear(to.prints[:])
+	to.of = leaf + 1
+	dev, n := devicePrints(leaf)
+	if dev >= MaxDevices || n >= blockmap.MaxLeaves {
+		return
+	}
+	p, err := blockmap.FindLeaf(m.Reader, m.prints.roots[dev], n)
+	if err != nil || p.IsHole() {
+		return
+	}
+	_ = m.Reader.View(p, func(page []byte) {
+		for i := range to.prints {
+			to.prints[i] = dedup.Fingerprint(binary.LittleEndian.Uint64(page[i*printSize:]))
+		}
+	})
+}
+
+// prefetchPrints reads leaves of the trees together that will be looked at.
+func (m *Machine) prefetchPrints(leaves []uint64) {
+	var ps []block.Pointer
+	for _, leaf := range leaves {
+		dev, n := devicePrints(leaf)
+		if dev >= MaxDevices || n >= blockmap.MaxLeaves {
+			continue
+		}
+		if p, err := blockmap.FindLeaf(m.Reader, m.prints.roots[dev], n); err == nil && !p.IsHole() {
+			ps = append(ps, p)
+		}
+	}
+	m.Reader.Prefetch(ps)
+}
+
+// LoadPrints makes the fingerprints that wait for a fold those of the journal, after
+// Recover, which a takeover waits for, has left that out. It must be called before
+// the first Commit.
+func (m *Machine) LoadPrints() error {
+	if m.sb.Secret == 0 {
+		return nil
+	}
+	j := m.journal // chain moves its positions
+	c, err := j.chain(m.sb.Journal)
+	if err != nil {
+		return err
+	}
+	defer c.free()
+	return c.each(func(r *record) error {
+		for i := range r.Commit.Runs {
+			run := &r.Commit.Runs[i]
+			for k := range len(run.Prints) / printSize {
+				f := dedup.Fingerprint(binary.LittleEndian.Uint64(run.Prints[k*printSize:]))
+				m.notePrint(run.At+block.Physical(k), f)
+			}
+		}
+		return nil
+	})
+}
+
+// notePrint remembers the fingerprint of a block that was written.
+func (m *Machine) notePrint(p block.Physical, f dedup.Fingerprint) {
+	m.prints.active.Put(uint64(p), uint64(f))
+	if m.Index != nil {
+		m.Index.Put(f, p)
+	}
+}
+
+// printFold is the part of a fold that brings fingerprints into their trees.
+type printFold struct {
+	begun bool
+	keys  []uint64 // of the blocks still to be brought there, in order
+	steps []func() (done bool, err error)
+	roots [MaxDevices]block.Pointer
+	done  bool
+}
+
+// beginPrints gives a fold the fingerprints that there are; those that a fold which
+// failed could not bring into the trees are among them.
+func (m *Machine) beginPrints() {
+	if m.prints.lost {
+		m.prints.active.Clear()
+	}
+	if m.prints.folding.Len() == 0 {
+		m.prints.active, m.prints.folding = m.prints.folding, m.prints.active
+	}
+}
+
+// forgetPrints drops what a fold has brought into the trees.
+func (m *Machine) forgetPrints() {
+	m.prints.folding.Clear()
+	for i := range m.prints.near {
+		m.prints.near[i].of = 0
+	}
+}
+
+// stepPrints carries out a step. It sorts, writes a page above leaves with those that
+// changed, or, once, the page of the roots.
+func (f *fold) stepPrints() error {
+	m, p := f.m, &f.prints
+	switch {
+	case !p.begun:
+		p.begun = true
+		p.roots = m.prints.roots
+		table.Start(&m.changes, &m.prints.folding)
+		return nil
+	case p.steps == nil:
+		keys, sorted := m.changes.Step(sortStep)
+		if !sorted {
+			return nil
+		}
+		p.keys = keys
+		p.steps = f.printSteps()
+		return nil
+	case len(p.steps) > 0:
+		done, err := p.steps[0]()
+		if err == nil && done {
+			p.steps = p.steps[1:]
+		}
+		return err
+	}
+	p.done = true
+	return f.writeRoots()
+}
+
+// printSteps returns the steps of all devices whose trees change.
+func (f *fold) printSteps() []func() (bool, error) {
+	steps := []func() (bool, error){}
+	if !f.roomForPrints() {
+		f.prints.keys = nil
+	}
+	for dev := range f.sb.Devices {
+		root := f.prints.roots[dev]
+		n := table.Between(f.prints.keys, uint64(block.At(dev, 0)), uint64(block.At(dev+1, 0)))
+		if f.sb.Devices[dev].State != DeviceUsed {
+			if !root.IsHole() {
+				steps = append(steps, f.dropPrints(dev))
+			}
+			continue
+		}
+		if len(n) > 0 || f.frozen.Moves != nil && !root.IsHole() {
+			steps = append(steps, f.printTree(dev, n))
+		}
+	}
+	return steps
+}
+
+// roomForPrints reports whether there is room for the leaves that the fold would write,
+// beside what is left to data.
+func (f *fold) roomForPrints() bool {
+	pages, last := int64(0), ^uint64(0)
+	for _, key := range f.prints.keys {
+		if leaf := key / printsPerLeaf; leaf != last {
+			pages, last = pages+1, leaf
+		}
+	}
+	return pages == 0 || f.m.roomForLeafTwins() >= 2*pages
+}
+
+// printTree returns a step function that brings fingerprints into a device's tree.
+func (f *fold) printTree(dev int, keys []uint64) func() (bool, error) {
+	first := uint64(block.At(dev, 0)) / printsPerLeaf
+	t := &treeSteps{f: f, root: &f.prints.roots[dev]}
+	t.next = func() (uint64, bool) {
+		if len(keys) == 0 {
+			return 0, false
+		}
+		return keys[0]/printsPerLeaf - first, true
+	}
+	t.has = func(leaf uint64) bool {
+		lo := (leaf + first) * printsPerLeaf
+		return len(table.Between(keys, lo, lo+printsPerLeaf)) > 0
+	}
+	t.edit = func(leaf uint64, page *[block.Size]byte) error {
+		for ; len(keys) > 0 && keys[0]/printsPerLeaf-first == leaf; keys = keys[1:] {
+			print, _ := f.m.prints.folding.Get(keys[0])
+			binary.LittleEndian.PutUint64(page[keys[0]%printsPerLeaf*printSize:], print)
+		}
+		return nil
+	}
+	t.update = blockmap.NewUpdate(f.m.Reader, f.pages, *t.root)
+	t.update.Lossy = true
+	return t.step
+}
+
+// dropPrints returns a step function that frees a part of the tree of a device that
+// leaves the pool.
+func (f *fold) dropPrints(dev int) func() (bool, error) {
+	left := f.m.moveBudget() / blockmap.Fanout
+	u := blockmap.NewUpdate(f.m.Reader, f.pages, f.prints.roots[dev])
+	u.Lossy = true
+	var parents []uint64
+	listed := false
+	return func() (done bool, err error) {
+		if !listed {
+			listed = true
+			parents, err = blockmap.ParentsThat(f.m.Reader, f.prints.roots[dev], func(block.Pointer) bool { return true })
+			return false, err
+		}
+		if len(parents) > 0 && left >= 0 {
+			err := u.Group(parents[0], func(_ uint64, exists bool) bool { return exists },
+				func(_ uint64, page *[block.Size]byte) error {
+					clear(page[:])
+					return nil
+				})
+			parents = parents[1:]
+			left--
+			return false, err
+		}
+		root, err := u.Finish()
+		f.prints.roots[dev] = root
+		return true, err
+	}
+}
+
+// writeRoots writes the page of the roots where one of them has changed, or it has to
+// move.
+func (f *fold) writeRoots() error {
+	old := f.sb.Prints
+	if f.prints.roots == f.m.prints.roots && (old.IsHole() || f.frozen.Moves == nil || !f.frozen.Moves(old)) {
+		return nil
+	}
+	var page [block.Size]byte
+	for i, p := range f.prints.roots {
+		p.Encode(page[i*block.PointerSize:])
+	}
+	p, err := f.pages.WritePage(page[:], true)
+	if err == nil && !old.IsHole() {
+		err = f.pages.FreePage(old)
+	}
+	f.sb.Prints = p
+	return err
+}
+
+// IndexFrom puts what the trees of fingerprints have into the index, as many level-1
+// pages as n from a place on, and returns where to go on; done says that there is no
+// more. It is called between steps, and whatever cannot be read is left out.
+func (m *Machine) IndexFrom(at PrintPlace, n int) (next PrintPlace, done bool) {
+	for ; n > 0; n-- {
+		if at.Device >= len(m.sb.Devices) || m.Index == nil {
+			return at, true
+		}
+		root := m.prints.roots[at.Device]
+		parents, err := blockmap.Parents(m.Reader, root, at.Leaf, blockmap.MaxLeaves)
+		if err != nil || len(parents) == 0 {
+			at = PrintPlace{Device: at.Device + 1}
+			continue
+		}
+		m.indexBelow(at.Device, root, parents[0])
+		at.Leaf = (parents[0] + 1) * blockmap.Fanout
+	}
+	return at, false
+}
+
+// PrintPlace is a place among the fingerprints of a pool.
+type PrintPlace struct {
+	Device int
+	Leaf   uint64
+}
+
+// indexBelow puts the fingerprints below a level-1 page into the index.
+func (m *Machine) indexBelow(dev int, root block.Pointer, parent uint64) {
+	lo, hi := parent*blockmap.Fanout, (parent+1)*blockmap.Fanout
+	err := blockmap.Walk(m.Reader, root, func(p block.Pointer, level int, leaf uint64) (bool, error) {
+		if leaf >= hi || leaf+blockmap.LeavesBelow(level) <= lo {
+			return false, nil
+		}
+		if level > 0 {
+			return true, nil
+		}
+		_ = m.Reader.View(p, func(page []byte) {
+			for i := range uint64(printsPerLeaf) {
+				at := block.At(dev, leaf*printsPerLeaf+i)
+				f := dedup.Fingerprint(binary.LittleEndian.Uint64(page[i*printSize:]))
+				if f != dedup.None && m.Space.Count(at) > 0 {
+					m.Index.Put(f, at)
+				}
+			}
+		})
+		return false, nil
+	})
+	_ = err // what cannot be read is missing
+}
+
+// errNoFold says that something has to wait until the fold under way is complete.
+var errNoFold = errors.New("a fold is under way")
+
+// EnableSharing makes the pool one whose volumes may share blocks, with a secret for
+// its fingerprints. No fold may be under way.
+func (m *Machine) EnableSharing(secret dedup.Secret) error {
+	if m.folding != nil {
+		return fmt.Errorf("begin to share blocks: %w", errNoFold)
+	}
+	return m.Rewrite(func(sb *Superblock) { sb.Secret = secret })
+}

@@ -1,0 +1,451 @@
+package cp
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/pollux-storage/pollux/hpdi"
+	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/dedup"
+	"github.com/pollux-storage/pollux/internal/devices"
+	"github.com/pollux-storage/pollux/internal/planted"
+	"github.com/pollux-storage/pollux/internal/space"
+	"github.com/pollux-storage/pollux/internal/table"
+)
+
+// # Sharing
+//
+// Before a consistency point allocates anything it looks which of its blocks are
+// stored already: see internal/dedup for what is shared. A match is compared byte for
+// byte, with what the cache has of it or else with one sequential read; then the
+// blocks get their references, so that nothing can free them any more, and are
+// mapped like others. What was stored before and what the point itself is about to
+// write are both looked through. A block whose count is at its limit is not shared:
+// another copy is written, and is the one that is shared from then on.
+//
+// A point that fails gives the references back and looks again when it is tried again.
+
+// matchWindow is how many blocks of a series are matched at a time: what they
+// become is known to those that follow.
+const matchWindow = block.TrackBlocks
+
+// planDevice is the number of a device that no pool has: addresses on it stand for
+// the blocks that a consistency point will write, in their order.
+const planDevice = 1 << 15
+
+// compareBytes is how much is read at once in order to be compared.
+const compareBytes = 4 << 20
+
+// sharing finds the blocks of a plan that are stored already. It is memory that is used
+// again by the next plan.
+type sharing struct {
+	m *Machine
+	p *plan
+
+	matcher dedup.Matcher
+	matches []dedup.Match // of a window
+	fresh   []int32       // blocks that are to be written, as far as is known
+	places  table.Table[uint32]
+	found   []sharedRun
+	leaves  []uint64
+	buf     []byte
+	ios     []*devices.IO
+	all     []devices.IO
+	vecs    [][1][]byte
+
+	// Of the series that is being matched.
+	series series
+}
+
+// sharedRun are n blocks of a plan, from first on, that share those from at on.
+type sharedRun struct {
+	first, n int
+	at       block.Physical
+}
+
+// series is a series of blocks of a plan that are neighbours in their volume.
+type series struct {
+	volume   block.VolumeID
+	lba      block.Logical // of the first
+	first, n int           // in the plan
+	run      int           // THN
+	before   [dedup.MaxRun]block.Pointer
+	after    [dedup.MaxRun]block.Pointer
+	nBefore  int // how many of before are known, from its end; -1 if nobody looked
+	nAfter   int
+	beforeFn func(block.Physical) int
+	afterFn  func(block.Physical) int
+}
+
+// share finds what of the plan's blocks is stored already, gives it references, and
+// says of all others that they are to be written. With an error nothing of the plan
+// has a reference.
+func (m *Machine) share(p *plan) {
+	p.fresh, p.shared = p.fresh[:0], p.shared[:0]
+	if !p.sharing || m.Index == nil || m.sb.Secret == 0 {
+		for i := range p.blocks {
+			p.fresh = append(p.fresh, int32(i))
+		}
+		return
+	}
+	s := m.sharing()
+	s.p = p
+	s.fingerprint()
+	s.match()
+	s.compare()
+	s.take()
+	for i := range p.blocks {
+		if p.blocks[i].at == block.None {
+			p.fresh = append(p.fresh, int32(i))
+		}
+	}
+}
+
+func (m *Machine) sharing() *sharing {
+	if m.shares == nil {
+		s := &sharing{m: m}
+		s.series.beforeFn, s.series.afterFn = s.before, s.after
+		m.shares = s
+	}
+	return m.shares
+}
+
+// fingerprint computes the fingerprints of the plan's blocks, and reads those of the
+// tracks where some of them may be stored.
+func (s *sharing) fingerprint() {
+	m, p := s.m, s.p
+	s.leaves = s.leaves[:0]
+	var candidates []block.Physical
+	for i := range p.blocks {
+		b := &p.blocks[i]
+		if b.run == 0 {
+			continue
+		}
+		b.print = m.fingerprint(m.log.Payload(b.slot.Extent, 1))
+		candidates = m.Index.Candidates(b.print, candidates[:0])
+		for _, c := range candidates {
+			if leaf := leafOf(c); len(s.leaves) == 0 || s.leaves[len(s.leaves)-1] != leaf {
+				s.leaves = append(s.leaves, leaf)
+			}
+		}
+	}
+	slices.Sort(s.leaves)
+	s.leaves = slices.Compact(s.leaves)
+	m.prefetchPrints(s.leaves)
+}
+
+func (m *Machine) fingerprint(data []byte) dedup.Fingerprint {
+	if m.Fingerprint != nil {
+		return m.Fingerprint(data)
+	}
+	return m.sb.Secret.Fingerprint(data)
+}
+
+// match finds the matches of all series.
+func (s *sharing) match() {
+	p := s.p
+	s.found, s.fresh = s.found[:0], s.fresh[:0]
+	s.places.Clear()
+	for first := 0; first < len(p.blocks); {
+		b := &p.blocks[first]
+		n := 1
+		for first+n < len(p.blocks) && p.blocks[first+n].volume == b.volume && p.blocks[first+n].lba == b.lba+block.Logical(n) {
+			n++
+		}
+		if b.run > 0 {
+			s.matchSeries(first, n)
+		}
+		first += n
+	}
+}
+
+func (s *sharing) matchSeries(first, n int) {
+	p, b := s.p, &s.p.blocks[first]
+	q := &s.series
+	q.volume, q.lba, q.first, q.n, q.run, q.nBefore, q.nAfter = b.volume, b.lba, first, n, b.run, -1, -1
+	p.prints = p.prints[:0]
+	for i := range n {
+		p.prints = append(p.prints, p.blocks[first+i].print)
+	}
+	s.matcher.Run = b.run
+	of := dedup.Series{Prints: p.prints, Before: q.beforeFn, After: q.afterFn}
+	for lo := 0; lo < n; {
+		hi := min(lo+matchWindow, n)
+		s.matches = s.matcher.Matches(of, lo, hi, s, s.matches[:0])
+		at := lo
+		for _, m := range s.matches {
+			s.write(first+at, first+m.First)
+			s.found = append(s.found, sharedRun{first + m.First, m.N, m.At})
+			at = m.End()
+		}
+		hi = max(hi, at)
+		s.write(first+at, first+hi)
+		lo = hi
+	}
+}
+
+// write says that the blocks lo to hi-1 of the plan are going to be written, and may be
+// shared by those that follow.
+func (s *sharing) write(lo, hi int) {
+	for i := lo; i < hi; i++ {
+		if f := s.p.blocks[i].print; f != dedup.None {
+			if place, had := s.places.Put(placeKey(f), uint32(len(s.fresh))); had {
+				s.places.Put(placeKey(f), place) // the first one is found
+			}
+		}
+		s.fresh = append(s.fresh, int32(i))
+	}
+}
+
+// placeKey makes a key of a table of a fingerprint.
+func placeKey(f dedup.Fingerprint) uint64 { return uint64(f) >> 1 }
+
+// Candidates implements dedup.Stored.
+func (s *sharing) Candidates(f dedup.Fingerprint, to []block.Physical) []block.Physical {
+	if place, ok := s.places.Get(placeKey(f)); ok {
+		to = append(to, block.At(planDevice, uint64(place)))
+	}
+	return s.m.Index.Candidates(f, to)
+}
+
+// Fingerprint implements dedup.Stored.
+func (s *sharing) Fingerprint(p block.Physical) dedup.Fingerprint {
+	if p.Device() == planDevice {
+		if n := p.Block(); n < uint64(len(s.fresh)) {
+			return s.p.blocks[s.fresh[n]].print
+		}
+		return dedup.None
+	}
+	m := s.m
+	if !m.Space.MayShare(p) {
+		return dedup.None
+	}
+	return m.print(p)
+}
+
+// before returns how many blocks in front of the series are mapped to those in front of
+// p, as far as memory knows.
+func (s *sharing) before(p block.Physical) int {
+	q := &s.series
+	if q.nBefore < 0 {
+		q.nBefore = int(min(block.Logical(q.run), q.lba))
+		if !s.m.Map.LookupCached(q.volume, q.lba-block.Logical(q.nBefore), q.before[:q.nBefore]) {
+			q.nBefore = 0
+		}
+	}
+	n := 0
+	for n < q.nBefore && uint64(n) < p.Block()%block.TrackBlocks && q.before[q.nBefore-1-n].Phys == p-block.Physical(n+1) {
+		n++
+	}
+	return n
+}
+
+// after returns how many blocks behind the series are mapped to those from p on.
+func (s *sharing) after(p block.Physical) int {
+	q := &s.series
+	if q.nAfter < 0 {
+		q.nAfter = q.run
+		if !s.m.Map.LookupCached(q.volume, q.lba+block.Logical(q.n), q.after[:q.nAfter]) {
+			q.nAfter = 0
+		}
+	}
+	n := 0
+	for n < q.nAfter && (n == 0 || (p+block.Physical(n)).Block()%block.TrackBlocks != 0) && q.after[n].Phys == p+block.Physical(n) {
+		n++
+	}
+	return n
+}
+
+// compare drops what of the matches is not the same byte for byte.
+func (s *sharing) compare() {
+	if planted.Has(planted.ShareUnverified) {
+		return
+	}
+	kept := s.found[:0]
+	for rest := s.found; len(rest) > 0; {
+		n, blocks := 0, 0
+		for n < len(rest) && blocks+rest[n].n <= compareBytes/block.Size {
+			blocks += rest[n].n
+			n++
+		}
+		kept = s.compareBatch(rest[:n], kept)
+		rest = rest[n:]
+	}
+	s.found = kept
+}
+
+// compareBatch appends those of the runs that are the same to kept. What the cache
+// does not have is read, all at once.
+func (s *sharing) compareBatch(runs []sharedRun, kept []sharedRun) []sharedRun {
+	m := s.m
+	if s.buf == nil {
+		var err error
+		if s.buf, err = hpdi.Alloc(compareBytes); err != nil {
+			s.buf = nil
+			return kept // without memory nothing is shared
+		}
+	}
+	type result struct{ same, read bool }
+	results := make([]result, len(runs))
+	s.ios, s.all, s.vecs = s.ios[:0], slices.Grow(s.all[:0], len(runs)), slices.Grow(s.vecs[:0], len(runs))
+	buf := s.buf
+	for i, r := range runs {
+		if r.at.Device() == planDevice {
+			results[i].same = s.sameInPlan(r)
+			continue
+		}
+		if same, known := s.sameInCache(r); known {
+			results[i].same = same
+			continue
+		}
+		results[i].read = true
+		s.vecs = append(s.vecs, [1][]byte{buf[:r.n*block.Size]})
+		s.all = append(s.all, devices.IO{Op: hpdi.OpRead, At: r.at, Vec: s.vecs[len(s.vecs)-1][:]})
+		s.ios = append(s.ios, &s.all[len(s.all)-1])
+		buf = buf[r.n*block.Size:]
+	}
+	_ = m.Devices.Do(s.ios) // each has its own result; what cannot be read is not shared
+	ios := s.ios
+	for i, r := range runs {
+		if results[i].read {
+			io := ios[0]
+			ios = ios[1:]
+			results[i].same = io.Err == nil
+			for k := 0; k < r.n && results[i].same; k++ {
+				results[i].same = bytes.Equal(io.Vec[0][k*block.Size:][:block.Size], s.payload(r.first+k))
+			}
+		}
+		if results[i].same {
+			kept = append(kept, r)
+		} else {
+			m.stats.unequal.Add(1)
+		}
+	}
+	return kept
+}
+
+func (s *sharing) payload(i int) []byte { return s.m.log.Payload(s.p.blocks[i].slot.Extent, 1) }
+
+// sameInPlan compares with blocks that the plan is going to write.
+func (s *sharing) sameInPlan(r sharedRun) bool {
+	for k := range r.n {
+		if !bytes.Equal(s.payload(int(s.fresh[r.at.Block()+uint64(k)])), s.payload(r.first+k)) {
+			return false
+		}
+	}
+	return true
+}
+
+// sameInCache compares with what the cache has; known says that it has all.
+func (s *sharing) sameInCache(r sharedRun) (same, known bool) {
+	same = true
+	for k := range r.n {
+		i := r.first + k
+		p := block.Pointer{Phys: r.at + block.Physical(k), Sum: s.p.blocks[i].slot.Sum, Shared: true}
+		if !s.m.Reader.ViewCached(p, func(frame []byte) { same = same && bytes.Equal(frame, s.payload(i)) }) {
+			return false, false
+		}
+	}
+	return same, true
+}
+
+// take gives the blocks that are shared their references. Those that lie in the plan
+// itself get them when they have a place, see settle.
+func (s *sharing) take() {
+	p := s.p
+	for _, r := range s.found {
+		if r.at.Device() == planDevice {
+			for k := range r.n {
+				b := &p.blocks[r.first+k]
+				b.at, b.of = inPlan, s.fresh[r.at.Block()+uint64(k)]
+			}
+			continue
+		}
+		run := space.Run{At: r.at, N: r.n}
+		if !planted.Has(planted.SharedNotCounted) {
+			if s.m.Space.Inc(run) != nil {
+				continue // they have as many references as a block can have
+			}
+			p.shared = append(p.shared, run)
+		}
+		for k := range r.n {
+			b := &p.blocks[r.first+k]
+			b.at, b.shared = r.at+block.Physical(k), true
+		}
+	}
+}
+
+// inPlan is the address of a block that shares another one of its plan, until that has
+// a place.
+const inPlan block.Physical = 1<<64 - 1
+
+// settle gives the blocks that share others of the plan their references, now that
+// those have places. Where these are not consecutive, or not on one track, a series may
+// have become too short; its blocks are written after all.
+func (m *Machine) settle(p *plan) error {
+	var more []int32
+	for i := 0; i < len(p.blocks); {
+		if p.blocks[i].at != inPlan {
+			i++
+			continue
+		}
+		b := &p.blocks[i]
+		at := p.blocks[b.of].at
+		n := 1
+		for i+n < len(p.blocks) {
+			c := &p.blocks[i+n]
+			if c.at != inPlan || c.volume != b.volume || c.lba != b.lba+block.Logical(n) || p.blocks[c.of].at != at+block.Physical(n) ||
+				(at+block.Physical(n)).Block()%block.TrackBlocks == 0 {
+				break
+			}
+			n++
+		}
+		run := space.Run{At: at, N: n}
+		shared := n >= b.run && !p.blocks[b.of].shared && m.Space.Inc(run) == nil
+		if shared {
+			p.shared = append(p.shared, run)
+		}
+		for k := range n {
+			if c := &p.blocks[i+k]; shared {
+				c.at, c.shared = at+block.Physical(k), true
+			} else {
+				c.at = block.None
+				more = append(more, int32(i+k))
+			}
+		}
+		i += n
+	}
+	if len(more) == 0 {
+		return nil
+	}
+	return m.place(p, more)
+}
+
+// place allocates blocks of the plan and adds them to those to be written.
+func (m *Machine) place(p *plan, blocks []int32) (err error) {
+	first := len(p.runs)
+	if p.runs, err = m.Space.Alloc(len(blocks), p.runs); err != nil {
+		return err
+	}
+	p.fresh = append(p.fresh[:len(p.fresh):len(p.fresh)], blocks...)
+	for _, r := range p.runs[first:] {
+		for k := range r.N {
+			p.blocks[blocks[k]].at = r.At + block.Physical(k)
+		}
+		blocks = blocks[r.N:]
+	}
+	return nil
+}
+
+// giveBack gives up all that a plan which comes to nothing has taken.
+func (m *Machine) giveBack(p *plan) {
+	// No durable structure knows these blocks.
+	for _, r := range slices.Concat(p.runs, p.shared) {
+		if err := m.Space.Dec(r); err != nil {
+			m.broken = errors.Join(m.broken, fmt.Errorf("give up the blocks of a consistency point: %w", err))
+		}
+	}
+	p.runs, p.shared = p.runs[:0], p.shared[:0]
+}

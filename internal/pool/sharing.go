@@ -1,0 +1,115 @@
+package pool
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"fmt"
+	"time"
+
+	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/catalogue"
+	"github.com/pollux-storage/pollux/internal/cp"
+	"github.com/pollux-storage/pollux/internal/dedup"
+)
+
+// DefaultIndexBytes is the memory of an index of fingerprints that nobody has said
+// more of: every block of 16 GiB, or one in 64 of a TiB.
+const DefaultIndexBytes = 32 << 20
+
+// SetSharing makes a volume share series of at least run blocks with what is stored
+// already (THN, 1 to dedup.MaxRun), or, with 0, nothing more. What is stored already
+// stays as it is.
+func (p *Pool) SetSharing(ctx context.Context, name string, run int) error {
+	if run < 0 || run > dedup.MaxRun {
+		return fmt.Errorf("volume %q: THN of %d blocks; 1 to %d are possible, 0 shares nothing: %w", name, run, dedup.MaxRun, block.ErrInvalid)
+	}
+	if run > 0 {
+		if err := p.do(ctx, p.enableSharing); err != nil {
+			return err
+		}
+	}
+	return p.alter(ctx, name, func(v *catalogue.Volume) error {
+		v.Run = run
+		return nil
+	})
+}
+
+// enableSharing gives the pool a secret for its fingerprints, and an index.
+func (p *Pool) enableSharing() error {
+	if p.machine.Superblock().Secret == 0 {
+		if p.machine.Folding() {
+			if err := p.foldAll(); err != nil {
+				return err
+			}
+		}
+		var secret [8]byte
+		_, _ = rand.Read(secret[:]) // documented never to fail
+		if err := p.machine.EnableSharing(dedup.Secret(binary.LittleEndian.Uint64(secret[:]) | 1)); err != nil {
+			return err
+		}
+	}
+	return p.makeIndex()
+}
+
+// makeIndex gives the machine an index, if it has none. Run fills it with what the
+// pool has, see indexer.
+func (p *Pool) makeIndex() error {
+	if p.machine.Index != nil {
+		return nil
+	}
+	limit := p.opts.IndexBytes
+	if limit == 0 {
+		limit = DefaultIndexBytes
+	}
+	// No more than its blocks need.
+	x, err := dedup.NewIndex(min(limit, 16*p.space.Usage().Total))
+	if err != nil {
+		return err
+	}
+	p.machine.Index, p.indexer = x, indexer{}
+	return nil
+}
+
+// loadSharing prepares a pool that has just been opened for sharing. Nothing is lost
+// but savings when it fails.
+func (p *Pool) loadSharing() {
+	if p.machine.Superblock().Secret == 0 || p.makeIndex() != nil {
+		return
+	}
+	_ = p.machine.LoadPrints() // those that cannot be read are not found
+}
+
+// indexer fills the index with the fingerprints that are stored, in the background.
+type indexer struct {
+	place cp.PrintPlace
+	done  bool
+	next  time.Time
+}
+
+// Each step of an indexer reads indexPages pages of 256 leaves, and it rests for
+// indexRest times as long as the step took.
+const (
+	indexPages = 1
+	indexRest  = 3
+)
+
+// work carries out a step, unless clients need what it would take.
+func (x *indexer) work(p *Pool, now time.Time) {
+	if x.done || p.machine.Index == nil || now.Before(x.next) || p.pressed() {
+		return
+	}
+	x.place, x.done = p.machine.IndexFrom(x.place, indexPages)
+	end := time.Now()
+	x.next = end.Add(indexRest * end.Sub(now))
+}
+
+// IndexAll makes the index one of everything that is stored, at once.
+func (p *Pool) IndexAll(ctx context.Context) error {
+	return p.do(ctx, func() error {
+		for x := &p.indexer; !x.done && p.machine.Index != nil; {
+			x.place, x.done = p.machine.IndexFrom(x.place, indexPages)
+		}
+		return nil
+	})
+}

@@ -1,0 +1,378 @@
+package pool
+
+import (
+	"bytes"
+	"context"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/block/blocktest"
+	"github.com/pollux-storage/pollux/internal/dedup"
+)
+
+// content returns n blocks that are like no others.
+func content(seed uint64, n int) []byte {
+	r := rand.New(rand.NewPCG(seed, 99))
+	p := make([]byte, n*block.Size)
+	for i := 0; i < len(p); i += 8 {
+		p[i], p[i+1], p[i+2], p[i+3] = byte(r.Uint32()), byte(r.Uint32()), byte(seed), 1
+	}
+	return p
+}
+
+// sharingRig returns an open pool with a volume that shares runs of blocks.
+func sharingRig(t testing.TB, run int) (*rig, block.Volume) {
+	t.Helper()
+	r := newRigWithLog(t, 1, testSize, 16<<20)
+	r.mustOpen()
+	return r, r.sharingVolume("v", 64<<20, run)
+}
+
+func (r *rig) sharingVolume(name string, size int64, run int) block.Volume {
+	r.t.Helper()
+	v := r.volume(name, size)
+	if err := r.SetSharing(context.Background(), name, run); err != nil {
+		r.t.Fatal(err)
+	}
+	return v
+}
+
+// put writes blocks at a block of a volume and commits them, and returns how many
+// of them were written to the devices and how many are shared.
+func (r *rig) put(v block.Volume, lba int64, data []byte) (written, shared uint64) {
+	r.t.Helper()
+	before := r.machine.Stats()
+	if err := write(v, lba*block.Size, data); err != nil {
+		r.t.Fatal(err)
+	}
+	if err := r.Pool.Commit(context.Background()); err != nil {
+		r.t.Fatal(err)
+	}
+	after := r.machine.Stats()
+	return after.Blocks - before.Blocks, after.Shared - before.Shared
+}
+
+func (r *rig) fold() {
+	r.t.Helper()
+	if err := r.Fold(context.Background()); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+func (r *rig) expect(v block.Volume, lba int64, data []byte) {
+	r.t.Helper()
+	got := make([]byte, len(data))
+	if err := v.Read(context.Background(), got, lba*block.Size); err != nil {
+		r.t.Fatal(err)
+	}
+	if !bytes.Equal(got, data) {
+		for i := 0; i < len(data); i += block.Size {
+			if !bytes.Equal(got[i:i+block.Size], data[i:i+block.Size]) {
+				r.t.Fatalf("block %d holds other data", lba+int64(i/block.Size))
+			}
+		}
+	}
+}
+
+// What is stored is shared wherever it is written again, whatever the pool went
+// through in between, and stays when one of those who share it goes.
+func TestShare(t *testing.T) {
+	for _, how := range []string{"committed", "folded", "death", "folded and death", "power cut", "closed"} {
+		t.Run(how, func(t *testing.T) {
+			r, v := sharingRig(t, 8)
+			data := content(1, 200)
+			if written, shared := r.put(v, 0, data); written != 200 || shared != 0 {
+				t.Fatalf("%d blocks were written and %d shared", written, shared)
+			}
+			if how == "folded" || how == "folded and death" {
+				r.fold()
+			}
+			switch how {
+			case "death", "folded and death":
+				r.die()
+				r.mustOpen()
+			case "power cut":
+				if err := v.Flush(context.Background()); err != nil {
+					t.Fatal(err)
+				}
+				r.cutPower(blocktest.DropAll, 1)
+				r.mustOpen()
+			case "closed":
+				r.shut()
+				r.reopen()
+				r.mustOpen()
+			}
+			if err := r.IndexAll(context.Background()); err != nil {
+				t.Fatal(err)
+			}
+			v, _ = r.Volume("v")
+			w := r.sharingVolume("w", 64<<20, 8)
+			free := r.space.Usage().Free
+			if written, shared := r.put(w, 1000, data); written != 0 || shared != 200 {
+				t.Fatalf("%d blocks were written and %d shared", written, shared)
+			}
+			r.fold()
+			if now := r.space.Usage().Free; free-now > 64 {
+				t.Errorf("sharing took %d blocks", free-now)
+			}
+			r.expect(v, 0, data)
+			r.expect(w, 1000, data)
+			r.mustCheck()
+			// Half of the one who wrote it goes, then all of it.
+			if err := v.Trim(context.Background(), 0, 100*block.Size); err != nil {
+				t.Fatal(err)
+			}
+			r.put(v, 150, content(2, 10))
+			r.fold()
+			r.expect(w, 1000, data)
+			if err := r.DeleteVolume(context.Background(), "v"); err != nil {
+				t.Fatal(err)
+			}
+			r.fold()
+			r.fold()
+			r.put(w, 5000, content(3, 2000)) // whatever became free is used
+			r.expect(w, 1000, data)
+			r.newCache()
+			r.die()
+			r.mustOpen()
+			w, _ = r.Volume("w")
+			r.expect(w, 1000, data)
+			r.shut()
+		})
+	}
+}
+
+// What is shorter than THN is not shared, and a volume that shares nothing does
+// not, whatever others do.
+func TestShareThreshold(t *testing.T) {
+	r, v := sharingRig(t, 8)
+	data := content(1, 100)
+	r.put(v, 0, data)
+	part := func(first, n int) []byte { return data[first*block.Size:][:n*block.Size] }
+	if _, shared := r.put(v, 1000, part(20, 7)); shared != 0 {
+		t.Errorf("%d blocks of a series of seven are shared", shared)
+	}
+	if written, shared := r.put(v, 2000, part(40, 8)); shared != 8 || written != 0 {
+		t.Errorf("of a series of eight %d are shared", shared)
+	}
+	// The same in the middle of others.
+	mixed := append(append(content(7, 5), part(60, 9)...), content(8, 5)...)
+	if written, shared := r.put(v, 3000, mixed); shared != 9 || written != 10 {
+		t.Errorf("of a series of nine %d are shared and %d written", shared, written)
+	}
+	r.expect(v, 3000, mixed)
+	if err := r.SetSharing(context.Background(), "v", 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, shared := r.put(v, 4000, part(0, 50)); shared != 0 {
+		t.Errorf("%d blocks are shared by a volume that shares nothing", shared)
+	}
+	if err := r.SetSharing(context.Background(), "v", 1); err != nil {
+		t.Fatal(err)
+	}
+	if _, shared := r.put(v, 5000, part(5, 1)); shared != 1 {
+		t.Errorf("%d blocks are shared with THN 1", shared)
+	}
+	for _, run := range []int{-1, dedup.MaxRun + 1} {
+		if err := r.SetSharing(context.Background(), "v", run); err == nil {
+			t.Errorf("THN %d was taken", run)
+		}
+	}
+	r.shut()
+}
+
+// A series that a consistency point cuts is shared all the same: what was mapped
+// before and after it counts.
+func TestShareAcrossPoints(t *testing.T) {
+	r, v := sharingRig(t, 8)
+	data := content(1, 64)
+	r.put(v, 0, data)
+	part := func(first, n int) []byte { return data[first*block.Size:][:n*block.Size] }
+	r.put(v, 1000, part(0, 20))
+	if _, shared := r.put(v, 1020, part(20, 3)); shared != 3 {
+		t.Errorf("%d of three blocks are shared that go on with a series", shared)
+	}
+	if _, shared := r.put(v, 1030, part(30, 34)); shared != 34 {
+		t.Errorf("%d of 34 blocks are shared", shared)
+	}
+	if _, shared := r.put(v, 1023, part(23, 7)); shared != 7 {
+		t.Errorf("%d of seven blocks are shared that fill a gap in a series", shared)
+	}
+	// The same content once more: nothing has to be written.
+	if written, _ := r.put(v, 1040, part(40, 2)); written != 0 {
+		t.Errorf("%d blocks are written that were there", written)
+	}
+	r.expect(v, 1000, data)
+	r.shut()
+}
+
+// What one consistency point writes twice is stored once.
+func TestShareWithinPoint(t *testing.T) {
+	r, v := sharingRig(t, 8)
+	data := content(1, 300)
+	for _, lba := range []int64{0, 1000, 4000} {
+		if err := write(v, lba*block.Size, data); err != nil {
+			t.Fatal(err)
+		}
+	}
+	same := bytes.Repeat(content(2, 1), 600)
+	if err := write(v, 8000*block.Size, same); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Pool.Commit(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	s := r.machine.Stats()
+	if s.Blocks+s.Shared != 1500 || s.Blocks > 300+256+3*16 {
+		t.Errorf("%d blocks are written and %d shared", s.Blocks, s.Shared)
+	}
+	for _, lba := range []int64{0, 1000, 4000} {
+		r.expect(v, lba, data)
+	}
+	r.expect(v, 8000, same)
+	r.fold()
+	r.shut()
+}
+
+// A block has as many references as its count can hold; then another copy is
+// written, and shared in its turn.
+func TestShareLimit(t *testing.T) {
+	r, v := sharingRig(t, 8)
+	data := content(1, 8)
+	var shared uint64
+	for i := range int64(600) {
+		_, n := r.put(v, i*10, data)
+		shared += n
+	}
+	if want := uint64(8 * (600 - 3)); shared != want {
+		t.Errorf("%d blocks are shared and not %d", shared, want)
+	}
+	for i := range int64(600) {
+		r.expect(v, i*10, data)
+	}
+	r.fold()
+	r.mustCheck()
+	r.die()
+	r.mustOpen()
+	if err := r.DeleteVolume(context.Background(), "v"); err != nil {
+		t.Fatal(err)
+	}
+	r.fold()
+	r.shut()
+}
+
+// A fingerprint decides nothing: with one that nearly all blocks have in common
+// everything is compared, and nothing wrong is shared.
+func TestShareWeakFingerprints(t *testing.T) {
+	r := newRig(t, 1, testSize)
+	r.fingerprint = func(data []byte) dedup.Fingerprint { return dedup.Fingerprint(1 + data[0]%2) }
+	r.mustOpen()
+	v := r.sharingVolume("v", 16<<20, 2)
+	all := map[int64][]byte{}
+	for i := range int64(40) {
+		data := content(uint64(i%7), 20)
+		all[i*30] = data
+		r.put(v, i*30, data)
+	}
+	for lba, data := range all {
+		r.expect(v, lba, data)
+	}
+	if r.machine.Stats().Unequal == 0 {
+		t.Error("no two blocks had the same fingerprint")
+	}
+	r.shut()
+}
+
+// What was trimmed dies up to the moment of the trim: a block that is shared
+// afterwards in the same place is older, and stays.
+func TestShareIntoTrimmedRange(t *testing.T) {
+	r := newRig(t, 1, testSize)
+	r.mustOpen()
+	w := r.sharingVolume("w", 16<<20, 8)
+	v := r.sharingVolume("v", 80<<30, 8)
+	data := content(1, 8)
+	r.put(w, 0, data)
+	const far = 256 << 20 / block.Size // below one page above leaves
+	for i := range int64(300) {
+		r.put(v, i*far, content(uint64(100+i), 1))
+	}
+	r.put(v, 299*far, data)
+	r.fold()
+	if err := v.Trim(context.Background(), 0, 80<<30); err != nil {
+		t.Fatal(err)
+	}
+	if _, shared := r.put(v, 299*far, data); shared != 8 {
+		t.Fatalf("%d blocks are shared", shared)
+	}
+	r.fold()
+	if !r.bmap.Unfinished() {
+		t.Error("the trim is finished: the test shows nothing")
+	}
+	for range 4 {
+		r.expect(v, 299*far, data)
+		r.mustCheck()
+		r.fold()
+	}
+	r.expect(v, 299*far, data)
+	r.expect(w, 0, data)
+	r.shut()
+}
+
+// Whatever is written, repeated and trimmed, and whenever the guest dies or power is
+// cut: what is read is what was written, and counts are right.
+func TestShareRandomly(t *testing.T) {
+	for seed := range uint64(few(16)) {
+		rng := rand.New(rand.NewPCG(seed, 5))
+		r := newRig(t, 1+int(seed%2), testSize)
+		r.repeats = true
+		if seed%4 == 3 {
+			r.fingerprint = func(data []byte) dedup.Fingerprint {
+				return dedup.Fingerprint(1 + dedup.Secret(1).Fingerprint(data)%16)
+			}
+		}
+		r.mustOpen()
+		v := r.sharingVolume("v", 3<<20, 1+int(seed%3))
+		m := blocktest.NewModel(seed)
+		shared := uint64(0)
+		for round := range 8 {
+			if err := exercise(r, v, m, rng, 60); err != nil {
+				t.Fatalf("seed %d round %d: %v", seed, round, err)
+			}
+			shared += r.machine.Stats().Shared
+			least := m.Acked()
+			if round%3 == 2 {
+				least = m.Flushed()
+				r.cutPower(blocktest.CutRandom, seed+uint64(round))
+			} else {
+				r.die()
+			}
+			r.mustOpen()
+			v, _ = r.Volume("v")
+			n, err := m.CheckPrefix(blockReader(v), least)
+			if err != nil {
+				t.Fatalf("seed %d round %d: %v", seed, round, err)
+			}
+			m.Truncate(n)
+			r.mustCheck()
+			if t.Failed() {
+				t.Fatalf("seed %d round %d", seed, round)
+			}
+		}
+		if shared == 0 && seed%4 != 3 {
+			t.Errorf("seed %d: nothing was shared", seed)
+		}
+		r.shut()
+	}
+}
+
+// A power cut after each operation of the devices while blocks are shared, overwritten
+// and folded.
+func TestSharePowerCutAtEveryOperation(t *testing.T) {
+	changes, step := 100, int64(1)
+	if testing.Short() || raced {
+		changes, step = 50, 8
+	}
+	for cut := int64(1); !powerCut(t, 9, cut, changes, 2) && !t.Failed(); cut += step {
+	}
+}
