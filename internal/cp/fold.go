@@ -188,7 +188,7 @@ func (f *fold) step() (done bool, err error) {
 	case f.durable:
 		return f.free()
 	case f.sb.Secret != 0 && !m.prints.lost && !f.prints.done:
-		return false, f.stepPrints()
+		return false, f.tryPrints()
 	case f.counts == nil:
 		return false, f.prepareCounts()
 	case len(f.counts) > 0:

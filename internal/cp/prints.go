@@ -26,6 +26,7 @@ const printsPerLeaf = block.Size / printSize
 type prints struct {
 	roots [MaxDevices]block.Pointer // of the trees, as of the last fold
 	lost  bool                      // they could not be read
+	tries int                       // folds in a row that have failed because of them
 	// active are those since the last fold began, folding those that it brings into
 	// the trees, both by physical block.
 	active, folding table.Table[uint64]
@@ -170,9 +171,28 @@ func (m *Machine) beginPrints() {
 // forgetPrints drops what a fold has brought into the trees.
 func (m *Machine) forgetPrints() {
 	m.prints.folding.Clear()
+	m.prints.tries = 0
 	for i := range m.prints.near {
 		m.prints.near[i].of = 0
 	}
+}
+
+// printTries is how many folds may fail because of fingerprints before folds leave them
+// alone: what cannot be read of their trees must not keep the rest from being folded.
+const printTries = 3
+
+// tryPrints carries out a step.
+func (f *fold) tryPrints() error {
+	p := &f.m.prints
+	err := f.stepPrints()
+	if err == nil {
+		return nil
+	}
+	if p.tries++; p.tries == printTries {
+		p.lost = true
+		p.folding.Clear()
+	}
+	return fmt.Errorf("fingerprints: %w", err)
 }
 
 // stepPrints carries out a step. It sorts, writes a page above leaves with those that

@@ -8,6 +8,7 @@ import (
 
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/block/blocktest"
+	"github.com/pollux-storage/pollux/internal/blockmap"
 	"github.com/pollux-storage/pollux/internal/dedup"
 )
 
@@ -375,4 +376,99 @@ func TestSharePowerCutAtEveryOperation(t *testing.T) {
 	}
 	for cut := int64(1); !powerCut(t, 9, cut, changes, 2) && !t.Failed(); cut += step {
 	}
+}
+
+// Fingerprints that cannot be read cost savings: the pool serves, folds and shares what
+// it still knows of, a check tells, and a repair makes an end of them.
+func TestLostFingerprints(t *testing.T) {
+	for _, what := range []string{"roots", "root", "leaf"} {
+		t.Run(what, func(t *testing.T) {
+			r, v := sharingRig(t, 8)
+			data := content(1, 200)
+			r.put(v, 0, data)
+			r.fold()
+			page := r.machine.Superblock().Prints
+			switch root := r.machine.PrintRoots()[0]; what {
+			case "root":
+				page = root
+			case "leaf":
+				err := blockmap.Walk(r.reader, root, func(p block.Pointer, level int, _ uint64) (bool, error) {
+					page = p
+					return level > 0, nil
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			r.die()
+			for _, p := range []block.Pointer{page, page.Second()} {
+				if !p.IsHole() {
+					r.devs[0].Corrupt(int64(p.Phys.Block())*block.Size+77, 0x55)
+				}
+			}
+			r.mustOpen()
+			v, _ = r.Volume("v")
+			more := content(2, 100)
+			r.put(v, 2000, more)
+			r.put(v, 4000, data)
+			if _, shared := r.put(v, 3000, more); shared != 100 {
+				t.Errorf("%d blocks are shared that were written since", shared)
+			}
+			for range printTries {
+				_ = r.Fold(context.Background()) // it may fail some times, but not for ever
+			}
+			r.fold()
+			r.expect(v, 0, data)
+			r.expect(v, 3000, more)
+			r.expect(v, 4000, data)
+			r.die()
+			if report := r.mustRepair(); len(report.Mended) == 0 {
+				t.Errorf("%+v", report)
+			}
+			r.mustOpen()
+			v, _ = r.Volume("v")
+			r.put(v, 5000, data)
+			if _, shared := r.put(v, 6000, data); shared != 200 {
+				t.Errorf("%d blocks are shared after a repair", shared)
+			}
+			r.fold()
+			r.expect(v, 0, data)
+			r.expect(v, 6000, data)
+			r.shut()
+		})
+	}
+}
+
+// printTries is more than the folds that fingerprints may make fail.
+const printTries = 4
+
+// A device that holds shared blocks leaves the pool like others; what shares a series
+// shares it afterwards.
+func TestShareAndRemoval(t *testing.T) {
+	r := newRigWithLog(t, 2, testSize, 4<<20)
+	r.mustOpen()
+	v, w := r.sharingVolume("v", 64<<20, 8), r.sharingVolume("w", 64<<20, 8)
+	for i := range int64(12) {
+		data := content(uint64(i), 300)
+		r.put(v, i*500, data)
+		r.put(w, i*600, data)
+	}
+	r.fold()
+	r.mustCheck()
+	used := r.space.Usage()
+	if err := r.RemoveDevice(context.Background(), "disk1"); err != nil {
+		t.Fatal(err)
+	}
+	r.removeRest()
+	for i := range int64(12) {
+		data := content(uint64(i), 300)
+		r.expect(v, i*500, data)
+		r.expect(w, i*600, data)
+	}
+	r.fold()
+	now := r.space.Usage()
+	if grown := (now.Total - now.Free) - (used.Total - used.Free); grown > 400 {
+		t.Errorf("%d blocks more are in use", grown)
+	}
+	r.shut()
 }

@@ -178,6 +178,9 @@ func (w *World) create(name, id string, size int64) error {
 		if err == nil {
 			vid = v.Info().ID
 		}
+		if err == nil && w.opt.Run > 0 {
+			err = p.SetSharing(ctx, name, w.opt.Run)
+		}
 		return err
 	})
 	if pl.sure(err, name); err != nil {

@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/dedup"
 )
 
 // stampSize is the unit in which contents can be told apart.
@@ -22,6 +23,32 @@ func stamped(id int, off, n int64) []byte {
 		p[i] = word[at%8]
 	}
 	return p
+}
+
+// written is a request whose content others may repeat.
+type written struct {
+	id  int
+	off int64
+}
+
+// content returns what a request writes. Where volumes share blocks, every second one
+// repeats what another has written, from the block on in which that began.
+func (w *World) content(r *request) []byte {
+	if n := len(w.written); w.opt.Run > 0 && n > 0 && r.id%2 == 0 {
+		as := w.written[r.id/2*7%n]
+		return stamped(as.id, as.off&^(block.Size-1)+r.off%block.Size, r.n)
+	}
+	w.written = append(w.written, written{r.id, r.off})
+	return stamped(r.id, r.off, r.n)
+}
+
+// fingerprint returns what guests find equal blocks by, nil for what they do unless they
+// are told otherwise.
+func (w *World) fingerprint() func([]byte) dedup.Fingerprint {
+	if !w.opt.Weak {
+		return nil
+	}
+	return func(data []byte) dedup.Fingerprint { return 1 + dedup.Secret(1).Fingerprint(data)%8 }
 }
 
 // describe says what a piece of content is.

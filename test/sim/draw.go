@@ -35,6 +35,9 @@ func Draw(seed uint64) *Script {
 	if seed%2 == 0 {
 		d.say("cleaner")
 	}
+	if seed%4 == 1 {
+		d.say("sharing %d%s", 1+seed/4%5, map[bool]string{true: " weak"}[seed/4%3 == 0])
+	}
 	d.chooseKinds()
 	for range 4 + d.rng.IntN(28) {
 		d.traffic()

@@ -228,6 +228,7 @@ func (p *proc) open(a partner.Action) {
 			q, err = spool.Open(ctx, spool.OpenOptions{
 				Devices: devs, RegionPath: pl.path, Cache: p.cache, CacheSlot: pl.slot, Owner: p.name,
 				BatteryBacked: pl.battery, Interval: w.opt.Interval, Cleaner: w.opt.Cleaner, BootID: fmt.Sprint("boot", w.boot),
+				Fingerprint: w.fingerprint(),
 			})
 			if err != nil {
 				for _, d := range devs {

@@ -30,6 +30,10 @@ type Options struct {
 	Referee  partner.RefereeConfig
 	Interval time.Duration
 	Cleaner  spool.CleanerOptions
+	// Run is THN of all volumes, 0 if they share nothing. With Weak, blocks that differ
+	// often have the same fingerprint.
+	Run  int
+	Weak bool
 }
 
 // Sizes of pools unless a script says otherwise.
@@ -144,6 +148,9 @@ func (w *World) set(s *Script) error {
 			w.opt.Interval, err = l.duration(1)
 		case "cleaner":
 			w.opt.Cleaner = spool.CleanerOptions{LowWater: 90, MinFree: 5, Pause: 20 * time.Millisecond}
+		case "sharing":
+			w.opt.Run, err = strconv.Atoi(l.arg(1))
+			w.opt.Weak = l.has("weak")
 		case "giveback-delay":
 			if w.opt.Machine.GivebackDelay = -1; l.arg(1) != "never" {
 				w.opt.Machine.GivebackDelay, err = l.duration(1)

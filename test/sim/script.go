@@ -90,10 +90,11 @@ func (s *Script) String() string {
 //	volume NAME on ID SIZE
 //	interval D                    longest time between consistency points
 //	cleaner                       pools are cleaned at every opportunity; never without
+//	sharing N [weak]              volumes share N blocks or more, and clients write much twice; weak: by fingerprints that say little
 //	giveback-delay D              delay of automatic givebacks, or "never"
 func isSetting(word string) bool {
 	switch word {
-	case "seed", "alone", "pool", "volume", "interval", "cleaner", "giveback-delay":
+	case "seed", "alone", "pool", "volume", "interval", "cleaner", "sharing", "giveback-delay":
 		return true
 	}
 	return false

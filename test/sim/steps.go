@@ -135,7 +135,7 @@ func (w *World) doClient(l Line) error {
 	w.requests++
 	r.id = w.requests
 	if r.op == opWrite {
-		r.data = stamped(r.id, r.off, r.n)
+		r.data = w.content(r)
 	}
 	r.s.add(r)
 	return nil

@@ -33,7 +33,8 @@ type World struct {
 	disks []*disk
 	cls   map[string]*client
 
-	requests int // of clients, so far
+	requests int       // of clients, so far
+	written  []written // what those may repeat that write it twice
 
 	fail error // the first violation
 }
