@@ -161,8 +161,8 @@ func (g *Guest) describe(s *control.GuestStatus, t *tenancy) {
 	if stats.Scrub.Unreadable() > 0 {
 		s.Alerts = append(s.Alerts, fmt.Sprintf("a scrub of pool %s found blocks that no copy has: `pollux pool scrub status %s` names them", stats.Name, stats.Name))
 	}
-	if stats.PagesMended > 0 {
-		s.Alerts = append(s.Alerts, fmt.Sprintf("%d pages of metadata of pool %s were bad since it was opened, and were written again from their twins", stats.PagesMended, stats.Name))
+	if stats.PagesMended > 0 { // how many would make another alert of each
+		s.Alerts = append(s.Alerts, fmt.Sprintf("pages of metadata of pool %s were bad since it was opened, and were written again from their twins", stats.Name))
 	}
 	if full := fullness(stats, g.cfg.Alerts); full != "" {
 		s.Alerts = append(s.Alerts, full)
