@@ -158,7 +158,7 @@ func edge(table [][]layer, from layer, depth int, path, to string) string {
 	if !ok {
 		return "" // reported as unknown by itself
 	}
-	if target.tests && !strings.HasPrefix(path, "test/") { // what lies there exists for tests
+	if target.tests && !strings.HasPrefix(path, "test/") && !strings.HasPrefix(path, "bench/") { // what lies there is no part of the program
 		return fmt.Sprintf("only test files may (%s)", target.why)
 	}
 	if from.only != nil && !matchAny(from.only, to) {

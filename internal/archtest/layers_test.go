@@ -10,7 +10,7 @@ type layer struct {
 	// by is who may import the package; nil is everyone of higher layers.
 	by []string
 	// tests says that only test files may import the package, and packages
-	// under test/.
+	// under test/ and bench/.
 	tests bool
 	// steps says that the package is a step machine: it starts no goroutine,
 	// looks at no clock and touches neither files nor network, so that tests

@@ -38,6 +38,7 @@ func TestRules(t *testing.T) {
 		{from: "internal/guest", to: "hpdi/file"},
 		{from: "cmd/pollux", to: "internal/cli"},
 		{from: "test/sim", to: "internal/partner"},
+		{from: "bench/dedup", to: "internal/block/blocktest"},
 		{from: "internal/pool", to: "internal/volume"},
 		{from: "internal/cp", to: "internal/block/blocktest", test: true},
 		{from: "internal/block", to: "internal/block/blocktest", test: true},

@@ -8,6 +8,8 @@
 //     and misdirected writes, held requests, a shorter capacity.
 //   - [Recorder] wraps devices and writes down what they are asked to do, for
 //     golden traces in which a missing flush shows.
+//   - [Disk] computes how long a rotating disk takes for requests, by itself or below a
+//     device, and counts how often the head has to go elsewhere.
 //   - [Model] knows what a volume must hold after a sequence of changes, and
 //     which states a power cut or the death of a guest may leave.
 //
@@ -28,6 +30,6 @@
 // workload of one goroutine can be cut at each of its operations in turn and a
 // failure can be run again.
 //
-// Lock order: a Crash's medium, then its Clock. Fault and Recorder hold no lock
+// Lock order: a Crash's medium, then its Clock. Fault, Recorder and Disk hold no lock
 // while they call the device below.
 package blocktest
