@@ -18,7 +18,8 @@
 // A [Matcher] finds them. It looks each received block up in an [Index], follows
 // all sequences that are found at the same time, forwards and, because the index
 // may hold only a part of the blocks, backwards too, by the fingerprints that are
-// kept for whole tracks. Of what it found it takes the choice that shares most.
+// kept for whole tracks. Of what it found it takes the choice that shares most; Space
+// then gives up what would make a reader jump too often within a few blocks.
 //
 // A fingerprint says that two blocks are probably equal. Nothing is shared because
 // of it: who uses a Matcher compares the bytes.

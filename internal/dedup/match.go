@@ -85,6 +85,38 @@ func (m *Matcher) Matches(s Series, lo, hi int, stored Stored, to []Match) []Mat
 	return m.choose(s, lo, to)
 }
 
+// Space shortens matches, those from index from on, or takes them out, so that whoever
+// reads the series goes elsewhere at most three times within 2*Run blocks. What is before
+// them in the slice are matches further ahead in the series; a First below 0 is in front of
+// it. Blocks that no match has are thought to be written one behind the other.
+//
+// Without it new blocks, a match of Run, and a few new blocks again lie between two others:
+// four seeks for little more than one match. Then the last of them begins later. What that
+// costs is a few blocks of long matches.
+func (m *Matcher) Space(matches []Match, from int) []Match {
+	kept := matches[:from]
+	for _, next := range matches[from:] {
+		cut := 0
+		if n := len(kept); n > 0 {
+			last, begin := kept[n-1], 0 // of the new blocks before last
+			if n > 1 {
+				begin = kept[n-2].End()
+			}
+			if last.First > begin && next.First > last.End() {
+				cut = max(0, begin+2*m.Run-next.First)
+			}
+		}
+		if cut > 0 {
+			next = Match{next.First + cut, next.N - cut, next.At + block.Physical(cut)}
+			if next.N < m.Run {
+				continue
+			}
+		}
+		kept = append(kept, next)
+	}
+	return kept
+}
+
 // find collects all sequences that the blocks lo to hi-1 are part of.
 func (m *Matcher) find(s Series, lo, hi int, stored Stored) {
 	m.live, m.found = m.live[:0], m.found[:0]
@@ -188,14 +220,16 @@ func (m *Matcher) extend(s Series, q *sequence, lo, i int) {
 		q.from = from
 	}
 	least := m.Run
-	if i == len(s.Prints) && s.After != nil {
-		least = max(1, m.Run-s.After(q.at(i)))
+	if i == len(s.Prints) && s.After != nil && q.at(i).Block()%block.TrackBlocks != 0 {
+		rest := block.TrackBlocks - int(q.at(i).Block()%block.TrackBlocks)
+		least = max(1, m.Run-min(rest, s.After(q.at(i))))
 	}
 	for n := least; n <= m.Run; n++ {
 		consider(i - n)
 	}
-	// What is in front of the series counts for a piece that begins with it.
-	if q.from < 0 && q.First == 0 && s.Before != nil && i+s.Before(q.At) >= m.Run {
+	// What is in front of the series counts for a piece that begins with it, as far as it
+	// is on the same track.
+	if q.from < 0 && q.First == 0 && s.Before != nil && i+min(s.Before(q.At), int(q.At.Block()%block.TrackBlocks)) >= m.Run {
 		consider(0)
 	}
 }

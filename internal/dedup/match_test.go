@@ -54,7 +54,7 @@ func printsOf(letters string) []Fingerprint {
 func at(n uint64) block.Physical { return block.At(1, n) }
 
 func TestMatches(t *testing.T) {
-	track := newStore().put(at(512), "abcdefgh").put(at(1000), "fghijkl").put(at(2000), "abc").put(at(766), "xyz")
+	track := newStore().put(at(512), "abcdefgh").put(at(1000), "fghijkl").put(at(2000), "abc").put(at(766), "wxyz")
 	for _, c := range []struct {
 		what, received string
 		run            int
@@ -71,12 +71,16 @@ func TestMatches(t *testing.T) {
 		{what: "both are just long enough", received: "abcdefghijkl", run: 6, want: "[0+6=512 6+6=1001]"},
 		{what: "the longer one wins", received: "fghij", run: 3, want: "[0+5=1000]"},
 		{what: "a block without fingerprint ends a sequence", received: "abcd.fgh", run: 4, want: "[0+4=512]"},
-		{what: "a sequence does not cross tracks", received: "xyz", run: 3, want: "[]"},
-		{what: "but ends with one", received: "xyz", run: 2, want: "[0+2=766]"},
+		{what: "a sequence does not cross tracks", received: "wxyz", run: 3, want: "[]"},
+		{what: "but ends with one", received: "wxyz", run: 2, want: "[0+2=766 2+2=768]"},
 		{what: "what was mapped before counts", received: "cd", run: 4, want: "[0+2=514]",
 			before: func(p block.Physical) int { return int(p - at(512)) }},
 		{what: "what comes after counts", received: "cd", run: 4, want: "[0+2=514]",
 			after: func(p block.Physical) int { return int(at(518) - p) }},
+		{what: "but not what is mapped before on another track", received: "yz", run: 3, want: "[]",
+			before: func(p block.Physical) int { return int(p - at(700)) }},
+		{what: "nor what comes after on another track", received: "wx", run: 4, want: "[]",
+			after: func(p block.Physical) int { return 8 }},
 		{what: "and not for what is away from it", received: "cd1", run: 4, want: "[]",
 			after: func(p block.Physical) int { return 8 }},
 		{what: "nothing stored", received: "12345678", run: 2, want: "[]"},
@@ -234,5 +238,75 @@ func TestMatchesByWindows(t *testing.T) {
 		if shared(pieces) > shared(whole) || shared(pieces) < shared(whole)/2 {
 			t.Fatalf("seed %d: %d of %d", seed, shared(pieces), shared(whole))
 		}
+	}
+}
+
+func TestSpace(t *testing.T) {
+	match := func(first, n int) Match { return Match{First: first, N: n, At: at(uint64(1000 + first))} }
+	for _, c := range []struct {
+		what string
+		in   []Match
+		from int
+		want string // with THN 4
+	}{
+		{what: "new blocks enough", in: []Match{match(0, 4), match(6, 4), match(12, 5)}, want: "[0+4=1000 6+4=1006 12+5=1012]"},
+		{what: "the third begins later", in: []Match{match(0, 4), match(5, 4), match(10, 6)}, want: "[0+4=1000 5+4=1005 12+4=1012]"},
+		{what: "or is too short then", in: []Match{match(0, 4), match(5, 4), match(10, 5), match(16, 4)}, want: "[0+4=1000 5+4=1005 16+4=1016]"},
+		{what: "neighbours need no room", in: []Match{match(0, 4), match(4, 4), match(9, 4)}, want: "[0+4=1000 4+4=1004 9+4=1009]"},
+		{what: "new blocks in front", in: []Match{match(1, 4), match(6, 6)}, want: "[1+4=1001 8+4=1008]"},
+		{what: "earlier ones stay", in: []Match{match(-9, 4), match(-4, 4), match(1, 6)}, from: 2, want: "[-9+4=991 -4+4=996 3+4=1003]"},
+		{what: "a short one that others make long stays", in: []Match{match(0, 2), match(8, 3)}, want: "[0+2=1000 8+3=1008]"},
+	} {
+		m := Matcher{Run: 4}
+		if got := show(m.Space(c.in, c.from)); got != c.want {
+			t.Errorf("%s: %s instead of %s", c.what, got, c.want)
+		}
+	}
+}
+
+// In no 2*THN blocks are there more than three places where reading goes on elsewhere.
+func TestSpaceBoundsJumps(t *testing.T) {
+	jumps := func(ms []Match, n, within int) (most int) {
+		var at []int
+		end := -1
+		for _, m := range append(ms, Match{First: n}) {
+			if m.First > max(end, 0) {
+				at = append(at, max(end, 0))
+			}
+			at = append(at, m.First)
+			end = m.End()
+		}
+		for i := range at {
+			k := i
+			for k < len(at) && at[k] < at[i]+within {
+				k++
+			}
+			most = max(most, k-i)
+		}
+		return most
+	}
+	before := 0
+	for seed := range uint64(2000) {
+		r := rand.New(rand.NewPCG(seed, 3))
+		m := Matcher{Run: 2 + r.IntN(8)}
+		var ms []Match
+		n := 0
+		for range 20 {
+			n += r.IntN(4)
+			ms = append(ms, Match{First: n, N: m.Run + r.IntN(10), At: at(uint64(1000 * len(ms)))})
+			n += ms[len(ms)-1].N
+		}
+		before = max(before, jumps(ms, n, 2*m.Run))
+		shares := shared(ms)
+		ms = m.Space(ms, 0)
+		if got := jumps(ms, n, 2*m.Run); got > 3 {
+			t.Fatalf("seed %d: %d jumps within %d blocks: %v", seed, got, 2*m.Run, ms)
+		}
+		if shared(ms) < shares*3/4 {
+			t.Fatalf("seed %d: %d blocks shared of %d", seed, shared(ms), shares)
+		}
+	}
+	if before != 4 {
+		t.Errorf("%d jumps without spacing: the test shows nothing", before)
 	}
 }
