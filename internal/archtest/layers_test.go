@@ -66,6 +66,7 @@ var layers = [][]layer{
 		{path: "internal/dedup", why: "deduplication decides about blocks that it is shown; consistency points ask it, not the reverse"},
 	},
 	{
+		{path: "internal/estimate", only: []string{"internal/block", "internal/dedup"}, by: []string{"internal/cli", "bench/..."}, why: "what a policy would save must not depend on a pool, and nothing that serves on an estimate"},
 		{path: "internal/cp", steps: true, why: "a consistency point is single-stepped by crash tests; volumes wait for it, it waits for nobody"},
 	},
 	{

@@ -48,13 +48,18 @@ func build(ctx context.Context, dir string, fill func(ctx context.Context, tree 
 	if err != nil {
 		return Image{}, err
 	}
+	return Of(ctx, tree, filepath.Join(dir, "image.ext4"), from)
+}
+
+// Of makes an ext4 image of a tree at path; from says for people what is in the tree.
+func Of(ctx context.Context, tree, path, from string) (Image, error) {
 	used, files, err := treeSize(tree)
 	if err != nil {
 		return Image{}, err
 	}
 	const mib = 1 << 20
 	img := Image{
-		Path: filepath.Join(dir, "image.ext4"),
+		Path: path,
 		// Room for metadata, inode tables and a journal.
 		Size: (used + used/4 + int64(files)*512 + 96*mib) &^ (mib - 1),
 		From: fmt.Sprintf("%s, %d files", from, files),
@@ -85,8 +90,20 @@ func debianTree(ctx context.Context, tree string) (string, error) {
 			}
 		}
 	}
-	_, err := Run(ctx, "mmdebstrap", "--quiet", "--variant=minbase", suite, tree)
-	return "Debian " + suite, err
+	return Bootstrap(ctx, suite, nil, tree)
+}
+
+// Bootstrap makes the tree of a Debian release with some packages beside the essential
+// ones, and describes it.
+func Bootstrap(ctx context.Context, suite string, packages []string, tree string) (string, error) {
+	args := []string{"--quiet", "--variant=minbase"}
+	from := "Debian " + suite
+	if len(packages) > 0 {
+		args = append(args, "--include="+strings.Join(packages, ","))
+		from += " with " + strings.Join(packages, ", ")
+	}
+	_, err := Run(ctx, "mmdebstrap", append(args, suite, tree)...)
+	return from, err
 }
 
 func hostTree(ctx context.Context, tree string, folders []string) (string, error) {
