@@ -40,6 +40,9 @@ type reading struct {
 	blocktest.DiskCount
 	most int64 // jumps in one request of a reader
 	over int64 // requests of a reader with more than maxJumps
+	// mostSeeks is most without jumps ahead so short that the head only has to wait: over
+	// a block that is in low-latency memory.
+	mostSeeks int64
 }
 
 func (r *reading) perJump() float64    { return float64(r.Blocks) / float64(max(1, r.Jumps)) }
@@ -143,13 +146,13 @@ func mapAll(paths []string) (images [][]byte, err error) {
 func read(l *estimate.Layout) (r reading) {
 	disk := blocktest.NewDisk(blocktest.BarracudaES2)
 	l.Read(requestBlocks, func(extents []estimate.Extent) {
-		before := disk.Count().Jumps
+		before := disk.Count()
 		for _, e := range extents {
 			disk.Service(e.At, e.N)
 		}
-		jumps := disk.Count().Jumps - before
-		r.most = max(r.most, jumps)
-		if jumps > maxJumps {
+		did := disk.Count().Minus(before)
+		r.most, r.mostSeeks = max(r.most, did.Jumps), max(r.mostSeeks, did.Seeks)
+		if did.Jumps > maxJumps {
 			r.over++
 		}
 	})

@@ -45,7 +45,7 @@ func (m *measured) print(w io.Writer, name string) {
 			float64(m.beyond(d))/float64(m.beyond(exact)), d.Jumps, d.perJump(), d.perJump()/exact.perJump(), d.most, d.over,
 			d.perRequest(), published(publishedRequest, r.run, "%.1f"))
 	}
-	fmt.Fprintf(w, "\nWith low-latency memory (LLRRM), of exact / LLRRM of what is stored / time beyond one piece, of exact's:\n\n| THN |")
+	fmt.Fprintf(w, "\nWith low-latency memory (LLRRM), of exact / LLRRM of what is stored / time beyond one piece, of exact's / most seeks in a request, what passes under the head apart:\n\n| THN |")
 	for _, t := range thresholds {
 		fmt.Fprintf(w, " threshold %d |", t)
 	}
@@ -53,8 +53,8 @@ func (m *measured) print(w io.Writer, name string) {
 	for _, r := range m.rows {
 		fmt.Fprintf(w, "| %d |", r.run)
 		for i, l := range r.memory {
-			fmt.Fprintf(w, " %.1f %% / %.1f %% / %.2f |", 100*m.kept(l), 100*float64(l.Memory)/float64(l.Memory+l.Disk),
-				float64(m.beyond(&r.memoryRead[i]))/float64(m.beyond(exact)))
+			fmt.Fprintf(w, " %.1f %% / %.1f %% / %.2f / %d |", 100*m.kept(l), 100*float64(l.Memory)/float64(l.Memory+l.Disk),
+				float64(m.beyond(&r.memoryRead[i]))/float64(m.beyond(exact)), r.memoryRead[i].mostSeeks)
 		}
 		fmt.Fprintln(w)
 	}
