@@ -45,7 +45,7 @@ type sharing struct {
 	p *plan
 
 	matcher dedup.Matcher
-	matches []dedup.Match // of a window
+	matches []dedup.Match // of a window, and those before it that decide about them
 	fresh   []int32       // blocks that are to be written, as far as is known
 	places  table.Table[uint32]
 	found   []sharedRun
@@ -171,11 +171,19 @@ func (s *sharing) matchSeries(first, n int) {
 	}
 	s.matcher.Run = b.run
 	of := dedup.Series{Prints: p.prints, Before: q.beforeFn, After: q.afterFn}
+	window := matchWindow
+	if b.run == 1 {
+		window = 1 // the very block before can be the same
+	}
+	s.matches = s.matches[:0]
 	for lo := 0; lo < n; {
-		hi := min(lo+matchWindow, n)
-		s.matches = s.matcher.Matches(of, lo, hi, s, s.matches[:0])
+		hi := min(lo+window, n)
+		// Of earlier matches the last two decide which ones can follow.
+		s.matches = slices.Delete(s.matches, 0, max(0, len(s.matches)-2))
+		known := len(s.matches)
+		s.matches = s.matcher.Space(s.matcher.Matches(of, lo, hi, s, s.matches), known)
 		at := lo
-		for _, m := range s.matches {
+		for _, m := range s.matches[known:] {
 			s.write(first+at, first+m.First)
 			s.found = append(s.found, sharedRun{first + m.First, m.N, m.At})
 			at = m.End()
@@ -276,8 +284,8 @@ func (s *sharing) compare() {
 	s.found = kept
 }
 
-// compareBatch appends those of the runs that are the same to kept. What the cache
-// does not have is read, all at once.
+// compareBatch appends what of the runs is the same to kept: all of a run, or as much of
+// its beginning as is long enough. What the cache does not have is read, all at once.
 func (s *sharing) compareBatch(runs []sharedRun, kept []sharedRun) []sharedRun {
 	m := s.m
 	if s.buf == nil {
@@ -287,20 +295,19 @@ func (s *sharing) compareBatch(runs []sharedRun, kept []sharedRun) []sharedRun {
 			return kept // without memory nothing is shared
 		}
 	}
-	type result struct{ same, read bool }
-	results := make([]result, len(runs))
+	same := make([]int, len(runs)) // blocks from the first on; -1 for what is read
 	s.ios, s.all, s.vecs = s.ios[:0], slices.Grow(s.all[:0], len(runs)), slices.Grow(s.vecs[:0], len(runs))
 	buf := s.buf
 	for i, r := range runs {
 		if r.at.Device() == planDevice {
-			results[i].same = s.sameInPlan(r)
+			same[i] = s.same(r, func(k int) []byte { return s.payload(int(s.fresh[r.at.Block()+uint64(k)])) })
 			continue
 		}
-		if same, known := s.sameInCache(r); known {
-			results[i].same = same
+		if n, known := s.sameInCache(r); known {
+			same[i] = n
 			continue
 		}
-		results[i].read = true
+		same[i] = -1
 		s.vecs = append(s.vecs, [1][]byte{buf[:r.n*block.Size]})
 		s.all = append(s.all, devices.IO{Op: hpdi.OpRead, At: r.at, Vec: s.vecs[len(s.vecs)-1][:]})
 		s.ios = append(s.ios, &s.all[len(s.all)-1])
@@ -309,46 +316,48 @@ func (s *sharing) compareBatch(runs []sharedRun, kept []sharedRun) []sharedRun {
 	_ = m.Devices.Do(s.ios) // each has its own result; what cannot be read is not shared
 	ios := s.ios
 	for i, r := range runs {
-		if results[i].read {
+		if same[i] < 0 {
 			io := ios[0]
 			ios = ios[1:]
-			results[i].same = io.Err == nil
-			for k := 0; k < r.n && results[i].same; k++ {
-				results[i].same = bytes.Equal(io.Vec[0][k*block.Size:][:block.Size], s.payload(r.first+k))
+			if same[i] = 0; io.Err == nil {
+				same[i] = s.same(r, func(k int) []byte { return io.Vec[0][k*block.Size:][:block.Size] })
 			}
 		}
-		if results[i].same {
-			kept = append(kept, r)
-		} else {
+		if same[i] < r.n {
 			m.stats.unequal.Add(1)
+			if r.n = same[i]; r.n < s.p.blocks[r.first].run {
+				continue
+			}
 		}
+		kept = append(kept, r)
 	}
 	return kept
 }
 
-func (s *sharing) payload(i int) []byte { return s.m.log.Payload(s.p.blocks[i].slot.Extent, 1) }
-
-// sameInPlan compares with blocks that the plan is going to write.
-func (s *sharing) sameInPlan(r sharedRun) bool {
-	for k := range r.n {
-		if !bytes.Equal(s.payload(int(s.fresh[r.at.Block()+uint64(k)])), s.payload(r.first+k)) {
-			return false
-		}
+// same returns how many blocks of a run, from the first on, are those that stored returns.
+func (s *sharing) same(r sharedRun, stored func(k int) []byte) (n int) {
+	for n < r.n && bytes.Equal(stored(n), s.payload(r.first+n)) {
+		n++
 	}
-	return true
+	return n
 }
 
-// sameInCache compares with what the cache has; known says that it has all.
-func (s *sharing) sameInCache(r sharedRun) (same, known bool) {
-	same = true
+func (s *sharing) payload(i int) []byte { return s.m.log.Payload(s.p.blocks[i].slot.Extent, 1) }
+
+// sameInCache is same for what the cache has; known says that it has all.
+func (s *sharing) sameInCache(r sharedRun) (n int, known bool) {
 	for k := range r.n {
 		i := r.first + k
 		p := block.Pointer{Phys: r.at + block.Physical(k), Sum: s.p.blocks[i].slot.Sum, Shared: true}
-		if !s.m.Reader.ViewCached(p, func(frame []byte) { same = same && bytes.Equal(frame, s.payload(i)) }) {
-			return false, false
+		if !s.m.Reader.ViewCached(p, func(frame []byte) {
+			if n == k && bytes.Equal(frame, s.payload(i)) {
+				n++
+			}
+		}) {
+			return 0, false
 		}
 	}
-	return same, true
+	return n, true
 }
 
 // take gives the blocks that are shared their references. Those that lie in the plan
