@@ -333,12 +333,26 @@ func (f *fold) writeRoots() error {
 	return err
 }
 
+// IndexBegin begins a round of the index, with the fingerprints that wait for a fold,
+// and IndexFrom goes on with those in the trees. A fold moves the former to the latter:
+// none may be under way, and they are fewest when one has just ended.
+func (m *Machine) IndexBegin() {
+	m.Index.Begin()
+	for _, t := range [...]*table.Table[uint64]{&m.prints.folding, &m.prints.active} {
+		for p, f := range t.All() {
+			m.indexStored(dedup.Fingerprint(f), block.Physical(p))
+		}
+	}
+}
+
 // IndexFrom puts what the trees of fingerprints have into the index, as many level-1
 // pages as n from a place on, and returns where to go on; done says that there is no
-// more. It is called between steps, and whatever cannot be read is left out.
+// more, and that the round is over. It is called between steps, and whatever cannot be
+// read is left out.
 func (m *Machine) IndexFrom(at PrintPlace, n int) (next PrintPlace, done bool) {
 	for ; n > 0; n-- {
-		if at.Device >= len(m.sb.Devices) || m.Index == nil {
+		if at.Device >= len(m.sb.Devices) {
+			m.Index.End()
 			return at, true
 		}
 		root := m.prints.roots[at.Device]
@@ -373,14 +387,19 @@ func (m *Machine) indexBelow(dev int, root block.Pointer, parent uint64) {
 			for i := range uint64(printsPerLeaf) {
 				at := block.At(dev, leaf*printsPerLeaf+i)
 				f := dedup.Fingerprint(binary.LittleEndian.Uint64(page[i*printSize:]))
-				if f != dedup.None && m.Space.Count(at) > 0 {
-					m.Index.Put(f, at)
-				}
+				m.indexStored(f, at)
 			}
 		})
 		return false, nil
 	})
 	_ = err // what cannot be read is missing
+}
+
+// indexStored puts a block into the index, unless it was freed.
+func (m *Machine) indexStored(f dedup.Fingerprint, p block.Physical) {
+	if f != dedup.None && m.Space.Count(p) > 0 {
+		m.Index.Put(f, p)
+	}
 }
 
 // errNoFold says that something has to wait until the fold under way is complete.

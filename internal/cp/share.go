@@ -44,16 +44,17 @@ type sharing struct {
 	m *Machine
 	p *plan
 
-	matcher dedup.Matcher
-	matches []dedup.Match // of a window, and those before it that decide about them
-	fresh   []int32       // blocks that are to be written, as far as is known
-	places  table.Table[uint32]
-	found   []sharedRun
-	leaves  []uint64
-	buf     []byte
-	ios     []*devices.IO
-	all     []devices.IO
-	vecs    [][1][]byte
+	matcher    dedup.Matcher
+	matches    []dedup.Match // of a window, and those before it that decide about them
+	fresh      []int32       // blocks that are to be written, as far as is known
+	places     table.Table[uint32]
+	found      []sharedRun
+	leaves     []uint64
+	candidates []block.Physical
+	buf        []byte
+	ios        []*devices.IO
+	all        []devices.IO
+	vecs       [][1][]byte
 
 	// Of the series that is being matched.
 	series series
@@ -112,22 +113,29 @@ func (m *Machine) sharing() *sharing {
 	return m.shares
 }
 
+// printsAtOnce is how many fingerprints are looked up together.
+const printsAtOnce = 64
+
 // fingerprint computes the fingerprints of the plan's blocks, and reads those of the
 // tracks where some of them may be stored.
 func (s *sharing) fingerprint() {
 	m, p := s.m, s.p
 	s.leaves = s.leaves[:0]
-	var candidates []block.Physical
-	for i := range p.blocks {
-		b := &p.blocks[i]
-		if b.run == 0 {
-			continue
+	for blocks := range slices.Chunk(p.blocks, printsAtOnce) {
+		p.prints = p.prints[:0]
+		for i := range blocks {
+			if b := &blocks[i]; b.run > 0 {
+				b.print = m.fingerprint(m.log.Payload(b.slot.Extent, 1))
+				p.prints = append(p.prints, b.print)
+			}
 		}
-		b.print = m.fingerprint(m.log.Payload(b.slot.Extent, 1))
-		candidates = m.Index.Candidates(b.print, candidates[:0])
-		for _, c := range candidates {
-			if leaf := leafOf(c); len(s.leaves) == 0 || s.leaves[len(s.leaves)-1] != leaf {
-				s.leaves = append(s.leaves, leaf)
+		m.Index.Touch(p.prints)
+		for _, f := range p.prints {
+			s.candidates = m.Index.Candidates(f, s.candidates[:0])
+			for _, c := range s.candidates {
+				if leaf := leafOf(c); len(s.leaves) == 0 || s.leaves[len(s.leaves)-1] != leaf {
+					s.leaves = append(s.leaves, leaf)
+				}
 			}
 		}
 	}

@@ -28,7 +28,7 @@
 //
 // An [Index] is a flat array without pointers: advisory, bounded, of eight bytes an
 // entry. Losing it, or any part of it, costs savings and never data. It has every
-// block until it is full; from then on one block in two of a track, in four, and so
-// on: a sequence of stored blocks that is as long still has one that is found, from
-// which tracks' fingerprints lead to the rest.
+// block until it is full of what is true; from then on one block in two of a track, in
+// four, and so on: a sequence of stored blocks that is as long still has one that is
+// found, from which tracks' fingerprints lead to the rest.
 package dedup

@@ -17,27 +17,41 @@ import (
 // that buckets fill evenly. A look-up that finds a wrong entry, one in some thousands,
 // costs a look at the fingerprint that is stored with the track.
 //
+// Nobody says when a block is freed or gets other content: its entry stays, leads to
+// another fingerprint, and does no harm. So an index fills up with what is not true any
+// more. Then its user goes once through all that is stored, between Begin and End, and
+// puts it again; what was not put goes. Only if what is left nearly fills the index does
+// it keep fewer blocks of each track.
+//
 // Invariants:
 //
 //	an entry is in one of the two buckets of its fingerprint, and once
 //	entries behind the sweep, and all when none is under way, are of blocks
-//	whose place in the track is a multiple of Every
-//	entries <= slots
+//	whose place in the track is a multiple of every, and of the present round
+//	fresh <= entries <= slots
 type Index struct {
 	buckets []bucket
 	shift   uint // of a fingerprint's bits, so that a bucket's number is left
 	n       int  // entries
+	fresh   int  // those of the present round
+	round   uint64
+	going   bool // a round is under way: entries of the one before may be as true
+	again   bool // another round would find blocks that were left out
 	every   uint64
-	swept   int // buckets looked at since every was last changed; len(buckets) when all are
+	swept   int // buckets looked at since something had to go; len(buckets) when all are
 
 	mem []byte
 }
 
+// An entry is, from the lowest bit on, an address, the round in which it was put last, and
+// a tag.
 const (
 	bucketSlots = 8
 	bucketBytes = bucketSlots * 8
 	addressBits = 46 // as in a block.Pointer
-	tagMask     = 1<<(64-addressBits) - 1
+	roundBit    = 1 << addressBits
+	tagShift    = addressBits + 1
+	tagMask     = 1<<(64-tagShift) - 1
 )
 
 type bucket [bucketSlots]uint64
@@ -45,9 +59,11 @@ type bucket [bucketSlots]uint64
 // MinIndex is the size in bytes of the smallest index.
 const MinIndex = 64 << 10
 
-// fullNum of fullDen slots may be in use before the index is thinned out: beyond it
-// both buckets of an entry are full too often.
-const fullNum, fullDen = 15, 16
+// Of so many sixteenths of the slots: with full in use a round should be made. With thin
+// in use that are of the present round the index is thinned out: beyond that both buckets
+// of an entry are full too often. So it is when a round leaves it with many, and when one
+// leaves few it keeps more blocks again.
+const full, thin, many, few = 14, 15, 12, 4
 
 // NewIndex returns an empty index of the largest power of two of bytes that limit
 // allows, MinIndex at least.
@@ -81,6 +97,34 @@ func (x *Index) Stats() IndexStats {
 	return IndexStats{Bytes: int64(len(x.mem)), Entries: x.n, Slots: len(x.buckets) * bucketSlots, Every: int(x.every)}
 }
 
+// Full reports whether the index should be told what is stored, see Begin.
+func (x *Index) Full() bool { return !x.going && (x.again || x.n >= x.part(full)) }
+
+// part returns how many slots so many sixteenths are.
+func (x *Index) part(num int) int { return len(x.buckets) * bucketSlots / 16 * num }
+
+// Begin begins a round: what is not put until End is taken out then. Meanwhile everything
+// is found as before.
+func (x *Index) Begin() {
+	for x.swept < len(x.buckets) { // entries of two rounds ago would look like new ones
+		x.sweep()
+	}
+	x.round ^= roundBit
+	x.going, x.again, x.fresh = true, false, 0
+}
+
+// End ends a round.
+func (x *Index) End() {
+	switch {
+	case x.fresh > x.part(many) && x.every < block.TrackBlocks:
+		x.every *= 2
+	case x.fresh < x.part(few) && x.every > 1:
+		x.every /= 2
+		x.again = true
+	}
+	x.going, x.swept = false, 0
+}
+
 // two returns the numbers of the buckets of a fingerprint.
 func (x *Index) two(f Fingerprint) (a, b uint64) {
 	a = uint64(f) >> x.shift
@@ -95,24 +139,45 @@ func (x *Index) other(i, tag uint64) uint64 {
 	return i ^ max(1, d)
 }
 
-func entryOf(f Fingerprint, p block.Physical) uint64 {
-	return uint64(f)&tagMask<<addressBits | uint64(p)
+func (x *Index) entryOf(f Fingerprint, p block.Physical) uint64 {
+	return uint64(f)&tagMask<<tagShift | x.round | uint64(p)
 }
 
-func addressOf(entry uint64) block.Physical { return block.Physical(entry & (1<<addressBits - 1)) }
+func addressOf(entry uint64) block.Physical { return block.Physical(entry & (roundBit - 1)) }
 
-// find returns the slot of an entry, or -1.
-func (b *bucket) find(entry uint64) int {
+// find returns the slot of an entry, of whatever round, or nil.
+func (x *Index) find(bucket, entry uint64) *uint64 {
+	b := &x.buckets[bucket]
 	for i, e := range b {
-		if e == entry {
-			return i
+		if e&^roundBit == entry&^roundBit {
+			return &b[i]
 		}
 	}
-	return -1
+	return nil
 }
 
 // keeps reports whether the index has an entry for a block, if it has room.
 func (x *Index) keeps(p block.Physical) bool { return uint64(p)%x.every == 0 }
+
+// stays reports whether an entry is to be there.
+func (x *Index) stays(e uint64) bool {
+	return x.keeps(addressOf(e)) && (x.going || e&roundBit == x.round)
+}
+
+// set puts an entry, or none, in a slot.
+func (x *Index) set(slot *uint64, e uint64) {
+	count := func(e uint64, by int) {
+		if e != 0 {
+			x.n += by
+			if e&roundBit == x.round {
+				x.fresh += by
+			}
+		}
+	}
+	count(*slot, -1)
+	count(e, 1)
+	*slot = e
+}
 
 // Put says that a block holds what has the fingerprint.
 func (x *Index) Put(f Fingerprint, p block.Physical) {
@@ -120,17 +185,26 @@ func (x *Index) Put(f Fingerprint, p block.Physical) {
 	if f == None || !x.keeps(p) {
 		return
 	}
-	e := entryOf(f, p)
+	e := x.entryOf(f, p)
 	a, b := x.two(f)
-	if x.buckets[a].find(e) >= 0 || x.buckets[b].find(e) >= 0 {
-		return
+	s := x.find(a, e)
+	if s == nil {
+		s = x.find(b, e)
 	}
-	if x.n >= len(x.buckets)*bucketSlots/fullDen*fullNum {
-		x.thin()
-		if !x.keeps(p) {
-			return
+	if s == nil {
+		// What goes because of that is not gone until the sweep is through.
+		if x.fresh >= x.part(thin) && x.swept == len(x.buckets) && x.every < block.TrackBlocks {
+			if x.Thin(2 * int(x.every)); !x.keeps(p) {
+				return
+			}
 		}
+		s = x.room(a, b, f)
 	}
+	x.set(s, e)
+}
+
+// room returns a slot for an entry in one of two buckets.
+func (x *Index) room(a, b uint64, f Fingerprint) *uint64 {
 	s := x.slot(a)
 	if t := x.slot(b); s == nil || t != nil && x.buckets[a].used() > x.buckets[b].used() {
 		s = t
@@ -142,13 +216,15 @@ func (x *Index) Put(f Fingerprint, p block.Physical) {
 		s = x.makeRoom(b)
 	}
 	if s == nil {
-		// All are as good as this one. One gives way.
+		// All are as good as this one. One gives way: an old one, if there is any.
 		s = &x.buckets[a][uint64(f)/bucketSlots%bucketSlots]
+		for i, e := range &x.buckets[a] {
+			if e&roundBit != x.round {
+				s = &x.buckets[a][i]
+			}
+		}
 	}
-	if *s == 0 {
-		x.n++
-	}
-	*s = e
+	return s
 }
 
 // slot returns one that is free, or that has an entry which is not to be kept, or nil.
@@ -159,7 +235,7 @@ func (x *Index) slot(bucket uint64) *uint64 {
 		if e == 0 {
 			return &b[i]
 		}
-		if !x.keeps(addressOf(e)) {
+		if !x.stays(e) {
 			stale = &b[i]
 		}
 	}
@@ -171,11 +247,9 @@ func (x *Index) slot(bucket uint64) *uint64 {
 func (x *Index) makeRoom(bucket uint64) *uint64 {
 	b := &x.buckets[bucket]
 	for i, e := range b {
-		if s := x.slot(x.other(bucket, e>>addressBits)); s != nil {
-			if *s != 0 {
-				x.n--
-			}
-			*s, b[i] = e, 0
+		if s := x.slot(x.other(bucket, e>>tagShift)); s != nil {
+			x.set(s, e)
+			x.set(&b[i], 0)
 			return &b[i]
 		}
 	}
@@ -191,27 +265,17 @@ func (b *bucket) used() (n int) {
 	return n
 }
 
-// thin makes the index keep half of the blocks that it has kept, unless that has
-// been done and the others are not gone yet, or a block a track is what it keeps.
-func (x *Index) thin() {
-	if x.swept == len(x.buckets) && x.every < block.TrackBlocks {
-		x.every *= 2
-		x.swept = 0
-	}
-}
-
 // sweepStep is how many buckets are looked at for each entry that is put: so a sweep
 // is over long before the index is full again.
 const sweepStep = 4
 
-// sweep takes out entries that are not to be kept any more.
+// sweep takes out entries that are not to be there any more.
 func (x *Index) sweep() {
 	for end := min(x.swept+sweepStep, len(x.buckets)); x.swept < end; x.swept++ {
 		b := &x.buckets[x.swept]
 		for i, e := range b {
-			if e != 0 && !x.keeps(addressOf(e)) {
-				b[i] = 0
-				x.n--
+			if e != 0 && !x.stays(e) {
+				x.set(&b[i], 0)
 			}
 		}
 	}
@@ -219,16 +283,25 @@ func (x *Index) sweep() {
 
 // Delete takes an entry out, if there is one: the block holds something else.
 func (x *Index) Delete(f Fingerprint, p block.Physical) {
-	e := entryOf(f, p)
+	e := x.entryOf(f, p)
 	a, b := x.two(f)
 	for _, n := range [...]uint64{a, b} {
-		b := &x.buckets[n]
-		if i := b.find(e); i >= 0 {
-			b[i] = 0
-			x.n--
+		if s := x.find(n, e); s != nil {
+			x.set(s, 0)
 			return
 		}
 	}
+}
+
+// Touch brings what Candidates and Put of these fingerprints will look at into the
+// processor's cache, for all of them at once: one by one they are found as fast as memory
+// answers.
+func (x *Index) Touch(prints []Fingerprint) (sum uint64) {
+	for _, f := range prints {
+		a, b := x.two(f)
+		sum += x.buckets[a][0] + x.buckets[b][0]
+	}
+	return sum
 }
 
 // Candidates appends the addresses of blocks that may have the fingerprint.
@@ -237,7 +310,7 @@ func (x *Index) Candidates(f Fingerprint, to []block.Physical) []block.Physical 
 	tag := uint64(f) & tagMask
 	for _, n := range [...]uint64{a, b} {
 		for _, e := range &x.buckets[n] {
-			if e != 0 && e>>addressBits == tag {
+			if e != 0 && e>>tagShift == tag {
 				to = append(to, addressOf(e))
 			}
 		}

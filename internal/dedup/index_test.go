@@ -28,27 +28,29 @@ func (x *Index) has(f Fingerprint, p block.Physical) bool {
 
 // check proves the invariants that Index states.
 func (x *Index) check() error {
-	n := 0
+	n, fresh := 0, 0
 	for i := range x.buckets {
 		for j, e := range x.buckets[i] {
 			if e == 0 {
 				continue
 			}
-			n++
-			if i < x.swept && !x.keeps(addressOf(e)) {
+			if n++; e&roundBit == x.round {
+				fresh++
+			}
+			if i < x.swept && !x.stays(e) {
 				return fmt.Errorf("bucket %d has an entry for %v, of which one in %d is kept", i, addressOf(e), x.every)
 			}
-			other := x.other(uint64(i), e>>addressBits)
-			if back := x.other(other, e>>addressBits); back != uint64(i) || other == back {
+			other := x.other(uint64(i), e>>tagShift)
+			if back := x.other(other, e>>tagShift); back != uint64(i) || other == back {
 				return fmt.Errorf("bucket %d leads to %d, which leads to %d", i, other, back)
 			}
-			if x.buckets[other].find(e) >= 0 || x.buckets[i].find(e) != j {
+			if x.find(other, e) != nil || x.find(uint64(i), e) != &x.buckets[i][j] {
 				return fmt.Errorf("entry %x is there twice", e)
 			}
 		}
 	}
-	if n != x.n {
-		return fmt.Errorf("%d entries and not %d", n, x.n)
+	if n != x.n || fresh != x.fresh {
+		return fmt.Errorf("%d entries and not %d, %d of the present round and not %d", n, x.n, fresh, x.fresh)
 	}
 	return nil
 }
@@ -114,6 +116,84 @@ func TestIndexThins(t *testing.T) {
 	}
 	if missing*200 > wanted {
 		t.Errorf("%d of %d are missing", missing, wanted)
+	}
+}
+
+// Blocks that are written over and over fill an index with what is not true any more.
+// Rounds take that out, and the index goes on keeping all blocks that there are.
+func TestIndexRounds(t *testing.T) {
+	x := newIndex(t, MinIndex) // 8192 slots
+	r := rand.New(rand.NewPCG(7, 8))
+	now := make([]Fingerprint, 3000)
+	rounds := 0
+	for i := range 60_000 {
+		p := r.IntN(len(now))
+		now[p] = Fingerprint(r.Uint64())
+		x.Put(now[p], block.At(1, uint64(p)))
+		if !x.Full() {
+			continue
+		}
+		rounds++
+		x.Begin()
+		for p, f := range now {
+			if f != None {
+				if x.Put(f, block.At(1, uint64(p))); p%100 == 0 { // others go on meanwhile
+					now[p] = Fingerprint(r.Uint64())
+					x.Put(now[p], block.At(1, uint64(p)))
+				}
+			}
+		}
+		if err := x.check(); err != nil {
+			t.Fatalf("%d: in a round: %v", i, err)
+		}
+		x.End()
+		if err := x.check(); err != nil {
+			t.Fatalf("%d: %v", i, err)
+		}
+		for p, f := range now {
+			if f != None && !x.has(f, block.At(1, uint64(p))) {
+				t.Fatalf("%d: block %d is missing after a round", i, p)
+			}
+		}
+	}
+	if s := x.Stats(); rounds < 5 || s.Every != 1 {
+		t.Errorf("%d rounds, %+v", rounds, s)
+	}
+}
+
+// An index that had to keep fewer blocks keeps more when there are fewer.
+func TestIndexKeepsMoreAgain(t *testing.T) {
+	x := newIndex(t, MinIndex)
+	r := rand.New(rand.NewPCG(9, 10))
+	prints := make([]Fingerprint, 30_000)
+	for i := range prints {
+		prints[i] = Fingerprint(r.Uint64())
+		x.Put(prints[i], block.At(1, uint64(i)))
+	}
+	if x.Stats().Every < 4 {
+		t.Fatalf("%+v", x.Stats())
+	}
+	for n := 0; n == 0 || x.Full(); n++ {
+		if n > 10 {
+			t.Fatalf("it is never content: %+v", x.Stats())
+		}
+		x.Begin()
+		for i := range 3000 {
+			x.Put(prints[i], block.At(1, uint64(i)))
+		}
+		x.End()
+	}
+	missing := 0
+	for i := range 3000 {
+		if !x.has(prints[i], block.At(1, uint64(i))) {
+			missing++
+		}
+	}
+	if s := x.Stats(); s.Every != 1 || missing > 0 {
+		t.Errorf("%d are missing: %+v", missing, s)
+	}
+	if err := x.check(); err != nil {
+		t.Error(err)
 	}
 }
 

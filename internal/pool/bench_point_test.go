@@ -2,6 +2,7 @@ package pool
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
 	"path/filepath"
@@ -12,19 +13,25 @@ import (
 	"github.com/pollux-storage/pollux/hpdi/mem"
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/cache"
+	"github.com/pollux-storage/pollux/internal/catalogue"
 )
 
 // BenchmarkPoint measures what consistency points and folds cost for each block
 // of 4 KiB, on a device in memory: an operation is a point of a sixteenth of
 // the log, of single random blocks or of runs of 32, and its share of the fold
-// that is due after some of them.
+// that is due after some of them. A volume that shares blocks with THN 8 is given
+// blocks that are like no others, or a few series again and again.
 func BenchmarkPoint(b *testing.B) {
 	for _, run := range []int{1, 32} {
-		b.Run(fmt.Sprintf("runs-of-%d", run), func(b *testing.B) { benchmarkPoint(b, run) })
+		b.Run(fmt.Sprintf("runs-of-%d", run), func(b *testing.B) { benchmarkPoint(b, run, 0, 0) })
+		b.Run(fmt.Sprintf("runs-of-%d-shared-unique", run), func(b *testing.B) { benchmarkPoint(b, run, 8, 0) })
 	}
+	b.Run("runs-of-32-shared-alike", func(b *testing.B) { benchmarkPoint(b, 32, 8, 500) })
 }
 
-func benchmarkPoint(b *testing.B, run int) {
+// benchmarkPoint gives a volume with a THN, if it has one, series of so many kinds, or
+// each one of its own if that is 0.
+func benchmarkPoint(b *testing.B, run, thn, kinds int) {
 	const points = 4096 // blocks of one
 	ctx := context.Background()
 	const device = 1 << 30
@@ -52,12 +59,27 @@ func benchmarkPoint(b *testing.B, run int) {
 		b.Fatal(err)
 	}
 	v, _ := p.Volume("v")
+	if thn > 0 {
+		if err := p.enableSharing(); err != nil {
+			b.Fatal(err)
+		}
+		c, _ := p.catalogue.ByName("v")
+		c.Run = thn
+		if err := p.commit([]catalogue.Change{{Put: &c}}); err != nil {
+			b.Fatal(err)
+		}
+	}
 	rng := rand.New(rand.NewPCG(1, 1))
 	buf := make([]byte, run*block.Size)
 	fill := func(at func() int64) {
 		for range points / run {
-			buf[rng.IntN(len(buf))]++
-			buf[0] |= 1 // no zero block
+			kind := rng.Uint64()
+			if kinds > 0 {
+				kind %= uint64(kinds)
+			}
+			for i := range run {
+				binary.LittleEndian.PutUint64(buf[i*block.Size:], (kind+1)*uint64(run+1)+uint64(i))
+			}
 			if err := write(v, at(), buf); err != nil {
 				b.Fatal(err)
 			}

@@ -39,6 +39,7 @@ type rig struct {
 	// fingerprint is the pool's; repeats makes exercise write much of what it has
 	// written before again.
 	fingerprint func([]byte) dedup.Fingerprint
+	indexBytes  int64
 	repeats     bool
 	*Pool
 	serving chan struct{}
@@ -105,7 +106,7 @@ func (r *rig) devices() []hpdi.Device {
 }
 
 func (r *rig) options() OpenOptions {
-	return OpenOptions{Devices: r.devices(), RegionPath: r.region, Cache: r.cache, Owner: "a", BatteryBacked: r.battery, BootID: fmt.Sprint(r.boot), AcceptLoss: r.acceptLoss, Cleaner: r.cleaning, Scrub: r.scrubbing, Removal: r.removal, Interval: r.interval, Fingerprint: r.fingerprint}
+	return OpenOptions{Devices: r.devices(), RegionPath: r.region, Cache: r.cache, Owner: "a", BatteryBacked: r.battery, BootID: fmt.Sprint(r.boot), AcceptLoss: r.acceptLoss, Cleaner: r.cleaning, Scrub: r.scrubbing, Removal: r.removal, Interval: r.interval, Fingerprint: r.fingerprint, IndexBytes: r.indexBytes}
 }
 
 // open opens the pool and starts to serve jobs.

@@ -80,8 +80,10 @@ func (p *Pool) loadSharing() {
 	_ = p.machine.LoadPrints() // those that cannot be read are not found
 }
 
-// indexer fills the index with the fingerprints that are stored, in the background.
+// indexer goes through the fingerprints that are stored, in the background: when the
+// index is new, and whenever it is full of what may not be true any more.
 type indexer struct {
+	begun bool
 	place cp.PrintPlace
 	done  bool
 	next  time.Time
@@ -96,19 +98,44 @@ const (
 
 // work carries out a step, unless clients need what it would take.
 func (x *indexer) work(p *Pool, now time.Time) {
-	if x.done || p.machine.Index == nil || now.Before(x.next) || p.pressed() {
+	if p.machine.Index == nil || now.Before(x.next) || p.pressed() {
 		return
 	}
-	x.place, x.done = p.machine.IndexFrom(x.place, indexPages)
+	if x.done {
+		if !p.machine.Index.Full() {
+			return
+		}
+		*x = indexer{}
+	}
+	x.step(p.machine)
 	end := time.Now()
 	x.next = end.Add(indexRest * end.Sub(now))
+}
+
+// step begins a round, when no fold is under way, or goes on with it.
+func (x *indexer) step(m *cp.Machine) {
+	switch {
+	case x.begun:
+		x.place, x.done = m.IndexFrom(x.place, indexPages)
+	case !m.Folding():
+		m.IndexBegin()
+		x.begun = true
+	}
 }
 
 // IndexAll makes the index one of everything that is stored, at once.
 func (p *Pool) IndexAll(ctx context.Context) error {
 	return p.do(ctx, func() error {
-		for x := &p.indexer; !x.done && p.machine.Index != nil; {
-			x.place, x.done = p.machine.IndexFrom(x.place, indexPages)
+		if p.machine.Index == nil {
+			return nil
+		}
+		if p.machine.Folding() {
+			if err := p.foldAll(); err != nil {
+				return err
+			}
+		}
+		for x := &p.indexer; !x.done; {
+			x.step(p.machine)
 		}
 		return nil
 	})

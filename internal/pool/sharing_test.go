@@ -5,6 +5,7 @@ import (
 	"context"
 	"math/rand/v2"
 	"testing"
+	"time"
 
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/block/blocktest"
@@ -441,6 +442,49 @@ func TestLostFingerprints(t *testing.T) {
 
 // printTries is more than the folds that fingerprints may make fail.
 const printTries = 4
+
+// What is written over and over fills the index with what is not true any more; then it
+// is told what there is, folded or not, and knows all of it.
+func TestShareWithFullIndex(t *testing.T) {
+	r := newRigWithLog(t, 1, testSize, 16<<20)
+	r.indexBytes = dedup.MinIndex
+	r.mustOpen()
+	v := r.sharingVolume("v", 64<<20, 8)
+	old := content(1, 200)
+	r.put(v, 10_000, old)
+	var last []byte
+	rounds := 0
+	for i := range 200 {
+		last = content(uint64(100+i), 200)
+		if r.put(v, 0, last); i%50 == 0 {
+			r.fold()
+		}
+		if err := r.do(context.Background(), func() error {
+			if r.machine.Index.Full() {
+				rounds++
+			}
+			for range 10 {
+				r.indexer.next = time.Time{}
+				r.indexer.work(r.Pool, time.Now())
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if rounds < 3 {
+		t.Errorf("%d rounds", rounds)
+	}
+	if s := r.machine.Index.Stats(); s.Every != 1 || s.Entries > s.Slots*14/16 {
+		t.Errorf("%+v", s)
+	}
+	for i, data := range [][]byte{old, last} {
+		if _, shared := r.put(v, int64(2000+i*500), data); shared != 200 {
+			t.Errorf("%d blocks of %d are shared", shared, i)
+		}
+	}
+	r.shut()
+}
 
 // A device that holds shared blocks leaves the pool like others; what shares a series
 // shares it afterwards.
