@@ -7,16 +7,30 @@
 // [Machine.Commit] takes one consistency point through its steps:
 //
 //	freeze    the dirty index; its log position is the point's
-//	write     the data to free blocks, in logical order, zeroes as holes
+//	share     what is stored already, where volumes do that
+//	write     the other data to free blocks, in logical order, zeroes as holes
 //	sync      all devices
 //	journal   one record: mappings, changes of the catalogue, log position
 //	sync      the journal's device; from here on the point exists
 //	install   mappings into the map's overlay, drop the frozen generation
 //
-// It reads nothing: what the new mappings replace in the trees is found by the
-// fold. A point whose writes failed has changed nothing; its generation stays
+// But for sharing it reads nothing: what the new mappings replace in the trees is found
+// by the fold. A point whose writes failed has changed nothing; its generation stays
 // frozen and readable in memory, and Commit can be tried again, onto other
 // blocks.
+//
+// # Sharing
+//
+// Before a point allocates anything it looks which of its blocks are stored already, or
+// are written by it twice: see internal/dedup for what is shared. A match is compared
+// byte for byte, with what the cache has of it or else with one sequential read; then the
+// blocks get their references, so that nothing can free them any more, and are
+// mapped like others. A block whose count is at its limit is not shared: another copy
+// is written, and is the one that is shared from then on. A point that fails gives the
+// references back and looks again when it is tried again.
+//
+// The fingerprints of blocks that were written lie in memory and in the journal until a
+// fold brings them into trees of their own, see prints.go.
 //
 // # Fold
 //
@@ -28,6 +42,7 @@
 //	          after the last point is where replay will start
 //	sort      its mappings by volume and block
 //	volumes   rewrite changed leaves and their parents, copy-on-write
+//	prints    bring the fingerprints of new blocks into theirs
 //	counts    apply the changes of references to the trees of counts
 //	catalogue rewrite the list of volumes with the new roots
 //	journal   a record of the metadata pages that the fold took and freed

@@ -15,18 +15,6 @@ import (
 	"github.com/pollux-storage/pollux/internal/table"
 )
 
-// # Sharing
-//
-// Before a consistency point allocates anything it looks which of its blocks are
-// stored already: see internal/dedup for what is shared. A match is compared byte for
-// byte, with what the cache has of it or else with one sequential read; then the
-// blocks get their references, so that nothing can free them any more, and are
-// mapped like others. What was stored before and what the point itself is about to
-// write are both looked through. A block whose count is at its limit is not shared:
-// another copy is written, and is the one that is shared from then on.
-//
-// A point that fails gives the references back and looks again when it is tried again.
-
 // matchWindow is how many blocks of a series are matched at a time: what they
 // become is known to those that follow.
 const matchWindow = block.TrackBlocks
@@ -70,8 +58,7 @@ type sharedRun struct {
 type series struct {
 	volume   block.VolumeID
 	lba      block.Logical // of the first
-	first, n int           // in the plan
-	run      int           // THN
+	n, run   int           // blocks, and THN
 	before   [dedup.MaxRun]block.Pointer
 	after    [dedup.MaxRun]block.Pointer
 	nBefore  int // how many of before are known, from its end; -1 if nobody looked
@@ -81,8 +68,7 @@ type series struct {
 }
 
 // share finds what of the plan's blocks is stored already, gives it references, and
-// says of all others that they are to be written. With an error nothing of the plan
-// has a reference.
+// says of all others that they are to be written.
 func (m *Machine) share(p *plan) {
 	p.fresh, p.shared = p.fresh[:0], p.shared[:0]
 	if !p.sharing || m.Index == nil || m.sb.Secret == 0 {
@@ -93,7 +79,7 @@ func (m *Machine) share(p *plan) {
 	}
 	s := m.sharing()
 	s.p = p
-	s.fingerprint()
+	s.lookUp()
 	s.match()
 	s.compare()
 	s.take()
@@ -116,9 +102,9 @@ func (m *Machine) sharing() *sharing {
 // printsAtOnce is how many fingerprints are looked up together.
 const printsAtOnce = 64
 
-// fingerprint computes the fingerprints of the plan's blocks, and reads those of the
+// lookUp computes the fingerprints of the plan's blocks, and reads those of the
 // tracks where some of them may be stored.
-func (s *sharing) fingerprint() {
+func (s *sharing) lookUp() {
 	m, p := s.m, s.p
 	s.leaves = s.leaves[:0]
 	for blocks := range slices.Chunk(p.blocks, printsAtOnce) {
@@ -172,7 +158,7 @@ func (s *sharing) match() {
 func (s *sharing) matchSeries(first, n int) {
 	p, b := s.p, &s.p.blocks[first]
 	q := &s.series
-	q.volume, q.lba, q.first, q.n, q.run, q.nBefore, q.nAfter = b.volume, b.lba, first, n, b.run, -1, -1
+	q.volume, q.lba, q.n, q.run, q.nBefore, q.nAfter = b.volume, b.lba, n, b.run, -1, -1
 	p.prints = p.prints[:0]
 	for i := range n {
 		p.prints = append(p.prints, p.blocks[first+i].print)
@@ -420,7 +406,7 @@ func (m *Machine) settle(p *plan) error {
 			n++
 		}
 		run := space.Run{At: at, N: n}
-		shared := n >= b.run && !p.blocks[b.of].shared && m.Space.Inc(run) == nil
+		shared := n >= b.run && m.Space.Inc(run) == nil
 		if shared {
 			p.shared = append(p.shared, run)
 		}
