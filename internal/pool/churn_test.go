@@ -77,7 +77,12 @@ func churn(r *rig, v block.Volume, m *blocktest.Model, rng *rand.Rand, n int) er
 				m.FlushDone(covers)
 			}
 		default:
-			id, data := m.Write(at*block.Size, int(blocks*block.Size))
+			id, data := 0, []byte(nil)
+			if n := m.Len(); r.repeats && n > 0 && rng.IntN(2) == 0 {
+				id, data = m.Repeat(at*block.Size, int(blocks*block.Size), 1+rng.IntN(n))
+			} else {
+				id, data = m.Write(at*block.Size, int(blocks*block.Size))
+			}
 			if err = write(v, at*block.Size, data); err == nil {
 				m.Ack(id)
 			}
@@ -91,7 +96,7 @@ func churn(r *rig, v block.Volume, m *blocktest.Model, rng *rand.Rand, n int) er
 
 // A power cut at any operation of a pool in which every block is soon used
 // again, so that whatever is freed, overwritten or forgotten before it may be
-// shows as lost.
+// shows as lost. In each third pool blocks are shared.
 func TestPowerCutWhereAllIsReused(t *testing.T) {
 	rounds := few(60)
 	if soak {
@@ -109,6 +114,11 @@ func tinyCut(t *testing.T, seed uint64) {
 	r := newTinyRig(t)
 	r.mustOpen()
 	v := r.volume("v", tinyVolume*block.Size)
+	if r.repeats = seed%3 == 2; r.repeats {
+		if err := r.SetSharing(context.Background(), "v", 1+int(seed/3%4)); err != nil {
+			t.Fatal(err)
+		}
+	}
 	m := blocktest.NewModel(seed)
 	for life := range uint64(4) {
 		r.clock.CutAfter(r.clock.Ops() + 1 + rng.Int64N(200))

@@ -24,37 +24,43 @@ func attempt(r *rig, what func() error) {
 
 // Every single write or sync of a consistency point and of a fold fails once,
 // on devices that may have carried it out all the same. Nothing is lost, with
-// or without opening the pool again, and the next attempt succeeds.
+// or without opening the pool again, and the next attempt succeeds. So it is where
+// blocks are shared.
 func TestEveryDeviceErrorOnce(t *testing.T) {
-	for _, op := range []hpdi.Op{hpdi.OpWrite, hpdi.OpFlush, hpdi.OpRead} {
-		for _, late := range []bool{false, true} {
-			if late && op == hpdi.OpRead {
-				continue
-			}
-			t.Run(fmt.Sprint(op, " late ", late), func(t *testing.T) {
-				misses := 0 // in a row: both devices are through
-				step := 7   // odd, so that the devices take turns
-				if soak {
-					step = 1
+	for _, run := range []int{0, 1} {
+		for _, op := range []hpdi.Op{hpdi.OpWrite, hpdi.OpFlush, hpdi.OpRead} {
+			for _, late := range []bool{false, true} {
+				if late && op == hpdi.OpRead {
+					continue
 				}
-				for skip := 0; misses < 2 && !t.Failed(); skip += step {
-					if misses++; deviceError(t, op, late, skip) {
-						misses = 0
+				t.Run(fmt.Sprint(op, " late ", late, " sharing ", run), func(t *testing.T) {
+					misses := 0       // in a row: both devices are through
+					step := 7 + 8*run // odd, so that the devices take turns
+					if soak {
+						step = 1
 					}
-				}
-			})
+					for skip := 0; misses < 2 && !t.Failed(); skip += step {
+						if misses++; deviceError(t, op, late, skip, run) {
+							misses = 0
+						}
+					}
+				})
+			}
 		}
 	}
 }
 
 // deviceError lets one operation fail and returns false when there were not
-// so many.
-func deviceError(t *testing.T, op hpdi.Op, late bool, skip int) bool {
+// so many. The volume shares runs of blocks, or none.
+func deviceError(t *testing.T, op hpdi.Op, late bool, skip, run int) bool {
 	ctx := context.Background()
 	r := newRig(t, 2, testSize)
 	faults := r.faulty()
 	r.mustOpen()
 	v := r.volume("v", 1<<30)
+	if err := r.SetSharing(ctx, "v", run); err != nil {
+		t.Fatal(err)
+	}
 	holds := map[int64]byte{}
 	put := func(b int64, c byte) error {
 		// Part of a block: its rest may have to be read.

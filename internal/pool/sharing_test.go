@@ -3,6 +3,7 @@ package pool
 import (
 	"bytes"
 	"context"
+	"errors"
 	"math/rand/v2"
 	"testing"
 	"time"
@@ -484,6 +485,59 @@ func TestShareWithFullIndex(t *testing.T) {
 		}
 	}
 	r.shut()
+}
+
+// A pool that is filled by volumes that share blocks refuses writes, also of what is
+// stored already, because each block was promised a place of its own; and takes them
+// again after a trim. Nothing that was acknowledged is lost.
+func TestShareInFullPool(t *testing.T) {
+	ctx := context.Background()
+	for _, run := range []int{1, 8} {
+		r := newRig(t, 1, smallest)
+		stop := r.run()
+		v := r.sharingVolume("v", 1<<30, run)
+		for round := range 4 {
+			var held []int64
+			for i := int64(0); ; i++ {
+				data := content(uint64(i%5)<<8|uint64(round), 16)
+				if i%5 > 0 {
+					data = content(uint64(round)<<32|uint64(i)<<8, 16)
+				}
+				err := write(v, i*16*block.Size, data)
+				if errors.Is(err, block.ErrNoSpace) {
+					break
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				held = append(held, i)
+				if i > 10*smallest/block.Size/16 {
+					t.Fatal("the pool never gets full")
+				}
+			}
+			for _, i := range held {
+				if i%5 > 0 {
+					r.expect(v, i*16, content(uint64(round)<<32|uint64(i)<<8, 16))
+				} else {
+					r.expect(v, i*16, content(uint64(round), 16))
+				}
+			}
+			r.mustCheck()
+			if len(held) < 20 {
+				t.Fatalf("round %d: only %d writes", round, len(held))
+			}
+			if err := v.Trim(ctx, 0, 1<<30); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if r.Stats().BlocksWritten == 0 || r.machine.Stats().Shared == 0 {
+			t.Errorf("%+v", r.machine.Stats())
+		}
+		stop()
+		if err := r.Pool.Close(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 // A device that holds shared blocks leaves the pool like others; what shares a series
