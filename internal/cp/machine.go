@@ -43,8 +43,8 @@ type Config struct {
 
 	// Index finds stored blocks by their fingerprints; nil shares nothing.
 	Index *dedup.Index
-	// Fingerprint is what blocks are found by; nil for that of the pool's secret.
-	Fingerprint func(data []byte) dedup.Fingerprint
+	// Hash is what blocks are found by; nil for a fingerprint with the pool's secret.
+	Hash func(data []byte) dedup.Fingerprint
 }
 
 // What begins a fold in pools that do not ask for something else. More would make
@@ -93,6 +93,7 @@ type Machine struct {
 	movePages bool
 	renew     renewals // for the next fold
 	prints    prints
+	avoid     func(p block.Physical) bool // blocks that are not shared now, or nil
 
 	// Memory that is used again.
 	plan     *plan

@@ -81,6 +81,38 @@ func (m *Machine) print(p block.Physical) dedup.Fingerprint {
 	return near.prints[p%printsPerLeaf]
 }
 
+// Print returns the fingerprint of a block with this content.
+func (m *Machine) Print(data []byte) dedup.Fingerprint {
+	if m.Hash != nil {
+		return m.Hash(data)
+	}
+	return m.sb.Secret.Fingerprint(data)
+}
+
+// Candidates implements [dedup.Stored] for what the pool has.
+func (m *Machine) Candidates(f dedup.Fingerprint, to []block.Physical) []block.Physical {
+	return m.Index.Candidates(f, to)
+}
+
+// Fingerprint implements [dedup.Stored].
+func (m *Machine) Fingerprint(p block.Physical) dedup.Fingerprint {
+	if m.avoid != nil && m.avoid(p) || !m.Space.MayShare(p) {
+		return dedup.None
+	}
+	return m.print(p)
+}
+
+// Avoid keeps blocks from being shared as long as which says so; nil ends that.
+func (m *Machine) Avoid(which func(p block.Physical) bool) { m.avoid = which }
+
+// Learn takes note of the fingerprint of a block that is stored, if it is not known. It
+// is called between steps.
+func (m *Machine) Learn(p block.Physical, f dedup.Fingerprint) {
+	if m.print(p) != f {
+		m.notePrint(p, f)
+	}
+}
+
 // readPrints reads a leaf of the trees.
 func (m *Machine) readPrints(leaf uint64, to *nearLeaf) {
 	clear(to.prints[:])

@@ -111,7 +111,7 @@ func (s *sharing) lookUp() {
 		p.prints = p.prints[:0]
 		for i := range blocks {
 			if b := &blocks[i]; b.run > 0 {
-				b.print = m.fingerprint(m.log.Payload(b.slot.Extent, 1))
+				b.print = m.Print(m.log.Payload(b.slot.Extent, 1))
 				p.prints = append(p.prints, b.print)
 			}
 		}
@@ -128,13 +128,6 @@ func (s *sharing) lookUp() {
 	slices.Sort(s.leaves)
 	s.leaves = slices.Compact(s.leaves)
 	m.prefetchPrints(s.leaves)
-}
-
-func (m *Machine) fingerprint(data []byte) dedup.Fingerprint {
-	if m.Fingerprint != nil {
-		return m.Fingerprint(data)
-	}
-	return m.sb.Secret.Fingerprint(data)
 }
 
 // match finds the matches of all series.
@@ -209,7 +202,7 @@ func (s *sharing) Candidates(f dedup.Fingerprint, to []block.Physical) []block.P
 	if place, ok := s.places.Get(placeKey(f)); ok {
 		to = append(to, block.At(planDevice, uint64(place)))
 	}
-	return s.m.Index.Candidates(f, to)
+	return s.m.Candidates(f, to)
 }
 
 // Fingerprint implements dedup.Stored.
@@ -220,11 +213,7 @@ func (s *sharing) Fingerprint(p block.Physical) dedup.Fingerprint {
 		}
 		return dedup.None
 	}
-	m := s.m
-	if !m.Space.MayShare(p) {
-		return dedup.None
-	}
-	return m.print(p)
+	return s.m.Fingerprint(p)
 }
 
 // before returns how many blocks in front of the series are mapped to those in front of

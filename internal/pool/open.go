@@ -62,6 +62,7 @@ type OpenOptions struct {
 	Cleaner     CleanerOptions
 	Scrub       ScrubOptions
 	Removal     RemovalOptions
+	Scan        ScanOptions
 	// BootID identifies the boot of the host, which decides whether a region
 	// can still exist. region.BootID() if empty.
 	BootID string
@@ -299,7 +300,7 @@ func (op *opener) buildLayers() (err error) {
 	op.machine, err = cp.Recover(cp.Config{
 		Devices: op.set, Reader: op.reader, Space: op.space, Map: op.bmap, Catalogue: op.catalogue,
 		JournalStart: op.label.Layout.Journal, JournalBlock: op.label.Layout.JournalBlocks,
-		FoldEntries: op.o.FoldEntries, FoldLimit: op.o.FoldLimit, Fingerprint: op.o.Fingerprint,
+		FoldEntries: op.o.FoldEntries, FoldLimit: op.o.FoldLimit, Hash: op.o.Fingerprint,
 	}, op.sb)
 	if err != nil {
 		return fmt.Errorf("open pool %s: %w", op.label.Name, err)
@@ -556,6 +557,7 @@ func (op *opener) start(ctx context.Context) error {
 	p.cleaner = newCleaner(p, p.opts.Cleaner)
 	p.scrub = newScrub(p, p.opts.Scrub)
 	p.remover = newRemover(p, p.opts.Removal)
+	p.scan = newScan(p, p.opts.Scan)
 	for _, d := range op.gone {
 		p.remover.add(d, op.sb.Generation)
 	}

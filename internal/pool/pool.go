@@ -53,6 +53,7 @@ type Pool struct {
 	scrub    *scrub
 	remover  *remover
 	indexer  indexer
+	scan     *scan
 
 	kick    chan struct{}
 	jobs    chan job
@@ -164,6 +165,7 @@ func (p *Pool) Run(ctx context.Context) error {
 	tick := time.NewTicker(min(p.opts.Interval, DefaultInterval) / 4) // failures and rest are looked at, too
 	defer tick.Stop()
 	defer p.cleaner.close()
+	defer p.scan.close()
 	rested := time.NewTimer(0)
 	defer rested.Stop()
 	t := timing{busy: time.Now(), folded: time.Now()}
@@ -205,6 +207,7 @@ func (p *Pool) Run(ctx context.Context) error {
 		}
 		p.scrub.arm()
 		p.remover.arm()
+		p.scan.arm()
 		select {
 		case <-ctx.Done():
 			return nil
@@ -220,6 +223,7 @@ func (p *Pool) Run(ctx context.Context) error {
 			drain(tick.C)
 		case <-p.scrub.timer.C:
 		case <-p.remover.timer.C:
+		case <-p.scan.timer.C:
 		}
 	}
 }
@@ -294,6 +298,7 @@ func (p *Pool) work(ctx context.Context, t *timing) error {
 	p.cleaner.work(now)
 	p.scrub.work(now)
 	p.indexer.work(p, now)
+	p.scan.work(now)
 	if p.remover.work(now); now.Before(p.retryAt) {
 		return nil // it has failed
 	}
@@ -308,7 +313,7 @@ func (p *Pool) wantsFold(t *timing, now time.Time) bool {
 		return true
 	case p.machine.Folding():
 		return !now.Before(t.pause)
-	case p.cleaner.wantsFold() || p.scrub.wantsFold() || p.remover.wantsFold():
+	case p.cleaner.wantsFold() || p.scrub.wantsFold() || p.remover.wantsFold() || p.scan.wantsFold():
 		return true
 	}
 	since := now.Sub(t.folded)

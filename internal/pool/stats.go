@@ -27,6 +27,7 @@ type Stats struct {
 	Cleaner   CleanerStats
 	Scrub     ScrubStats
 	Removal   RemovalStats
+	Scan      ScanStats
 }
 
 // DeviceStats describes a device of an open pool.
@@ -44,7 +45,7 @@ func (p *Pool) Stats() Stats {
 		LogBytes: d.Permits * block.Size, LogUsedBytes: (d.Active + d.Frozen) * block.Size, DirtyBlocks: d.Blocks,
 		CP: m.Commits, Folds: m.Folds, BlocksWritten: m.Blocks, Unfolded: unfolded, Mended: p.set.Mended(),
 		CountsBytes: p.space.Memory(), Loading: !p.loaded.Load(),
-		Cleaner: p.cleaner.Stats(), Scrub: p.scrub.Stats(), Removal: p.remover.Stats(),
+		Cleaner: p.cleaner.Stats(), Scrub: p.scrub.Stats(), Removal: p.remover.Stats(), Scan: p.scan.Stats(),
 	}
 	for i := range p.set.Len() {
 		if d := p.set.Device(i); d != nil { // it may be removed just now

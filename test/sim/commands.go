@@ -92,6 +92,32 @@ func (w *World) doPool(l Line) error {
 	return nil
 }
 
+// doScan switches deduplication of a volume on or off and begins a scan of it.
+func (w *World) doScan(l Line) error {
+	name, undo := l.arg(1), l.has("undo")
+	id := w.identityOf(name)
+	if id == "" {
+		return nil // not there (any more)
+	}
+	run := max(1, w.opt.Run)
+	if undo {
+		run = 0
+	}
+	err := w.ask(id, l.String(), func(ctx context.Context, p *spool.Pool) error {
+		if err := p.SetSharing(ctx, name, run); err != nil {
+			return err
+		}
+		return p.Scan(ctx, name, undo)
+	})
+	if errors.Is(err, block.ErrInvalid) || errors.Is(err, block.ErrNotFound) {
+		err = nil // another one goes on, or the volume was deleted or renamed
+	}
+	if !w.pools[id].tolerable(err) {
+		w.violate("%s: %v", l, err)
+	}
+	return nil
+}
+
 // check runs the pool's own check. Damage that devices did may show.
 func (pl *pool) check(ctx context.Context, p *spool.Pool) error {
 	r, err := p.Check(ctx, spool.CheckOptions{Data: true})

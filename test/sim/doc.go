@@ -52,7 +52,7 @@
 // history of every block:
 //
 //   - a record holds what a request under way asked for, and partial blocks keep
-//     their other bytes; or it is a cleaner's, and holds what the block holds;
+//     their other bytes; or it is a cleaner's or a scan's, and holds what the block holds;
 //   - a write is acknowledged only after all of it was published, and is
 //     published once;
 //   - a read returns for each block a version that was current between its

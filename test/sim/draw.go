@@ -14,9 +14,11 @@ type drawer struct {
 	disks []string
 	parts []string // disks that are copies
 	about bool     // copies: the run looks longest at them
-	ids   []string
-	made  int
-	kinds []string // of faults, repeated by weight
+	// sharing says that volumes share blocks.
+	sharing bool
+	ids     []string
+	made    int
+	kinds   []string // of faults, repeated by weight
 }
 
 type drawnVolume struct {
@@ -35,7 +37,8 @@ func Draw(seed uint64) *Script {
 	if seed%2 == 0 {
 		d.say("cleaner")
 	}
-	if seed%4 == 1 {
+	d.sharing = seed%4 == 1
+	if d.sharing {
 		d.say("sharing %d%s", 1+seed/4%5, map[bool]string{true: " weak"}[seed/4%3 == 0])
 	}
 	d.chooseKinds()
@@ -49,6 +52,9 @@ func Draw(seed uint64) *Script {
 		}
 		for range d.rng.IntN(3) {
 			d.fault()
+		}
+		if d.sharing && len(d.vols) > 0 && d.chance(5) {
+			d.say("scan %s%s", d.vols[d.rng.IntN(len(d.vols))].name, d.pick("", "", " undo"))
 		}
 		if d.chance(8) {
 			d.say("settle")

@@ -43,7 +43,7 @@ type pool struct {
 	log       *oplog.View
 	shadow    shadow
 	powerLost bool  // since the pool was open last
-	moves     int64 // blocks that the cleaner moved
+	moves     int64 // blocks that cleaners and scans moved
 	// damaged says that a device took data away that it had accepted:
 	// requests may fail, and flushed writes be lost. hindered says that one
 	// returned errors.
@@ -288,10 +288,10 @@ func (pl *pool) publish(rec *oplog.Record) {
 		rec.Seq, pl.identity, rec.Count, rec.LBA, v.name, what)
 }
 
-// isMove tells whether a record can be the cleaner's: it writes blocks that are
+// isMove tells whether a record can be the cleaner's, or of a scan: it writes blocks that are
 // not zero with exactly what they hold.
 func (pl *pool) isMove(v *volume, rec *oplog.Record) bool {
-	if pl.w.opt.Cleaner.Off || rec.Kind != oplog.KindWrite {
+	if pl.w.opt.Cleaner.Off && pl.w.opt.Run == 0 || rec.Kind != oplog.KindWrite {
 		return false
 	}
 	for i := range block.Logical(rec.Count) {

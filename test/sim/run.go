@@ -49,7 +49,7 @@ type Result struct {
 	Events   int
 	Ops      int64 // counted operations
 	Requests int
-	Moves    int64 // blocks that cleaners moved
+	Moves    int64 // blocks that cleaners and scans moved
 	Virtual  time.Duration
 	Trace    string
 }
@@ -374,7 +374,7 @@ func (w *World) atRest() error {
 				if s.LogUsedBytes == 0 && s.DirtyBlocks == 0 && s.ReservedBytes <= restReserve {
 					break
 				}
-				if w.opt.Cleaner.Off || try == cleanerTries {
+				if w.opt.Cleaner.Off && s.Scan.State != spool.ScanRunning || try == cleanerTries {
 					return fmt.Errorf("at rest %d bytes of the log are in use, %d blocks dirty, %d bytes reserved, the cleaner: %s",
 						s.LogUsedBytes, s.DirtyBlocks, s.ReservedBytes, s.Cleaner.State)
 				}

@@ -67,6 +67,8 @@ func verbOf(l Line) verb {
 		return (*World).doMend
 	case "add": // add IDENTITY [size=S]: another disk for its pool
 		return (*World).doAdd
+	case "scan": // scan VOLUME [undo]: shares what it had before, or makes copies of all that it shares
+		return (*World).doScan
 	case "create", "delete", "resize", "rename":
 		return (*World).doVolume
 	case "verify": // every byte of every volume is read and compared

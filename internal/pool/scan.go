@@ -1,0 +1,374 @@
+package pool
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/blockmap"
+	"github.com/pollux-storage/pollux/internal/dedup"
+)
+
+// ScanOptions say how fast volumes are scanned.
+type ScanOptions struct {
+	// Rate is how many bytes a scan reads and writes in a second. DefaultScanRate if
+	// 0.
+	Rate int64
+}
+
+// DefaultScanRate is the Rate of pools that do not ask for another.
+const DefaultScanRate = 64 << 20
+
+// ScanState says what the scan of a pool does.
+type ScanState string
+
+// The states of a scan.
+const (
+	ScanNever   ScanState = "never" // none was begun since the pool was opened
+	ScanRunning ScanState = "running"
+	ScanPaused  ScanState = "paused"
+	ScanStopped ScanState = "stopped"
+	ScanDone    ScanState = "done"
+)
+
+// ScanStats tells of the newest scan since the pool was opened.
+type ScanStats struct {
+	State  ScanState
+	Volume string
+	Undo   bool
+	// Done of Total blocks that the volume referred to when the scan began were looked
+	// at. What is written meanwhile may not be among them.
+	Done, Total int64
+	// Moved blocks are shared now, or not any more. Raced are those that a client has
+	// changed in time, and Failed those that could not be read.
+	Moved, Raced, Failed uint64
+	// Why says what the scan waits for, or why it has ended.
+	Why string
+}
+
+type scanPhase int
+
+const (
+	scanBegins scanPhase = iota // it waits for a fold under way
+	scanFolds                   // and for one of all that is committed: it looks at trees
+	scanWalks
+)
+
+// scan deduplicates what a volume had before it shared blocks, or makes copies again of
+// what it shares. It is a machine of Run's goroutine, but for Stats, and writes through
+// the log as the cleaner does: a block is written once more, on the condition that nobody
+// has changed it, and the next consistency point finds that it is stored elsewhere, or,
+// where the volume shares nothing any more, stores it anew. So a scan needs no record and
+// may end anywhere; it ends with the guest.
+//
+// A leaf of the map is a step, 1 MiB of the volume: its blocks are read, their
+// fingerprints noted, and what matches a series elsewhere is moved and committed before
+// the next. A series that leaves cut is found in two parts, each of which must be long
+// enough.
+type scan struct {
+	p     *Pool
+	o     ScanOptions
+	timer *time.Timer
+	next  time.Time // no step before
+
+	id      block.VolumeID
+	undo    bool
+	phase   scanPhase
+	folds   uint64 // folds complete when the walk begins
+	run     int
+	mover   mover
+	matcher dedup.Matcher
+	own     map[block.Physical]bool // where the blocks of a step are
+	prints  []dedup.Fingerprint
+	matches []dedup.Match
+
+	mu    sync.Mutex // guards stats
+	stats ScanStats
+}
+
+func newScan(p *Pool, o ScanOptions) *scan {
+	if o.Rate <= 0 {
+		o.Rate = DefaultScanRate
+	}
+	s := &scan{p: p, o: o, timer: time.NewTimer(0), own: map[block.Physical]bool{}}
+	s.timer.Stop()
+	s.stats.State = ScanNever
+	s.mover = mover{p: p, note: func(moved, raced, failed int) {
+		s.count(func(st *ScanStats) {
+			st.Moved += uint64(moved)
+			st.Raced += uint64(raced)
+			st.Failed += uint64(failed)
+		})
+	}}
+	return s
+}
+
+// Stats may be called at any time.
+func (s *scan) Stats() ScanStats {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.stats
+}
+
+func (s *scan) count(fn func(st *ScanStats)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	fn(&s.stats)
+}
+
+// Scan begins to deduplicate what a volume has stored before, in the background, or with
+// undo to give it copies of its own of all that it shares. A volume that is deduplicated
+// must share blocks, and one that is not any more must not. One volume of a pool is
+// scanned at a time.
+func (p *Pool) Scan(ctx context.Context, name string, undo bool) error {
+	return p.do(ctx, func() error { return p.scan.start(name, undo) })
+}
+
+// The things that can be asked of a scan.
+const (
+	ScanPause  = "pause"
+	ScanResume = "resume"
+	ScanStop   = "stop"
+)
+
+// ControlScan pauses, resumes or stops the scan.
+func (p *Pool) ControlScan(ctx context.Context, action string) error {
+	return p.do(ctx, func() error { return p.scan.control(action) })
+}
+
+func (s *scan) start(name string, undo bool) error {
+	p := s.p
+	v, ok := p.catalogue.ByName(name)
+	switch {
+	case !ok:
+		return p.unknown(name)
+	case s.active():
+		return fmt.Errorf("volume %q of pool %s is being scanned: stop that first: %w", s.stats.Volume, p.label.Name, block.ErrInvalid)
+	case !undo && v.Run == 0:
+		return fmt.Errorf("volume %q shares no blocks: switch deduplication on first: %w", name, block.ErrInvalid)
+	case undo && v.Run > 0:
+		return fmt.Errorf("volume %q would share its blocks again: switch deduplication off first: %w", name, block.ErrInvalid)
+	}
+	s.id, s.undo, s.run, s.next, s.phase = v.ID, undo, v.Run, time.Time{}, scanBegins
+	s.count(func(st *ScanStats) {
+		*st = ScanStats{State: ScanRunning, Volume: name, Undo: undo, Why: "it waits for a fold"}
+	})
+	return nil
+}
+
+// begin begins the walk, when the trees have what was committed.
+func (s *scan) begin() error {
+	m := s.p.machine
+	switch {
+	case m.Folding():
+		return nil
+	case s.phase == scanBegins:
+		if s.phase, s.folds = scanFolds, m.Stats().Folds; m.FoldUseful() {
+			s.folds++
+		}
+	}
+	if m.Stats().Folds < s.folds {
+		return nil
+	}
+	if err := s.mover.begin(); err != nil {
+		return err
+	}
+	s.phase = scanWalks
+	s.mover.walk.volumes = []block.VolumeID{s.id}
+	v, _ := s.p.catalogue.Get(s.id)
+	s.count(func(st *ScanStats) { st.Total = v.Used })
+	return nil
+}
+
+// wantsFold reports whether a fold is what the scan waits for.
+func (s *scan) wantsFold() bool {
+	return s.stats.State == ScanRunning && s.phase == scanFolds && s.p.machine.Stats().Folds < s.folds
+}
+
+func (s *scan) active() bool { return s.stats.State == ScanRunning || s.stats.State == ScanPaused }
+
+func (s *scan) control(action string) error {
+	was := s.stats.State
+	switch {
+	case action == ScanPause && was == ScanRunning:
+		s.count(func(st *ScanStats) { st.State, st.Why = ScanPaused, "" })
+	case action == ScanResume && was == ScanPaused:
+		s.count(func(st *ScanStats) { st.State = ScanRunning })
+	case action == ScanStop && s.active():
+		s.end(ScanStopped, "")
+	default:
+		return fmt.Errorf("cannot %s the scan of pool %s: its state is %q: %w", action, s.p.label.Name, was, block.ErrInvalid)
+	}
+	return nil
+}
+
+// end ends a scan; what was moved is a write like others.
+func (s *scan) end(state ScanState, why string) {
+	s.count(func(st *ScanStats) { st.State, st.Why = state, why })
+	s.mover.close()
+	s.p.machine.Avoid(nil)
+	clear(s.own)
+}
+
+// close ends the work.
+func (s *scan) close() {
+	s.timer.Stop()
+	if s.active() {
+		s.end(ScanStopped, "the pool was closed")
+	}
+}
+
+// arm makes the timer wake Run when the next step is due, and not otherwise.
+func (s *scan) arm() {
+	if s.stats.State != ScanRunning {
+		s.timer.Stop()
+		return
+	}
+	at := s.next
+	if at.Before(s.p.retryAt) { // until then Run does nothing
+		at = s.p.retryAt
+	}
+	s.timer.Reset(time.Until(at))
+}
+
+// work does the next step if it is due.
+func (s *scan) work(now time.Time) {
+	if s.stats.State != ScanRunning || now.Before(s.next) {
+		return
+	}
+	if spare := s.p.space.Usage().Spare(); s.p.pressed() || spare < 4*blockmap.LeafBlocks {
+		s.count(func(st *ScanStats) { st.Why = "it waits for room in the log or the pool" })
+		s.next = now.Add(s.p.opts.Interval / 4)
+		return
+	}
+	if s.phase != scanWalks {
+		if err := s.begin(); err != nil {
+			s.end(ScanStopped, err.Error())
+		}
+		s.next = now.Add(s.p.opts.Interval / 16) // folds go on by themselves
+		return
+	}
+	blocks, more, err := s.step()
+	s.next = now.Add(time.Duration(float64(blocks*block.Size) / float64(s.o.Rate) * float64(time.Second)))
+	switch {
+	case err != nil:
+		s.end(ScanStopped, err.Error())
+	case !more:
+		s.end(ScanDone, "")
+	default:
+		s.count(func(st *ScanStats) { st.Why = "" })
+	}
+}
+
+// step looks at a leaf of the map, and moves what is to be moved. It returns how many
+// blocks it has read and written, and whether there are more leaves.
+func (s *scan) step() (blocks int, more bool, err error) {
+	if _, ok := s.p.catalogue.Get(s.id); !ok {
+		return 0, false, fmt.Errorf("the volume was deleted: %w", block.ErrNotFound)
+	}
+	group, err := s.mover.walk.group(s.p.bmap.Trees())
+	if err != nil || len(group) == 0 {
+		return 0, false, err
+	}
+	group = group[:1]
+	first := block.Logical(group[0].leaf * blockmap.LeafBlocks)
+	var ptrs [blockmap.LeafBlocks]block.Pointer
+	if err := s.p.bmap.Lookup(s.id, first, ptrs[:]); err != nil {
+		return 0, false, err
+	}
+	n := 1
+	if s.undo {
+		s.shared(first, &ptrs)
+	} else if n, err = s.matched(first, &ptrs); err != nil {
+		return 0, false, err
+	}
+	moved := len(s.mover.queue)
+	if err := s.move(); err != nil {
+		return 0, false, err
+	}
+	s.mover.walk.pass(group)
+	s.count(func(st *ScanStats) {
+		for _, p := range ptrs {
+			if !p.IsHole() {
+				st.Done++
+			}
+		}
+	})
+	return n + moved, true, nil
+}
+
+// shared queues the blocks that others refer to as well.
+func (s *scan) shared(first block.Logical, ptrs *[blockmap.LeafBlocks]block.Pointer) {
+	for i, p := range ptrs {
+		if !p.IsHole() && s.p.space.Count(p.Phys) > 1 {
+			s.mover.queue = append(s.mover.queue, mapped{p, first + block.Logical(i)})
+		}
+	}
+}
+
+// matched queues the blocks that are stored elsewhere, too, in series that are long
+// enough. It returns how many blocks it has read.
+func (s *scan) matched(first block.Logical, ptrs *[blockmap.LeafBlocks]block.Pointer) (blocks int, err error) {
+	m := s.p.machine
+	var have []int
+	for i, p := range ptrs {
+		if !p.IsHole() {
+			have = append(have, i)
+		}
+	}
+	// The blocks themselves are no match, and shall not be one when they are written.
+	clear(s.own)
+	s.prints = append(s.prints[:0], make([]dedup.Fingerprint, blockmap.LeafBlocks)...)
+	err = s.mover.bulk.read(context.Background(), len(have), func(k int) block.Pointer { return ptrs[have[k]] }, func(k int, frame []byte, err error) {
+		if err == nil { // who wants what cannot be read will say so
+			s.prints[have[k]] = m.Print(frame)
+		}
+	})
+	if err != nil {
+		return 0, err
+	}
+	for _, i := range have {
+		if s.own[ptrs[i].Phys] = true; s.prints[i] != dedup.None {
+			m.Learn(ptrs[i].Phys, s.prints[i])
+		}
+	}
+	m.Avoid(func(p block.Physical) bool { return s.own[p] })
+	s.matcher.Run = s.run
+	series := dedup.Series{Prints: s.prints}
+	s.matches = s.matcher.Space(s.matcher.Matches(series, 0, len(s.prints), m, s.matches[:0]), 0)
+	for _, match := range s.matches {
+		for k := range match.N {
+			i := match.First + k
+			s.mover.queue = append(s.mover.queue, mapped{ptrs[i], first + block.Logical(i)})
+		}
+	}
+	return len(have), nil
+}
+
+// move moves what is queued, all of it in one consistency point: a series that a point
+// cuts may be too short on both sides.
+func (s *scan) move() error {
+	if len(s.mover.queue) == 0 {
+		return nil
+	}
+	if err := s.p.commitAll(); err != nil { // so that the log has room
+		return err
+	}
+	for len(s.mover.queue) > 0 {
+		before := len(s.mover.queue)
+		if _, err := s.mover.moveSome(); err != nil {
+			return err
+		}
+		if len(s.mover.queue) == before {
+			// Clients have taken the room. What is left is found by another scan.
+			s.mover.note(0, before, 0)
+			s.mover.queue = s.mover.queue[:0]
+		}
+	}
+	if s.undo {
+		return nil
+	}
+	return s.p.commitAll()
+}

@@ -1,0 +1,259 @@
+package pool
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/block/blocktest"
+)
+
+// scanStep makes a scan take a step, as Run does.
+func (r *rig) scanStep() error {
+	return r.do(context.Background(), func() error {
+		s := r.Pool.scan
+		s.next = time.Time{}
+		for s.work(time.Now()); s.wantsFold(); s.work(time.Now()) {
+			if err := r.foldAll(); err != nil {
+				return err
+			}
+			s.next = time.Time{}
+		}
+		s.next = time.Time{}
+		return nil
+	})
+}
+
+// scanAll brings a scan to its end.
+func (r *rig) scanAll(name string, undo bool) ScanStats {
+	r.t.Helper()
+	if err := r.Scan(context.Background(), name, undo); err != nil {
+		r.t.Fatal(err)
+	}
+	for n := 0; r.Stats().Scan.State == ScanRunning; n++ {
+		if err := r.scanStep(); err != nil {
+			r.t.Fatal(err)
+		}
+		if n > 10_000 {
+			r.t.Fatalf("the scan does not come to an end: %+v", r.Stats().Scan)
+		}
+	}
+	r.fold()
+	return r.Stats().Scan
+}
+
+// used returns how many blocks are in use.
+func (r *rig) used() int64 {
+	u := r.space.Usage()
+	return u.Total - u.Free
+}
+
+// What was written before a volume shared blocks is shared by a scan, and made copies
+// of again by undoing that; the data stay what they are.
+func TestScan(t *testing.T) {
+	ctx := context.Background()
+	r := newRigWithLog(t, 1, testSize, 8<<20)
+	r.mustOpen()
+	v, w := r.volume("v", 64<<20), r.volume("w", 64<<20)
+	var all [][]byte
+	for i := range int64(10) {
+		data := content(uint64(i), 200)
+		all = append(all, data)
+		r.put(v, i*256, data)
+		r.put(w, i*300+7, data)
+	}
+	r.put(w, 10_000, content(99, 50))
+	r.fold()
+	plain := r.used()
+	if err := r.Scan(ctx, "v", false); !errors.Is(err, block.ErrInvalid) || !strings.Contains(err.Error(), "switch deduplication on") {
+		t.Errorf("a volume that shares nothing is scanned: %v", err)
+	}
+	if err := r.Scan(ctx, "x", false); !errors.Is(err, block.ErrNotFound) {
+		t.Errorf("a volume that is not there: %v", err)
+	}
+	for _, name := range []string{"v", "w"} {
+		if err := r.SetSharing(ctx, name, 8); err != nil {
+			t.Fatal(err)
+		}
+	}
+	check := func() {
+		t.Helper()
+		for i, data := range all {
+			r.expect(v, int64(i)*256, data)
+			r.expect(w, int64(i)*300+7, data)
+		}
+		r.expect(w, 10_000, content(99, 50))
+		r.mustCheck()
+	}
+	if s := r.scanAll("v", false); s.State != ScanDone || s.Moved != 0 || s.Done != 2000 || s.Total != 2000 {
+		t.Errorf("%+v", s) // there is nothing else whose fingerprints are known
+	}
+	// Leaves cut two series of w at most; the pieces are long enough.
+	if s := r.scanAll("w", false); s.State != ScanDone || s.Moved < 1990 || s.Done != 2050 || s.Raced+s.Failed > 0 {
+		t.Errorf("%+v", s)
+	}
+	if saved := plain - r.used(); saved < 1900 {
+		t.Errorf("%d blocks are saved", saved)
+	}
+	check()
+	// There is nothing left to be done.
+	if s := r.scanAll("w", false); s.Moved > 8 {
+		t.Errorf("%+v", s)
+	}
+	r.die()
+	r.mustOpen()
+	v, _ = r.Volume("v")
+	w, _ = r.Volume("w")
+	check()
+
+	if err := r.Scan(ctx, "w", true); !errors.Is(err, block.ErrInvalid) || !strings.Contains(err.Error(), "switch deduplication off") {
+		t.Errorf("what a volume would share again is undone: %v", err)
+	}
+	if err := r.SetSharing(ctx, "w", 0); err != nil {
+		t.Fatal(err)
+	}
+	if s := r.scanAll("w", true); s.State != ScanDone || !s.Undo || s.Moved < 1900 {
+		t.Errorf("%+v", s)
+	}
+	if more := r.used() - plain; more < -100 || more > 100 {
+		t.Errorf("%d blocks more are in use than without sharing", more)
+	}
+	if err := r.bmap.OverlayPointers(func(block.Pointer) error { return errors.New("not folded") }); err != nil {
+		t.Error(err)
+	}
+	check()
+	r.shut()
+}
+
+// A scan can be paused, resumed and stopped, and what is asked of it in the wrong state
+// is refused. It ends when its volume is deleted.
+func TestScanControl(t *testing.T) {
+	ctx := context.Background()
+	r := newRigWithLog(t, 1, testSize, 8<<20)
+	r.mustOpen()
+	v := r.volume("v", 64<<20)
+	for i := range int64(20) {
+		r.put(v, i*256, content(uint64(i%5), 200))
+	}
+	r.fold()
+	if err := r.SetSharing(ctx, "v", 4); err != nil {
+		t.Fatal(err)
+	}
+	refused := func(actions ...string) {
+		t.Helper()
+		for _, a := range actions {
+			if err := r.ControlScan(ctx, a); !errors.Is(err, block.ErrInvalid) {
+				t.Errorf("%s in state %s: %v", a, r.Stats().Scan.State, err)
+			}
+		}
+	}
+	do := func(action string, want ScanState) {
+		t.Helper()
+		if err := r.ControlScan(ctx, action); err != nil || r.Stats().Scan.State != want {
+			t.Errorf("%s: %v, %+v", action, err, r.Stats().Scan)
+		}
+	}
+	step := func() {
+		t.Helper()
+		if err := r.scanStep(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	refused(ScanPause, ScanResume, ScanStop, "dance")
+	if err := r.Scan(ctx, "v", false); err != nil {
+		t.Fatal(err)
+	}
+	refused(ScanResume)
+	step() // it begins
+	if err := r.Scan(ctx, "v", false); !errors.Is(err, block.ErrInvalid) {
+		t.Errorf("two scans: %v", err)
+	}
+	step()
+	do(ScanPause, ScanPaused)
+	refused(ScanPause)
+	done := r.Stats().Scan.Done
+	if step(); done != 200 || r.Stats().Scan.Done != done {
+		t.Errorf("%d blocks, then %+v", done, r.Stats().Scan)
+	}
+	do(ScanResume, ScanRunning)
+	step()
+	do(ScanStop, ScanStopped)
+	refused(ScanPause, ScanResume, ScanStop)
+	if err := r.Scan(ctx, "v", false); err != nil {
+		t.Fatal(err)
+	}
+	step()
+	step()
+	if err := r.DeleteVolume(ctx, "v"); err != nil {
+		t.Fatal(err)
+	}
+	step()
+	if s := r.Stats().Scan; s.State != ScanStopped || !strings.Contains(s.Why, "deleted") {
+		t.Errorf("%+v", s)
+	}
+	r.fold()
+	r.shut()
+}
+
+// Clients write, guests die and power is cut while a volume is scanned to and fro:
+// nobody notices.
+func TestScanRandomly(t *testing.T) {
+	ctx := context.Background()
+	for seed := range uint64(few(12)) {
+		rng := rand.New(rand.NewPCG(seed, 6))
+		r := newRig(t, 1+int(seed%2), testSize)
+		r.repeats = true
+		r.mustOpen()
+		v := r.volume("v", 3<<20)
+		m := blocktest.NewModel(seed)
+		moved := uint64(0)
+		for round := range 8 {
+			run := int(seed%3+1) * (round % 2)
+			if err := r.SetSharing(ctx, "v", run); err != nil {
+				t.Fatal(err)
+			}
+			if err := r.Scan(ctx, "v", run == 0); err != nil {
+				t.Fatal(err)
+			}
+			if rng.IntN(2) == 0 {
+				r.clock.CutAfter(r.clock.Ops() + 1 + rng.Int64N(400))
+			}
+			var err error
+			for n := 0; n < 12 && err == nil; n++ {
+				if err = exercise(r, v, m, rng, 5); err == nil {
+					err = r.scanStep()
+				}
+			}
+			if err != nil && !errors.Is(err, blocktest.ErrPowerCut) {
+				t.Fatalf("seed %d round %d: %v", seed, round, err)
+			}
+			moved += r.Stats().Scan.Moved
+			least := m.Acked()
+			if round%3 == 2 || err != nil {
+				least = m.Flushed()
+				r.cutPower(blocktest.CutRandom, seed<<8+uint64(round))
+			} else {
+				r.clock.CutAfter(0)
+				r.die()
+			}
+			r.mustOpen()
+			v, _ = r.Volume("v")
+			n, err := m.CheckPrefix(blockReader(v), least)
+			if err != nil {
+				t.Fatalf("seed %d round %d: %v", seed, round, err)
+			}
+			m.Truncate(n)
+			if r.mustCheck(); t.Failed() {
+				t.Fatalf("seed %d round %d", seed, round)
+			}
+		}
+		if moved == 0 {
+			t.Errorf("seed %d: nothing was moved", seed)
+		}
+		r.shut()
+	}
+}
