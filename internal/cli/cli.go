@@ -2,8 +2,8 @@
 //
 // Each command has one file with an options struct that its flags fill and a
 // run method that does the work. Commands talk to the host agent over the
-// control socket of the directory given with --dir; only `up`, `guest-process`
-// and the offline forms of `check` and `pool create` do work of their own.
+// control socket of the directory given with --dir; only `up`, `guest-process`,
+// `dedup estimate` and the offline forms of `check` and `pool create` do work of their own.
 //
 // Output goes to the writers of the session, a table for people or, with
 // --json, one JSON value for programs. Messages to people while something goes
@@ -108,7 +108,7 @@ mirrored below Pollux, or loss of unflushed writes at a power cut of the host.
 	)
 	root.AddCommand(
 		newUp(s), newDown(s), newStatus(s), newEvents(s), newCheck(s),
-		newVolume(s), newPool(s), newDump(s),
+		newVolume(s), newPool(s), newDedup(s), newDump(s),
 		newTakeover(s), newGiveback(s), newGuest(s),
 		newVersion(s), newGuestProcess(s),
 	)

@@ -58,6 +58,11 @@ func newSample(memory int64) *Sample {
 	return &Sample{kept: make([]occurrence, 0, max(4*maxKept, memory/occurrenceBytes)), hot: map[dedup.Fingerprint]int64{}}
 }
 
+// grow lets the sample take so many bytes from now on.
+func (s *Sample) grow(memory int64) {
+	s.kept = slices.Grow(s.kept, max(0, int(memory/occurrenceBytes)-len(s.kept)))
+}
+
 // add takes the next block.
 func (s *Sample) add(f dedup.Fingerprint) {
 	s.blocks++

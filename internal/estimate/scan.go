@@ -199,6 +199,7 @@ func (s *scan) add(lba block.Logical, f dedup.Fingerprint) {
 		st.Add(lba, f)
 		if st.blocks%PointBlocks == 0 && st.memory() > s.limit {
 			s.found.Stream = nil
+			s.found.Sample.grow(s.limit)
 		}
 	}
 }

@@ -65,6 +65,9 @@ type track struct {
 
 const inMemory = math.MaxUint8
 
+// MaxThreshold is the largest Policy.Threshold.
+const MaxThreshold = inMemory - 1
+
 // inMemory tells whether what was at an address of the disk has moved.
 func (l *Layout) inMemory(at int64) bool {
 	return len(l.tracks) > 0 && l.tracks[at/block.TrackBlocks].sighted[at%block.TrackBlocks] == inMemory
@@ -91,7 +94,7 @@ type simulation struct {
 
 // Simulate stores the stream by a policy.
 func (s *Stream) Simulate(p Policy, o Options) (*Layout, error) {
-	if p.Run < 1 || p.Run > dedup.MaxRun || p.Threshold < 0 || p.Threshold >= inMemory {
+	if p.Run < 1 || p.Run > dedup.MaxRun || p.Threshold < 0 || p.Threshold > MaxThreshold {
 		return nil, fmt.Errorf("a policy of THN %d and threshold %d makes no sense", p.Run, p.Threshold)
 	}
 	if s.blocks >= math.MaxUint32-2*block.TrackBlocks {
