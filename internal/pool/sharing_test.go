@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 
@@ -143,6 +144,26 @@ func TestShare(t *testing.T) {
 			r.expect(w, 1000, data)
 			r.shut()
 		})
+	}
+}
+
+// A match of THN with a new block on each side, between two longer ones, would let a
+// reader jump four times within 2*THN blocks: the last one begins later, also where the
+// window of matching ends in between.
+func TestShareKeepsReadersFromJumping(t *testing.T) {
+	for _, front := range []int{40, 247} {
+		r, v := sharingRig(t, 8)
+		a, b, c := content(1, front), content(2, 8), content(3, 40)
+		for i, p := range [][]byte{b, c, a} { // b and c on one track
+			r.put(v, int64(i)*1000, p)
+			r.put(v, int64(i)*1000+500, content(uint64(10+i), 3))
+		}
+		data := slices.Concat(a, content(4, 1), b, content(5, 1), c)
+		written, shared := r.put(v, 5000, data)
+		if written != 2+6 || shared != uint64(front+8+40-6) {
+			t.Errorf("with %d blocks in front %d were written and %d shared", front, written, shared)
+		}
+		r.expect(v, 5000, data)
 	}
 }
 
