@@ -82,7 +82,13 @@ type simulation struct {
 
 	end     uint64  // address of the next block that is written
 	sources []int64 // of each stored block, from address block.TrackBlocks on, its number in the stream; with Same only
-	place   []uint32
+
+	// Of the present point: its first block's number in the stream, where each block went,
+	// and the series of those that are not in low-latency memory, with their places in it.
+	first  int64
+	place  []uint32
+	prints []dedup.Fingerprint
+	slots  []int32
 
 	// The last blocks of the volume are mapped to tail addresses that end before tailEnd.
 	tailEnd uint64
@@ -150,21 +156,24 @@ func (m *simulation) point(p *point, goesOn bool) error {
 		m.tail = 0
 		m.matches = m.matches[:0]
 	}
-	m.place = make([]uint32, 0, len(p.prints))
-	s := dedup.Series{Prints: p.prints, Before: m.before}
+	m.first, m.place = p.first, make([]uint32, len(p.prints))
+	if err := m.takeFromMemory(p); err != nil {
+		return err
+	}
+	s := dedup.Series{Prints: m.prints, Before: m.before}
 	size := window
 	if m.Policy.Run == 1 {
 		// Of a window only what is before it can be a target.
 		size = 1
 	}
-	for lo := 0; lo < len(p.prints); {
-		hi := min(lo+size, len(p.prints))
+	for lo := 0; lo < len(m.prints); {
+		hi := min(lo+size, len(m.prints))
 		// Of earlier matches the last two decide which ones can follow.
 		m.matches = slices.Delete(m.matches, 0, max(0, len(m.matches)-2))
 		known := len(m.matches)
 		m.matches = m.matcher.Space(m.matcher.Matches(s, lo, hi, m, m.matches), known)
 		for _, match := range m.matches[known:] {
-			n, err := m.verify(p.first, match)
+			n, err := m.verify(match)
 			if err != nil {
 				return err
 			}
@@ -174,25 +183,45 @@ func (m *simulation) point(p *point, goesOn bool) error {
 					continue
 				}
 			}
-			if err := m.write(p, lo, match.First); err != nil {
+			if err := m.write(lo, match.First); err != nil {
 				return err
 			}
 			for i := range match.N {
-				m.mapTo(uint64(match.At) + uint64(i))
+				m.mapTo(match.First+i, uint64(match.At)+uint64(i))
 			}
 			m.Matches++
 			lo = match.End()
 		}
-		if err := m.write(p, lo, hi); err != nil {
+		if err := m.write(lo, hi); err != nil {
 			return err
 		}
 		lo = max(lo, hi)
 	}
 	for i := range m.matches {
-		m.matches[i].First -= len(p.prints)
+		m.matches[i].First -= len(m.prints)
 	}
 	if m.Places {
 		m.places = append(m.places, m.place)
+	}
+	return nil
+}
+
+// takeFromMemory shares those blocks of a point that are in low-latency memory, and makes
+// a series of all others: what costs no seek need not part what is contiguous on the disk.
+func (m *simulation) takeFromMemory(p *point) error {
+	m.prints, m.slots = m.prints[:0], m.slots[:0]
+	for i, f := range p.prints {
+		if m.Policy.Threshold > 0 {
+			_, at, err := m.find(p.first+int64(i), f)
+			if err != nil {
+				return err
+			}
+			if at != 0 {
+				m.place[i] = uint32(at)
+				continue
+			}
+		}
+		m.prints, m.slots = append(m.prints, f), append(m.slots, int32(i))
 	}
 	return nil
 }
@@ -205,20 +234,23 @@ func (m *simulation) before(p block.Physical) int {
 	return m.tail
 }
 
-// mapTo says that the next block of the volume is the one at an address.
-func (m *simulation) mapTo(at uint64) {
+// mapTo says that block i of the series is the one at an address of the disk.
+func (m *simulation) mapTo(i int, at uint64) {
 	if at != m.tailEnd {
 		m.tail = 0
 	}
 	m.tail = min(m.tail+1, dedup.MaxRun)
 	m.tailEnd = at + 1
-	m.place = append(m.place, uint32(at))
+	m.place[m.slots[i]] = uint32(at)
 }
 
+// number returns the number of block i of the series in the stream.
+func (m *simulation) number(i int) int64 { return m.first + int64(m.slots[i]) }
+
 // verify compares the blocks of a match and returns how many are equal before one is not.
-func (m *simulation) verify(first int64, match dedup.Match) (int, error) {
+func (m *simulation) verify(match dedup.Match) (int, error) {
 	for i := range match.N {
-		if same, err := m.same(first+int64(match.First+i), uint64(match.At)+uint64(i)); err != nil || !same {
+		if same, err := m.same(m.number(match.First+i), uint64(match.At)+uint64(i)); err != nil || !same {
 			return i, err
 		}
 	}
@@ -233,11 +265,11 @@ func (m *simulation) same(received int64, at uint64) (bool, error) {
 	return m.Same(received, m.sources[at-block.TrackBlocks])
 }
 
-// write stores the blocks lo to hi-1 of a point that no match has.
-func (m *simulation) write(p *point, lo, hi int) error {
+// write stores the blocks lo to hi-1 of the series, which no match has.
+func (m *simulation) write(lo, hi int) error {
 	for i := lo; i < hi; i++ {
 		if m.Policy.Threshold > 0 {
-			done, err := m.sight(p.first+int64(i), p.prints[i])
+			done, err := m.sight(i)
 			if err != nil {
 				return err
 			}
@@ -249,45 +281,57 @@ func (m *simulation) write(p *point, lo, hi int) error {
 		if at%block.TrackBlocks == 0 {
 			m.tracks = append(m.tracks, new(track))
 		}
-		m.tracks[at/block.TrackBlocks].prints[at%block.TrackBlocks] = p.prints[i]
-		m.index.Put(p.prints[i], block.Physical(at))
+		m.tracks[at/block.TrackBlocks].prints[at%block.TrackBlocks] = m.prints[i]
+		m.index.Put(m.prints[i], block.Physical(at))
 		if m.Same != nil {
-			m.sources = append(m.sources, p.first+int64(i))
+			m.sources = append(m.sources, m.number(i))
 		}
 		m.end++
 		m.Disk++
-		m.mapTo(at)
+		m.mapTo(i, at)
 	}
 	return nil
 }
 
-// sight looks for stored blocks with the content of one that no match has, and shares one
-// if it is in low-latency memory, or has been found so often that it moves there. All
-// places of the content that the index knows lead there then.
-func (m *simulation) sight(received int64, f dedup.Fingerprint) (shared bool, err error) {
+// find returns the places on the disk that have the content of a block, or one whose
+// content is in low-latency memory, 0 if there is none.
+func (m *simulation) find(received int64, f dedup.Fingerprint) (found []block.Physical, inMem block.Physical, err error) {
 	m.candidates = m.index.Candidates(f, m.candidates[:0])
-	found := m.candidates[:0]
-	most := 0
+	found = m.candidates[:0]
 	for _, p := range m.candidates {
 		if m.Fingerprint(p) != f {
 			continue
 		}
 		if same, err := m.same(received, uint64(p)); err != nil {
-			return false, err
+			return nil, 0, err
 		} else if !same {
-			m.Different++
 			continue
 		}
-		n := m.sightings(p)
-		if *n == inMemory {
-			m.place = append(m.place, uint32(p)) // and on the disk nothing is parted by it
-			return true, nil
+		if *m.sightings(p) == inMemory {
+			return nil, p, nil
 		}
-		most = max(most, int(*n))
 		found = append(found, p)
 	}
-	if len(found) == 0 {
+	return found, 0, nil
+}
+
+// sight looks for stored blocks with the content of one that no match has, and shares one
+// if it is in low-latency memory, or has been found so often that it moves there. All
+// places of the content that the index knows lead there then.
+func (m *simulation) sight(i int) (shared bool, err error) {
+	found, at, err := m.find(m.number(i), m.prints[i])
+	switch {
+	case err != nil:
+		return false, err
+	case at != 0: // and on the disk nothing is parted by it
+		m.place[m.slots[i]] = uint32(at)
+		return true, nil
+	case len(found) == 0:
 		return false, nil
+	}
+	most := 0
+	for _, p := range found {
+		most = max(most, int(*m.sightings(p)))
 	}
 	if most++; most < m.Policy.Threshold {
 		*m.sightings(found[0]) = uint8(most)
@@ -298,7 +342,7 @@ func (m *simulation) sight(received int64, f dedup.Fingerprint) (shared bool, er
 	}
 	m.Disk -= int64(len(found))
 	m.Memory++
-	m.place = append(m.place, uint32(found[0]))
+	m.place[m.slots[i]] = uint32(found[0])
 	return true, nil
 }
 

@@ -67,7 +67,8 @@ func TestSimulate(t *testing.T) {
 		{"memory at the second, for both copies", []string{"abcd", "xbyd", "zb"}, Policy{Run: 4, Threshold: 2}, 2, 0, 7, 1},
 		{"memory at the third, which is none", []string{"abcd", "xbyd", "zb"}, Policy{Run: 4, Threshold: 3}, 0, 0, 10, 0},
 		{"long matches need no memory", []string{"abcd", "abcd"}, Policy{Run: 4, Threshold: 1}, 4, 1, 4, 0},
-		{"a block in memory parts no series", []string{"abcdefgh", "xc", "abcdefgh"}, Policy{Run: 8, Threshold: 1}, 9, 1, 8, 1},
+		{"a block in memory parts no series", []string{"c", "xc", "abcdefghi", "abcdefghi"}, Policy{Run: 8, Threshold: 1}, 11, 1, 9, 1},
+		{"but what was stored before it moved", []string{"abcdefgh", "xc", "abcdefgh"}, Policy{Run: 5, Threshold: 1}, 9, 1, 6, 3},
 
 		{"an index without the block", []string{"abcdefgh", "b"}, Policy{Run: 1, Every: 8}, 0, 0, 9, 0},
 		{"and with it", []string{"abcdefgh", "a"}, Policy{Run: 1, Every: 8}, 1, 1, 8, 0},
@@ -125,7 +126,7 @@ func TestSimulateCompares(t *testing.T) {
 	}{
 		{Policy{Run: 4}, 0, 1},               // two blocks in front of it are too few
 		{Policy{Run: 1}, 8, 2},               // all but that one; it is looked up again
-		{Policy{Run: 4, Threshold: 1}, 9, 2}, // one by one, and the last c has both as equals
+		{Policy{Run: 4, Threshold: 1}, 9, 1}, // one by one, and the last c has both as equals
 	} {
 		l, err := s.Simulate(c.policy, Options{Same: func(received, stored int64) (bool, error) {
 			return received%8 != 2 || stored != 2, nil
