@@ -31,7 +31,7 @@ func TestMeasure(t *testing.T) {
 		}
 	}
 	paths = []string{filepath.Join(dir, "1"), filepath.Join(dir, "2")}
-	m, err := measure(t.Context(), paths)
+	m, err := measure(t.Context(), paths, true)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -8,7 +8,8 @@
 // store in which blocks that are not shared follow each other (internal/estimate); each
 // match is verified with the bytes. Then each is read in requests of 64 KiB, on the
 // model of a disk of 7,200 rpm (internal/block/blocktest). Nothing in it depends on the
-// machine, or on the time that it takes.
+// machine, or on the time that it takes. With -pool real pools do the same beside it, in
+// memory of twice the size of the images.
 package main
 
 import (
@@ -24,10 +25,11 @@ import (
 func main() {
 	images := flag.String("images", "out/images", "folder with the images, made there where they are missing")
 	names := flag.String("set", "bookworm,debian,copies", "which sets of images to measure")
+	pools := flag.Bool("pool", false, "write and read the images with real pools, too")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	if err := run(ctx, *images, strings.Split(*names, ",")); err != nil {
+	if err := run(ctx, *images, strings.Split(*names, ","), *pools); err != nil {
 		fmt.Fprintln(os.Stderr, "dedup:", err)
 		os.Exit(1)
 	}
@@ -36,7 +38,7 @@ func main() {
 // errMissed says that what was wanted is not reached; the output tells what.
 var errMissed = errors.New("not all is as it should be")
 
-func run(ctx context.Context, dir string, names []string) error {
+func run(ctx context.Context, dir string, names []string, pools bool) error {
 	missed := false
 	for _, name := range names {
 		set, ok := sets[name]
@@ -47,11 +49,14 @@ func run(ctx context.Context, dir string, names []string) error {
 		if err != nil {
 			return err
 		}
-		m, err := measure(ctx, paths)
+		m, err := measure(ctx, paths, pools)
 		if err != nil {
 			return err
 		}
 		m.print(os.Stdout, name)
+		if pools {
+			m.printPools(os.Stdout)
+		}
 		missed = m.verdict(os.Stdout, set) || missed
 	}
 	if missed {

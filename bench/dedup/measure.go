@@ -53,6 +53,7 @@ type measured struct {
 	blocks, zero, distinct int64
 	rows                   []*row
 	whole                  reading // as if nothing were shared
+	pools                  []pooled
 }
 
 // exact is what sharing each duplicate saves.
@@ -64,7 +65,7 @@ func (m *measured) kept(l *estimate.Layout) float64 { return float64(l.Saved()) 
 // beyond is how much longer than in one piece reading takes.
 func (m *measured) beyond(r *reading) time.Duration { return r.Busy - m.whole.Busy }
 
-func measure(ctx context.Context, paths []string) (*measured, error) {
+func measure(ctx context.Context, paths []string, pools bool) (*measured, error) {
 	scanned, err := estimate.Scan(ctx, paths, estimate.ScanOptions{Memory: 8 << 30})
 	if err != nil {
 		return nil, err
@@ -118,7 +119,10 @@ func measure(ctx context.Context, paths []string) (*measured, error) {
 		}
 		m.rows = append(m.rows, r)
 	}
-	return m, nil
+	if pools {
+		m.pools, err = runPools(ctx, images)
+	}
+	return m, err
 }
 
 // mapAll maps files into memory.
