@@ -12,7 +12,7 @@ func newVolume(s *session) *cobra.Command {
 	return group("volume", groupStorage, "Create, list and change volumes",
 		"Volumes are thin: they take the space of what was written.",
 		newVolumeCreate(s), newVolumeList(s), newVolumeShow(s),
-		newVolumeResize(s), newVolumeRename(s), newVolumeDelete(s))
+		newVolumeResize(s), newVolumeSet(s), newVolumeRename(s), newVolumeDelete(s))
 }
 
 // printVolume shows one volume and how to reach it.
@@ -24,6 +24,7 @@ func (s *session) printVolume(v control.Volume) error {
 		{"volume", v.Name},
 		{"size", fmt.Sprintf("%s (%d bytes)", humanSize(v.Size), v.Size)},
 		{"used", humanSize(v.Used)},
+		{"dedup", v.Sharing()},
 		{"guest", v.Guest},
 		{"pool", v.Pool},
 		{"created", when(v.Created)},

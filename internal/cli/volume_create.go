@@ -13,6 +13,7 @@ type volumeCreateOptions struct {
 	name  string
 	size  size
 	guest string
+	dedupFlags
 }
 
 func newVolumeCreate(s *session) *cobra.Command {
@@ -20,9 +21,10 @@ func newVolumeCreate(s *session) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "create NAME --size SIZE",
 		Short: "Make a thin volume and serve it at once",
-		Long:  "Make a thin volume and serve it at once.\n\n" + sizeHelp + "\n\n" + nameHelp,
+		Long:  "Make a thin volume and serve it at once.\n\n" + sizeHelp + "\n\n" + nameHelp + "\n\n" + dedupHelp,
 		Example: `  pollux volume create disk1 --size 10G
-  pollux volume create disk2 --size 1.5T --guest b`,
+  pollux volume create disk2 --size 1.5T --guest b
+  pollux volume create images --size 1T --dedup on`,
 		Args: args("NAME"),
 		RunE: func(c *cobra.Command, args []string) error {
 			o.name = args[0]
@@ -31,6 +33,7 @@ func newVolumeCreate(s *session) *cobra.Command {
 	}
 	c.Flags().Var(&o.size, "size", "size of the volume")
 	c.Flags().StringVar(&o.guest, "guest", "", "guest that serves it, a or b (default: the first)")
+	o.addTo(c)
 	s.jsonFlag(c)
 	return c
 }
@@ -42,11 +45,21 @@ func (o *volumeCreateOptions) run(ctx context.Context) error {
 	if o.size == 0 {
 		return usagef("how large? say --size SIZE, for example --size 10G")
 	}
+	if err := o.check(); err != nil {
+		return err
+	}
+	if o.thn != nil && (o.on == nil || !*o.on) {
+		return usagef("--thn says in what series blocks are shared: say --dedup on as well")
+	}
 	client, err := o.client()
 	if err != nil {
 		return err
 	}
-	v, err := client.CreateVolume(ctx, control.VolumeCreate{Name: o.name, Size: int64(o.size), Guest: o.guest})
+	req := control.VolumeCreate{Name: o.name, Size: int64(o.size), Guest: o.guest, Dedup: o.on != nil && *o.on}
+	if o.thn != nil {
+		req.THN = *o.thn
+	}
+	v, err := client.CreateVolume(ctx, req)
 	if err != nil {
 		return err
 	}

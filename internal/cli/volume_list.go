@@ -32,9 +32,9 @@ func (o *volumeListOptions) run(ctx context.Context) error {
 	if o.json {
 		return o.printJSON(orEmpty(volumes))
 	}
-	rows := [][]string{{"NAME", "SIZE", "USED", "GUEST", "POOL", "NBD"}}
+	rows := [][]string{{"NAME", "SIZE", "USED", "DEDUP", "GUEST", "POOL", "NBD"}}
 	for _, v := range volumes {
-		rows = append(rows, []string{v.Name, humanSize(v.Size), humanSize(v.Used), v.Guest, v.Pool, v.NBD})
+		rows = append(rows, []string{v.Name, humanSize(v.Size), humanSize(v.Used), v.Sharing(), v.Guest, v.Pool, v.NBD})
 	}
 	return table(o.out, rows)
 }

@@ -130,7 +130,7 @@ func (c *Client) RenameVolume(ctx context.Context, old, name string) (Volume, er
 	return c.ChangeVolume(ctx, old, VolumeChange{Rename: name})
 }
 
-// ChangeVolume resizes or renames a volume.
+// ChangeVolume resizes or renames a volume, or changes what it shares.
 func (c *Client) ChangeVolume(ctx context.Context, name string, ch VolumeChange) (v Volume, err error) {
 	err = c.agent.call(ctx, http.MethodPatch, "/v1/volumes/"+url.PathEscape(name), ch, &v)
 	return v, err

@@ -2,6 +2,7 @@ package control
 
 import (
 	"encoding/json"
+	"fmt"
 	"math"
 	"slices"
 	"strings"
@@ -282,9 +283,19 @@ type Volume struct {
 	Guest   string    `json:"guest"` // its identity
 	Size    int64     `json:"size"`
 	Used    int64     `json:"used"`
+	Dedup   bool      `json:"dedup"` // it shares blocks with what is stored already
+	THN     int       `json:"thn"`   // in series of so many at least; 0 if it does not
 	Created time.Time `json:"created,omitzero"`
 	NBD     string    `json:"nbd"`
 	NBDUnix string    `json:"nbd_unix"`
+}
+
+// Sharing says in words what of its blocks the volume shares.
+func (v Volume) Sharing() string {
+	if !v.Dedup {
+		return "off"
+	}
+	return fmt.Sprintf("on, THN %d", v.THN)
 }
 
 // VolumeCreate asks for a new volume. Guest may be empty for the first one.
@@ -292,12 +303,16 @@ type VolumeCreate struct {
 	Name  string `json:"name"`
 	Size  int64  `json:"size"`
 	Guest string `json:"guest,omitempty"`
+	Dedup bool   `json:"dedup,omitempty"` // share blocks with what is stored already
+	THN   int    `json:"thn,omitempty"`   // in series of so many at least; 0 for the default
 }
 
 // VolumeChange changes a volume; zero fields stay as they are.
 type VolumeChange struct {
 	Size   int64  `json:"size,omitempty"`
 	Rename string `json:"rename,omitempty"`
+	Dedup  *bool  `json:"dedup,omitempty"` // begin to share blocks, or share no more
+	THN    int    `json:"thn,omitempty"`   // only of a volume that shares blocks
 }
 
 // Pool describes a pool, open or not.

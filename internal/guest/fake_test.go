@@ -51,7 +51,7 @@ func (f *fakeStorage) Create(_ context.Context, o CreateSpec) error {
 }
 
 func (f *fakeStorage) Open(_ context.Context, o OpenSpec) (Store, error) {
-	s := &fakeStore{tell: o.Tell, devs: o.Devices, lost: make(chan error, 1), volumes: map[string]int64{}}
+	s := &fakeStore{tell: o.Tell, devs: o.Devices, lost: make(chan error, 1), volumes: map[string]int64{}, thn: map[string]int{}}
 	l, err := f.Label(o.Devices[0])
 	if err == nil {
 		s.name = l.Name
@@ -122,6 +122,7 @@ type fakeStore struct {
 
 	mu      sync.Mutex
 	volumes map[string]int64
+	thn     map[string]int
 }
 
 func (s *fakeStore) Name() string { return s.name }
@@ -154,7 +155,7 @@ func (s *fakeStore) Volumes() []VolumeInfo {
 	defer s.mu.Unlock()
 	var out []VolumeInfo
 	for _, n := range sortedKeys(s.volumes) {
-		out = append(out, VolumeInfo{Name: n, Size: s.volumes[n]})
+		out = append(out, VolumeInfo{Name: n, Size: s.volumes[n], THN: s.thn[n]})
 	}
 	return out
 }
@@ -184,7 +185,25 @@ func (s *fakeStore) refusal() error {
 	}
 	return nil
 }
-func (s *fakeStore) CreateVolume(_ context.Context, name string, size int64) error {
+func (s *fakeStore) CreateVolume(_ context.Context, name string, size int64, thn int) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.refusal(); err != nil {
+		return err
+	}
+	s.volumes[name], s.thn[name] = size, thn
+	return nil
+}
+func (s *fakeStore) SetSharing(_ context.Context, name string, thn int) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.refusal(); err != nil {
+		return err
+	}
+	s.thn[name] = thn
+	return nil
+}
+func (s *fakeStore) ResizeVolume(_ context.Context, name string, size int64) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := s.refusal(); err != nil {
@@ -193,17 +212,15 @@ func (s *fakeStore) CreateVolume(_ context.Context, name string, size int64) err
 	s.volumes[name] = size
 	return nil
 }
-func (s *fakeStore) ResizeVolume(ctx context.Context, name string, size int64) error {
-	return s.CreateVolume(ctx, name, size)
-}
 func (s *fakeStore) RenameVolume(_ context.Context, old, name string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := s.refusal(); err != nil {
 		return err
 	}
-	s.volumes[name] = s.volumes[old]
+	s.volumes[name], s.thn[name] = s.volumes[old], s.thn[old]
 	delete(s.volumes, old)
+	delete(s.thn, old)
 	return nil
 }
 func (s *fakeStore) DeleteVolume(_ context.Context, name string) error {

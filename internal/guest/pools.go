@@ -149,13 +149,13 @@ func (s *store) Heartbeat() uint64 { return s.Pool.Region().Heartbeat() }
 func (s *store) Volumes() []VolumeInfo {
 	var out []VolumeInfo
 	for _, v := range s.Pool.Volumes() {
-		out = append(out, VolumeInfo{Name: v.Name, Size: v.Size, Created: v.Created, Used: v.Used})
+		out = append(out, VolumeInfo{Name: v.Name, Size: v.Size, Created: v.Created, Used: v.Used, THN: v.Run})
 	}
 	return out
 }
 
-func (s *store) CreateVolume(ctx context.Context, name string, size int64) error {
-	_, err := s.Pool.CreateVolume(ctx, name, size)
+func (s *store) CreateVolume(ctx context.Context, name string, size int64, thn int) error {
+	_, err := s.CreateSharing(ctx, name, size, thn)
 	return err
 }
 

@@ -14,6 +14,7 @@ import (
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/config"
 	"github.com/pollux-storage/pollux/internal/control"
+	"github.com/pollux-storage/pollux/internal/dedup"
 	"github.com/pollux-storage/pollux/internal/mirror"
 	"github.com/pollux-storage/pollux/internal/partner"
 	"github.com/pollux-storage/pollux/internal/region"
@@ -236,7 +237,7 @@ func (g *Guest) list(t *tenancy, st Store) []control.Volume {
 	set := g.cfg.Guest(t.identity)
 	var out []control.Volume
 	for _, v := range st.Volumes() {
-		c := control.Volume{Name: v.Name, Pool: st.Name(), Guest: t.identity, Size: v.Size, Used: v.Used, Created: v.Created}
+		c := control.Volume{Name: v.Name, Pool: st.Name(), Guest: t.identity, Size: v.Size, Used: v.Used, Created: v.Created, Dedup: v.THN > 0, THN: v.THN}
 		c.NBD, c.NBDUnix = URIs(set, v.Name)
 		out = append(out, c)
 	}
@@ -290,10 +291,34 @@ func (g *Guest) createVolume(ctx context.Context, c control.VolumeCreate) (contr
 	if err != nil {
 		return control.Volume{}, err
 	}
-	if err := st.CreateVolume(ctx, c.Name, c.Size); err != nil {
+	thn, err := thnOf(control.Volume{Name: c.Name}, &c.Dedup, c.THN)
+	if err != nil {
+		return control.Volume{}, err
+	}
+	if err := st.CreateVolume(ctx, c.Name, c.Size, thn); err != nil {
 		return control.Volume{}, fmt.Errorf("create volume %q: %w", c.Name, err)
 	}
 	return g.volume(ctx, c.Name)
+}
+
+// thnOf returns THN of a volume whose sharing is switched on or off, or left as it is
+// with nil, and for which thn was asked, or nothing with 0.
+func thnOf(v control.Volume, sharing *bool, thn int) (int, error) {
+	on := v.Dedup
+	if sharing != nil {
+		on = *sharing
+	}
+	switch {
+	case !on && thn != 0:
+		return 0, control.NewError(control.KindInvalid, fmt.Sprintf("volume %q shares no blocks, so that THN %d means nothing", v.Name, thn), "say --dedup on as well")
+	case !on:
+		return 0, nil
+	case thn != 0:
+		return thn, nil
+	case v.Dedup:
+		return v.THN, nil
+	}
+	return dedup.DefaultRun, nil
 }
 
 func (g *Guest) changeVolume(ctx context.Context, name string, c control.VolumeChange) (control.Volume, error) {
@@ -301,9 +326,18 @@ func (g *Guest) changeVolume(ctx context.Context, name string, c control.VolumeC
 	if err != nil {
 		return v, err
 	}
+	thn, err := thnOf(v, c.Dedup, c.THN)
+	if err != nil {
+		return v, err
+	}
 	if c.Size != 0 {
 		if err := st.ResizeVolume(ctx, name, c.Size); err != nil {
 			return v, fmt.Errorf("resize volume %q: %w", name, err)
+		}
+	}
+	if thn != v.THN {
+		if err := st.SetSharing(ctx, name, thn); err != nil {
+			return v, fmt.Errorf("change deduplication of volume %q: %w", name, err)
 		}
 	}
 	if c.Rename != "" && c.Rename != name {

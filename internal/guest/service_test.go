@@ -3,6 +3,7 @@ package guest
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/pollux-storage/pollux/internal/config"
 	"github.com/pollux-storage/pollux/internal/control"
+	"github.com/pollux-storage/pollux/internal/dedup"
 	"github.com/pollux-storage/pollux/internal/partner"
 )
 
@@ -39,6 +41,10 @@ func TestVolumeCommands(t *testing.T) {
 		}},
 		{"resize", func(v string) error { _, err := c.ResizeVolume(ctx, v, 4096); return err }},
 		{"rename", func(v string) error { _, err := c.RenameVolume(ctx, v, "x"); return err }},
+		{"deduplication of", func(v string) error {
+			_, err := c.ChangeVolume(ctx, v, control.VolumeChange{Dedup: new(true)})
+			return err
+		}},
 		{"delete", func(v string) error { return c.DeleteVolume(ctx, v) }},
 	}
 	for _, x := range all[1:] {
@@ -256,5 +262,50 @@ func TestStateOfAGuest(t *testing.T) {
 		if got := state("a", c.holds); got != c.want {
 			t.Errorf("%v: %s, not %s", c.holds, got, c.want)
 		}
+	}
+}
+
+// What a volume shares is what was asked for last, the default where nobody said in
+// what series; where nothing is shared a length of series is refused.
+func TestSharingOfVolumes(t *testing.T) {
+	b := newBench(t)
+	b.grant("a", partner.BasisStart, 1)
+	b.expect(partner.KindServing)
+	c, ctx := b.client(), t.Context()
+	is := func(v control.Volume, err error, thn int) {
+		t.Helper()
+		if err != nil || v.THN != thn || v.Dedup != (thn > 0) {
+			t.Errorf("%+v, %v; THN should be %d", v, err, thn)
+		}
+	}
+	for i, x := range []struct {
+		dedup    bool
+		thn, has int
+	}{{false, 0, 0}, {true, 0, dedup.DefaultRun}, {true, 32, 32}} {
+		v, err := c.CreateVolume(ctx, control.VolumeCreate{Name: fmt.Sprint(i), Size: 4096, Guest: "a", Dedup: x.dedup, THN: x.thn})
+		is(v, err, x.has)
+	}
+	if _, err := c.CreateVolume(ctx, control.VolumeCreate{Name: "x", Size: 4096, Guest: "a", THN: 4}); control.KindOf(err) != control.KindInvalid {
+		t.Errorf("a length of series for nothing: %v", err)
+	}
+	for _, x := range []struct {
+		dedup    *bool
+		thn, has int
+	}{
+		{new(true), 0, dedup.DefaultRun}, {nil, 4, 4}, {new(true), 0, 4}, {new(true), 9, 9}, {nil, 0, 9},
+		{new(false), 0, 0}, {new(false), 0, 0}, {nil, 0, 0}, {new(true), 2, 2},
+	} {
+		v, err := c.ChangeVolume(ctx, "0", control.VolumeChange{Dedup: x.dedup, THN: x.thn})
+		is(v, err, x.has)
+		all, err := c.Volumes(ctx)
+		is(all[0], err, x.has)
+	}
+	for _, x := range []control.VolumeChange{{Dedup: new(false), THN: 4}, {Dedup: new(false), THN: 4, Size: 8192}} {
+		if _, err := c.ChangeVolume(ctx, "0", x); control.KindOf(err) != control.KindInvalid || !strings.Contains(err.Error(), "--dedup on") {
+			t.Errorf("%+v: %v", x, err)
+		}
+	}
+	if v, err := c.Volume(ctx, "0"); err != nil || v.THN != 2 || v.Size != 4096 {
+		t.Errorf("after changes that were refused: %+v, %v", v, err)
 	}
 }

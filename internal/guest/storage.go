@@ -79,6 +79,7 @@ type VolumeInfo struct {
 	Size    int64
 	Used    int64
 	Created time.Time
+	THN     int // 0 if it shares no blocks
 }
 
 // Store is an open pool.
@@ -98,9 +99,12 @@ type Store interface {
 	Heartbeat() uint64
 	Volumes() []VolumeInfo
 	Volume(name string) (block.Volume, error)
-	CreateVolume(ctx context.Context, name string, size int64) error
+	// CreateVolume makes a volume that shares series of thn blocks, or none with 0.
+	CreateVolume(ctx context.Context, name string, size int64, thn int) error
 	ResizeVolume(ctx context.Context, name string, size int64) error
 	RenameVolume(ctx context.Context, old, name string) error
+	// SetSharing makes a volume share series of thn blocks, or nothing more with 0.
+	SetSharing(ctx context.Context, name string, thn int) error
 	DeleteVolume(ctx context.Context, name string) error
 	AddDevice(ctx context.Context, dev hpdi.Device) error
 	// RemoveDevice begins to take a device out, by its name.

@@ -97,28 +97,36 @@ func (a *agent) createVolume(ctx context.Context, c control.VolumeCreate) (contr
 func (a *agent) changeVolume(ctx context.Context, name string, c control.VolumeChange) (control.Volume, error) {
 	a.change.Lock()
 	defer a.change.Unlock()
-	v, err := a.volume(ctx, name)
+	was, err := a.volume(ctx, name)
 	if err != nil {
-		return v, err
+		return was, err
 	}
 	if c.Rename != "" && c.Rename != name {
 		if err := a.free(ctx, c.Rename); err != nil {
-			return v, err
+			return was, err
 		}
 	}
-	cl, err := a.holder(ctx, v.Guest)
+	cl, err := a.holder(ctx, was.Guest)
+	if err != nil {
+		return was, err
+	}
+	v, err := cl.ChangeVolume(ctx, name, c)
 	if err != nil {
 		return v, err
 	}
-	v, err = cl.ChangeVolume(ctx, name, c)
-	if err == nil {
+	fields := map[string]string{"volume": v.Name}
+	if c.Rename != "" || c.Size != 0 {
 		what := fmt.Sprintf("volume %s has %s now", v.Name, config.Size(v.Size))
 		if name != v.Name {
 			what = fmt.Sprintf("volume %s is called %s now", name, v.Name)
 		}
-		a.event(v.Guest, "volume-changed", map[string]string{"volume": v.Name}, "%s", what)
+		a.event(v.Guest, "volume-changed", fields, "%s", what)
 	}
-	return v, err
+	if v.Sharing() != was.Sharing() {
+		fields = map[string]string{"volume": v.Name, "was": was.Sharing(), "dedup": v.Sharing()}
+		a.event(v.Guest, "volume-changed", fields, "deduplication of volume %s is %s now; it was %s", v.Name, v.Sharing(), was.Sharing())
+	}
+	return v, nil
 }
 
 func (a *agent) deleteVolume(ctx context.Context, name string) error {

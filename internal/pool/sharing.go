@@ -21,18 +21,25 @@ const DefaultIndexBytes = 32 << 20
 // already (THN, 1 to dedup.MaxRun), or, with 0, nothing more. What is stored already
 // stays as it is.
 func (p *Pool) SetSharing(ctx context.Context, name string, run int) error {
-	if run < 0 || run > dedup.MaxRun {
-		return fmt.Errorf("volume %q: THN of %d blocks; 1 to %d are possible, 0 shares nothing: %w", name, run, dedup.MaxRun, block.ErrInvalid)
-	}
-	if run > 0 {
-		if err := p.do(ctx, p.enableSharing); err != nil {
-			return err
-		}
+	if err := p.prepareSharing(ctx, name, run); err != nil {
+		return err
 	}
 	return p.alter(ctx, name, func(v *catalogue.Volume) error {
 		v.Run = run
 		return nil
 	})
+}
+
+// prepareSharing makes the pool ready for a volume that shares runs of blocks, if it
+// does.
+func (p *Pool) prepareSharing(ctx context.Context, name string, run int) error {
+	switch {
+	case run < 0 || run > dedup.MaxRun:
+		return fmt.Errorf("volume %q: THN of %d blocks; 1 to %d are possible, 0 shares nothing: %w", name, run, dedup.MaxRun, block.ErrInvalid)
+	case run == 0:
+		return nil
+	}
+	return p.do(ctx, p.enableSharing)
 }
 
 // enableSharing gives the pool a secret for its fingerprints, and an index.

@@ -24,10 +24,12 @@ type VolumeInfo struct {
 	// Used is the space in bytes that the volume takes, as of the last fold.
 	// After a few seconds without writes that is the present.
 	Used int64
+	// Run is THN, 0 if the volume shares no blocks.
+	Run int
 }
 
 func infoOf(v catalogue.Volume) VolumeInfo {
-	return VolumeInfo{ID: v.ID, Name: v.Name, Size: v.Size, Created: v.Created, Used: v.Used * block.Size}
+	return VolumeInfo{ID: v.ID, Name: v.Name, Size: v.Size, Created: v.Created, Used: v.Used * block.Size, Run: v.Run}
 }
 
 // Volumes returns the pool's volumes in the order of their creation.
@@ -111,7 +113,16 @@ func (p *Pool) checkNew(name string) error {
 
 // CreateVolume makes an empty volume. Its size is rounded up to whole blocks.
 func (p *Pool) CreateVolume(ctx context.Context, name string, size int64) (VolumeInfo, error) {
+	return p.CreateSharing(ctx, name, size, 0)
+}
+
+// CreateSharing is CreateVolume for one that shares blocks from the beginning, as
+// SetSharing has it.
+func (p *Pool) CreateSharing(ctx context.Context, name string, size int64, run int) (VolumeInfo, error) {
 	var made catalogue.Volume
+	if err := p.prepareSharing(ctx, name, run); err != nil {
+		return VolumeInfo{}, err
+	}
 	err := p.change(ctx, func() (catalogue.Change, error) {
 		rounded, err := checkSize(size)
 		if err == nil {
@@ -120,7 +131,7 @@ func (p *Pool) CreateVolume(ctx context.Context, name string, size int64) (Volum
 		if err == nil && len(p.catalogue.All()) >= catalogue.MaxVolumes {
 			err = fmt.Errorf("pool %s has %d volumes, no more are possible: %w", p.label.Name, catalogue.MaxVolumes, block.ErrInvalid)
 		}
-		made = catalogue.Volume{ID: p.catalogue.NextID(), Name: name, Size: rounded, Created: time.Now().UTC()}
+		made = catalogue.Volume{ID: p.catalogue.NextID(), Name: name, Size: rounded, Created: time.Now().UTC(), Run: run}
 		return catalogue.Change{Put: &made}, err
 	})
 	return infoOf(made), err
