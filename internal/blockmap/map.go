@@ -92,6 +92,24 @@ func (m *Map) Overlays() (entries, pages int) {
 	return entries, pages
 }
 
+// References returns how many references to blocks of data there are: one for each
+// entry of a tree, of what was deleted and is not freed yet too, and one for each block
+// that an overlay maps. While a fold is completed elsewhere it may be that before or
+// after.
+func (m *Map) References() (n int64) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	for _, t := range m.trees {
+		n += t.Used
+	}
+	for _, o := range []*Overlay{m.active, m.folding} {
+		if o != nil {
+			n += int64(o.mapped)
+		}
+	}
+	return n
+}
+
 // Bytes returns how much memory outside the Go heap the overlays have.
 func (m *Map) Bytes() (n int64) {
 	m.mu.RLock()

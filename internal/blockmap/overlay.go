@@ -21,6 +21,8 @@ type Overlay struct {
 	// them.
 	holes map[block.VolumeID]block.Ranges
 	pages space.Pages // of the trees that a fold writes for all this
+	// mapped is how many of blocks are no holes: each has a reference.
+	mapped int
 
 	order   *table.Sorter // of the map: one overlay at a time is folded
 	sorting bool          // a fold has begun to
@@ -67,11 +69,17 @@ func (o *Overlay) Touch(keys []uint64) { o.blocks.Touch(keys) }
 // that one's reference is gone.
 func (o *Overlay) Set(id block.VolumeID, lba block.Logical, p block.Pointer) (old block.Pointer) {
 	e, had := o.blocks.Put(block.Key(id, lba), entryOf(p))
+	if !p.IsHole() {
+		o.mapped++
+	}
 	if !had {
 		o.pages.Add(uint32(id), uint64(lba)/LeafBlocks)
 		return old
 	}
-	return e.pointer()
+	if old = e.pointer(); !old.IsHole() {
+		o.mapped--
+	}
+	return old
 }
 
 // Punch makes a range a hole and calls dropped for each mapping in the overlay
@@ -87,6 +95,7 @@ func (o *Overlay) Punch(id block.VolumeID, r block.Range, dropped func(block.Poi
 func (o *Overlay) remove(from, to uint64, dropped func(block.Pointer)) {
 	o.blocks.DeleteRange(from, to, func(_ uint64, e entry) {
 		if p := e.pointer(); !p.IsHole() {
+			o.mapped--
 			dropped(p)
 		}
 	})
@@ -151,6 +160,7 @@ func (o *Overlay) keysOf(id block.VolumeID) []uint64 {
 func (o *Overlay) reset() {
 	o.blocks.Clear()
 	o.pages.Clear()
+	o.mapped = 0
 	o.holes = map[block.VolumeID]block.Ranges{} // folds may still look at the old one
 	o.sorted, o.sorting = nil, false
 }

@@ -196,6 +196,9 @@ func fakeHandlers(dir string, down func()) control.Handlers {
 		ScrubPool: func(_ context.Context, n string, c control.ScrubChange) (control.Pool, error) {
 			return answer[control.Pool](dir, "pool", n+" scrub "+text(c))
 		},
+		Dedup: func(context.Context) ([]control.PoolDedup, error) {
+			return answer[[]control.PoolDedup](dir, "dedup", "")
+		},
 		CheckTakeover: func(_ context.Context, n string) (control.TakeoverCheck, error) {
 			return answer[control.TakeoverCheck](dir, "dryrun", n)
 		},

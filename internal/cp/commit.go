@@ -36,6 +36,7 @@ type plan struct {
 	shared []space.Run // got references because blocks share them
 	sums   []uint32    // of blocks, in order; what those of commit.Runs are parts of
 	marks  []byte      // their fingerprints, the same
+	zeros  []zeros     // of volumes, in their order
 	// sharing says that some volume shares blocks; prints are of one series.
 	sharing bool
 	prints  []dedup.Fingerprint
@@ -51,8 +52,14 @@ func (m *Machine) newPlan() *plan {
 	}
 	p := m.plan
 	p.commit = commit{Holes: p.Holes[:0], Runs: p.Runs[:0]}
-	p.gen, p.blocks, p.runs, p.shared, p.sums, p.marks, p.sharing = nil, p.blocks[:0], p.runs[:0], p.shared[:0], p.sums[:0], p.marks[:0], false
+	p.gen, p.blocks, p.runs, p.shared, p.sums, p.marks, p.zeros, p.sharing = nil, p.blocks[:0], p.runs[:0], p.shared[:0], p.sums[:0], p.marks[:0], p.zeros[:0], false
 	return p
+}
+
+// zeros is how many blocks of a volume hold zeroes and become holes.
+type zeros struct {
+	volume block.VolumeID
+	n      uint64
 }
 
 type planned struct {
@@ -128,17 +135,23 @@ func (m *Machine) collect(p *plan) {
 			}
 			p.Holes = append(p.Holes, volumeRange{id, r})
 		}
-		first := len(p.Holes)
+		first, n := len(p.Holes), uint64(0)
 		for lba, slot := range p.gen.Blocks(id) {
-			if !slot.IsHole() && !m.isZero(slot) {
-				p.blocks = append(p.blocks, planned{volume: id, lba: lba, slot: slot, run: v.Run})
-				continue
+			if !slot.IsHole() {
+				if !m.isZero(slot) {
+					p.blocks = append(p.blocks, planned{volume: id, lba: lba, slot: slot, run: v.Run})
+					continue
+				}
+				n++
 			}
 			if last := len(p.Holes) - 1; last >= first && p.Holes[last].End == lba {
 				p.Holes[last].End++
 			} else {
 				p.Holes = append(p.Holes, volumeRange{id, block.Range{Start: lba, End: lba + 1}})
 			}
+		}
+		if n > 0 {
+			p.zeros = append(p.zeros, zeros{id, n})
 		}
 	}
 }
@@ -316,7 +329,35 @@ func (m *Machine) finish(p *plan) error {
 		m.dirty.Drop()
 	}
 	m.stats.commits.Add(1)
+	m.count(p)
+	return m.broken
+}
+
+// count adds what the plan has done to the statistics.
+func (m *Machine) count(p *plan) {
 	m.stats.blocks.Add(uint64(len(p.fresh)))
 	m.stats.shared.Add(uint64(len(p.blocks) - len(p.fresh)))
-	return m.broken
+	for blocks := p.blocks; len(blocks) > 0; {
+		id, n := blocks[0].volume, 0
+		v := m.byVolume[id]
+		for ; n < len(blocks) && blocks[n].volume == id; n++ {
+			if blocks[n].shared {
+				v.Shared++
+			} else {
+				v.Blocks++
+			}
+		}
+		m.byVolume[id], blocks = v, blocks[n:]
+	}
+	for _, z := range p.zeros {
+		v := m.byVolume[z.volume]
+		v.Zeros += z.n
+		m.byVolume[z.volume] = v
+		m.stats.zeros.Add(z.n)
+	}
+	for _, ch := range p.Catalogue {
+		if ch.Put == nil {
+			delete(m.byVolume, ch.Delete)
+		}
+	}
 }

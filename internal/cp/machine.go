@@ -102,11 +102,12 @@ type Machine struct {
 	refs     refChanges      // of a fold
 	changes  table.Sorter    // of counts, by a fold
 
-	stats statistics
+	stats    statistics
+	byVolume map[block.VolumeID]VolumeStats
 }
 
 type statistics struct {
-	commits, folds, blocks, shared, unequal atomic.Uint64
+	commits, folds, blocks, shared, zeros, unequal atomic.Uint64
 }
 
 // Recover brings catalogue, map and journal to the last durable consistency
@@ -120,7 +121,7 @@ func Recover(c Config, sb *Superblock) (*Machine, error) {
 		c.FoldLimit = DefaultFoldLimit
 	}
 	c.FoldLimit = max(c.FoldLimit, c.FoldEntries)
-	m := &Machine{Config: c, sb: *sb}
+	m := &Machine{Config: c, sb: *sb, byVolume: map[block.VolumeID]VolumeStats{}}
 	m.journal = journal{set: c.Devices, pool: sb.Pool, start: c.JournalStart, size: c.JournalBlock * block.Size}
 	m.last = commit{CP: sb.CP, Log: sb.Log, Flush: sb.Flush}
 	m.used = int64(sb.Used)
@@ -358,13 +359,20 @@ type Stats struct {
 	Commits, Folds uint64
 	Blocks         uint64 // data blocks written
 	Shared         uint64 // data blocks that were stored already and are shared
+	Zeros          uint64 // data blocks of zeroes that became holes
 	Unequal        uint64 // series that seemed to be stored already and were not
 }
+
+// VolumeStats are those of Stats that are about one volume.
+type VolumeStats struct{ Blocks, Shared, Zeros uint64 }
+
+// VolumeStats returns the counters of a volume that there is.
+func (m *Machine) VolumeStats(id block.VolumeID) VolumeStats { return m.byVolume[id] }
 
 // Stats returns the counters.
 func (m *Machine) Stats() Stats {
 	return Stats{Commits: m.stats.commits.Load(), Folds: m.stats.folds.Load(), Blocks: m.stats.blocks.Load(),
-		Shared: m.stats.shared.Load(), Unequal: m.stats.unequal.Load()}
+		Shared: m.stats.shared.Load(), Zeros: m.stats.zeros.Load(), Unequal: m.stats.unequal.Load()}
 }
 
 // EstimatedUse returns how many blocks are in use, before LoadCounts knows

@@ -399,6 +399,25 @@ func (m *Machine) IndexFrom(at PrintPlace, n int) (next PrintPlace, done bool) {
 	return at, false
 }
 
+// IndexProgress returns how many level-1 pages of fingerprints lie before a place, and
+// how many there can be. One is for 512 MiB of a device.
+func (m *Machine) IndexProgress(at PrintPlace) (done, all int) {
+	for i, d := range m.sb.Devices {
+		if d.State == DeviceGone {
+			continue
+		}
+		n := int((d.Blocks + blockmap.Fanout*printsPerLeaf - 1) / (blockmap.Fanout * printsPerLeaf))
+		switch {
+		case i < at.Device:
+			done += n
+		case i == at.Device:
+			done += min(n, int(at.Leaf/blockmap.Fanout))
+		}
+		all += n
+	}
+	return done, all
+}
+
 // PrintPlace is a place among the fingerprints of a pool.
 type PrintPlace struct {
 	Device int

@@ -302,9 +302,10 @@ func (s *sharing) compareBatch(runs []sharedRun, kept []sharedRun) []sharedRun {
 		if same[i] < 0 {
 			io := ios[0]
 			ios = ios[1:]
-			if same[i] = 0; io.Err == nil {
-				same[i] = s.same(r, func(k int) []byte { return io.Vec[0][k*block.Size:][:block.Size] })
+			if io.Err != nil {
+				continue // it may be the same
 			}
+			same[i] = s.same(r, func(k int) []byte { return io.Vec[0][k*block.Size:][:block.Size] })
 		}
 		if same[i] < r.n {
 			m.stats.unequal.Add(1)

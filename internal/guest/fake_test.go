@@ -243,6 +243,10 @@ func (s *fakeStore) Check(context.Context) (control.PoolCheck, error) {
 	return control.PoolCheck{}, s.refusal()
 }
 
+func (s *fakeStore) Dedup(context.Context) (control.PoolDedup, error) {
+	return control.PoolDedup{Saved: 4096}, s.refusal()
+}
+
 // Scrub goes from state to state and finds a block that is lost.
 func (s *fakeStore) Scrub(_ context.Context, action string) error {
 	from := map[string][]string{control.ScrubStart: {control.ScrubNever, control.ScrubStopped}, control.ScrubPause: {control.ScrubRunning},

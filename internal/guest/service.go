@@ -37,6 +37,7 @@ func (g *Guest) handlers() control.Handlers {
 		RemoveDevice:  g.removeDevice,
 		ChangeCopy:    g.changeCopy,
 		ScrubPool:     g.scrubPool,
+		Dedup:         g.dedup,
 		CheckTakeover: g.checkTakeover,
 		Check:         g.check,
 		Checking:      g.checking,

@@ -35,19 +35,20 @@ func TestVolumeCommands(t *testing.T) {
 		name string
 		do   func(volume string) error
 	}{
-		{"create", func(string) error {
+		{"deduplication of pool", func(string) error { _, err := c.Dedup(ctx); return err }},
+		{"create volume", func(string) error {
 			_, err := c.CreateVolume(ctx, control.VolumeCreate{Name: "x", Size: 4096, Guest: "a"})
 			return err
 		}},
-		{"resize", func(v string) error { _, err := c.ResizeVolume(ctx, v, 4096); return err }},
-		{"rename", func(v string) error { _, err := c.RenameVolume(ctx, v, "x"); return err }},
-		{"deduplication of", func(v string) error {
+		{"resize volume", func(v string) error { _, err := c.ResizeVolume(ctx, v, 4096); return err }},
+		{"rename volume", func(v string) error { _, err := c.RenameVolume(ctx, v, "x"); return err }},
+		{"deduplication of volume", func(v string) error {
 			_, err := c.ChangeVolume(ctx, v, control.VolumeChange{Dedup: new(true)})
 			return err
 		}},
-		{"delete", func(v string) error { return c.DeleteVolume(ctx, v) }},
+		{"delete volume", func(v string) error { return c.DeleteVolume(ctx, v) }},
 	}
-	for _, x := range all[1:] {
+	for _, x := range all[2:] {
 		if err := x.do("nobody"); control.KindOf(err) != control.KindNotFound {
 			t.Errorf("%s of a volume that is not there: %v", x.name, err)
 		}
@@ -55,7 +56,7 @@ func TestVolumeCommands(t *testing.T) {
 	s := b.storage.last()
 	s.refuse.Store(true)
 	for _, x := range all {
-		if err := x.do("w"); control.KindOf(err) != control.KindNoSpace || !strings.Contains(err.Error(), x.name+" volume") {
+		if err := x.do("w"); control.KindOf(err) != control.KindNoSpace || !strings.Contains(err.Error(), x.name) {
 			t.Errorf("%s that the store refuses: %v", x.name, err)
 		}
 	}
@@ -284,6 +285,9 @@ func TestSharingOfVolumes(t *testing.T) {
 	}{{false, 0, 0}, {true, 0, dedup.DefaultRun}, {true, 32, 32}} {
 		v, err := c.CreateVolume(ctx, control.VolumeCreate{Name: fmt.Sprint(i), Size: 4096, Guest: "a", Dedup: x.dedup, THN: x.thn})
 		is(v, err, x.has)
+	}
+	if d, err := c.Dedup(ctx); err != nil || len(d) != 1 || d[0].Guest != "a" || d[0].Pool == "" || d[0].Saved != 4096 {
+		t.Errorf("%+v, %v", d, err)
 	}
 	if _, err := c.CreateVolume(ctx, control.VolumeCreate{Name: "x", Size: 4096, Guest: "a", THN: 4}); control.KindOf(err) != control.KindInvalid {
 		t.Errorf("a length of series for nothing: %v", err)

@@ -111,6 +111,8 @@ type Store interface {
 	RemoveDevice(ctx context.Context, name string) error
 	// CancelRemoval makes the device that is being taken out stay.
 	CancelRemoval(ctx context.Context) error
+	// Dedup tells what the pool's volumes share.
+	Dedup(ctx context.Context) (control.PoolDedup, error)
 	// Check recounts; Problems are what is wrong, the error why it could not.
 	Check(ctx context.Context) (control.PoolCheck, error)
 	// Checking tells how far a Check under way has come.

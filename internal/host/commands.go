@@ -36,6 +36,7 @@ func (a *agent) handlers() control.Handlers {
 		RemoveDevice:  a.removeDevice,
 		ChangeCopy:    a.changeCopy,
 		ScrubPool:     a.scrubPool,
+		Dedup:         a.dedup,
 		CheckTakeover: a.checkTakeover,
 		Takeover:      a.takeover,
 		Giveback:      a.giveback,

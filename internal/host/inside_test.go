@@ -210,6 +210,32 @@ func TestVolumesOfAPair(t *testing.T) {
 		t.Errorf("%q", last)
 	}
 
+	if v, err := c.ChangeVolume(ctx, "w", control.VolumeChange{Dedup: new(true), THN: 4}); err != nil || v.THN != 4 {
+		t.Errorf("%+v, %v", v, err)
+	}
+	v, err := c.ChangeVolume(ctx, "w", control.VolumeChange{Dedup: new(true)}) // it does so already
+	p.ok(err)
+	if v.THN != 4 {
+		t.Errorf("%+v", v)
+	}
+	_, err = c.ChangeVolume(ctx, "w", control.VolumeChange{THN: 8, Rename: "v"})
+	p.ok(err)
+	_, err = c.ChangeVolume(ctx, "v", control.VolumeChange{Dedup: new(false)})
+	p.ok(err)
+	var told []control.Event
+	p.ok(c.Events(ctx, control.EventQuery{Last: 4}, func(e control.Event) error { told = append(told, e); return nil }))
+	for i, want := range []string{
+		"deduplication of volume w is on, THN 4 now; it was off", "volume w is called v now",
+		"deduplication of volume v is on, THN 8 now; it was on, THN 4", "deduplication of volume v is off now; it was on, THN 8",
+	} {
+		if i >= len(told) || told[i].Message != want {
+			t.Fatalf("%+v", told)
+		}
+	}
+	if f := told[2].Fields; f["volume"] != "v" || f["was"] != "on, THN 4" || f["dedup"] != "on, THN 8" {
+		t.Errorf("%+v", f)
+	}
+
 	// One guest takes over both, then all moves at once.
 	tk, err := c.Takeover(ctx, "a")
 	p.ok(err)
@@ -222,6 +248,10 @@ func TestVolumesOfAPair(t *testing.T) {
 		t.Errorf("%+v", tk)
 	}
 	p.until("a serves both", servedBy("a", "a"))
+	pools, err := c.Dedup(ctx)
+	if err != nil || len(pools) != 2 || pools[0].Guest != "a" || pools[1].Guest != "b" || len(pools[0].Volumes) != 1 || pools[0].Index == nil || pools[1].Index != nil {
+		t.Errorf("%+v, %v", pools, err)
+	}
 	p.ok(c.DeleteVolume(ctx, "other"))
 
 	// The partner is gone and cannot be started.

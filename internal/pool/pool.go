@@ -54,6 +54,7 @@ type Pool struct {
 	remover  *remover
 	indexer  indexer
 	scan     *scan
+	index    indexFigures // that others may see
 
 	kick    chan struct{}
 	jobs    chan job
@@ -341,6 +342,7 @@ func (p *Pool) commit(changes []catalogue.Change) error {
 	}
 	if err == nil {
 		p.region.SetCommitted(p.machine.CP(), p.machine.Committed())
+		p.index.set(p.machine.Index)
 	}
 	return err
 }

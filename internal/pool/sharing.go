@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/binary"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/pollux-storage/pollux/internal/block"
@@ -75,6 +76,7 @@ func (p *Pool) makeIndex() error {
 		return err
 	}
 	p.machine.Index, p.indexer = x, indexer{}
+	p.index.set(x)
 	return nil
 }
 
@@ -114,19 +116,33 @@ func (x *indexer) work(p *Pool, now time.Time) {
 		}
 		*x = indexer{}
 	}
-	x.step(p.machine)
+	x.step(p)
 	end := time.Now()
 	x.next = end.Add(indexRest * end.Sub(now))
 }
 
 // step begins a round, when no fold is under way, or goes on with it.
-func (x *indexer) step(m *cp.Machine) {
+func (x *indexer) step(p *Pool) {
+	m := p.machine
 	switch {
 	case x.begun:
 		x.place, x.done = m.IndexFrom(x.place, indexPages)
 	case !m.Folding():
 		m.IndexBegin()
 		x.begun = true
+	}
+	p.index.set(m.Index)
+}
+
+// indexFigures are those of the index that Stats tells, from other goroutines than
+// Run's.
+type indexFigures struct{ bytes, entries atomic.Int64 }
+
+func (f *indexFigures) set(x *dedup.Index) {
+	if x != nil {
+		s := x.Stats()
+		f.bytes.Store(s.Bytes)
+		f.entries.Store(int64(s.Entries))
 	}
 }
 
@@ -142,7 +158,7 @@ func (p *Pool) IndexAll(ctx context.Context) error {
 			}
 		}
 		for x := &p.indexer; !x.done; {
-			x.step(p.machine)
+			x.step(p)
 		}
 		return nil
 	})

@@ -24,10 +24,23 @@ type Stats struct {
 	// LastError is why the newest consistency point or fold failed, empty
 	// when it did not: as long as it stays, the devices fall behind.
 	LastError string
+	Sharing   SharingCounts
 	Cleaner   CleanerStats
 	Scrub     ScrubStats
 	Removal   RemovalStats
 	Scan      ScanStats
+}
+
+// SharingCounts tell what a pool has shared since it was opened, and what that is worth.
+type SharingCounts struct {
+	Written uint64 // blocks of data, those that were moved too
+	Shared  uint64 // blocks that were stored already
+	Zeros   uint64 // blocks of zeroes that became holes
+	Unequal uint64 // series that seemed to be stored already and were not
+	// Saved is how many bytes the pool would need beyond what it has in use if nothing
+	// were shared.
+	Saved                    int64
+	IndexBytes, IndexEntries int64 // 0 as long as no volume has shared blocks
 }
 
 // DeviceStats describes a device of an open pool.
@@ -45,6 +58,10 @@ func (p *Pool) Stats() Stats {
 		LogBytes: d.Permits * block.Size, LogUsedBytes: (d.Active + d.Frozen) * block.Size, DirtyBlocks: d.Blocks,
 		CP: m.Commits, Folds: m.Folds, BlocksWritten: m.Blocks, Unfolded: unfolded, Mended: p.set.Mended(),
 		CountsBytes: p.space.Memory(), Loading: !p.loaded.Load(),
+		Sharing: SharingCounts{
+			Written: m.Blocks, Shared: m.Shared, Zeros: m.Zeros, Unequal: m.Unequal, Saved: u.More * block.Size,
+			IndexBytes: p.index.bytes.Load(), IndexEntries: p.index.entries.Load(),
+		},
 		Cleaner: p.cleaner.Stats(), Scrub: p.scrub.Stats(), Removal: p.remover.Stats(), Scan: p.scan.Stats(),
 	}
 	for i := range p.set.Len() {

@@ -129,7 +129,30 @@ func (m *model) compare(rng *rand.Rand) error {
 	if n := m.Count(block.At(0, uint64(lo))); n != int(m.count[lo]) {
 		return fmt.Errorf("Count: block %d has %d references instead of %d", lo, n, m.count[lo])
 	}
+	if err := m.compareReferences(); err != nil {
+		return err
+	}
 	return m.checkSlabs()
+}
+
+// compareReferences compares what is counted of references.
+func (m *model) compareReferences() error {
+	var want [MaxCount + 1]int64
+	var used, more int64
+	for _, c := range m.count[m.first:] {
+		want[c]++
+		if c > 0 {
+			used++
+			more += int64(c) - 1
+		}
+	}
+	if got := m.References(); got != want {
+		return fmt.Errorf("References: %v instead of %v", got, want)
+	}
+	if u := m.Usage(); u.InUse() != used || u.More != more {
+		return fmt.Errorf("%d blocks in use with %d more references instead of %d with %d", u.InUse(), u.More, used, more)
+	}
+	return nil
 }
 
 // checkSlabs proves that each track has just the planes that it needs, and

@@ -19,6 +19,7 @@
 //	           that are leaving
 //	reserved = blocks promised to acknowledged writes and to metadata
 //	owed     = blocks in use on devices that are leaving
+//	more     = sum of all counts that are above 1, less 1 each
 //	reserved + slop + owed <= free  when Reserve grants (half the slop for
 //	                              ReserveToFree), and only allocation against
 //	                              a reservation, or of the metadata that slop
@@ -54,6 +55,7 @@ type Space struct {
 	free     int64
 	reserved int64
 	slop     int64
+	more     int64
 	next     int // device to allocate from next
 	nextTwin int // and to allocate blocks with twins from
 }
@@ -107,10 +109,14 @@ func (s *Space) Close() {
 }
 
 // Usage tells how full a pool is, in blocks. Owed are those in use on devices that
-// are leaving, which count nowhere else.
+// are leaving, which count nowhere else. More are the references to blocks beyond each
+// one's first, wherever they lie: what the pool would need if nothing were shared.
 type Usage struct {
-	Total, Free, Reserved, Slop, Owed int64
+	Total, Free, Reserved, Slop, Owed, More int64
 }
+
+// InUse returns how many blocks are in use.
+func (u Usage) InUse() int64 { return u.Total - u.Free + u.Owed }
 
 // Spare returns how many blocks can still be promised; less than 0 when more are
 // kept back than there are.
@@ -120,7 +126,7 @@ func (u Usage) Spare() int64 { return u.Free - u.Reserved - u.Slop - u.Owed }
 func (s *Space) Usage() Usage {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return Usage{Total: s.totalLocked(), Free: s.free, Reserved: s.reserved, Slop: s.slop, Owed: s.owedLocked()}
+	return Usage{Total: s.totalLocked(), Free: s.free, Reserved: s.reserved, Slop: s.slop, Owed: s.owedLocked(), More: s.more}
 }
 
 // Reserve promises n blocks, or returns false when the pool lacks them.
@@ -218,6 +224,7 @@ func (s *Space) adjust(r Run, up bool) error {
 			return fmt.Errorf("reference count of block %v or one of %d after it: %w", r.At, r.N-1, err)
 		}
 		s.tookLocked(d, fresh)
+		s.more += int64(r.N - fresh)
 		return nil
 	}
 	for w, used := range d.counts.track(t) {
@@ -226,7 +233,9 @@ func (s *Space) adjust(r Run, up bool) error {
 			return &block.CorruptError{What: "reference count", Where: "block " + b.String(), Why: "a free block was freed; run `pollux check`"}
 		}
 	}
-	s.tookLocked(d, -d.dec(t, &m))
+	freed := d.dec(t, &m)
+	s.tookLocked(d, -freed)
+	s.more -= int64(r.N - freed)
 	return nil
 }
 
@@ -268,8 +277,15 @@ func (s *Space) loadTrackLocked(dev int, first uint64, counts []byte) error {
 	if len(counts) == block.TrackBlocks && dev < len(s.devs) && t < len(s.devs[dev].trackFree) && s.devs[dev].trackFree[t] == block.TrackBlocks {
 		// The whole of a fresh track, as nearly all are.
 		n, err := s.devs[dev].load(t, (*[block.TrackBlocks]byte)(counts))
+		if err != nil {
+			return err
+		}
 		s.tookLocked(s.devs[dev], n)
-		return err
+		for _, c := range counts {
+			s.more += int64(c)
+		}
+		s.more -= int64(n)
+		return nil
 	}
 	for i, c := range counts {
 		if c == 0 {
@@ -287,6 +303,7 @@ func (s *Space) loadTrackLocked(dev int, first uint64, counts []byte) error {
 				return err
 			}
 			s.tookLocked(d, n)
+			s.more += int64(1 - n)
 		}
 	}
 	return nil

@@ -1,0 +1,140 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+
+	"github.com/spf13/cobra"
+
+	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/control"
+)
+
+type dedupStatusOptions struct{ *session }
+
+func newDedupStatus(s *session) *cobra.Command {
+	o := &dedupStatusOptions{s}
+	c := &cobra.Command{
+		Use:   "status",
+		Short: "Show what volumes share, and what that saves",
+		Long: `Show what the volumes of each open pool share, and what that saves.
+
+A volume has no saved bytes of its own: what several share belongs to all of
+them. What was shared, written and became holes counts since the pool was
+opened; the rest is the present.`,
+		Args: args(),
+		RunE: func(c *cobra.Command, _ []string) error { return o.run(c.Context()) },
+	}
+	s.jsonFlag(c)
+	return c
+}
+
+func (o *dedupStatusOptions) run(ctx context.Context) error {
+	client, err := o.client()
+	if err != nil {
+		return err
+	}
+	pools, err := client.Dedup(ctx)
+	if err != nil {
+		return err
+	}
+	if o.json {
+		return o.printJSON(orEmpty(pools))
+	}
+	for i, p := range pools {
+		if i > 0 {
+			fmt.Fprintln(o.out)
+		}
+		if err := o.print(p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (o *dedupStatusOptions) print(p control.PoolDedup) error {
+	rows := [][]string{
+		{"pool", p.Pool},
+		{"refers to", humanSize(p.Refers)},
+		{"stored", humanSize(p.Stored)},
+		{"saved", dedupSaved(p)},
+		{"metadata", humanSize(p.Metadata)},
+		{"shared", dedupBlocks(p.Shared)},
+		{"written", dedupBlocks(p.Written)},
+		{"zeroes", dedupBlocks(p.Zeros)},
+		{"unequal", fmt.Sprintf("%d series since it was opened", p.Unequal)},
+		{"index", indexText(p.Index)},
+	}
+	if p.Index != nil {
+		rows = append(rows, []string{"rebuilt", rebuiltText(p.Index)})
+	}
+	if err := table(o.out, rows); err != nil {
+		return err
+	}
+	rows = [][]string{{"REFERENCES", "BLOCKS", "SIZE"}}
+	for _, r := range p.References {
+		if n := strconv.Itoa(r.From); r.Blocks > 0 {
+			if r.To > r.From {
+				n = fmt.Sprintf("%d-%d", r.From, r.To)
+			}
+			row := []string{n, strconv.FormatInt(r.Blocks, 10), humanSize(r.Blocks * block.Size)}
+			if r.From == 1 {
+				row = append(row, "metadata included")
+			}
+			rows = append(rows, row)
+		}
+	}
+	if err := o.part(rows); err != nil {
+		return err
+	}
+	rows = [][]string{{"VOLUME", "DEDUP", "REFERS TO", "SHARED", "WRITTEN", "ZEROES"}}
+	for _, v := range p.Volumes {
+		rows = append(rows, []string{
+			v.Name, control.Volume{Dedup: v.Dedup, THN: v.THN}.Sharing(), humanSize(v.Refers),
+			dedupSize(v.Shared), dedupSize(v.Written), dedupSize(v.Zeros),
+		})
+	}
+	return o.part(rows)
+}
+
+// part shows one more table, unless it has only a heading.
+func (o *dedupStatusOptions) part(rows [][]string) error {
+	if len(rows) == 1 {
+		return nil
+	}
+	fmt.Fprintln(o.out)
+	return table(o.out, rows)
+}
+
+// dedupSaved shows what sharing saves, and how much of what is referred to that is.
+func dedupSaved(p control.PoolDedup) string {
+	if p.Refers == 0 {
+		return humanSize(p.Saved)
+	}
+	return fmt.Sprintf("%s (%.1f %%)", humanSize(p.Saved), 100*float64(p.Saved)/float64(p.Refers))
+}
+
+func dedupSize(blocks uint64) string { return humanSize(int64(blocks) * block.Size) }
+
+func dedupBlocks(n uint64) string {
+	return fmt.Sprintf("%s since it was opened (%d blocks)", dedupSize(n), n)
+}
+
+func indexText(x *control.DedupIndex) string {
+	if x == nil {
+		return "none: no volume has shared blocks yet"
+	}
+	kept := "each block"
+	if x.Every > 1 {
+		kept = fmt.Sprintf("one block in %d", x.Every)
+	}
+	return fmt.Sprintf("%s, %d of %d slots, %s", humanSize(x.Bytes), x.Entries, x.Slots, kept)
+}
+
+func rebuiltText(x *control.DedupIndex) string {
+	if x.Complete() {
+		return "done"
+	}
+	return fmt.Sprintf("%d of %d pages", x.Done, x.Pages)
+}

@@ -1,0 +1,73 @@
+package control
+
+import (
+	"context"
+	"net/http"
+)
+
+// PoolDedup tells what the volumes of a pool share. Sizes are bytes.
+type PoolDedup struct {
+	Pool  string `json:"pool"`
+	Guest string `json:"guest"` // its identity
+	// Refers is the data that volumes refer to, also what they have overwritten, trimmed
+	// or deleted and what is not freed yet. Stored is what that takes on the devices,
+	// Saved the difference. Metadata are in use beside it.
+	Refers   int64 `json:"refers"`
+	Stored   int64 `json:"stored"`
+	Saved    int64 `json:"saved"`
+	Metadata int64 `json:"metadata"`
+	// DedupCounts are those since the pool was opened.
+	DedupCounts
+	Unequal uint64 `json:"unequal_series"`
+	// References says how many blocks have how many references. Each block of metadata
+	// is one of those with one.
+	References []DedupReferences `json:"references"`
+	// Index is nil as long as no volume of the pool has shared blocks.
+	Index   *DedupIndex   `json:"index,omitempty"`
+	Volumes []VolumeDedup `json:"volumes"`
+}
+
+// DedupCounts count blocks of 4 KiB.
+type DedupCounts struct {
+	// Shared were stored already, Written were not, or were not looked up.
+	Shared  uint64 `json:"shared_blocks"`
+	Written uint64 `json:"written_blocks"`
+	Zeros   uint64 `json:"zero_blocks"` // became holes
+}
+
+// DedupReferences says how many blocks have From to To references.
+type DedupReferences struct {
+	From   int   `json:"from"`
+	To     int   `json:"to"`
+	Blocks int64 `json:"blocks"`
+}
+
+// DedupIndex describes the index that finds blocks which are stored.
+type DedupIndex struct {
+	Bytes   int64 `json:"bytes"` // of memory
+	Entries int64 `json:"entries"`
+	Slots   int64 `json:"slots"`
+	Every   int   `json:"one_block_in"` // of a track that it has an entry for
+	// Done of Pages have been read since the pool was opened, to make it anew.
+	Done  int `json:"pages_done"`
+	Pages int `json:"pages"`
+}
+
+// Complete reports whether all that is stored with a fingerprint has been looked at.
+func (x *DedupIndex) Complete() bool { return x.Done >= x.Pages }
+
+// VolumeDedup tells what one volume shares. Its counts are those since the pool was
+// opened.
+type VolumeDedup struct {
+	Name   string `json:"name"`
+	Dedup  bool   `json:"dedup"`
+	THN    int    `json:"thn"`
+	Refers int64  `json:"refers"` // as of the last fold
+	DedupCounts
+}
+
+// Dedup tells what the pools of both identities share, of those that are open.
+func (c *Client) Dedup(ctx context.Context) (p []PoolDedup, err error) {
+	err = c.agent.call(ctx, http.MethodGet, "/v1/dedup", nil, &p)
+	return p, err
+}

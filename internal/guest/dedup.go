@@ -1,0 +1,72 @@
+package guest
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/pollux-storage/pollux/internal/control"
+	"github.com/pollux-storage/pollux/internal/cp"
+	"github.com/pollux-storage/pollux/internal/pool"
+	"github.com/pollux-storage/pollux/internal/space"
+)
+
+// dedup tells what the pools that this guest serves share.
+func (g *Guest) dedup(ctx context.Context) ([]control.PoolDedup, error) {
+	all := []control.PoolDedup{}
+	for _, t := range g.all() {
+		st := t.open()
+		if st == nil {
+			continue
+		}
+		p, err := st.Dedup(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("deduplication of pool %s: %w", st.Name(), err)
+		}
+		p.Pool, p.Guest = st.Name(), t.identity
+		all = append(all, p)
+	}
+	return all, nil
+}
+
+func (s *store) Dedup(ctx context.Context) (control.PoolDedup, error) {
+	f, err := s.Sharing(ctx)
+	if err != nil {
+		return control.PoolDedup{}, err
+	}
+	d := control.PoolDedup{
+		Refers: f.Refers, Stored: f.Stored, Saved: f.Saved, Metadata: f.Metadata,
+		DedupCounts: control.DedupCounts{Shared: f.Shared, Written: f.Written, Zeros: f.Zeros}, Unequal: f.Unequal,
+		References: references(&f.References), Index: dedupIndex(f.Index), Volumes: []control.VolumeDedup{},
+	}
+	for _, v := range f.Volumes {
+		d.Volumes = append(d.Volumes, control.VolumeDedup{
+			Name: v.Name, Dedup: v.Run > 0, THN: v.Run, Refers: v.Used, DedupCounts: countsOf(v.VolumeStats),
+		})
+	}
+	return d, nil
+}
+
+func countsOf(s cp.VolumeStats) control.DedupCounts {
+	return control.DedupCounts{Shared: s.Shared, Written: s.Blocks, Zeros: s.Zeros}
+}
+
+// references gathers blocks by their references: 1, 2, 3 and 4, 5 to 8, and so on.
+func references(blocks *[space.MaxCount + 1]int64) (out []control.DedupReferences) {
+	for from, to := 1, 1; from <= space.MaxCount; from, to = to+1, min(2*to, space.MaxCount) {
+		r := control.DedupReferences{From: from, To: to}
+		for _, n := range blocks[from : to+1] {
+			r.Blocks += n
+		}
+		out = append(out, r)
+	}
+	return out
+}
+
+func dedupIndex(x *pool.IndexProgress) *control.DedupIndex {
+	if x == nil {
+		return nil
+	}
+	return &control.DedupIndex{
+		Bytes: x.Bytes, Entries: int64(x.Entries), Slots: int64(x.Slots), Every: x.Every, Done: x.Done, Pages: x.Pages,
+	}
+}

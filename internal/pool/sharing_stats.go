@@ -1,0 +1,74 @@
+package pool
+
+import (
+	"context"
+
+	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/cp"
+	"github.com/pollux-storage/pollux/internal/dedup"
+	"github.com/pollux-storage/pollux/internal/space"
+)
+
+// Sharing tells what of a pool is shared.
+type Sharing struct {
+	SharingCounts
+	// Refers is how many bytes of data the pool's volumes refer to, those included that
+	// were overwritten, trimmed or deleted and are not freed yet; Stored is how many
+	// bytes of devices that takes, once however many refer to them. Refers less Stored
+	// is Saved.
+	Refers, Stored int64
+	// Metadata are the bytes in use that hold no data: pages of maps, counts and
+	// fingerprints, their twins too.
+	Metadata int64
+	// References says how many blocks have how many references, pages of metadata
+	// included, which have one each. Where the pool changes it is of another moment than
+	// the rest.
+	References [space.MaxCount + 1]int64
+	// Index is nil as long as no volume has shared blocks since the pool was made.
+	Index *IndexProgress
+	// Volumes are in the order of their creation.
+	Volumes []VolumeSharing
+}
+
+// IndexProgress describes an index of fingerprints and how far it is made.
+type IndexProgress struct {
+	dedup.IndexStats
+	// Done of Pages have been looked at; it is complete when all are.
+	Done, Pages int
+}
+
+// VolumeSharing describes one volume: what it refers to as of the last fold, and the
+// counters since the pool was opened.
+type VolumeSharing struct {
+	VolumeInfo
+	cp.VolumeStats
+}
+
+// Sharing returns what of the pool is shared. It waits for the counts of a pool that has
+// just been opened, and for the consistency point under way.
+func (p *Pool) Sharing(ctx context.Context) (s Sharing, err error) {
+	err = p.do(ctx, func() error {
+		// All of it is of one moment between two steps of the machine.
+		u := p.space.Usage()
+		s.Refers = p.bmap.References() * block.Size
+		s.SharingCounts = p.Stats().Sharing
+		s.Saved = u.More * block.Size
+		s.Stored = s.Refers - s.Saved
+		s.Metadata = u.InUse()*block.Size - s.Stored
+		for _, v := range p.catalogue.List() {
+			s.Volumes = append(s.Volumes, VolumeSharing{infoOf(v), p.machine.VolumeStats(v.ID)})
+		}
+		if x := p.machine.Index; x != nil {
+			s.Index = &IndexProgress{IndexStats: x.Stats()}
+			at := p.indexer.place
+			if s.Index.Done, s.Index.Pages = p.machine.IndexProgress(at); p.indexer.done {
+				s.Index.Done = s.Index.Pages
+			}
+		}
+		return nil
+	})
+	if err == nil {
+		s.References = p.space.References()
+	}
+	return s, err
+}
