@@ -40,6 +40,10 @@ type Config struct {
 	// Cache is the size of each guest's cache of clean blocks. Default 256 MiB;
 	// with Memory it is 0, which stands for what is left of that.
 	Cache Size `yaml:"cache" json:"cache"`
+	// DedupIndex is the memory of each pool's index of fingerprints, which a guest takes
+	// once a volume of the pool shares blocks. Default 32 MiB, or a 64th of Memory where
+	// that is less.
+	DedupIndex Size `yaml:"dedup_index" json:"dedup_index"`
 	// Points are the limits of consistency points.
 	Points Points `yaml:"consistency_points" json:"consistency_points"`
 	// Failover are the rules by which one guest takes over another.
@@ -182,6 +186,7 @@ const (
 	DefaultPoolSize = Size(64 << 30)
 	minPoolSize     = Size(64 << 20)
 	minLog          = Size(8 << 20)
+	minDedupIndex   = Size(64 << 10)
 	maxSocketPath   = 107 // sun_path without its final zero
 )
 
@@ -251,6 +256,7 @@ func (c *Config) setDefaults() {
 	if c.Memory == 0 {
 		or(&c.Cache, 256<<20)
 	}
+	or(&c.DedupIndex, DefaultDedupIndex(c.Memory))
 	c.setPartDefaults()
 	or(&c.LogFile, 16<<20)
 	or(&c.EventFile, 4<<20)
@@ -279,6 +285,15 @@ func DefaultLog(memory Size) Size {
 		return 256 << 20
 	}
 	return max(minLog, min(256<<20, memory/8&^(1<<20-1)))
+}
+
+// DefaultDedupIndex is the size of indexes of fingerprints that the settings leave open:
+// 32 MiB, or a 64th of the memory that is set where that is less.
+func DefaultDedupIndex(memory Size) Size {
+	if memory == 0 {
+		return 32 << 20
+	}
+	return max(minDedupIndex, min(32<<20, memory/64))
 }
 
 func (g *Guest) setDefaults(dir string, i int) {
@@ -367,6 +382,9 @@ func (c *Config) Validate() error {
 	}
 	if c.Cache < 1<<20 && (c.Memory == 0 || c.Cache != 0) {
 		return fmt.Errorf("cache: %s is too small, at least 1MiB", c.Cache)
+	}
+	if c.DedupIndex < minDedupIndex {
+		return fmt.Errorf("dedup_index: %s is too small, at least %s", c.DedupIndex, minDedupIndex)
 	}
 	if err := errors.Join(c.Points.validate(c.Log), c.Failover.validate()); err != nil {
 		return err

@@ -20,6 +20,9 @@ func TestDefaults(t *testing.T) {
 	if c.Guests[0].Pool.Devices[0] != filepath.Join(dir, "pool-a.img") || c.Log != 256<<20 || c.Failover.HangTimeout != time.Second {
 		t.Errorf("%+v", c)
 	}
+	if c.DedupIndex != 32<<20 || DefaultDedupIndex(512<<20) != 8<<20 || DefaultDedupIndex(1<<40) != 32<<20 || DefaultDedupIndex(1) != minDedupIndex {
+		t.Errorf("indexes of fingerprints have %s", c.DedupIndex)
+	}
 	if c.Partner("a") != "b" || c.Partner("b") != "a" || c.Guest("c") != nil {
 		t.Error("partners are wrong")
 	}
@@ -71,6 +74,7 @@ func TestRefusals(t *testing.T) {
 	for text, want := range map[string]string{
 		"logg: 1G":                                                       "logg",
 		"log: 1K":                                                        "log: 1KiB is too small",
+		"dedup_index: 32K":                                               "dedup_index: 32KiB is too small",
 		"log: lots":                                                      "not a size",
 		"guests: [{name: A}]":                                            "guests[0].name",
 		"guests: [{name: a, address: nowhere}]":                          "guests[0].address",

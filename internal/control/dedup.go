@@ -35,6 +35,17 @@ type DedupCounts struct {
 	Zeros   uint64 `json:"zero_blocks"` // became holes
 }
 
+// DedupStatus is what the figures of a pool tell of deduplication: what has happened
+// since it was opened, and what can be had without waiting for anything. PoolDedup has
+// the rest.
+type DedupStatus struct {
+	DedupCounts
+	Unequal      uint64 `json:"unequal_series"`
+	Saved        int64  `json:"saved"`
+	IndexBytes   int64  `json:"index_bytes"`
+	IndexEntries int64  `json:"index_entries"`
+}
+
 // DedupReferences says how many blocks have From to To references.
 type DedupReferences struct {
 	From   int   `json:"from"`

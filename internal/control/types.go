@@ -184,6 +184,7 @@ type PoolStatus struct {
 	// and were written again from their twins.
 	PagesMended uint64        `json:"pages_mended,omitempty"`
 	Cleaner     CleanerStatus `json:"cleaner"`
+	Dedup       DedupStatus   `json:"dedup"`
 	Scrub       ScrubStatus   `json:"scrub"`
 	// Removal is that of a device, if one is being removed.
 	Removal *RemovalStatus `json:"removal,omitempty"`

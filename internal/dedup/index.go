@@ -65,10 +65,15 @@ const MinIndex = 64 << 10
 // leaves few it keeps more blocks again.
 const full, thin, many, few = 14, 15, 12, 4
 
-// NewIndex returns an empty index of the largest power of two of bytes that limit
-// allows, MinIndex at least.
+// IndexSize returns how many bytes an index has that may have limit: the largest power
+// of two, MinIndex at least.
+func IndexSize(limit int64) int64 {
+	return max(MinIndex, int64(1)<<bits.Len64(uint64(max(limit, 1)))>>1)
+}
+
+// NewIndex returns an empty index of IndexSize.
 func NewIndex(limit int64) (*Index, error) {
-	size := max(MinIndex, int64(1)<<(bits.Len64(uint64(limit))-1))
+	size := IndexSize(limit)
 	mem, err := hpdi.Alloc(int(size))
 	if err != nil {
 		return nil, fmt.Errorf("index of fingerprints of %d bytes: %w", size, err)

@@ -22,6 +22,7 @@ type Plan struct {
 	Limit  int64 // the setting; 0 when there is none
 	Logs   int64 // regions with the operation logs
 	Counts int64 // reference counts, while nothing is shared
+	Index  int64 // of fingerprints, where blocks are shared
 	Work   int64 // everything else
 	Cache  int64
 
@@ -108,6 +109,9 @@ func plan(cfg *config.Config, pools []poolNeeds) (Plan, error) {
 		if c.Memory = roundUp(least.Sum()); cfg.Log == config.DefaultLog(cfg.Memory) {
 			c.Log = config.DefaultLog(c.Memory)
 		}
+		if cfg.DedupIndex == config.DefaultDedupIndex(cfg.Memory) {
+			c.DedupIndex = config.DefaultDedupIndex(c.Memory)
+		}
 		if cfg.Points.FoldLimit == cfg.Points.DefaultFoldLimit(cfg.Memory) {
 			c.Points.FoldLimit = c.Points.DefaultFoldLimit(c.Memory)
 		}
@@ -133,19 +137,22 @@ func divide(cfg *config.Config, pools []poolNeeds) Plan {
 		}
 		p.Logs += oplog.SectionSize(log)
 		p.Work += workPool + log/workLogShare + int64(cfg.Points.FoldLimit)*workForMapping
+		blocks := int64(0)
 		for _, b := range n.blocks {
 			p.Counts += space.MemoryFor(b)
-			p.devices += int64(b) * block.Size
+			blocks += int64(b)
 		}
+		p.Index += pool.IndexBytes(int64(cfg.DedupIndex), blocks)
+		p.devices += blocks * block.Size
 	}
 	if p.Cache == 0 {
-		p.Cache = max(minCache, p.Limit-p.Logs-p.Counts-p.Work)
+		p.Cache = max(minCache, p.Limit-p.Logs-p.Counts-p.Index-p.Work)
 	}
 	return p
 }
 
 // Sum returns the bytes of all parts.
-func (p Plan) Sum() int64 { return p.Logs + p.Counts + p.Work + p.Cache }
+func (p Plan) Sum() int64 { return p.Logs + p.Counts + p.Index + p.Work + p.Cache }
 
 // HeapLimit returns what of Work the Go heap may take, 0 for any amount: the
 // rest is memory outside it.
@@ -167,6 +174,7 @@ func (p Plan) limitHeap() {
 const (
 	partLogs   = "operation logs"
 	partCounts = "reference counts"
+	partIndex  = "deduplication"
 	partWork   = "work"
 	partCache  = "cache"
 )
@@ -180,6 +188,7 @@ func (p Plan) parts() []control.MemoryPart {
 	return []control.MemoryPart{
 		{Name: partLogs, Planned: p.Logs, Why: fmt.Sprintf("the regions of %d pools, the partner's included", p.pools)},
 		{Name: partCounts, Planned: p.Counts, Why: fmt.Sprintf("34 bytes for each MiB of %s of devices, more where blocks are shared", gib(p.devices))},
+		{Name: partIndex, Planned: p.Index, Why: fmt.Sprintf("the index of each of %d pools, taken once a volume of it shares blocks", p.pools)},
 		{Name: partWork, Planned: p.Work, Why: "index of the logs, mappings before their fold, buffers, heap"},
 		{Name: partCache, Planned: p.Cache, Why: cache},
 	}
@@ -190,9 +199,10 @@ func gib(n int64) string { return fmt.Sprintf("%.1f GiB", float64(n)/(1<<30)) }
 // used returns the parts with what each takes now.
 func (p Plan) used(m control.MemoryStatus, pools []control.PoolStatus, cached int64) []control.MemoryPart {
 	parts := p.parts()
-	var counts int64
+	var counts, index int64
 	for _, s := range pools {
 		counts += s.CountsBytes
+		index += s.Dedup.IndexBytes
 	}
 	for i := range parts {
 		switch parts[i].Name {
@@ -200,8 +210,10 @@ func (p Plan) used(m control.MemoryStatus, pools []control.PoolStatus, cached in
 			parts[i].Used = m.Region
 		case partCounts:
 			parts[i].Used = counts
+		case partIndex:
+			parts[i].Used = index
 		case partWork:
-			parts[i].Used = max(0, m.Anonymous-counts-cached)
+			parts[i].Used = max(0, m.Anonymous-counts-index-cached)
 		case partCache:
 			parts[i].Used = cached
 		}

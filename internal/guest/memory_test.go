@@ -10,6 +10,7 @@ import (
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/config"
+	"github.com/pollux-storage/pollux/internal/control"
 )
 
 const (
@@ -180,5 +181,48 @@ func TestMemoryOfMirrors(t *testing.T) {
 	g := &Guest{opt: Options{Storage: st}}
 	if _, err := g.reach(set.Pool.Devices, "a"); err == nil || !strings.Contains(err.Error(), set.Pool.Devices[0]) {
 		t.Errorf("without any: %v", err)
+	}
+}
+
+// An index of fingerprints is planned for each pool, as large as it will be, and what is
+// in use of it is not work.
+func TestMemoryOfIndexes(t *testing.T) {
+	big, small := []uint64{testTiB / block.Size}, []uint64{testTiB / block.Size / 4096, 1024} // 256 MiB and 4
+	for _, x := range []struct {
+		text string
+		want int64
+	}{
+		{"{}", 32*testMiB + testMiB},
+		{"{dedup_index: 100MiB}", 64*testMiB + testMiB},
+		{"{dedup_index: 64KiB}", 2 * 64 << 10},
+		{"{memory: 512MiB}", 8*testMiB + testMiB},
+		{"{memory: 4GiB}", 32*testMiB + testMiB},
+	} {
+		cfg := settingsOf(t, x.text)
+		p, err := plan(cfg, []poolNeeds{{blocks: big}, {blocks: small}})
+		if err != nil || p.Index != x.want {
+			t.Errorf("%s: %d bytes, %v", x.text, p.Index, err)
+		}
+		if p.Limit > 0 && p.Sum() != p.Limit {
+			t.Errorf("%s: the parts are %d bytes of %d", x.text, p.Sum(), p.Limit)
+		}
+		var part control.MemoryPart
+		pools := []control.PoolStatus{{Dedup: control.DedupStatus{IndexBytes: 5}}, {}, {Dedup: control.DedupStatus{IndexBytes: 2}}}
+		for _, q := range p.used(control.MemoryStatus{Anonymous: 100}, pools, 3) {
+			switch q.Name {
+			case partIndex:
+				part = q
+			case partWork:
+				if q.Used != 100-7-3 {
+					t.Errorf("work has %d bytes", q.Used)
+				}
+			}
+		}
+		if part.Planned != x.want || part.Used != 7 || part.Why == "" {
+			t.Errorf("%s: %+v", x.text, part)
+		}
+	}
+	if _, err := plan(settingsOf(t, "{memory: 512MiB, dedup_index: 512MiB}"), []poolNeeds{{blocks: []uint64{testTiB / block.Size}}}); err == nil || !strings.Contains(err.Error(), partIndex) {
+		t.Errorf("an index as large as the memory: %v", err)
 	}
 }

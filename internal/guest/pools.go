@@ -30,6 +30,7 @@ type Pools struct {
 	cache   *cache.Cache
 	slots   map[string]uint32 // of identities in the cache
 	limit   config.Points
+	index   int64  // bytes of each pool's index of fingerprints
 	host    string // this one's name
 }
 
@@ -39,7 +40,7 @@ func NewPools(cfg *config.Config, cacheBytes int64) (*Pools, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cache: %w", err)
 	}
-	p := &Pools{cache: cache.New(mem), slots: map[string]uint32{}, limit: cfg.Points}
+	p := &Pools{cache: cache.New(mem), slots: map[string]uint32{}, limit: cfg.Points, index: int64(cfg.DedupIndex)}
 	p.host, _ = os.Hostname() // it is only for people
 	for i, g := range cfg.Guests {
 		p.slots[g.Name] = uint32(i + 1)
@@ -112,7 +113,7 @@ func (p *Pools) open(ctx context.Context, o OpenSpec) (*store, error) {
 	q, err := pool.Open(ctx, pool.OpenOptions{
 		Devices: o.Devices, RegionPath: o.RegionPath, Cache: p.cache, CacheSlot: p.slots[o.Identity],
 		Owner: o.Owner, AcceptLoss: o.AcceptLoss, BatteryBacked: o.BatteryBacked, LeftOut: o.LeftOut,
-		Interval: p.limit.Interval, PointBytes: int64(p.limit.Size), FoldEntries: p.limit.FoldAfter, FoldLimit: p.limit.FoldLimit,
+		Interval: p.limit.Interval, PointBytes: int64(p.limit.Size), FoldEntries: p.limit.FoldAfter, FoldLimit: p.limit.FoldLimit, IndexBytes: p.index,
 		Cleaner: p.cleaner, Scrub: scrub, Removal: removal, Grown: grown, Host: p.host,
 	})
 	if err != nil {
@@ -199,6 +200,11 @@ func (s *store) Stats() control.PoolStatus {
 		Name: s.Name(), Identity: s.Identity(), Epoch: uint64(s.Epoch()), CP: st.CP, Capacity: st.Bytes, Free: st.FreeBytes,
 		LogBytes: st.LogBytes, LogUsed: st.LogUsedBytes, Dirty: int64(st.DirtyBlocks) * block.Size, Error: st.LastError,
 		Faults: faults, CountsBytes: st.CountsBytes, Loading: st.Loading, PagesMended: st.Mended,
+		Dedup: control.DedupStatus{
+			DedupCounts: control.DedupCounts{Shared: st.Sharing.Shared, Written: st.Sharing.Written, Zeros: st.Sharing.Zeros},
+			Unequal:     st.Sharing.Unequal, Saved: st.Sharing.Saved,
+			IndexBytes: st.Sharing.IndexBytes, IndexEntries: st.Sharing.IndexEntries,
+		},
 		Cleaner: control.CleanerStatus{
 			State: st.Cleaner.State, Tracks: st.Cleaner.Tracks, Whole: st.Cleaner.Whole, Passes: st.Cleaner.Passes,
 			Freed: st.Cleaner.Freed, Moved: st.Cleaner.Moved, Failed: st.Cleaner.Failed,

@@ -142,6 +142,13 @@ var Metrics = []Metric{
 	gauge("pollux_pool_scrub_running", "Whether the pool is being scrubbed.", byPool, ofPools(func(p *control.PoolStatus) float64 { return number(p.Scrub.State == control.ScrubRunning) })),
 	gauge("pollux_pool_scrub_unreadable_blocks", "Blocks that the newest scrub found on no copy.", byPool, ofPools(func(p *control.PoolStatus) float64 { return float64(p.Scrub.Unreadable()) })),
 	counter("pollux_pool_page_repairs_total", "Pages of metadata that were written again from their twins since the pool was opened.", byPool, ofPools(func(p *control.PoolStatus) float64 { return float64(p.PagesMended) })),
+	counter("pollux_pool_dedup_shared_blocks_total", "Blocks of data that were stored already and are shared, since the pool was opened.", byPool, ofPools(func(p *control.PoolStatus) float64 { return float64(p.Dedup.Shared) })),
+	counter("pollux_pool_dedup_written_blocks_total", "Blocks of data that were written, of volumes that share nothing too, since the pool was opened.", byPool, ofPools(func(p *control.PoolStatus) float64 { return float64(p.Dedup.Written) })),
+	counter("pollux_pool_dedup_zero_blocks_total", "Blocks of zeroes that became holes since the pool was opened.", byPool, ofPools(func(p *control.PoolStatus) float64 { return float64(p.Dedup.Zeros) })),
+	counter("pollux_pool_dedup_unequal_series_total", "Series of blocks that seemed to be stored already and were not, since the pool was opened.", byPool, ofPools(func(p *control.PoolStatus) float64 { return float64(p.Dedup.Unequal) })),
+	gauge("pollux_pool_dedup_saved_bytes", "What the pool would need in addition if nothing were shared.", byPool, ofPools(func(p *control.PoolStatus) float64 { return float64(p.Dedup.Saved) })),
+	gauge("pollux_pool_dedup_index_bytes", "Memory of the index of fingerprints.", byPool, ofPools(func(p *control.PoolStatus) float64 { return float64(p.Dedup.IndexBytes) })),
+	gauge("pollux_pool_dedup_index_entries", "Entries of the index of fingerprints.", byPool, ofPools(func(p *control.PoolStatus) float64 { return float64(p.Dedup.IndexEntries) })),
 	gauge("pollux_pool_absent_copies", "Copies of mirrors that are not there.", byPool, func(st *control.Status, send sender) {
 		for _, g := range st.Guests {
 			absent := map[string]float64{}

@@ -28,6 +28,7 @@ func sample() control.Status {
 			Name: "a", State: control.StateServing, ServedBy: "a", Protected: true, Restarts: 2, Alerts: []string{"two"},
 			Memory: control.MemoryStatus{Resident: 5, Cache: 6},
 			PoolStats: []control.PoolStatus{{Name: "p", Capacity: 100, Free: 60, LogBytes: 50, LogUsed: 5, Dirty: 4, CP: 9, Error: "no", PagesMended: 13, Cleaner: control.CleanerStatus{Freed: 3},
+				Dedup: control.DedupStatus{DedupCounts: control.DedupCounts{Shared: 14, Written: 15, Zeros: 16}, Unequal: 17, Saved: 18, IndexBytes: 19, IndexEntries: 20},
 				Scrub: control.ScrubStatus{State: control.ScrubRunning, Last: control.ScrubResult{Unreadable: 12}}}},
 			Devices: []control.DeviceStatus{
 				{Pool: "p", Path: "/one", Size: 7, Mirror: 1, State: "in sync", Repaired: 1},
@@ -66,6 +67,9 @@ func TestCollector(t *testing.T) {
 		`pollux_pool_consistency_points_total{pool="p"} 9`, `pollux_pool_cleaned_tracks_total{pool="p"} 3`,
 		`pollux_pool_scrub_running{pool="p"} 1`, `pollux_pool_scrub_unreadable_blocks{pool="p"} 12`,
 		`pollux_pool_page_repairs_total{pool="p"} 13`,
+		`pollux_pool_dedup_shared_blocks_total{pool="p"} 14`, `pollux_pool_dedup_written_blocks_total{pool="p"} 15`,
+		`pollux_pool_dedup_zero_blocks_total{pool="p"} 16`, `pollux_pool_dedup_unequal_series_total{pool="p"} 17`,
+		`pollux_pool_dedup_saved_bytes{pool="p"} 18`, `pollux_pool_dedup_index_bytes{pool="p"} 19`, `pollux_pool_dedup_index_entries{pool="p"} 20`,
 		`pollux_pool_absent_copies{pool="p"} 1`, `pollux_copy_in_sync{device="/one",pool="p"} 1`, `pollux_copy_in_sync{device="/two",pool="p"} 0`,
 		`pollux_copy_resilver_bytes{device="/two",pool="p"} 8`, `pollux_device_read_errors_total{device="/two",pool="p"} 2`,
 		`pollux_device_write_errors_total{device="/two",pool="p"} 5`, `pollux_device_corrupt_blocks_total{device="/three",pool="p"} 6`,

@@ -60,6 +60,10 @@ func (p *Pool) enableSharing() error {
 	return p.makeIndex()
 }
 
+// IndexBytes returns how much memory the index of a pool of so many blocks takes where
+// limit is OpenOptions.IndexBytes: no more than its blocks need.
+func IndexBytes(limit, blocks int64) int64 { return dedup.IndexSize(min(limit, 16*blocks)) }
+
 // makeIndex gives the machine an index, if it has none. Run fills it with what the
 // pool has, see indexer.
 func (p *Pool) makeIndex() error {
@@ -70,8 +74,7 @@ func (p *Pool) makeIndex() error {
 	if limit == 0 {
 		limit = DefaultIndexBytes
 	}
-	// No more than its blocks need.
-	x, err := dedup.NewIndex(min(limit, 16*p.space.Usage().Total))
+	x, err := dedup.NewIndex(IndexBytes(limit, p.space.Usage().Total))
 	if err != nil {
 		return err
 	}
