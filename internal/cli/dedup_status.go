@@ -67,7 +67,7 @@ func (o *dedupStatusOptions) print(p control.PoolDedup) error {
 		{"index", indexText(p.Index)},
 	}
 	if p.Index != nil {
-		rows = append(rows, []string{"rebuilt", rebuiltText(p.Index)})
+		rows = append(rows, []string{"rebuilt", rebuiltText(p.Index)}, []string{"scan", scanText(p.Scan)})
 	}
 	if err := table(o.out, rows); err != nil {
 		return err

@@ -24,6 +24,7 @@ type PoolDedup struct {
 	References []DedupReferences `json:"references"`
 	// Index is nil as long as no volume of the pool has shared blocks.
 	Index   *DedupIndex   `json:"index,omitempty"`
+	Scan    DedupScan     `json:"scan"`
 	Volumes []VolumeDedup `json:"volumes"`
 }
 
@@ -66,6 +67,30 @@ type DedupIndex struct {
 
 // Complete reports whether all that is stored with a fingerprint has been looked at.
 func (x *DedupIndex) Complete() bool { return x.Done >= x.Pages }
+
+// What may be asked of the scan of a volume.
+const (
+	ScanStart  = "start" // deduplicate what was written before
+	ScanUndo   = "undo"  // make copies again of all that is shared
+	ScanPause  = "pause"
+	ScanResume = "resume"
+	ScanStop   = "stop"
+)
+
+// DedupScan tells of the newest scan of a volume since its pool was opened.
+type DedupScan struct {
+	State  string `json:"state"` // never, running, paused, stopped or done
+	Volume string `json:"volume,omitempty"`
+	Undo   bool   `json:"undo,omitempty"` // it makes copies of what is shared
+	// Done of Total blocks were looked at, Moved of them are shared now, or not any more;
+	// Raced were changed by clients in time, Failed cannot be read.
+	Done   int64  `json:"done_blocks"`
+	Total  int64  `json:"total_blocks"`
+	Moved  uint64 `json:"moved_blocks"`
+	Raced  uint64 `json:"raced_blocks"`
+	Failed uint64 `json:"failed_blocks"`
+	Why    string `json:"why,omitempty"` // what it waits for, or why it has ended
+}
 
 // VolumeDedup tells what one volume shares. Its counts are those since the pool was
 // opened.

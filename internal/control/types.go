@@ -314,6 +314,7 @@ type VolumeChange struct {
 	Rename string `json:"rename,omitempty"`
 	Dedup  *bool  `json:"dedup,omitempty"` // begin to share blocks, or share no more
 	THN    int    `json:"thn,omitempty"`   // only of a volume that shares blocks
+	Scan   string `json:"scan,omitempty"`  // one of the things that can be asked of a scan
 }
 
 // Pool describes a pool, open or not.

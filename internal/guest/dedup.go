@@ -10,6 +10,9 @@ import (
 	"github.com/pollux-storage/pollux/internal/space"
 )
 
+// scanActions are what may be asked of a scan.
+var scanActions = []string{control.ScanStart, control.ScanUndo, control.ScanPause, control.ScanResume, control.ScanStop}
+
 // dedup tells what the pools that this guest serves share.
 func (g *Guest) dedup(ctx context.Context) ([]control.PoolDedup, error) {
 	all := []control.PoolDedup{}
@@ -36,7 +39,7 @@ func (s *store) Dedup(ctx context.Context) (control.PoolDedup, error) {
 	d := control.PoolDedup{
 		Refers: f.Refers, Stored: f.Stored, Saved: f.Saved, Metadata: f.Metadata,
 		DedupCounts: control.DedupCounts{Shared: f.Shared, Written: f.Written, Zeros: f.Zeros}, Unequal: f.Unequal,
-		References: references(&f.References), Index: dedupIndex(f.Index), Volumes: []control.VolumeDedup{},
+		References: references(&f.References), Index: dedupIndex(f.Index), Scan: dedupScan(s.Pool.Stats().Scan), Volumes: []control.VolumeDedup{},
 	}
 	for _, v := range f.Volumes {
 		d.Volumes = append(d.Volumes, control.VolumeDedup{
@@ -60,6 +63,13 @@ func references(blocks *[space.MaxCount + 1]int64) (out []control.DedupReference
 		out = append(out, r)
 	}
 	return out
+}
+
+func dedupScan(s pool.ScanStats) control.DedupScan {
+	return control.DedupScan{
+		State: string(s.State), Volume: s.Volume, Undo: s.Undo, Done: s.Done, Total: s.Total,
+		Moved: s.Moved, Raced: s.Raced, Failed: s.Failed, Why: s.Why,
+	}
 }
 
 func dedupIndex(x *pool.IndexProgress) *control.DedupIndex {

@@ -106,6 +106,8 @@ func (f *fakeStorage) last() *fakeStore {
 }
 
 type fakeStore struct {
+	scanned string // what was asked of a scan last
+
 	name   string
 	devs   []hpdi.Device
 	region *region.Region
@@ -241,6 +243,17 @@ func (s *fakeStore) Checking() (control.CheckProgress, bool) {
 
 func (s *fakeStore) Check(context.Context) (control.PoolCheck, error) {
 	return control.PoolCheck{}, s.refusal()
+}
+
+// Scan remembers what was asked of it last.
+func (s *fakeStore) Scan(_ context.Context, name, action string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.refusal(); err != nil {
+		return err
+	}
+	s.scanned = name + " " + action
+	return nil
 }
 
 func (s *fakeStore) Dedup(context.Context) (control.PoolDedup, error) {

@@ -100,7 +100,7 @@ func (p *Pools) open(ctx context.Context, o OpenSpec) (*store, error) {
 			return nil, fmt.Errorf("device %s belongs to pool %s of %q, not of %q: correct the settings", d.Info().Name, l.Name, l.Identity, o.Identity)
 		}
 	}
-	scrub, removal := p.scrub, p.removal
+	scrub, removal, scan := p.scrub, p.removal, pool.ScanOptions{}
 	removal.Removed = o.Removed
 	var grown func(hpdi.Device, int64)
 	if o.Tell != nil {
@@ -108,13 +108,14 @@ func (p *Pools) open(ctx context.Context, o OpenSpec) (*store, error) {
 			o.Tell("device-grown", fmt.Sprintf("device %s has grown by %s, which its pool uses from now on", d.Info().Name, config.Size(bytes)))
 		}
 		scrub.Tell = func(e pool.ScrubEvent) { o.Tell(e.Kind, e.Message) }
+		scan.Tell = o.Tell
 		removal.Tell = func(e pool.RemovalEvent) { o.Tell(e.Kind, e.Message) }
 	}
 	q, err := pool.Open(ctx, pool.OpenOptions{
 		Devices: o.Devices, RegionPath: o.RegionPath, Cache: p.cache, CacheSlot: p.slots[o.Identity],
 		Owner: o.Owner, AcceptLoss: o.AcceptLoss, BatteryBacked: o.BatteryBacked, LeftOut: o.LeftOut,
 		Interval: p.limit.Interval, PointBytes: int64(p.limit.Size), FoldEntries: p.limit.FoldAfter, FoldLimit: p.limit.FoldLimit, IndexBytes: p.index,
-		Cleaner: p.cleaner, Scrub: scrub, Removal: removal, Grown: grown, Host: p.host,
+		Cleaner: p.cleaner, Scrub: scrub, Removal: removal, Scan: scan, Grown: grown, Host: p.host,
 	})
 	if err != nil {
 		return nil, err

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"runtime/metrics"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -339,6 +340,14 @@ func (g *Guest) changeVolume(ctx context.Context, name string, c control.VolumeC
 	if thn != v.THN {
 		if err := st.SetSharing(ctx, name, thn); err != nil {
 			return v, fmt.Errorf("change deduplication of volume %q: %w", name, err)
+		}
+	}
+	if c.Scan != "" {
+		if !slices.Contains(scanActions, c.Scan) {
+			return v, control.NewError(control.KindInvalid, fmt.Sprintf("a scan cannot be made to %q", c.Scan), "")
+		}
+		if err := st.Scan(ctx, name, c.Scan); err != nil {
+			return v, err
 		}
 	}
 	if c.Rename != "" && c.Rename != name {

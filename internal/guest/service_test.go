@@ -304,6 +304,15 @@ func TestSharingOfVolumes(t *testing.T) {
 		all, err := c.Volumes(ctx)
 		is(all[0], err, x.has)
 	}
+	for _, action := range []string{control.ScanStart, control.ScanUndo, control.ScanPause, control.ScanResume, control.ScanStop} {
+		_, err := c.ChangeVolume(ctx, "0", control.VolumeChange{Scan: action})
+		if s := b.storage.last(); err != nil || s.scanned != "0 "+action {
+			t.Errorf("%s: %v, the store was asked for %q", action, err, s.scanned)
+		}
+	}
+	if _, err := c.ChangeVolume(ctx, "0", control.VolumeChange{Scan: "dance"}); control.KindOf(err) != control.KindInvalid {
+		t.Errorf("a scan that nobody knows: %v", err)
+	}
 	for _, x := range []control.VolumeChange{{Dedup: new(false), THN: 4}, {Dedup: new(false), THN: 4, Size: 8192}} {
 		if _, err := c.ChangeVolume(ctx, "0", x); control.KindOf(err) != control.KindInvalid || !strings.Contains(err.Error(), "--dedup on") {
 			t.Errorf("%+v: %v", x, err)

@@ -117,6 +117,9 @@ type Store interface {
 	Check(ctx context.Context) (control.PoolCheck, error)
 	// Checking tells how far a Check under way has come.
 	Checking() (now control.CheckProgress, ok bool)
+	// Scan begins, undoes, pauses, goes on with or ends the deduplication of what a
+	// volume has stored before.
+	Scan(ctx context.Context, name, action string) error
 	// Scrub begins, pauses, goes on with or ends a scrub.
 	Scrub(ctx context.Context, action string) error
 	Stats() control.PoolStatus

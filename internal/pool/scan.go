@@ -8,6 +8,7 @@ import (
 
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/blockmap"
+	"github.com/pollux-storage/pollux/internal/catalogue"
 	"github.com/pollux-storage/pollux/internal/dedup"
 )
 
@@ -16,6 +17,8 @@ type ScanOptions struct {
 	// Rate is how many bytes a scan reads and writes in a second. DefaultScanRate if
 	// 0.
 	Rate int64
+	// Tell, if set, hears of begin and end. It is called by Run and must not block.
+	Tell func(kind, message string)
 }
 
 // DefaultScanRate is the Rate of pools that do not ask for another.
@@ -118,44 +121,63 @@ func (s *scan) count(fn func(st *ScanStats)) {
 	fn(&s.stats)
 }
 
-// Scan begins to deduplicate what a volume has stored before, in the background, or with
-// undo to give it copies of its own of all that it shares. A volume that is deduplicated
-// must share blocks, and one that is not any more must not. One volume of a pool is
-// scanned at a time.
-func (p *Pool) Scan(ctx context.Context, name string, undo bool) error {
-	return p.do(ctx, func() error { return p.scan.start(name, undo) })
-}
-
 // The things that can be asked of a scan.
 const (
+	ScanStart  = "start"
+	ScanUndo   = "undo"
 	ScanPause  = "pause"
 	ScanResume = "resume"
 	ScanStop   = "stop"
 )
 
-// ControlScan pauses, resumes or stops the scan.
-func (p *Pool) ControlScan(ctx context.Context, action string) error {
-	return p.do(ctx, func() error { return p.scan.control(action) })
+// Scan begins to deduplicate what a volume has stored before, in the background, or with
+// ScanUndo to give it copies of its own of all that it shares; or it pauses, resumes or
+// stops that. A volume that is deduplicated must share blocks, and one that is not any
+// more must not. One volume of a pool is scanned at a time.
+func (p *Pool) Scan(ctx context.Context, name, action string) error {
+	return p.do(ctx, func() error {
+		v, ok := p.catalogue.ByName(name)
+		switch {
+		case !ok:
+			return p.unknown(name)
+		case action == ScanStart || action == ScanUndo:
+			return p.scan.start(v, action == ScanUndo)
+		case !p.scan.active() || p.scan.id != v.ID:
+			return fmt.Errorf("volume %q is not being scanned: %w", name, block.ErrInvalid)
+		}
+		return p.scan.control(action)
+	})
 }
 
-func (s *scan) start(name string, undo bool) error {
-	p := s.p
-	v, ok := p.catalogue.ByName(name)
+func (s *scan) start(v catalogue.Volume, undo bool) error {
 	switch {
-	case !ok:
-		return p.unknown(name)
 	case s.active():
-		return fmt.Errorf("volume %q of pool %s is being scanned: stop that first: %w", s.stats.Volume, p.label.Name, block.ErrInvalid)
+		return fmt.Errorf("volume %q of pool %s is being scanned: stop that first, or wait: %w", s.stats.Volume, s.p.label.Name, block.ErrInvalid)
 	case !undo && v.Run == 0:
-		return fmt.Errorf("volume %q shares no blocks: switch deduplication on first: %w", name, block.ErrInvalid)
+		return fmt.Errorf("volume %q shares no blocks: switch deduplication on first: %w", v.Name, block.ErrInvalid)
 	case undo && v.Run > 0:
-		return fmt.Errorf("volume %q would share its blocks again: switch deduplication off first: %w", name, block.ErrInvalid)
+		return fmt.Errorf("volume %q would share its blocks again: switch deduplication off first: %w", v.Name, block.ErrInvalid)
 	}
 	s.id, s.undo, s.run, s.next, s.phase = v.ID, undo, v.Run, time.Time{}, scanBegins
 	s.count(func(st *ScanStats) {
-		*st = ScanStats{State: ScanRunning, Volume: name, Undo: undo, Why: "it waits for a fold"}
+		*st = ScanStats{State: ScanRunning, Volume: v.Name, Undo: undo, Why: "it waits for a fold"}
 	})
+	s.tell("dedup-scan-begin", fmt.Sprintf("volume %s is %s", v.Name, s.what()))
 	return nil
+}
+
+// what says what is done to the volume.
+func (s *scan) what() string {
+	if s.undo {
+		return "given copies of its own of what it shares"
+	}
+	return "searched for what is stored elsewhere, too"
+}
+
+func (s *scan) tell(kind, message string) {
+	if s.o.Tell != nil {
+		s.o.Tell(kind, message)
+	}
 }
 
 // begin begins the walk, when the trees have what was committed.
@@ -196,10 +218,10 @@ func (s *scan) control(action string) error {
 		s.count(func(st *ScanStats) { st.State, st.Why = ScanPaused, "" })
 	case action == ScanResume && was == ScanPaused:
 		s.count(func(st *ScanStats) { st.State = ScanRunning })
-	case action == ScanStop && s.active():
-		s.end(ScanStopped, "")
+	case action == ScanStop:
+		s.end(ScanStopped, "somebody has stopped it")
 	default:
-		return fmt.Errorf("cannot %s the scan of pool %s: its state is %q: %w", action, s.p.label.Name, was, block.ErrInvalid)
+		return fmt.Errorf("cannot %s the scan of volume %q: its state is %q: %w", action, s.stats.Volume, was, block.ErrInvalid)
 	}
 	return nil
 }
@@ -210,6 +232,11 @@ func (s *scan) end(state ScanState, why string) {
 	s.mover.close()
 	s.p.machine.Avoid(nil)
 	clear(s.own)
+	st := s.stats
+	if why != "" {
+		why = ", " + why
+	}
+	s.tell("dedup-scan-end", fmt.Sprintf("volume %s was %s: %s%s; %d of %d blocks were looked at, %d moved", st.Volume, s.what(), state, why, st.Done, st.Total, st.Moved))
 }
 
 // close ends the work.
@@ -251,6 +278,9 @@ func (s *scan) work(now time.Time) {
 		return
 	}
 	blocks, more, err := s.step()
+	if err == nil && !more {
+		err = s.p.commitAll() // what is done is on the devices
+	}
 	s.next = now.Add(time.Duration(float64(blocks*block.Size) / float64(s.o.Rate) * float64(time.Second)))
 	switch {
 	case err != nil:

@@ -29,9 +29,9 @@ func (r *rig) scanStep() error {
 }
 
 // scanAll brings a scan to its end.
-func (r *rig) scanAll(name string, undo bool) ScanStats {
+func (r *rig) scanAll(name, action string) ScanStats {
 	r.t.Helper()
-	if err := r.Scan(context.Background(), name, undo); err != nil {
+	if err := r.Scan(context.Background(), name, action); err != nil {
 		r.t.Fatal(err)
 	}
 	for n := 0; r.Stats().Scan.State == ScanRunning; n++ {
@@ -69,10 +69,10 @@ func TestScan(t *testing.T) {
 	r.put(w, 10_000, content(99, 50))
 	r.fold()
 	plain := r.used()
-	if err := r.Scan(ctx, "v", false); !errors.Is(err, block.ErrInvalid) || !strings.Contains(err.Error(), "switch deduplication on") {
+	if err := r.Scan(ctx, "v", ScanStart); !errors.Is(err, block.ErrInvalid) || !strings.Contains(err.Error(), "switch deduplication on") {
 		t.Errorf("a volume that shares nothing is scanned: %v", err)
 	}
-	if err := r.Scan(ctx, "x", false); !errors.Is(err, block.ErrNotFound) {
+	if err := r.Scan(ctx, "x", ScanStart); !errors.Is(err, block.ErrNotFound) {
 		t.Errorf("a volume that is not there: %v", err)
 	}
 	for _, name := range []string{"v", "w"} {
@@ -89,11 +89,11 @@ func TestScan(t *testing.T) {
 		r.expect(w, 10_000, content(99, 50))
 		r.mustCheck()
 	}
-	if s := r.scanAll("v", false); s.State != ScanDone || s.Moved != 0 || s.Done != 2000 || s.Total != 2000 {
+	if s := r.scanAll("v", ScanStart); s.State != ScanDone || s.Moved != 0 || s.Done != 2000 || s.Total != 2000 {
 		t.Errorf("%+v", s) // there is nothing else whose fingerprints are known
 	}
 	// Leaves cut two series of w at most; the pieces are long enough.
-	if s := r.scanAll("w", false); s.State != ScanDone || s.Moved < 1990 || s.Done != 2050 || s.Raced+s.Failed > 0 {
+	if s := r.scanAll("w", ScanStart); s.State != ScanDone || s.Moved < 1990 || s.Done != 2050 || s.Raced+s.Failed > 0 {
 		t.Errorf("%+v", s)
 	}
 	if saved := plain - r.used(); saved < 1900 {
@@ -101,7 +101,7 @@ func TestScan(t *testing.T) {
 	}
 	check()
 	// There is nothing left to be done.
-	if s := r.scanAll("w", false); s.Moved > 8 {
+	if s := r.scanAll("w", ScanStart); s.Moved > 8 {
 		t.Errorf("%+v", s)
 	}
 	r.die()
@@ -110,13 +110,13 @@ func TestScan(t *testing.T) {
 	w, _ = r.Volume("w")
 	check()
 
-	if err := r.Scan(ctx, "w", true); !errors.Is(err, block.ErrInvalid) || !strings.Contains(err.Error(), "switch deduplication off") {
+	if err := r.Scan(ctx, "w", ScanUndo); !errors.Is(err, block.ErrInvalid) || !strings.Contains(err.Error(), "switch deduplication off") {
 		t.Errorf("what a volume would share again is undone: %v", err)
 	}
 	if err := r.SetSharing(ctx, "w", 0); err != nil {
 		t.Fatal(err)
 	}
-	if s := r.scanAll("w", true); s.State != ScanDone || !s.Undo || s.Moved < 1900 {
+	if s := r.scanAll("w", ScanUndo); s.State != ScanDone || !s.Undo || s.Moved < 1900 {
 		t.Errorf("%+v", s)
 	}
 	if more := r.used() - plain; more < -100 || more > 100 {
@@ -146,14 +146,14 @@ func TestScanControl(t *testing.T) {
 	refused := func(actions ...string) {
 		t.Helper()
 		for _, a := range actions {
-			if err := r.ControlScan(ctx, a); !errors.Is(err, block.ErrInvalid) {
+			if err := r.Scan(ctx, "v", a); !errors.Is(err, block.ErrInvalid) {
 				t.Errorf("%s in state %s: %v", a, r.Stats().Scan.State, err)
 			}
 		}
 	}
 	do := func(action string, want ScanState) {
 		t.Helper()
-		if err := r.ControlScan(ctx, action); err != nil || r.Stats().Scan.State != want {
+		if err := r.Scan(ctx, "v", action); err != nil || r.Stats().Scan.State != want {
 			t.Errorf("%s: %v, %+v", action, err, r.Stats().Scan)
 		}
 	}
@@ -164,12 +164,12 @@ func TestScanControl(t *testing.T) {
 		}
 	}
 	refused(ScanPause, ScanResume, ScanStop, "dance")
-	if err := r.Scan(ctx, "v", false); err != nil {
+	if err := r.Scan(ctx, "v", ScanStart); err != nil {
 		t.Fatal(err)
 	}
 	refused(ScanResume)
 	step() // it begins
-	if err := r.Scan(ctx, "v", false); !errors.Is(err, block.ErrInvalid) {
+	if err := r.Scan(ctx, "v", ScanStart); !errors.Is(err, block.ErrInvalid) {
 		t.Errorf("two scans: %v", err)
 	}
 	step()
@@ -183,7 +183,7 @@ func TestScanControl(t *testing.T) {
 	step()
 	do(ScanStop, ScanStopped)
 	refused(ScanPause, ScanResume, ScanStop)
-	if err := r.Scan(ctx, "v", false); err != nil {
+	if err := r.Scan(ctx, "v", ScanStart); err != nil {
 		t.Fatal(err)
 	}
 	step()
@@ -216,7 +216,11 @@ func TestScanRandomly(t *testing.T) {
 			if err := r.SetSharing(ctx, "v", run); err != nil {
 				t.Fatal(err)
 			}
-			if err := r.Scan(ctx, "v", run == 0); err != nil {
+			action := ScanStart
+			if run == 0 {
+				action = ScanUndo
+			}
+			if err := r.Scan(ctx, "v", action); err != nil {
 				t.Fatal(err)
 			}
 			if rng.IntN(2) == 0 {

@@ -3,6 +3,7 @@ package e2e
 import (
 	"bytes"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -120,6 +121,33 @@ func TestDedup(t *testing.T) {
 	}
 	sameContent(t, disk.NBDUnix, content)
 	r.clean()
+
+	// A scan shares it, and all of that can be undone.
+	scan := func(saved int64, command ...string) {
+		t.Helper()
+		r.must(command...)
+		if err := r.Until(t.Context(), 30*time.Second, func(control.Status) string {
+			pools, err := r.Client().Dedup(t.Context())
+			if err != nil || pools[0].Scan.State != "done" || pools[0].Saved != saved {
+				return fmt.Sprintf("the scan is not done, or what it has replaced is not free: %+v, %v", pools, err)
+			}
+			return ""
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if d = r.dedup("a"); d.Scan.Volume != "disk" || d.Scan.Done == 0 {
+			t.Errorf("%q: %+v", command, d)
+		}
+		sameContent(t, disk.NBDUnix, content)
+		r.clean()
+	}
+	r.must("volume", "set", "disk", "--dedup", "on")
+	scan(3*part, "dedup", "scan", "start", "disk")
+	r.must("volume", "set", "disk", "--dedup", "off")
+	scan(0, "dedup", "undo", "disk")
+	if out, err := r.Do(t.Context(), "events"); err != nil || strings.Count(string(out), "dedup-scan-end") != 2 {
+		t.Errorf("events: %v, %s", err, out)
+	}
 	r.down()
 	r.clean()
 }

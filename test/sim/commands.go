@@ -99,15 +99,15 @@ func (w *World) doScan(l Line) error {
 	if id == "" {
 		return nil // not there (any more)
 	}
-	run := max(1, w.opt.Run)
+	run, action := max(1, w.opt.Run), spool.ScanStart
 	if undo {
-		run = 0
+		run, action = 0, spool.ScanUndo
 	}
 	err := w.ask(id, l.String(), func(ctx context.Context, p *spool.Pool) error {
 		if err := p.SetSharing(ctx, name, run); err != nil {
 			return err
 		}
-		return p.Scan(ctx, name, undo)
+		return p.Scan(ctx, name, action)
 	})
 	if errors.Is(err, block.ErrInvalid) || errors.Is(err, block.ErrNotFound) {
 		err = nil // another one goes on, or the volume was deleted or renamed
