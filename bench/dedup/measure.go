@@ -53,6 +53,7 @@ type measured struct {
 	blocks, zero, distinct int64
 	rows                   []*row
 	whole                  reading // as if nothing were shared
+	extents                int64   // then
 	pools                  []pooled
 }
 
@@ -95,7 +96,8 @@ func measure(ctx context.Context, paths []string, pools bool) (*measured, error)
 		},
 		Step: ctx.Err,
 	}
-	m := &measured{distinct: s.Distinct(), whole: read(s.Whole())}
+	whole := s.Whole()
+	m := &measured{distinct: s.Distinct(), whole: read(whole), extents: whole.Extents()}
 	m.blocks, m.zero = s.Blocks()
 	simulate := func(p estimate.Policy) *estimate.Layout {
 		if err != nil {

@@ -36,14 +36,14 @@ func (m *measured) print(w io.Writer, name string) {
 			r.dense.Matches, float64(r.dense.Saved())/float64(max(1, r.dense.Matches)))
 	}
 	fmt.Fprintf(w, "\nReading all in sequence, %d KiB at once; in one piece %v:\n\n", requestBlocks*block.Size>>10, round(m.whole.Busy))
-	fmt.Fprintf(w, "| THN | time | beyond one piece | of exact's | jumps | blocks a jump | of exact's | most jumps in a request | requests with more than %d | blocks a request | iDedup |\n|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n", maxJumps)
-	fmt.Fprintf(w, "| none | %v | | | %d | | | %d | %d | %.1f | %.1f |\n", round(m.whole.Busy), m.whole.Jumps, m.whole.most, m.whole.over, m.whole.perRequest(), publishedRequest[0])
+	fmt.Fprintf(w, "| THN | time | beyond one piece | of exact's | jumps | blocks a jump | of exact's | most jumps in a request | requests with more than %d | blocks a request | iDedup | mean extent |\n|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n", maxJumps)
+	fmt.Fprintf(w, "| none | %v | | | %d | | | %d | %d | %.1f | %.1f | %.1f |\n", round(m.whole.Busy), m.whole.Jumps, m.whole.most, m.whole.over, m.whole.perRequest(), publishedRequest[0], float64(m.blocks)/float64(m.extents))
 	exact := &m.rows[0].read
 	for _, r := range m.rows {
 		d := &r.read
-		fmt.Fprintf(w, "| %d | %v | %v | %.2f | %d | %.1f | %.2f | %d | %d | %.1f | %s |\n", r.run, round(d.Busy), round(m.beyond(d)),
+		fmt.Fprintf(w, "| %d | %v | %v | %.2f | %d | %.1f | %.2f | %d | %d | %.1f | %s | %.1f |\n", r.run, round(d.Busy), round(m.beyond(d)),
 			float64(m.beyond(d))/float64(m.beyond(exact)), d.Jumps, d.perJump(), d.perJump()/exact.perJump(), d.most, d.over,
-			d.perRequest(), published(publishedRequest, r.run, "%.1f"))
+			d.perRequest(), published(publishedRequest, r.run, "%.1f"), float64(m.blocks)/float64(r.dense.Extents()))
 	}
 	fmt.Fprintf(w, "\nWith low-latency memory (LLRRM), of exact / LLRRM of what is stored / time beyond one piece, of exact's / most seeks in a request, what passes under the head apart:\n\n| THN |")
 	for _, t := range thresholds {

@@ -44,6 +44,49 @@ func (l *Layout) Read(n int, request func([]Extent)) {
 	end()
 }
 
+// Extents returns how many extents the volumes have: series of blocks that are neighbours
+// in their volume as on the disk. Blocks in low-latency memory are none.
+func (l *Layout) Extents() (n int64) {
+	for i, p := range l.stream.points {
+		goesOn := i > 0 && l.stream.points[i-1].volume == p.volume
+		k := 0
+		for _, r := range p.runs {
+			if goesOn {
+				last := l.stream.points[i-1].runs
+				goesOn = r.lba == last[len(last)-1].lba+block.Logical(last[len(last)-1].n)
+			}
+			at := int64(-1) // where an extent would go on
+			if goesOn {
+				at = l.after(l.places[i-1])
+			}
+			for range r.n {
+				place := int64(l.places[i][k])
+				k++
+				if l.inMemory(place) {
+					at = -1
+					continue
+				}
+				if place != at {
+					n++
+				}
+				at = place + 1
+			}
+			goesOn = false
+		}
+	}
+	return n
+}
+
+// after returns the address behind the last of some places, -1 if that is in low-latency
+// memory.
+func (l *Layout) after(places []uint32) int64 {
+	last := int64(places[len(places)-1])
+	if l.inMemory(last) {
+		return -1
+	}
+	return last + 1
+}
+
 // Whole returns the layout of a stream whose blocks all were stored, one behind the other.
 func (s *Stream) Whole() *Layout {
 	l := &Layout{Received: s.blocks, Disk: s.blocks, stream: s}

@@ -164,6 +164,9 @@ func data(f *os.File, off, size int64) (from, to int64, err error) {
 	case err != nil:
 		return 0, 0, err
 	}
+	if from >= size { // what was added since is not looked at
+		return size, size, nil
+	}
 	if to, err = unix.Seek(int(f.Fd()), from, unix.SEEK_HOLE); err != nil {
 		return 0, 0, err
 	}

@@ -84,6 +84,26 @@ func TestScan(t *testing.T) {
 	}
 }
 
+// What is added to a file while others are read is not looked at.
+func TestScanOfGrowingFile(t *testing.T) {
+	dir := t.TempDir()
+	one := write(t, filepath.Join(dir, "one"), 1<<20, map[int64][]byte{0: noise(1, 1<<20)})
+	two := write(t, filepath.Join(dir, "two"), 1<<20, nil)
+	var done, total int64
+	s, err := Scan(t.Context(), []string{one, two}, ScanOptions{Memory: MinMemory, Step: func(d, of int64) {
+		if done == 0 {
+			write(t, two, 8<<20, map[int64][]byte{4 << 20: noise(2, 1<<20)})
+		}
+		done, total = d, of
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, zero := s.Stream.Blocks(); n != 256 || zero != 256 || s.Inputs[1].Unread != 1<<20 || done != 2<<20 || total != done {
+		t.Errorf("%d blocks, %d of zeroes, %+v, progress to %d of %d", n, zero, s.Inputs, done, total)
+	}
+}
+
 func TestScanFails(t *testing.T) {
 	dir := t.TempDir()
 	file := write(t, filepath.Join(dir, "file"), 3<<20, map[int64][]byte{0: bytes.Repeat([]byte{1}, 3<<20)})

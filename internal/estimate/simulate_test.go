@@ -107,12 +107,16 @@ func TestSimulateCuts(t *testing.T) {
 			// Neither is the last track whole nor either part of the one that is cut.
 			want = n/256*256 - 256
 		}
-		l, err := s.Simulate(Policy{Run: run}, Options{})
+		l, err := s.Simulate(Policy{Run: run}, Options{Places: true})
 		if err != nil {
 			t.Fatal(err)
 		}
 		if l.Saved() != want {
 			t.Errorf("THN %d saves %d blocks of %d", run, l.Saved(), want)
+		}
+		// The first volume, the ten blocks, and the rest.
+		if n := l.Extents(); run < 256 && n != 3 {
+			t.Errorf("THN %d makes %d extents", run, n)
 		}
 	}
 }
@@ -160,14 +164,15 @@ func TestRead(t *testing.T) {
 	}
 	s := streamOf("abcdefgh", "xcdef.yc....z")
 	for _, c := range []struct {
-		policy Policy
-		want   string
+		policy  Policy
+		want    string
+		extents int64
 	}{
 		// x is written to 264, y, c and z behind it; "cdef" is at 258.
-		{Policy{Run: 4}, "[[{256 4}] [{260 4}] [{264 1} {258 3}] [{261 1} {265 2}] [{267 1}]]"},
-		{Policy{Run: 1}, "[[{256 4}] [{260 4}] [{264 1} {258 3}] [{261 1} {265 1} {258 1}] [{266 1}]]"},
+		{Policy{Run: 4}, "[[{256 4}] [{260 4}] [{264 1} {258 3}] [{261 1} {265 2}] [{267 1}]]", 5},
+		{Policy{Run: 1}, "[[{256 4}] [{260 4}] [{264 1} {258 3}] [{261 1} {265 1} {258 1}] [{266 1}]]", 6},
 		// Now c is in memory, wherever it was.
-		{Policy{Run: 4, Threshold: 1}, "[[{256 2} {259 1}] [{260 4}] [{264 1} {259 2}] [{261 1} {265 1}] [{266 1}]]"},
+		{Policy{Run: 4, Threshold: 1}, "[[{256 2} {259 1}] [{260 4}] [{264 1} {259 2}] [{261 1} {265 1}] [{266 1}]]", 6},
 	} {
 		l, err := s.Simulate(c.policy, Options{Places: true})
 		if err != nil {
@@ -176,9 +181,15 @@ func TestRead(t *testing.T) {
 		if got := read(l); got != c.want {
 			t.Errorf("%+v:\n%s instead of\n%s", c.policy, got, c.want)
 		}
+		if n := l.Extents(); n != c.extents {
+			t.Errorf("%+v: %d extents instead of %d", c.policy, n, c.extents)
+		}
 	}
 	if got, want := read(s.Whole()), "[[{256 4}] [{260 4}] [{264 4}] [{268 3}] [{271 1}]]"; got != want {
 		t.Errorf("in one piece %s instead of %s", got, want)
+	}
+	if n := s.Whole().Extents(); n != 4 {
+		t.Errorf("in one piece %d extents", n)
 	}
 }
 
