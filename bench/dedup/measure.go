@@ -31,7 +31,8 @@ type row struct {
 	run         int
 	dense, thin *estimate.Layout
 	memory      []*estimate.Layout // of each threshold
-	read        reading            // of dense
+	memoryThin  []*estimate.Layout
+	read        reading // of dense
 	memoryRead  []reading
 }
 
@@ -111,6 +112,7 @@ func measure(ctx context.Context, paths []string, pools bool) (*measured, error)
 		r := &row{run: run, dense: simulate(estimate.Policy{Run: run}), thin: simulate(estimate.Policy{Run: run, Every: sampled})}
 		for _, threshold := range thresholds {
 			r.memory = append(r.memory, simulate(estimate.Policy{Run: run, Threshold: threshold}))
+			r.memoryThin = append(r.memoryThin, simulate(estimate.Policy{Run: run, Threshold: threshold, Every: sampled}))
 		}
 		if err != nil {
 			return nil, err

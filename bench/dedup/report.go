@@ -58,6 +58,14 @@ func (m *measured) print(w io.Writer, name string) {
 		}
 		fmt.Fprintln(w)
 	}
+	fmt.Fprintf(w, "\nThe same with 1 block in %d indexed, of exact / LLRRM:\n\n", sampled)
+	for _, r := range m.rows {
+		fmt.Fprintf(w, "| %d |", r.run)
+		for _, l := range r.memoryThin {
+			fmt.Fprintf(w, " %.1f %% / %.1f %% |", 100*m.kept(l), 100*float64(l.Memory)/float64(l.Memory+l.Disk))
+		}
+		fmt.Fprintln(w)
+	}
 }
 
 func round(d time.Duration) time.Duration { return d.Round(time.Millisecond) }

@@ -90,6 +90,11 @@ type simulation struct {
 	prints []dedup.Fingerprint
 	slots  []int32
 
+	// Only with an index that is thin: of blocks that no match has, where shorter ones
+	// have them, and what is in low-latency memory, of which an index keeps all.
+	short []block.Physical
+	moved map[dedup.Fingerprint]block.Physical
+
 	// The last blocks of the volume are mapped to tail addresses that end before tailEnd.
 	tailEnd uint64
 	tail    int
@@ -116,6 +121,9 @@ func (s *Stream) Simulate(p Policy, o Options) (*Layout, error) {
 	m := &simulation{
 		Options: o, index: index, matcher: dedup.Matcher{Run: p.Run}, end: block.TrackBlocks,
 		Layout: &Layout{Policy: p, Received: s.blocks, stream: s, tracks: []*track{nil}},
+	}
+	if p.Every > 1 && p.Threshold > 0 {
+		m.moved = map[dedup.Fingerprint]block.Physical{}
 	}
 	for i := range s.points {
 		if err := m.point(&s.points[i], i > 0 && s.points[i-1].volume == s.points[i].volume); err != nil {
@@ -212,7 +220,7 @@ func (m *simulation) takeFromMemory(p *point) error {
 	m.prints, m.slots = m.prints[:0], m.slots[:0]
 	for i, f := range p.prints {
 		if m.Policy.Threshold > 0 {
-			_, at, err := m.find(p.first+int64(i), f)
+			_, at, err := m.find(p.first+int64(i), f, block.None)
 			if err != nil {
 				return err
 			}
@@ -267,9 +275,16 @@ func (m *simulation) same(received int64, at uint64) (bool, error) {
 
 // write stores the blocks lo to hi-1 of the series, which no match has.
 func (m *simulation) write(lo, hi int) error {
+	if m.moved != nil && lo < hi {
+		m.lookForShort(lo, hi)
+	}
 	for i := lo; i < hi; i++ {
 		if m.Policy.Threshold > 0 {
-			done, err := m.sight(i)
+			known := block.None
+			if m.moved != nil {
+				known = m.short[i-lo]
+			}
+			done, err := m.sight(i, known)
 			if err != nil {
 				return err
 			}
@@ -293,10 +308,28 @@ func (m *simulation) write(lo, hi int) error {
 	return nil
 }
 
+// lookForShort finds the matches, however short, of the blocks lo to hi-1 of the series:
+// the index may have one block of a match only, and the others are found by it.
+func (m *simulation) lookForShort(lo, hi int) {
+	m.short = append(m.short[:0], make([]block.Physical, hi-lo)...)
+	shortest := dedup.Matcher{Run: 1}
+	for _, match := range shortest.Matches(dedup.Series{Prints: m.prints[lo:hi]}, 0, hi-lo, m, nil) {
+		for i := range match.N {
+			m.short[match.First+i] = match.At + block.Physical(i)
+		}
+	}
+}
+
 // find returns the places on the disk that have the content of a block, or one whose
-// content is in low-latency memory, 0 if there is none.
-func (m *simulation) find(received int64, f dedup.Fingerprint) (found []block.Physical, inMem block.Physical, err error) {
+// content is in low-latency memory, 0 if there is none. One may be known already.
+func (m *simulation) find(received int64, f dedup.Fingerprint, known block.Physical) (found []block.Physical, inMem block.Physical, err error) {
 	m.candidates = m.index.Candidates(f, m.candidates[:0])
+	if known != block.None && !slices.Contains(m.candidates, known) {
+		m.candidates = append(m.candidates, known)
+	}
+	if at, ok := m.moved[f]; ok && !slices.Contains(m.candidates, at) {
+		m.candidates = append(m.candidates, at)
+	}
 	found = m.candidates[:0]
 	for _, p := range m.candidates {
 		if m.Fingerprint(p) != f {
@@ -318,8 +351,8 @@ func (m *simulation) find(received int64, f dedup.Fingerprint) (found []block.Ph
 // sight looks for stored blocks with the content of one that no match has, and shares one
 // if it is in low-latency memory, or has been found so often that it moves there. All
 // places of the content that the index knows lead there then.
-func (m *simulation) sight(i int) (shared bool, err error) {
-	found, at, err := m.find(m.number(i), m.prints[i])
+func (m *simulation) sight(i int, known block.Physical) (shared bool, err error) {
+	found, at, err := m.find(m.number(i), m.prints[i], known)
 	switch {
 	case err != nil:
 		return false, err
@@ -342,6 +375,9 @@ func (m *simulation) sight(i int) (shared bool, err error) {
 	}
 	m.Disk -= int64(len(found))
 	m.Memory++
+	if m.moved != nil {
+		m.moved[m.prints[i]] = found[0]
+	}
 	m.place[m.slots[i]] = uint32(found[0])
 	return true, nil
 }

@@ -70,6 +70,8 @@ func TestSimulate(t *testing.T) {
 		{"a block in memory parts no series", []string{"c", "xc", "abcdefghi", "abcdefghi"}, Policy{Run: 8, Threshold: 1}, 11, 1, 9, 1},
 		{"but what was stored before it moved", []string{"abcdefgh", "xc", "abcdefgh"}, Policy{Run: 5, Threshold: 1}, 9, 1, 6, 3},
 
+		{"low-latency memory finds short matches by one block", []string{"abcdefgh", "xabcy", "zb"}, Policy{Run: 4, Threshold: 1, Every: 8}, 4, 0, 8, 3},
+		{"and not those without", []string{"abcdefgh", "xbcy", "zb"}, Policy{Run: 4, Threshold: 1, Every: 8}, 0, 0, 14, 0},
 		{"an index without the block", []string{"abcdefgh", "b"}, Policy{Run: 1, Every: 8}, 0, 0, 9, 0},
 		{"and with it", []string{"abcdefgh", "a"}, Policy{Run: 1, Every: 8}, 1, 1, 8, 0},
 	} {
