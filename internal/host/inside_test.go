@@ -194,8 +194,13 @@ func TestVolumesOfAPair(t *testing.T) {
 	c, ctx := p.client, t.Context()
 	_, err := c.CreateVolume(ctx, control.VolumeCreate{Name: "v", Size: 1 << 20}) // on the first
 	p.ok(err)
-	_, err = c.CreateVolume(ctx, control.VolumeCreate{Name: "other", Size: 1 << 20, Guest: "b"})
+	_, err = c.CreateVolume(ctx, control.VolumeCreate{Name: "other", Size: 1 << 20, Guest: "b", Dedup: true, THN: 16})
 	p.ok(err)
+	var made []string
+	p.ok(c.Events(ctx, control.EventQuery{Last: 2}, func(e control.Event) error { made = append(made, e.Message); return nil }))
+	if len(made) != 2 || made[0] != "volume v of 1MiB is created, with deduplication off" || made[1] != "volume other of 1MiB is created, with deduplication on, THN 16" {
+		t.Errorf("%q", made)
+	}
 	if v, err := c.ResizeVolume(ctx, "v", 2<<20); err != nil || v.Size != 2<<20 || v.Guest != "a" {
 		t.Errorf("%+v, %v", v, err)
 	}
@@ -249,7 +254,7 @@ func TestVolumesOfAPair(t *testing.T) {
 	}
 	p.until("a serves both", servedBy("a", "a"))
 	pools, err := c.Dedup(ctx)
-	if err != nil || len(pools) != 2 || pools[0].Guest != "a" || pools[1].Guest != "b" || len(pools[0].Volumes) != 1 || pools[0].Index == nil || pools[1].Index != nil {
+	if err != nil || len(pools) != 2 || pools[0].Guest != "a" || pools[1].Guest != "b" || len(pools[0].Volumes) != 1 || pools[0].Index == nil || pools[1].Index == nil || pools[1].Volumes[0].THN != 16 {
 		t.Errorf("%+v, %v", pools, err)
 	}
 	p.ok(c.DeleteVolume(ctx, "other"))

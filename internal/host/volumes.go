@@ -89,7 +89,8 @@ func (a *agent) createVolume(ctx context.Context, c control.VolumeCreate) (contr
 	}
 	v, err := cl.CreateVolume(ctx, c)
 	if err == nil {
-		a.event(c.Guest, "volume-created", map[string]string{"volume": c.Name}, "volume %s of %s is created", c.Name, config.Size(v.Size))
+		a.event(c.Guest, "volume-created", map[string]string{"volume": c.Name, "dedup": v.Sharing()},
+			"volume %s of %s is created, with deduplication %s", c.Name, config.Size(v.Size), v.Sharing())
 	}
 	return v, err
 }
