@@ -393,7 +393,7 @@ func TestShareRandomly(t *testing.T) {
 // A power cut after each operation of the devices while blocks are shared, overwritten
 // and folded.
 func TestSharePowerCutAtEveryOperation(t *testing.T) {
-	changes, step := 100, int64(1)
+	changes, step := 100, int64(2)
 	if testing.Short() || raced {
 		changes, step = 50, 8
 	}
