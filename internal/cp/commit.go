@@ -71,6 +71,7 @@ type planned struct {
 	at     block.Physical // where it is, or will be
 	of     int32          // the block of the plan that it shares, while at is inPlan
 	shared bool
+	known  bool // the index has candidates
 }
 
 // Commit makes one consistency point of everything that is dirty and of

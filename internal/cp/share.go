@@ -56,15 +56,17 @@ type sharedRun struct {
 
 // series is a series of blocks of a plan that are neighbours in their volume.
 type series struct {
-	volume   block.VolumeID
-	lba      block.Logical // of the first
-	n, run   int           // blocks, and THN
-	before   [dedup.MaxRun]block.Pointer
-	after    [dedup.MaxRun]block.Pointer
-	nBefore  int // how many of before are known, from its end; -1 if nobody looked
-	nAfter   int
-	beforeFn func(block.Physical) int
-	afterFn  func(block.Physical) int
+	volume    block.VolumeID
+	lba       block.Logical // of the first
+	first     int           // the same in the plan
+	n, run    int           // blocks, and THN
+	before    [dedup.MaxRun]block.Pointer
+	after     [dedup.MaxRun]block.Pointer
+	nBefore   int // how many of before are known, from its end; -1 if nobody looked
+	nAfter    int
+	beforeFn  func(block.Physical) int
+	afterFn   func(block.Physical) int
+	unknownFn func(int) bool
 }
 
 // share finds what of the plan's blocks is stored already, gives it references, and
@@ -93,7 +95,7 @@ func (m *Machine) share(p *plan) {
 func (m *Machine) sharing() *sharing {
 	if m.shares == nil {
 		s := &sharing{m: m}
-		s.series.beforeFn, s.series.afterFn = s.before, s.after
+		s.series.beforeFn, s.series.afterFn, s.series.unknownFn = s.before, s.after, s.unknown
 		m.shares = s
 	}
 	return m.shares
@@ -116,8 +118,13 @@ func (s *sharing) lookUp() {
 			}
 		}
 		m.Index.Touch(p.prints)
-		for _, f := range p.prints {
-			s.candidates = m.Index.Candidates(f, s.candidates[:0])
+		for i := range blocks {
+			b := &blocks[i]
+			if b.run == 0 {
+				continue
+			}
+			s.candidates = m.Index.Candidates(b.print, s.candidates[:0])
+			b.known = len(s.candidates) > 0
 			for _, c := range s.candidates {
 				if leaf := leafOf(c); len(s.leaves) == 0 || s.leaves[len(s.leaves)-1] != leaf {
 					s.leaves = append(s.leaves, leaf)
@@ -151,13 +158,13 @@ func (s *sharing) match() {
 func (s *sharing) matchSeries(first, n int) {
 	p, b := s.p, &s.p.blocks[first]
 	q := &s.series
-	q.volume, q.lba, q.n, q.run, q.nBefore, q.nAfter = b.volume, b.lba, n, b.run, -1, -1
+	q.volume, q.lba, q.first, q.n, q.run, q.nBefore, q.nAfter = b.volume, b.lba, first, n, b.run, -1, -1
 	p.prints = p.prints[:0]
 	for i := range n {
 		p.prints = append(p.prints, p.blocks[first+i].print)
 	}
 	s.matcher.Run = b.run
-	of := dedup.Series{Prints: p.prints, Before: q.beforeFn, After: q.afterFn}
+	of := dedup.Series{Prints: p.prints, Before: q.beforeFn, After: q.afterFn, Unknown: q.unknownFn}
 	window := matchWindow
 	if b.run == 1 {
 		window = 1 // the very block before can be the same
@@ -231,6 +238,13 @@ func (s *sharing) before(p block.Physical) int {
 		n++
 	}
 	return n
+}
+
+// unknown reports whether neither the index nor the plan has anything like block i of the
+// series.
+func (s *sharing) unknown(i int) bool {
+	b := &s.p.blocks[s.series.first+i]
+	return !b.known && !s.places.Has(placeKey(b.print))
 }
 
 // after returns how many blocks behind the series are mapped to those from p on.

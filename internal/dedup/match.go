@@ -23,6 +23,9 @@ type Series struct {
 	// After is the same for what follows the series, from p on. They may be nil, and
 	// need not count beyond MaxRun.
 	Before, After func(p block.Physical) int
+	// Unknown, if not nil, says of a block that it has no candidates: it was looked up
+	// before.
+	Unknown func(i int) bool
 }
 
 // Match says that N blocks of a series, from First on, may be those from At on.
@@ -134,7 +137,10 @@ func (m *Matcher) find(s Series, lo, hi int, stored Stored) {
 			m.found = append(m.found, q)
 			return true
 		})
-		if i < hi && s.Prints[i] != None {
+		// While a sequence goes on no other is looked for. What ends before it would
+		// share no more, and what goes on longer is found, from its beginning on, when
+		// this one has ended.
+		if i < hi && len(m.live) == 0 && s.Prints[i] != None && (s.Unknown == nil || !s.Unknown(i)) {
 			m.begin(s, lo, i, stored)
 		}
 	}
