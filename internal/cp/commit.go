@@ -304,7 +304,7 @@ func (m *Machine) forgetReplaced(blocks []planned) {
 		}
 		m.Map.Hidden(first.volume, lbas[:n], &old)
 		for _, lba := range lbas[:n] {
-			if o := old[lba%blockmap.LeafBlocks]; !o.IsHole() && m.Space.Count(o.Phys) == 1 {
+			if o := old[lba%blockmap.LeafBlocks]; !o.IsHole() && (!m.sb.Shares() || m.Space.Count(o.Phys) == 1) {
 				m.Reader.Forget(o.Phys, 1)
 			}
 		}

@@ -187,7 +187,7 @@ func (f *fold) step() (done bool, err error) {
 		return false, err
 	case f.durable:
 		return f.free()
-	case f.sb.Secret != 0 && !m.prints.lost && !f.prints.done:
+	case f.sb.Shares() && !m.prints.lost && !f.prints.done:
 		return false, f.tryPrints()
 	case f.counts == nil:
 		return false, f.prepareCounts()

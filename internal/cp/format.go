@@ -439,6 +439,9 @@ func (s *Superblock) Leaving() (dev int, ok bool) {
 	return dev, dev >= 0
 }
 
+// Shares reports whether volumes of the pool may share blocks, or have done so.
+func (s *Superblock) Shares() bool { return s.Secret != 0 }
+
 // JournalPos is a place between two journal records.
 type JournalPos struct {
 	Offset uint64 // virtual: it only rises; modulo the journal's size it is the place
@@ -457,7 +460,7 @@ const (
 // it, 2 as long as no page has a twin, and 3 as long as no volume has shared blocks.
 func (s *Superblock) version() uint16 {
 	switch {
-	case s.Secret != 0:
+	case s.Shares():
 		return superblockVersion
 	case s.Twins:
 		return 3
@@ -558,7 +561,7 @@ func DecodeSuperblock(b []byte) (*Superblock, error) {
 		twins := d.Bytes(1)
 		s.Twins = len(twins) == 1 && twins[0] != 0
 		s.Prints = d.Pointer()
-		if s.Secret == 0 {
+		if !s.Shares() {
 			d.Fail("no secret of fingerprints")
 		}
 	}

@@ -407,7 +407,7 @@ func (m *Machine) drop(r space.Run) {
 		}
 		return
 	}
-	if m.Space.Unused(r.At.Device(), r.At.Block(), r.N) {
+	if !m.sb.Shares() || m.Space.Unused(r.At.Device(), r.At.Block(), r.N) {
 		m.Reader.Forget(r.At, r.N)
 		return
 	}

@@ -2,7 +2,6 @@ package cp
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 
 	"github.com/pollux-storage/pollux/internal/block"
@@ -40,6 +39,11 @@ type nearLeaf struct {
 }
 
 const nearLeaves = 64
+
+// decodePrint returns fingerprint i of those in b.
+func decodePrint(b []byte, i int) dedup.Fingerprint {
+	return dedup.Fingerprint(binary.LittleEndian.Uint64(b[i*printSize:]))
+}
 
 func leafOf(p block.Physical) uint64 { return uint64(p) / printsPerLeaf }
 
@@ -127,7 +131,7 @@ func (m *Machine) readPrints(leaf uint64, to *nearLeaf) {
 	}
 	_ = m.Reader.View(p, func(page []byte) {
 		for i := range to.prints {
-			to.prints[i] = dedup.Fingerprint(binary.LittleEndian.Uint64(page[i*printSize:]))
+			to.prints[i] = decodePrint(page, i)
 		}
 	})
 }
@@ -151,7 +155,7 @@ func (m *Machine) prefetchPrints(leaves []uint64) {
 // Recover, which a takeover waits for, has left that out. It must be called before
 // the first Commit.
 func (m *Machine) LoadPrints() error {
-	if m.sb.Secret == 0 {
+	if !m.sb.Shares() {
 		return nil
 	}
 	j := m.journal // chain moves its positions
@@ -164,8 +168,7 @@ func (m *Machine) LoadPrints() error {
 		for i := range r.Commit.Runs {
 			run := &r.Commit.Runs[i]
 			for k := range len(run.Prints) / printSize {
-				f := dedup.Fingerprint(binary.LittleEndian.Uint64(run.Prints[k*printSize:]))
-				m.notePrint(run.At+block.Physical(k), f)
+				m.notePrint(run.At+block.Physical(k), decodePrint(run.Prints, k))
 			}
 		}
 		return nil
@@ -427,7 +430,8 @@ type PrintPlace struct {
 // indexBelow puts the fingerprints below a level-1 page into the index.
 func (m *Machine) indexBelow(dev int, root block.Pointer, parent uint64) {
 	lo, hi := parent*blockmap.Fanout, (parent+1)*blockmap.Fanout
-	err := blockmap.Walk(m.Reader, root, func(p block.Pointer, level int, leaf uint64) (bool, error) {
+	// What cannot be read is missing.
+	_ = blockmap.Walk(m.Reader, root, func(p block.Pointer, level int, leaf uint64) (bool, error) {
 		if leaf >= hi || leaf+blockmap.LeavesBelow(level) <= lo {
 			return false, nil
 		}
@@ -436,14 +440,11 @@ func (m *Machine) indexBelow(dev int, root block.Pointer, parent uint64) {
 		}
 		_ = m.Reader.View(p, func(page []byte) {
 			for i := range uint64(printsPerLeaf) {
-				at := block.At(dev, leaf*printsPerLeaf+i)
-				f := dedup.Fingerprint(binary.LittleEndian.Uint64(page[i*printSize:]))
-				m.indexStored(f, at)
+				m.indexStored(decodePrint(page, int(i)), block.At(dev, leaf*printsPerLeaf+i))
 			}
 		})
 		return false, nil
 	})
-	_ = err // what cannot be read is missing
 }
 
 // indexStored puts a block into the index, unless it was freed.
@@ -453,14 +454,8 @@ func (m *Machine) indexStored(f dedup.Fingerprint, p block.Physical) {
 	}
 }
 
-// errNoFold says that something has to wait until the fold under way is complete.
-var errNoFold = errors.New("a fold is under way")
-
 // EnableSharing makes the pool one whose volumes may share blocks, with a secret for
 // its fingerprints. No fold may be under way.
 func (m *Machine) EnableSharing(secret dedup.Secret) error {
-	if m.folding != nil {
-		return fmt.Errorf("begin to share blocks: %w", errNoFold)
-	}
 	return m.Rewrite(func(sb *Superblock) { sb.Secret = secret })
 }

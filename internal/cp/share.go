@@ -73,7 +73,7 @@ type series struct {
 // says of all others that they are to be written.
 func (m *Machine) share(p *plan) {
 	p.fresh, p.shared = p.fresh[:0], p.shared[:0]
-	if !p.sharing || m.Index == nil || m.sb.Secret == 0 {
+	if !p.sharing || m.Index == nil || !m.sb.Shares() {
 		for i := range p.blocks {
 			p.fresh = append(p.fresh, int32(i))
 		}

@@ -77,12 +77,7 @@ func churn(r *rig, v block.Volume, m *blocktest.Model, rng *rand.Rand, n int) er
 				m.FlushDone(covers)
 			}
 		default:
-			id, data := 0, []byte(nil)
-			if n := m.Len(); r.repeats && n > 0 && rng.IntN(2) == 0 {
-				id, data = m.Repeat(at*block.Size, int(blocks*block.Size), 1+rng.IntN(n))
-			} else {
-				id, data = m.Write(at*block.Size, int(blocks*block.Size))
-			}
+			id, data := r.drawWrite(m, rng, at*block.Size, int(blocks*block.Size))
 			if err = write(v, at*block.Size, data); err == nil {
 				m.Ack(id)
 			}
@@ -133,21 +128,7 @@ func tinyCut(t *testing.T, seed uint64) {
 		} else {
 			r.cutPower([]blocktest.CutMode{blocktest.CutRandom, blocktest.CutRandom, blocktest.DropAll, blocktest.KeepAll}[rng.IntN(4)], seed<<3|life)
 		}
-		if err := r.open(); err != nil {
-			t.Fatalf("%s: open: %v", what, err)
-		}
-		v, err = r.Volume("v")
-		if err != nil {
-			t.Fatalf("%s: %v", what, err)
-		}
-		n, err := m.CheckPrefix(blockReader(v), m.Flushed())
-		if err != nil {
-			t.Fatalf("%s: %v", what, err)
-		}
-		m.Truncate(n)
-		if r.mustCheck(); t.Failed() {
-			t.Fatal(what)
-		}
+		v = r.comesBack(m, m.Flushed(), what)
 	}
 	r.shut()
 }

@@ -186,11 +186,7 @@ func (c *cleaner) work(now time.Time) {
 // otherwise: whatever else the cleaner waits for, Run looks often enough.
 func (c *cleaner) arm() {
 	if c.phase == cleanerMoves {
-		at := c.next
-		if at.Before(c.p.retryAt) { // until then Run does nothing
-			at = c.p.retryAt
-		}
-		c.timer.Reset(time.Until(at))
+		c.p.wakeAt(c.timer, c.next)
 	} else {
 		c.timer.Stop()
 	}
@@ -199,10 +195,7 @@ func (c *cleaner) arm() {
 // awaitFold waits in the given phase until a fold of everything that is
 // committed now is complete.
 func (c *cleaner) awaitFold(phase cleanerPhase) {
-	c.phase, c.folds = phase, c.p.machine.Stats().Folds
-	if c.p.machine.FoldUseful() {
-		c.folds++
-	}
+	c.phase, c.folds = phase, c.p.foldsNeeded()
 }
 
 // rest goes back to idle for a pause.

@@ -3,6 +3,7 @@ package pool
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"testing"
@@ -189,6 +190,37 @@ func (r *rig) cutPower(mode blocktest.CutMode, seed uint64) {
 	r.clock = clock
 	r.boot++
 	r.newCache()
+}
+
+// comesBack opens the pool after a death or power cut. Volume "v" must hold what the
+// model says of it, the first least changes at least, and the pool must be consistent.
+func (r *rig) comesBack(m *blocktest.Model, least int, what string) block.Volume {
+	r.t.Helper()
+	if err := r.open(); err != nil {
+		r.t.Fatalf("%s: open: %v", what, err)
+	}
+	v, err := r.Volume("v")
+	if err != nil {
+		r.t.Fatalf("%s: %v", what, err)
+	}
+	n, err := m.CheckPrefix(blockReader(v), least)
+	if err != nil {
+		r.t.Fatalf("%s: %v", what, err)
+	}
+	m.Truncate(n)
+	if r.mustCheck(); r.t.Failed() {
+		r.t.Fatal(what)
+	}
+	return v
+}
+
+// drawWrite begins a write of n bytes at off, of new content or, if the rig repeats, of
+// what was written before.
+func (r *rig) drawWrite(m *blocktest.Model, rng *rand.Rand, off int64, n int) (id int, data []byte) {
+	if made := m.Len(); r.repeats && made > 0 && rng.IntN(2) == 0 {
+		return m.Repeat(off, n, 1+rng.IntN(made))
+	}
+	return m.Write(off, n)
 }
 
 func (r *rig) volume(name string, size int64) block.Volume {

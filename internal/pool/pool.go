@@ -229,6 +229,24 @@ func (p *Pool) Run(ctx context.Context) error {
 	}
 }
 
+// wakeAt makes a timer wake Run at a time, or when Run does something again.
+func (p *Pool) wakeAt(t *time.Timer, at time.Time) {
+	if at.Before(p.retryAt) {
+		at = p.retryAt
+	}
+	t.Reset(time.Until(at))
+}
+
+// foldsNeeded returns how many folds will be complete when the trees have all that is
+// committed now. None may be under way.
+func (p *Pool) foldsNeeded() uint64 {
+	n := p.machine.Stats().Folds
+	if p.machine.FoldUseful() {
+		n++
+	}
+	return n
+}
+
 // drain takes what is in c, if anything is.
 func drain[T any](c <-chan T) {
 	select {

@@ -88,12 +88,7 @@ func exercise(r *rig, v block.Volume, m *blocktest.Model, rng *rand.Rand, n int)
 					return err
 				}
 			}
-			id, data := 0, []byte(nil)
-			if n := m.Len(); r.repeats && n > 0 && rng.IntN(2) == 0 {
-				id, data = m.Repeat(off, int(length), 1+rng.IntN(n))
-			} else {
-				id, data = m.Write(off, int(length))
-			}
+			id, data := r.drawWrite(m, rng, off, int(length))
 			if err := write(v, off, data); err != nil {
 				return err
 			}

@@ -362,11 +362,7 @@ func (r *remover) arm() {
 		r.timer.Stop()
 		return
 	}
-	at := r.next
-	if at.Before(r.p.retryAt) { // until then Run does nothing
-		at = r.p.retryAt
-	}
-	r.timer.Reset(time.Until(at))
+	r.p.wakeAt(r.timer, r.next)
 }
 
 // close ends the work. The superblock says what there is left to do.

@@ -187,9 +187,7 @@ func (s *scan) begin() error {
 	case m.Folding():
 		return nil
 	case s.phase == scanBegins:
-		if s.phase, s.folds = scanFolds, m.Stats().Folds; m.FoldUseful() {
-			s.folds++
-		}
+		s.phase, s.folds = scanFolds, s.p.foldsNeeded()
 	}
 	if m.Stats().Folds < s.folds {
 		return nil
@@ -253,11 +251,7 @@ func (s *scan) arm() {
 		s.timer.Stop()
 		return
 	}
-	at := s.next
-	if at.Before(s.p.retryAt) { // until then Run does nothing
-		at = s.p.retryAt
-	}
-	s.timer.Reset(time.Until(at))
+	s.p.wakeAt(s.timer, s.next)
 }
 
 // work does the next step if it is due.

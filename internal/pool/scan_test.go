@@ -3,6 +3,7 @@ package pool
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"strings"
 	"testing"
@@ -244,16 +245,7 @@ func TestScanRandomly(t *testing.T) {
 				r.clock.CutAfter(0)
 				r.die()
 			}
-			r.mustOpen()
-			v, _ = r.Volume("v")
-			n, err := m.CheckPrefix(blockReader(v), least)
-			if err != nil {
-				t.Fatalf("seed %d round %d: %v", seed, round, err)
-			}
-			m.Truncate(n)
-			if r.mustCheck(); t.Failed() {
-				t.Fatalf("seed %d round %d", seed, round)
-			}
+			v = r.comesBack(m, least, fmt.Sprintf("seed %d round %d", seed, round))
 		}
 		if moved == 0 {
 			t.Errorf("seed %d: nothing was moved", seed)

@@ -239,9 +239,7 @@ func (s *scrub) folded() bool {
 		if m.Folding() {
 			return false
 		}
-		if s.folds, s.awaits = m.Stats().Folds, true; m.FoldUseful() {
-			s.folds++
-		}
+		s.folds, s.awaits = s.p.foldsNeeded(), true
 	}
 	if m.Stats().Folds < s.folds {
 		return false
@@ -339,11 +337,7 @@ func (s *scrub) arm() {
 		s.timer.Stop()
 		return
 	}
-	at := s.next
-	if at.Before(s.p.retryAt) { // until then Run does nothing
-		at = s.p.retryAt
-	}
-	s.timer.Reset(time.Until(at))
+	s.p.wakeAt(s.timer, s.next)
 }
 
 // release gives back the memory of a scrub that does not go on.

@@ -45,7 +45,7 @@ func (p *Pool) prepareSharing(ctx context.Context, name string, run int) error {
 
 // enableSharing gives the pool a secret for its fingerprints, and an index.
 func (p *Pool) enableSharing() error {
-	if p.machine.Superblock().Secret == 0 {
+	if sb := p.machine.Superblock(); !sb.Shares() {
 		if p.machine.Folding() {
 			if err := p.foldAll(); err != nil {
 				return err
@@ -86,7 +86,7 @@ func (p *Pool) makeIndex() error {
 // loadSharing prepares a pool that has just been opened for sharing. Nothing is lost
 // but savings when it fails.
 func (p *Pool) loadSharing() {
-	if p.machine.Superblock().Secret == 0 || p.makeIndex() != nil {
+	if sb := p.machine.Superblock(); !sb.Shares() || p.makeIndex() != nil {
 		return
 	}
 	_ = p.machine.LoadPrints() // those that cannot be read are not found

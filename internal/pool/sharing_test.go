@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -371,17 +372,7 @@ func TestShareRandomly(t *testing.T) {
 			} else {
 				r.die()
 			}
-			r.mustOpen()
-			v, _ = r.Volume("v")
-			n, err := m.CheckPrefix(blockReader(v), least)
-			if err != nil {
-				t.Fatalf("seed %d round %d: %v", seed, round, err)
-			}
-			m.Truncate(n)
-			r.mustCheck()
-			if t.Failed() {
-				t.Fatalf("seed %d round %d", seed, round)
-			}
+			v = r.comesBack(m, least, fmt.Sprintf("seed %d round %d", seed, round))
 		}
 		if shared == 0 && seed%4 != 3 {
 			t.Errorf("seed %d: nothing was shared", seed)

@@ -52,10 +52,7 @@ func NewModel(seed uint64) *Model {
 // Write begins a write of n bytes at off, at any alignment, and returns the
 // change's number and the data to write.
 func (m *Model) Write(off int64, n int) (id int, data []byte) {
-	id = m.begin(&modelChange{off: off, n: int64(n)})
-	data = make([]byte, n)
-	m.fill(data, id, off)
-	return id, data
+	return m.write(&modelChange{off: off, n: int64(n)})
 }
 
 // Repeat begins a write, at off, of n bytes that change number of has written, or would
@@ -67,9 +64,14 @@ func (m *Model) Repeat(off int64, n, of int) (id int, data []byte) {
 		c.as, c.shift = first.as, first.shift+first.off&^(block.Size-1)-off
 	}
 	m.mu.Unlock()
+	return m.write(c)
+}
+
+// write begins a write and returns what to write.
+func (m *Model) write(c *modelChange) (id int, data []byte) {
 	id = m.begin(c)
-	data = make([]byte, n)
-	m.fill(data, c.as, off+c.shift)
+	data = make([]byte, c.n)
+	m.fill(data, c.as, c.off+c.shift)
 	return id, data
 }
 
