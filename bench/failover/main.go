@@ -10,7 +10,8 @@
 // pause is the time from the last reply before the fault to the first reply
 // of the survivor, as the probe sees them. Then the failed guest comes back and is
 // given its identity again by command, so that each round begins alike. Log,
-// cache and hang timeout are the defaults; only restarts are quicker and never
+// cache, hang timeout and the first wait before a restart are the defaults; only
+// repeated restarts are quicker and never
 // given up, because a pair that fails a hundred times is not expected to.
 //
 // The cases:
@@ -138,7 +139,7 @@ func measure(ctx context.Context, o options, bin string, rep *report) (err error
 		size = fmt.Sprint(placedSize)
 	}
 	p, err := pair.New(bin, o.dir, pair.Settings{Log: o.log, PoolSize: size, Failover: []string{
-		"giveback_delay: -1s", "restart_delay: 50ms", "restart_max: 500ms", "crash_limit: 1000000",
+		"giveback_delay: -1s", "restart_max: 500ms", "crash_limit: 1000000",
 	}})
 	if err != nil {
 		return err

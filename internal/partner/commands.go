@@ -65,7 +65,7 @@ func (r *Referee) Tick(now time.Time) {
 	r.listen(late)
 	for _, g := range r.cfg.Guests {
 		s := r.seats[g]
-		if !s.alive && !s.starting && !s.stopped && !r.down && !now.Before(s.startAt) {
+		if r.startDue(s) {
 			s.starting = true
 			r.do(Action{Do: DoStart, Guest: g})
 		}
@@ -93,6 +93,38 @@ func (r *Referee) Tick(now time.Time) {
 	}
 }
 
+// startPatience is how long the start of a guest waits for its partner to
+// serve what it takes over.
+const startPatience = 5 * time.Second
+
+// startDue tells whether s is to be started now. While its partner takes over
+// from it, it is left the processors: clients wait for the takeover, nobody
+// waits for the guest.
+func (r *Referee) startDue(s *seat) bool {
+	if s.alive || s.starting || s.stopped || r.down {
+		return false
+	}
+	if r.takenOver(s) {
+		return !r.now.Before(s.startAt.Add(startPatience))
+	}
+	return !r.now.Before(s.startAt)
+}
+
+// takenOver tells whether the partner of s is about to serve an identity that
+// is not its own.
+func (r *Referee) takenOver(s *seat) bool {
+	p := r.other(s.name)
+	if !p.usable() {
+		return false
+	}
+	for id, t := range r.titles {
+		if id != p.name && t.holder == p.name && t.phase == PhaseOpening {
+			return true
+		}
+	}
+	return false
+}
+
 // Next returns when Tick must be called again at the latest.
 func (r *Referee) Next() time.Time {
 	next := r.now.Add(time.Second)
@@ -102,8 +134,12 @@ func (r *Referee) Next() time.Time {
 		}
 	}
 	for _, s := range r.seats {
+		if r.startDue(s) {
+			return r.now
+		}
 		if !s.alive && !s.stopped {
 			earlier(s.startAt)
+			earlier(s.startAt.Add(startPatience))
 		}
 		if s.alive && !s.linked {
 			earlier(s.since.Add(r.cfg.HelloTimeout))

@@ -112,8 +112,10 @@ func (r *Region) fill(fd int) error {
 		}
 		return fmt.Errorf("allocate %d bytes: %w", r.hdr.Size, err)
 	}
-	// Populated, so that no write of a client pays for a page fault.
-	if err := r.mmap(fd, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_POPULATE); err != nil {
+	if err := r.mmap(fd, unix.PROT_READ|unix.PROT_WRITE); err != nil {
+		return err
+	}
+	if err := r.populate(); err != nil {
 		return err
 	}
 	r.hdr.Medium = mediumOf(filepath.Dir(r.path))
@@ -121,8 +123,24 @@ func (r *Region) fill(fd int) error {
 	return r.storeHeader()
 }
 
-func (r *Region) mmap(fd, prot, flags int) error {
-	mem, err := unix.Mmap(fd, 0, int(r.hdr.Size), prot, unix.MAP_SHARED|flags)
+// populate lets the kernel clear all memory now, so that no write of a client
+// pays for a page fault. It does so in pieces: the process's memory map is
+// locked meanwhile, for seconds where the host has to find gigabytes, and a
+// guest that stands so long is taken for hung.
+func (r *Region) populate() error {
+	for at := 0; at < len(r.mem); at += hugePage {
+		switch err := unix.Madvise(r.mem[at:min(at+hugePage, len(r.mem))], unix.MADV_POPULATE_WRITE); {
+		case errors.Is(err, unix.EINVAL): // a kernel before 5.14: page faults do it
+			return nil
+		case err != nil:
+			return fmt.Errorf("clear %d bytes of memory: %w", r.hdr.Size, err)
+		}
+	}
+	return nil
+}
+
+func (r *Region) mmap(fd, prot int) error {
+	mem, err := unix.Mmap(fd, 0, int(r.hdr.Size), prot, unix.MAP_SHARED)
 	if err != nil {
 		return fmt.Errorf("map %d bytes: %w", r.hdr.Size, err)
 	}
@@ -145,7 +163,7 @@ func Open(path string, readOnly bool) (*Region, error) {
 	r := &Region{path: path, file: os.NewFile(uintptr(fd), path), readOnly: readOnly}
 	err = r.validate(fd)
 	if err == nil {
-		err = r.mmap(fd, prot, 0)
+		err = r.mmap(fd, prot)
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open region %s: %w", path, err), r.Close())
