@@ -17,6 +17,7 @@ import (
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/block/blocktest"
 	"github.com/pollux-storage/pollux/internal/catalogue"
+	"github.com/pollux-storage/pollux/internal/dedup"
 	"github.com/pollux-storage/pollux/internal/devices"
 	"github.com/pollux-storage/pollux/internal/ondisk"
 	"github.com/pollux-storage/pollux/internal/oplog"
@@ -152,7 +153,13 @@ func TestGoldenSuperblock3(t *testing.T) {
 	}
 	sharing := leavingSuperblock()
 	sharing.Secret = 5
-	for version, s := range map[uint16]*Superblock{1: testSuperblock(), 2: leavingSuperblock(), 3: got, 4: sharing} {
+	set, memory := testSuperblock(), testSuperblock()
+	set.Settings.IndexBytes, memory.Devices[1].Class = 1, ClassMemory
+	for _, c := range []struct {
+		version uint16
+		*Superblock
+	}{{1, testSuperblock()}, {2, leavingSuperblock()}, {3, got}, {4, sharing}, {5, set}, {5, memory}} {
+		version, s := c.version, c.Superblock
 		// What knows less must refuse it.
 		if _, err := ondisk.Open(s.Encode(), ondisk.KindSuperblock, version-1); !errors.Is(err, ondisk.ErrVersion) {
 			t.Errorf("version %d: %v", version, err)
@@ -175,6 +182,25 @@ func TestGoldenSuperblock4(t *testing.T) {
 		}
 	}
 	golden(t, "testdata/superblock-4.hex", s.Encode())
+}
+
+// Devices of another class and settings need version 5, whether anything is shared or not.
+func TestGoldenSuperblock5(t *testing.T) {
+	s := leavingSuperblock()
+	s.Devices[1].Class = ClassMemory
+	for _, s.Secret = range []dedup.Secret{0, 0x1122334455667788} {
+		for _, s.Settings = range []Settings{{}, {Threshold: MaxThreshold}, {IndexBytes: 1 << 30, Threshold: 3}} {
+			if got, err := DecodeSuperblock(s.Encode()); err != nil || !reflect.DeepEqual(got, s) {
+				t.Errorf("%v: %+v", err, got)
+			}
+		}
+	}
+	golden(t, "testdata/superblock-5.hex", s.Encode())
+	spoilt := *s
+	spoilt.Settings.Threshold = MaxThreshold + 1
+	if _, err := DecodeSuperblock(spoilt.Encode()); err == nil || !strings.Contains(err.Error(), "threshold of 9") {
+		t.Errorf("a threshold that is too large: %v", err)
+	}
 	// The largest one fits into a block.
 	for len(s.Devices) < MaxDevices {
 		s.Devices = append(s.Devices, s.Devices[0])
@@ -196,6 +222,8 @@ func leavingSuperblock() *Superblock {
 // States that no pool can be in are refused.
 func TestImpossibleDevices(t *testing.T) {
 	for name, spoil := range map[string]func(d []DeviceRoot){
+		"unknown class":         func(d []DeviceRoot) { d[1].Class = ClassMemory + 1 },
+		"first of memory":       func(d []DeviceRoot) { d[0].Class = ClassMemory },
 		"unknown state":         func(d []DeviceRoot) { d[1].State = DeviceGone + 1 },
 		"first leaves":          func(d []DeviceRoot) { d[0].State = DeviceLeaving },
 		"first is gone":         func(d []DeviceRoot) { d[0] = DeviceRoot{State: DeviceGone} },
