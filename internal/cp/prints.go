@@ -100,7 +100,7 @@ func (m *Machine) Candidates(f dedup.Fingerprint, to []block.Physical) []block.P
 
 // Fingerprint implements [dedup.Stored].
 func (m *Machine) Fingerprint(p block.Physical) dedup.Fingerprint {
-	if m.avoid != nil && m.avoid(p) || !m.Space.MayShare(p) {
+	if m.avoid != nil && m.avoid(p) || !m.Space.MayShare(p) || m.folding != nil && m.folding.pages != nil && m.folding.pages.hides(p) {
 		return dedup.None
 	}
 	return m.print(p)

@@ -260,6 +260,40 @@ func TestShareWithinPoint(t *testing.T) {
 	r.shut()
 }
 
+// A fold takes blocks for its pages before it writes them. Until then they hold, and are
+// found by, what was there before: nobody may share that. The pool is so small that what
+// becomes free is soon used again.
+func TestShareBesideFold(t *testing.T) {
+	ctx := context.Background()
+	for seed := range uint64(few(24)) {
+		rng := rand.New(rand.NewPCG(seed, 21))
+		r := newRig(t, 1, 13<<20)
+		r.mustOpen()
+		v := r.sharingVolume("v", 2<<20, 4)
+		holds := map[int64][]byte{}
+		for range 150 {
+			lba, data := 16*rng.Int64N(16), content(rng.Uint64N(40), 16)
+			holds[lba] = data
+			r.put(v, lba, data)
+			for range rng.IntN(4) {
+				if err := r.do(ctx, func() error { _, err := r.machine.Fold(); return err }); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		r.newCache()
+		r.die()
+		r.mustOpen()
+		v, _ = r.Volume("v")
+		for lba, data := range holds {
+			r.expect(v, lba, data)
+		}
+		if r.shut(); t.Failed() {
+			t.Fatalf("seed %d", seed)
+		}
+	}
+}
+
 // A block has as many references as its count can hold; then another copy is
 // written, and shared in its turn.
 func TestShareLimit(t *testing.T) {
