@@ -33,6 +33,7 @@ type plan struct {
 	blocks []planned
 	fresh  []int32     // which of blocks are to be written
 	runs   []space.Run // allocated for fresh, in order
+	single []int32     // which of blocks are to be written to memory, see memory.go
 	shared []space.Run // got references because blocks share them
 	sums   []uint32    // of blocks, in order; what those of commit.Runs are parts of
 	marks  []byte      // their fingerprints, the same
@@ -40,6 +41,11 @@ type plan struct {
 	// sharing says that some volume shares blocks; prints are of one series.
 	sharing bool
 	prints  []dedup.Fingerprint
+	// moved are places on disks of what is written to memory.
+	moved []block.Physical
+	again []int32 // and blocks of the plan that are such copies
+	// evacuated are those that leave memory.
+	evacuated []evacuation
 
 	batch []*devices.IO // under way at once
 	vecs  [][]byte      // what they write
@@ -52,6 +58,7 @@ func (m *Machine) newPlan() *plan {
 	}
 	p := m.plan
 	p.commit = commit{Holes: p.Holes[:0], Runs: p.Runs[:0]}
+	p.single, p.moved, p.again, p.evacuated = p.single[:0], p.moved[:0], p.again[:0], p.evacuated[:0]
 	p.gen, p.blocks, p.runs, p.shared, p.sums, p.marks, p.zeros, p.sharing = nil, p.blocks[:0], p.runs[:0], p.shared[:0], p.sums[:0], p.marks[:0], p.zeros[:0], false
 	return p
 }
@@ -69,9 +76,12 @@ type planned struct {
 	run    int // THN of the volume
 	print  dedup.Fingerprint
 	at     block.Physical // where it is, or will be
-	of     int32          // the block of the plan that it shares, while at is inPlan
+	memory block.Physical // where memory may have it, or None
+	of     int32          // the block of the plan that it shares, while at is inPlan, or see alike
 	shared bool
 	known  bool // the index has candidates
+	single bool // it is written to memory
+	taken  bool // it belongs to no series: memory has it, or had it
 }
 
 // Commit makes one consistency point of everything that is dirty and of
@@ -169,7 +179,8 @@ func (m *Machine) isZero(s dirty.Slot) bool {
 // allocate gives the blocks that are to be written their places.
 func (m *Machine) allocate(p *plan) error {
 	fresh := p.fresh
-	p.fresh = p.fresh[:0]
+	p.fresh = nil
+	fresh = append(fresh, m.placeApart(p)...)
 	if err := m.place(p, fresh); err != nil {
 		return err
 	}
@@ -227,12 +238,14 @@ func (m *Machine) write(p *plan) error {
 		fresh = fresh[r.N:]
 		if n += r.N; n >= batchBlocks {
 			if err := m.Devices.Do(p.batch); err != nil {
+				m.writeFailed(p.batch)
 				return err
 			}
 			n, p.batch, p.vecs = 0, p.batch[:0], p.vecs[:0]
 		}
 	}
 	if err := m.Devices.Do(p.batch); err != nil && !planted.Has(planted.IgnoredWriteError) {
+		m.writeFailed(p.batch)
 		return err
 	}
 	if planted.Has(planted.DataSyncMissing) {
@@ -322,6 +335,8 @@ func (m *Machine) finish(p *plan) error {
 		m.Reader.Offer(ptr, m.log.Payload(b.slot.Extent, 1))
 		if b.print != dedup.None {
 			m.notePrint(b.at, b.print)
+		} else {
+			m.unprint(space.Run{At: b.at, N: 1})
 		}
 	}
 	m.install(&p.commit, func(old block.Pointer) { m.drop(space.Run{At: old.Phys, N: 1}) })
@@ -329,6 +344,7 @@ func (m *Machine) finish(p *plan) error {
 	if p.gen != nil {
 		m.dirty.Drop()
 	}
+	m.noteMoved(p)
 	m.stats.commits.Add(1)
 	m.count(p)
 	return m.broken

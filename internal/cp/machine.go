@@ -94,6 +94,10 @@ type Machine struct {
 	renew     renewals // for the next fold
 	prints    prints
 	avoid     func(p block.Physical) bool // blocks that are not shared now, or nil
+	// moved are copies on disks of what memory has, see memory.go.
+	moved        table.Table[uint64]
+	evacuated    table.Table[uint64] // new places of blocks that left memory
+	memoryFailed atomic.Bool
 
 	// Memory that is used again.
 	plan     *plan
@@ -107,7 +111,7 @@ type Machine struct {
 }
 
 type statistics struct {
-	commits, folds, blocks, shared, zeros, unequal atomic.Uint64
+	commits, folds, blocks, shared, zeros, unequal, transferred atomic.Uint64
 }
 
 // Recover brings catalogue, map and journal to the last durable consistency
@@ -256,11 +260,14 @@ func (m *Machine) Close() error {
 	m.changes.Free()
 	m.prints.active.Free()
 	m.prints.folding.Free()
+	m.moved.Free()
+	m.evacuated.Free()
 	if m.Index != nil {
 		_ = m.Index.Close() // fails for memory that is not ours only
 	}
 	if m.shares != nil {
 		m.shares.places.Free()
+		m.shares.memory.places.Free()
 		_ = hpdi.Free(m.shares.buf) // it was allocated so, or is nil
 	}
 	if m.folding == nil {
@@ -361,6 +368,7 @@ type Stats struct {
 	Shared         uint64 // data blocks that were stored already and are shared
 	Zeros          uint64 // data blocks of zeroes that became holes
 	Unequal        uint64 // series that seemed to be stored already and were not
+	Transferred    uint64 // of Blocks, those written to memory because there were so many of them
 }
 
 // VolumeStats are those of Stats that are about one volume.
@@ -372,7 +380,7 @@ func (m *Machine) VolumeStats(id block.VolumeID) VolumeStats { return m.byVolume
 // Stats returns the counters.
 func (m *Machine) Stats() Stats {
 	return Stats{Commits: m.stats.commits.Load(), Folds: m.stats.folds.Load(), Blocks: m.stats.blocks.Load(),
-		Shared: m.stats.shared.Load(), Zeros: m.stats.zeros.Load(), Unequal: m.stats.unequal.Load()}
+		Shared: m.stats.shared.Load(), Zeros: m.stats.zeros.Load(), Unequal: m.stats.unequal.Load(), Transferred: m.stats.transferred.Load()}
 }
 
 // EstimatedUse returns how many blocks are in use, before LoadCounts knows

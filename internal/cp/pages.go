@@ -31,9 +31,6 @@ type pageWriter struct {
 	spare []space.Run  // allocated, not yet used
 	pairs []space.Pair // the same, with twins
 	alone bool         // there was no room for twins, or it is not wanted
-	// unwritten are the blocks of spare, pairs and ios, twins among them: what they hold,
-	// and are found by, is what was there before. Only kept where blocks are shared.
-	unwritten map[block.Physical]struct{}
 	// settled says that there is a place among spare or pairs for each page.
 	settled bool
 	taken   []space.Run
@@ -108,29 +105,10 @@ func (w *pageWriter) allocateTwins(wanted bool) (p block.Pointer, ok bool) {
 func (w *pageWriter) pairsOf(n int) []space.Pair {
 	pairs := w.m.Space.AllocTwins(n, func(dev int) bool { return w.m.Devices.Copies(dev) == 1 })
 	for _, p := range pairs {
-		w.hide(p.Run)
-		w.hide(p.Second())
+		w.m.unprint(p.Run)
+		w.m.unprint(p.Second())
 	}
 	return pairs
-}
-
-// hide keeps blocks from being shared until they are written.
-func (w *pageWriter) hide(r space.Run) {
-	if !w.m.sb.Shares() {
-		return
-	}
-	if w.unwritten == nil {
-		w.unwritten = map[block.Physical]struct{}{}
-	}
-	for i := range r.N {
-		w.unwritten[r.At+block.Physical(i)] = struct{}{}
-	}
-}
-
-// hides reports whether a block is one that was allocated and not written.
-func (w *pageWriter) hides(p block.Physical) bool {
-	_, ok := w.unwritten[p]
-	return ok
 }
 
 // allocate returns a free block. Pages lie together because they are allocated
@@ -151,7 +129,7 @@ func (w *pageWriter) allocate() (block.Physical, error) {
 			}
 		}
 		for _, r := range w.spare {
-			w.hide(r)
+			w.m.unprint(r)
 		}
 	}
 	r := &w.spare[0]
@@ -190,9 +168,6 @@ func addRun(runs []space.Run, at block.Physical) []space.Run {
 
 func (w *pageWriter) flush() error {
 	err := w.m.Devices.Do(w.ios)
-	for _, io := range w.ios {
-		delete(w.unwritten, io.At)
-	}
 	w.ios, w.pages = w.ios[:0], 0
 	if planted.Has(planted.IgnoredPageWriteError) {
 		return nil
@@ -217,11 +192,6 @@ func (w *pageWriter) unused() []space.Run {
 		runs = append(runs, p.Run, p.Second())
 	}
 	w.spare, w.pairs = nil, nil
-	for _, r := range runs {
-		for i := range r.N {
-			delete(w.unwritten, r.At+block.Physical(i))
-		}
-	}
 	return runs
 }
 

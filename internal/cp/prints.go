@@ -7,16 +7,20 @@ import (
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/blockmap"
 	"github.com/pollux-storage/pollux/internal/dedup"
+	"github.com/pollux-storage/pollux/internal/space"
 	"github.com/pollux-storage/pollux/internal/table"
 )
 
 // The fingerprints of stored blocks are kept track by track, so that from one block
 // that the index knows a sequence can be followed both ways, and the index can be
 // made anew. Journal records carry those of new blocks; folds bring them into a tree
-// for each device, whose leaves have eight bytes a block. They are only hints: what
-// becomes free, or is written for a volume that shares nothing, keeps the fingerprint
-// that the place had before. Whatever cannot be read, or written because the pool is
-// nearly full, costs savings and nothing else.
+// for each device, whose leaves have eight bytes a block. What becomes free keeps its
+// fingerprint until the block is taken for something else: then it is that of the new
+// content, or none for a page of metadata and for what a volume writes that shares
+// nothing. So a block in use has the fingerprint of what it holds or none, also before it
+// is written, and a frame in the cache with that content is what the device has. Whatever
+// cannot be read, or written because the pool is nearly full, costs savings and nothing
+// else.
 
 // printsPerLeaf is the number of fingerprints in a leaf: of two tracks.
 const printsPerLeaf = block.Size / printSize
@@ -100,7 +104,7 @@ func (m *Machine) Candidates(f dedup.Fingerprint, to []block.Physical) []block.P
 
 // Fingerprint implements [dedup.Stored].
 func (m *Machine) Fingerprint(p block.Physical) dedup.Fingerprint {
-	if m.avoid != nil && m.avoid(p) || !m.Space.MayShare(p) || m.folding != nil && m.folding.pages != nil && m.folding.pages.hides(p) {
+	if m.avoid != nil && m.avoid(p) || !m.Space.MayShare(p) {
 		return dedup.None
 	}
 	return m.print(p)
@@ -165,10 +169,16 @@ func (m *Machine) LoadPrints() error {
 	}
 	defer c.free()
 	return c.each(func(r *record) error {
+		for _, run := range r.Fold.Taken {
+			m.unprint(run)
+		}
 		for i := range r.Commit.Runs {
 			run := &r.Commit.Runs[i]
 			for k := range len(run.Prints) / printSize {
 				m.notePrint(run.At+block.Physical(k), decodePrint(run.Prints, k))
+			}
+			if len(run.Prints) == 0 && !run.Shared {
+				m.unprint(space.Run{At: run.At, N: len(run.Sums)})
 			}
 		}
 		return nil
@@ -180,6 +190,16 @@ func (m *Machine) notePrint(p block.Physical, f dedup.Fingerprint) {
 	m.prints.active.Put(uint64(p), uint64(f))
 	if m.Index != nil {
 		m.Index.Put(f, p)
+	}
+}
+
+// unprint takes the fingerprints from blocks that were taken for what has none.
+func (m *Machine) unprint(r space.Run) {
+	if !m.sb.Shares() {
+		return
+	}
+	for i := range r.N {
+		m.prints.active.Put(uint64(r.At)+uint64(i), uint64(dedup.None))
 	}
 }
 
@@ -373,6 +393,7 @@ func (f *fold) writeRoots() error {
 // none may be under way, and they are fewest when one has just ended.
 func (m *Machine) IndexBegin() {
 	m.Index.Begin()
+	m.Index.Whole = m.memoryDevices(DeviceUsed)
 	for _, t := range [...]*table.Table[uint64]{&m.prints.folding, &m.prints.active} {
 		for p, f := range t.All() {
 			m.indexStored(dedup.Fingerprint(f), block.Physical(p))
@@ -438,11 +459,14 @@ func (m *Machine) indexBelow(dev int, root block.Pointer, parent uint64) {
 		if level > 0 {
 			return true, nil
 		}
-		_ = m.Reader.View(p, func(page []byte) {
-			for i := range uint64(printsPerLeaf) {
-				m.indexStored(decodePrint(page, int(i)), block.At(dev, leaf*printsPerLeaf+i))
-			}
-		})
+		// Copied, because what is done with them may look at other pages.
+		var prints [block.Size]byte
+		if m.Reader.View(p, func(page []byte) { copy(prints[:], page) }) != nil {
+			return false, nil
+		}
+		for i := range uint64(printsPerLeaf) {
+			m.indexStored(decodePrint(prints[:], int(i)), block.At(dev, leaf*printsPerLeaf+i))
+		}
 		return false, nil
 	})
 }
@@ -451,6 +475,9 @@ func (m *Machine) indexBelow(dev int, root block.Pointer, parent uint64) {
 func (m *Machine) indexStored(f dedup.Fingerprint, p block.Physical) {
 	if f != dedup.None && m.Space.Count(p) > 0 {
 		m.Index.Put(f, p)
+		if m.inMemory(p) {
+			m.indexInMemory(f, p)
+		}
 	}
 }
 

@@ -34,6 +34,7 @@ type sharing struct {
 
 	matcher    dedup.Matcher
 	matches    []dedup.Match // of a window, and those before it that decide about them
+	order      []int32       // blocks of the plan in the order in which they are matched
 	fresh      []int32       // blocks that are to be written, as far as is known
 	places     table.Table[uint32]
 	found      []sharedRun
@@ -44,22 +45,25 @@ type sharing struct {
 	all        []devices.IO
 	vecs       [][1][]byte
 
+	memory memory
+
 	// Of the series that is being matched.
 	series series
 }
 
-// sharedRun are n blocks of a plan, from first on, that share those from at on.
+// sharedRun are n blocks in order, from first on, that share those from at on.
 type sharedRun struct {
 	first, n int
 	at       block.Physical
 }
 
-// series is a series of blocks of a plan that are neighbours in their volume.
+// series is a series of blocks of a plan that are neighbours in their volume, but for
+// those that memory has.
 type series struct {
 	volume    block.VolumeID
-	lba       block.Logical // of the first
-	first     int           // the same in the plan
-	n, run    int           // blocks, and THN
+	lba, end  block.Logical // of the first, and behind the last
+	first     int           // of the first, in order
+	run       int           // THN
 	before    [dedup.MaxRun]block.Pointer
 	after     [dedup.MaxRun]block.Pointer
 	nBefore   int // how many of before are known, from its end; -1 if nobody looked
@@ -73,7 +77,7 @@ type series struct {
 // says of all others that they are to be written.
 func (m *Machine) share(p *plan) {
 	p.fresh, p.shared = p.fresh[:0], p.shared[:0]
-	if !p.sharing || m.Index == nil || !m.sb.Shares() {
+	if !p.sharing && m.memoryDevices(DeviceLeaving) == 0 || m.Index == nil || !m.sb.Shares() {
 		for i := range p.blocks {
 			p.fresh = append(p.fresh, int32(i))
 		}
@@ -81,12 +85,13 @@ func (m *Machine) share(p *plan) {
 	}
 	s := m.sharing()
 	s.p = p
+	s.beginMemory()
 	s.lookUp()
 	s.match()
 	s.compare()
 	s.take()
 	for i := range p.blocks {
-		if p.blocks[i].at == block.None {
+		if p.blocks[i].at == block.None && !p.blocks[i].single {
 			p.fresh = append(p.fresh, int32(i))
 		}
 	}
@@ -126,6 +131,9 @@ func (s *sharing) lookUp() {
 			s.candidates = m.Index.Candidates(b.print, s.candidates[:0])
 			b.known = len(s.candidates) > 0
 			for _, c := range s.candidates {
+				if of(s.memory.used, c) && b.memory == block.None {
+					b.memory = c
+				}
 				if leaf := leafOf(c); len(s.leaves) == 0 || s.leaves[len(s.leaves)-1] != leaf {
 					s.leaves = append(s.leaves, leaf)
 				}
@@ -140,8 +148,10 @@ func (s *sharing) lookUp() {
 // match finds the matches of all series.
 func (s *sharing) match() {
 	p := s.p
-	s.found, s.fresh = s.found[:0], s.fresh[:0]
+	s.found, s.fresh, s.order = s.found[:0], s.fresh[:0], s.order[:0]
 	s.places.Clear()
+	s.evacuate()
+	s.takeFromMemory()
 	for first := 0; first < len(p.blocks); {
 		b := &p.blocks[first]
 		n := 1
@@ -158,11 +168,15 @@ func (s *sharing) match() {
 func (s *sharing) matchSeries(first, n int) {
 	p, b := s.p, &s.p.blocks[first]
 	q := &s.series
-	q.volume, q.lba, q.first, q.n, q.run, q.nBefore, q.nAfter = b.volume, b.lba, first, n, b.run, -1, -1
+	q.volume, q.lba, q.end, q.first, q.run, q.nBefore, q.nAfter = b.volume, b.lba, b.lba+block.Logical(n), len(s.order), b.run, -1, -1
 	p.prints = p.prints[:0]
-	for i := range n {
-		p.prints = append(p.prints, p.blocks[first+i].print)
+	for i := first; i < first+n; i++ {
+		if !p.blocks[i].taken {
+			p.prints = append(p.prints, p.blocks[i].print)
+			s.order = append(s.order, int32(i))
+		}
 	}
+	first, n = q.first, len(p.prints)
 	s.matcher.Run = b.run
 	of := dedup.Series{Prints: p.prints, Before: q.beforeFn, After: q.afterFn, Unknown: q.unknownFn}
 	window := matchWindow
@@ -188,16 +202,21 @@ func (s *sharing) matchSeries(first, n int) {
 	}
 }
 
-// write says that the blocks lo to hi-1 of the plan are going to be written, and may be
-// shared by those that follow.
+// write says that no match has the blocks lo to hi-1 in order. They are going to be
+// written, and may be shared by those that follow.
 func (s *sharing) write(lo, hi int) {
-	for i := lo; i < hi; i++ {
+	order := s.order[lo:hi:hi]
+	s.lookForShort(order)
+	for k, i := range order {
+		if s.single(i, s.memory.short[k]) {
+			continue
+		}
 		if f := s.p.blocks[i].print; f != dedup.None {
 			if place, had := s.places.Put(placeKey(f), uint32(len(s.fresh))); had {
 				s.places.Put(placeKey(f), place) // the first one is found
 			}
 		}
-		s.fresh = append(s.fresh, int32(i))
+		s.fresh = append(s.fresh, i)
 	}
 }
 
@@ -232,6 +251,7 @@ func (s *sharing) before(p block.Physical) int {
 		if !s.m.Map.LookupCached(q.volume, q.lba-block.Logical(q.nBefore), q.before[:q.nBefore]) {
 			q.nBefore = 0
 		}
+		q.nBefore = s.onDisks(q.before[:q.nBefore])
 	}
 	n := 0
 	for n < q.nBefore && uint64(n) < p.Block()%block.TrackBlocks && q.before[q.nBefore-1-n].Phys == p-block.Physical(n+1) {
@@ -243,8 +263,16 @@ func (s *sharing) before(p block.Physical) int {
 // unknown reports whether neither the index nor the plan has anything like block i of the
 // series.
 func (s *sharing) unknown(i int) bool {
-	b := &s.p.blocks[s.series.first+i]
+	b := &s.p.blocks[s.order[s.series.first+i]]
 	return !b.known && !s.places.Has(placeKey(b.print))
+}
+
+// onDisks takes those that are in memory out of pointers, and returns how many are left.
+func (s *sharing) onDisks(ptrs []block.Pointer) int {
+	if s.memory.used == 0 {
+		return len(ptrs)
+	}
+	return len(slices.DeleteFunc(ptrs, func(p block.Pointer) bool { return of(s.memory.used, p.Phys) }))
 }
 
 // after returns how many blocks behind the series are mapped to those from p on.
@@ -252,9 +280,10 @@ func (s *sharing) after(p block.Physical) int {
 	q := &s.series
 	if q.nAfter < 0 {
 		q.nAfter = q.run
-		if !s.m.Map.LookupCached(q.volume, q.lba+block.Logical(q.n), q.after[:q.nAfter]) {
+		if !s.m.Map.LookupCached(q.volume, q.end, q.after[:q.nAfter]) {
 			q.nAfter = 0
 		}
+		q.nAfter = s.onDisks(q.after[:q.nAfter])
 	}
 	n := 0
 	for n < q.nAfter && (n == 0 || (p+block.Physical(n)).Block()%block.TrackBlocks != 0) && q.after[n].Phys == p+block.Physical(n) {
@@ -323,7 +352,7 @@ func (s *sharing) compareBatch(runs []sharedRun, kept []sharedRun) []sharedRun {
 		}
 		if same[i] < r.n {
 			m.stats.unequal.Add(1)
-			if r.n = same[i]; r.n < s.p.blocks[r.first].run {
+			if r.n = same[i]; r.n == 0 || r.n < s.block(r.first).run && !s.m.inMemory(r.at) {
 				continue
 			}
 		}
@@ -334,18 +363,22 @@ func (s *sharing) compareBatch(runs []sharedRun, kept []sharedRun) []sharedRun {
 
 // same returns how many blocks of a run, from the first on, are those that stored returns.
 func (s *sharing) same(r sharedRun, stored func(k int) []byte) (n int) {
-	for n < r.n && bytes.Equal(stored(n), s.payload(r.first+n)) {
+	for n < r.n && bytes.Equal(stored(n), s.payload(int(s.order[r.first+n]))) {
 		n++
 	}
 	return n
 }
 
+// block returns a block of the plan by its place in order.
+func (s *sharing) block(i int) *planned { return &s.p.blocks[s.order[i]] }
+
+// payload returns the content of a block of the plan.
 func (s *sharing) payload(i int) []byte { return s.m.log.Payload(s.p.blocks[i].slot.Extent, 1) }
 
 // sameInCache is same for what the cache has; known says that it has all.
 func (s *sharing) sameInCache(r sharedRun) (n int, known bool) {
 	for k := range r.n {
-		i := r.first + k
+		i := int(s.order[r.first+k])
 		p := block.Pointer{Phys: r.at + block.Physical(k), Sum: s.p.blocks[i].slot.Sum, Shared: true}
 		if !s.m.Reader.ViewCached(p, func(frame []byte) {
 			if n == k && bytes.Equal(frame, s.payload(i)) {
@@ -365,7 +398,7 @@ func (s *sharing) take() {
 	for _, r := range s.found {
 		if r.at.Device() == planDevice {
 			for k := range r.n {
-				b := &p.blocks[r.first+k]
+				b := s.block(r.first + k)
 				b.at, b.of = inPlan, s.fresh[r.at.Block()+uint64(k)]
 			}
 			continue
@@ -378,7 +411,7 @@ func (s *sharing) take() {
 			p.shared = append(p.shared, run)
 		}
 		for k := range r.n {
-			b := &p.blocks[r.first+k]
+			b := s.block(r.first + k)
 			b.at, b.shared = r.at+block.Physical(k), true
 		}
 	}
@@ -392,37 +425,57 @@ const inPlan block.Physical = 1<<64 - 1
 // those have places. Where these are not consecutive, or not on one track, a series may
 // have become too short; its blocks are written after all.
 func (m *Machine) settle(p *plan) error {
-	var more []int32
+	var more, series []int32
+	for i := range p.blocks {
+		b := &p.blocks[i]
+		if b.at != inPlan || !m.inMemory(p.blocks[b.of].at) {
+			continue
+		}
+		run := space.Run{At: p.blocks[b.of].at, N: 1}
+		if b.shared = m.Space.Inc(run) == nil; b.shared {
+			b.at = run.At
+			p.shared = append(p.shared, run)
+		} else {
+			b.at = block.None
+			more = append(more, int32(i))
+		}
+	}
 	for i := 0; i < len(p.blocks); {
-		if p.blocks[i].at != inPlan {
+		b := &p.blocks[i]
+		if b.at != inPlan {
 			i++
 			continue
 		}
-		b := &p.blocks[i]
 		at := p.blocks[b.of].at
-		n := 1
-		for i+n < len(p.blocks) {
-			c := &p.blocks[i+n]
-			if c.at != inPlan || c.volume != b.volume || c.lba != b.lba+block.Logical(n) || p.blocks[c.of].at != at+block.Physical(n) ||
-				(at+block.Physical(n)).Block()%block.TrackBlocks == 0 {
+		series = append(series[:0], int32(i))
+		for i++; i < len(p.blocks); i++ {
+			c, n := &p.blocks[i], len(series)
+			if c.volume != b.volume || c.lba != p.blocks[i-1].lba+1 {
 				break
 			}
-			n++
+			if m.inMemory(c.at) {
+				continue // it does not part the series
+			}
+			if c.at != inPlan || c.taken != b.taken || p.blocks[c.of].at != at+block.Physical(n) || (at+block.Physical(n)).Block()%block.TrackBlocks == 0 {
+				break
+			}
+			series = append(series, int32(i))
 		}
+		n := len(series)
+		i = int(series[n-1]) + 1
 		run := space.Run{At: at, N: n}
-		shared := n >= b.run && m.Space.Inc(run) == nil
+		shared := (n >= b.run || b.taken) && m.Space.Inc(run) == nil
 		if shared {
 			p.shared = append(p.shared, run)
 		}
-		for k := range n {
-			if c := &p.blocks[i+k]; shared {
+		for k, i := range series {
+			if c := &p.blocks[i]; shared {
 				c.at, c.shared = at+block.Physical(k), true
 			} else {
 				c.at = block.None
-				more = append(more, int32(i+k))
+				more = append(more, i)
 			}
 		}
-		i += n
 	}
 	if len(more) == 0 {
 		return nil
@@ -436,13 +489,7 @@ func (m *Machine) place(p *plan, blocks []int32) (err error) {
 	if p.runs, err = m.Space.Alloc(len(blocks), p.runs); err != nil {
 		return err
 	}
-	p.fresh = append(p.fresh[:len(p.fresh):len(p.fresh)], blocks...)
-	for _, r := range p.runs[first:] {
-		for k := range r.N {
-			p.blocks[blocks[k]].at = r.At + block.Physical(k)
-		}
-		blocks = blocks[r.N:]
-	}
+	p.assign(first, blocks)
 	return nil
 }
 

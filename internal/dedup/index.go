@@ -27,9 +27,14 @@ import (
 //
 //	an entry is in one of the two buckets of its fingerprint, and once
 //	entries behind the sweep, and all when none is under way, are of blocks
-//	whose place in the track is a multiple of every, and of the present round
+//	whose place in the track is a multiple of every, or that lie on one of the
+//	devices that are kept whole, and of the present round
 //	fresh <= entries <= slots
 type Index struct {
+	// Whole has a bit for each device of which all blocks are kept, however thin the
+	// index is.
+	Whole uint64
+
 	buckets []bucket
 	shift   uint // of a fingerprint's bits, so that a bucket's number is left
 	n       int  // entries
@@ -162,7 +167,9 @@ func (x *Index) find(bucket, entry uint64) *uint64 {
 }
 
 // keeps reports whether the index has an entry for a block, if it has room.
-func (x *Index) keeps(p block.Physical) bool { return uint64(p)%x.every == 0 }
+func (x *Index) keeps(p block.Physical) bool {
+	return uint64(p)%x.every == 0 || x.Whole>>p.Device()&1 != 0
+}
 
 // stays reports whether an entry is to be there.
 func (x *Index) stays(e uint64) bool {

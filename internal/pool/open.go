@@ -63,6 +63,7 @@ type OpenOptions struct {
 	Scrub       ScrubOptions
 	Removal     RemovalOptions
 	Scan        ScanOptions
+	Transfer    TransferOptions
 	// BootID identifies the boot of the host, which decides whether a region
 	// can still exist. region.BootID() if empty.
 	BootID string
@@ -290,9 +291,11 @@ func (op *opener) buildLayers() (err error) {
 			op.space.AddGone()
 			continue
 		}
-		if err := op.space.AddDevice(d.Blocks, d.First); err != nil {
+		free, err := newSpace(d)
+		if err != nil {
 			return err
 		}
+		op.space.Attach(free)
 		op.space.SetLeaving(i, d.State == cp.DeviceLeaving)
 	}
 	op.bmap = blockmap.NewMap(op.reader)
@@ -309,6 +312,15 @@ func (op *opener) buildLayers() (err error) {
 	op.estimate = op.machine.EstimatedUse()
 	op.space.ForceReserve(op.estimate)
 	return nil
+}
+
+// newSpace returns the space of a device, all of it free.
+func newSpace(d cp.DeviceRoot) (*space.Device, error) {
+	free, err := space.NewDevice(d.Blocks, d.First)
+	if err == nil && d.Class == cp.ClassMemory {
+		free.SetApart()
+	}
+	return free, err
 }
 
 // openRegion adopts the pool's region when it is the one that the superblock
@@ -558,6 +570,7 @@ func (op *opener) start(ctx context.Context) error {
 	p.scrub = newScrub(p, p.opts.Scrub)
 	p.remover = newRemover(p, p.opts.Removal)
 	p.scan = newScan(p, p.opts.Scan)
+	p.transfer = newTransfer(p, p.opts.Transfer)
 	for _, d := range op.gone {
 		p.remover.add(d, op.sb.Generation)
 	}

@@ -54,6 +54,7 @@ type Pool struct {
 	remover  *remover
 	indexer  indexer
 	scan     *scan
+	transfer *transfer
 	index    indexFigures // that others may see
 
 	kick    chan struct{}
@@ -167,6 +168,7 @@ func (p *Pool) Run(ctx context.Context) error {
 	defer tick.Stop()
 	defer p.cleaner.close()
 	defer p.scan.close()
+	defer p.transfer.close()
 	rested := time.NewTimer(0)
 	defer rested.Stop()
 	t := timing{busy: time.Now(), folded: time.Now()}
@@ -209,6 +211,7 @@ func (p *Pool) Run(ctx context.Context) error {
 		p.scrub.arm()
 		p.remover.arm()
 		p.scan.arm()
+		p.transfer.arm()
 		select {
 		case <-ctx.Done():
 			return nil
@@ -225,6 +228,7 @@ func (p *Pool) Run(ctx context.Context) error {
 		case <-p.scrub.timer.C:
 		case <-p.remover.timer.C:
 		case <-p.scan.timer.C:
+		case <-p.transfer.timer.C:
 		}
 	}
 }
@@ -318,6 +322,7 @@ func (p *Pool) work(ctx context.Context, t *timing) error {
 	p.scrub.work(now)
 	p.indexer.work(p, now)
 	p.scan.work(now)
+	p.transfer.work(now)
 	if p.remover.work(now); now.Before(p.retryAt) {
 		return nil // it has failed
 	}
@@ -332,7 +337,7 @@ func (p *Pool) wantsFold(t *timing, now time.Time) bool {
 		return true
 	case p.machine.Folding():
 		return !now.Before(t.pause)
-	case p.cleaner.wantsFold() || p.scrub.wantsFold() || p.remover.wantsFold() || p.scan.wantsFold():
+	case p.cleaner.wantsFold() || p.scrub.wantsFold() || p.remover.wantsFold() || p.scan.wantsFold() || p.transfer.wantsFold():
 		return true
 	}
 	since := now.Sub(t.folded)

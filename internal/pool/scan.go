@@ -1,8 +1,10 @@
 package pool
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -85,6 +87,7 @@ type scan struct {
 	matcher dedup.Matcher
 	own     map[block.Physical]bool // where the blocks of a step are
 	prints  []dedup.Fingerprint
+	places  []int // of prints, in the leaf
 	matches []dedup.Match
 
 	mu    sync.Mutex // guards stats
@@ -359,15 +362,28 @@ func (s *scan) matched(first block.Logical, ptrs *[blockmap.LeafBlocks]block.Poi
 		}
 	}
 	m.Avoid(func(p block.Physical) bool { return s.own[p] })
-	s.matcher.Run = s.run
-	series := dedup.Series{Prints: s.prints}
-	s.matches = s.matcher.Space(s.matcher.Matches(series, 0, len(s.prints), m, s.matches[:0]), 0)
-	for _, match := range s.matches {
-		for k := range match.N {
-			i := match.First + k
-			s.mover.queue = append(s.mover.queue, mapped{ptrs[i], first + block.Logical(i)})
+	queue := func(i int) { s.mover.queue = append(s.mover.queue, mapped{ptrs[i], first + block.Logical(i)}) }
+	// What memory has is taken from there, and parts no series.
+	s.places = s.places[:0]
+	for i, p := range ptrs {
+		here, elsewhere := m.InMemory(p.Phys, s.prints[i])
+		if elsewhere {
+			queue(i)
+		}
+		if !here && !elsewhere {
+			s.prints[len(s.places)] = s.prints[i]
+			s.places = append(s.places, i)
 		}
 	}
+	s.matcher.Run = s.run
+	series := dedup.Series{Prints: s.prints[:len(s.places)]}
+	s.matches = s.matcher.Space(s.matcher.Matches(series, 0, len(s.places), m, s.matches[:0]), 0)
+	for _, match := range s.matches {
+		for k := range match.N {
+			queue(s.places[match.First+k])
+		}
+	}
+	slices.SortFunc(s.mover.queue, func(a, b mapped) int { return cmp.Compare(a.lba, b.lba) })
 	return len(have), nil
 }
 

@@ -3,6 +3,7 @@ package pool
 import (
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/cp"
 	"github.com/pollux-storage/pollux/internal/devices"
 )
 
@@ -29,6 +30,7 @@ type Stats struct {
 	Scrub     ScrubStats
 	Removal   RemovalStats
 	Scan      ScanStats
+	Memory    TransferStats
 }
 
 // SharingCounts tell what a pool has shared since it was opened, and what that is worth.
@@ -47,6 +49,15 @@ type SharingCounts struct {
 type DeviceStats struct {
 	hpdi.Info
 	Errors devices.Errors // since it was opened
+	Class  cp.DeviceClass
+}
+
+// classOf returns the class of a device.
+func (p *Pool) classOf(i int) cp.DeviceClass {
+	if p.space.IsApart(i) {
+		return cp.ClassMemory
+	}
+	return cp.ClassDisk
 }
 
 // Stats returns the pool's statistics.
@@ -62,11 +73,11 @@ func (p *Pool) Stats() Stats {
 			Written: m.Blocks, Shared: m.Shared, Zeros: m.Zeros, Unequal: m.Unequal, Saved: u.More * block.Size,
 			IndexBytes: p.index.bytes.Load(), IndexEntries: p.index.entries.Load(),
 		},
-		Cleaner: p.cleaner.Stats(), Scrub: p.scrub.Stats(), Removal: p.remover.Stats(), Scan: p.scan.Stats(),
+		Cleaner: p.cleaner.Stats(), Scrub: p.scrub.Stats(), Removal: p.remover.Stats(), Scan: p.scan.Stats(), Memory: p.transfer.Stats(),
 	}
 	for i := range p.set.Len() {
 		if d := p.set.Device(i); d != nil { // it may be removed just now
-			s.Devices = append(s.Devices, DeviceStats{d.Info(), p.set.Errors(i)})
+			s.Devices = append(s.Devices, DeviceStats{d.Info(), p.set.Errors(i), p.classOf(i)})
 		}
 	}
 	if err := p.lastError.Load(); err != nil {

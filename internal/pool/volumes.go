@@ -11,7 +11,6 @@ import (
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/catalogue"
 	"github.com/pollux-storage/pollux/internal/cp"
-	"github.com/pollux-storage/pollux/internal/space"
 	"github.com/pollux-storage/pollux/internal/volume"
 )
 
@@ -184,6 +183,16 @@ func (p *Pool) DeleteVolume(ctx context.Context, name string) error {
 // AddDevice makes a device, opened under its lock, part of the pool. After an
 // error it may be called again with the same device.
 func (p *Pool) AddDevice(ctx context.Context, dev hpdi.Device) error {
+	return p.addDevice(ctx, dev, cp.ClassDisk)
+}
+
+// AddMemory is AddDevice for LLRRM, low-latency random read memory: from now on blocks
+// that many volumes share one by one move there.
+func (p *Pool) AddMemory(ctx context.Context, dev hpdi.Device) error {
+	return p.addDevice(ctx, dev, cp.ClassMemory)
+}
+
+func (p *Pool) addDevice(ctx context.Context, dev hpdi.Device, class cp.DeviceClass) error {
 	return p.do(ctx, func() error {
 		if p.machine.Folding() {
 			if err := p.foldAll(); err != nil {
@@ -194,7 +203,8 @@ func (p *Pool) AddDevice(ctx context.Context, dev hpdi.Device) error {
 		if err != nil {
 			return err
 		}
-		free, err := space.NewDevice(l.Blocks, l.Layout.First)
+		root := cp.DeviceRoot{ID: l.Device, Blocks: l.Blocks, First: l.Layout.First, Class: class}
+		free, err := newSpace(root)
 		if err != nil {
 			return err
 		}
@@ -204,7 +214,6 @@ func (p *Pool) AddDevice(ctx context.Context, dev hpdi.Device) error {
 		if err := writeLabel(dev, l); err != nil {
 			return errors.Join(err, free.Close())
 		}
-		root := cp.DeviceRoot{ID: l.Device, Blocks: l.Blocks, First: l.Layout.First}
 		reused := l.Index < p.set.Len() // the number of a device that was removed
 		if reused {
 			p.set.Fill(l.Index, dev)

@@ -19,6 +19,7 @@ type Device struct {
 	trackFree []uint16 // free blocks of each track, outside the Go heap
 	free      int64    // their sum
 	leaving   bool     // it is emptied, and nothing is allocated from it
+	apart     bool     // only AllocApart takes something of it
 	groups    []group
 	cursor    int      // track to look at first
 	want      int      // only tracks with at least so many free blocks, while there are any
@@ -87,9 +88,9 @@ func (d *Device) size() int64 { return int64(d.blocks - d.first) }
 // inUse returns how many of them are in use.
 func (d *Device) inUse() int64 { return d.size() - d.free }
 
-// allocatable returns how many blocks can be allocated now.
+// allocatable returns how many blocks Alloc can take now.
 func (d *Device) allocatable() int64 {
-	if d.leaving {
+	if d.closed() {
 		return 0
 	}
 	return d.free

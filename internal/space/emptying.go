@@ -8,7 +8,7 @@ import (
 
 // Tracks tells how the free space of a pool lies.
 type Tracks struct {
-	All   int64 // tracks that blocks are allocated from, not on devices that leave
+	All   int64 // tracks that Alloc takes blocks from
 	Whole int64 // those of them without a used block
 	// Parts is the number of free blocks in tracks that also have used ones.
 	Parts int64
@@ -18,7 +18,7 @@ type Tracks struct {
 const scanTracks = 1 << 16
 
 // eachTrack calls fn for every track with its number of allocatable blocks and
-// of free ones, device by device, but for devices that are leaving. Others may
+// of free ones, device by device, but for those that Alloc leaves alone. Others may
 // allocate and free meanwhile.
 func (s *Space) eachTrack(fn func(dev, track, size, free int)) {
 	for dev := 0; ; dev++ {
@@ -30,7 +30,7 @@ func (s *Space) eachTrack(fn func(dev, track, size, free int)) {
 			}
 			d := s.devs[dev]
 			n := len(d.trackFree)
-			if d.leaving {
+			if d.closed() {
 				n = 0
 			}
 			for t := from; t < min(n, from+scanTracks); t++ {

@@ -48,13 +48,10 @@ func (s *Space) SetLeaving(dev int, leaving bool) {
 }
 
 func (s *Space) setLeavingLocked(d *Device, leaving bool) {
-	if d.leaving = leaving; leaving {
-		s.free -= d.free
-		d.avoid = nil
-	} else {
-		s.free += d.free
-		d.want = block.TrackBlocks
-	}
+	s.free -= d.allocatable()
+	d.leaving = leaving
+	s.free += d.allocatable()
+	d.avoid, d.want = nil, block.TrackBlocks
 	s.setSlopLocked()
 }
 

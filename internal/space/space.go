@@ -16,7 +16,7 @@
 // Invariants, under mu:
 //
 //	free     = number of allocatable blocks with count 0, not on devices
-//	           that are leaving
+//	           that are leaving or apart
 //	reserved = blocks promised to acknowledged writes and to metadata
 //	owed     = blocks in use on devices that are leaving
 //	more     = sum of all counts that are above 1, less 1 each
@@ -27,7 +27,8 @@
 //
 // A device that is leaving the pool is emptied: nothing is allocated from it, its
 // free blocks are not counted anywhere, and for what it has in use there is room
-// on the others, which only ReserveOwed gives away.
+// on the others, which only ReserveOwed gives away. One that is apart is for
+// AllocApart alone, see there.
 //
 // The lock is a leaf: nothing else is taken while it is held.
 package space
@@ -91,7 +92,7 @@ func (s *Space) setSlopLocked() {
 func (s *Space) totalLocked() int64 {
 	var n int64
 	for _, d := range s.devs {
-		if !d.leaving {
+		if !d.closed() {
 			n += d.size()
 		}
 	}
@@ -110,7 +111,8 @@ func (s *Space) Close() {
 
 // Usage tells how full a pool is, in blocks. Owed are those in use on devices that
 // are leaving, which count nowhere else. More are the references to blocks beyond each
-// one's first, wherever they lie: what the pool would need if nothing were shared.
+// one's first, wherever they lie: what the pool would need if nothing were shared. For
+// devices that are apart see Apart.
 type Usage struct {
 	Total, Free, Reserved, Slop, Owed, More int64
 }
@@ -183,7 +185,7 @@ func (s *Space) Alloc(n int, runs []Run) ([]Run, error) {
 		i := s.next % len(s.devs)
 		s.next++
 		var got int
-		if d := s.devs[i]; !d.leaving {
+		if d := s.devs[i]; !d.closed() {
 			got, runs = d.take(i, n, runs)
 		}
 		n -= got
@@ -242,7 +244,7 @@ func (s *Space) adjust(r Run, up bool) error {
 // tookLocked keeps the number of free blocks when n of a device came into use, or
 // became free.
 func (s *Space) tookLocked(d *Device, n int) {
-	if !d.leaving {
+	if !d.closed() {
 		s.free -= int64(n)
 	}
 }

@@ -43,7 +43,7 @@ func (s *Space) AllocTwins(n int, alone func(dev int) bool) (pairs []Pair) {
 	defer s.mu.Unlock()
 	var devs []int
 	for i, d := range s.devs {
-		if !d.leaving && alone(i) {
+		if !d.closed() && alone(i) {
 			devs = append(devs, i)
 		}
 	}
