@@ -43,6 +43,9 @@ type Config struct {
 
 	// Index finds stored blocks by their fingerprints; nil shares nothing.
 	Index *dedup.Index
+	// Next takes the place of Index when it has what is stored, see UseNext; nil if
+	// there is none. What is written meanwhile goes into both.
+	Next *dedup.Index
 	// Hash is what blocks are found by; nil for a fingerprint with the pool's secret.
 	Hash func(data []byte) dedup.Fingerprint
 }
@@ -262,6 +265,7 @@ func (m *Machine) Close() error {
 	m.prints.folding.Free()
 	m.moved.Free()
 	m.evacuated.Free()
+	m.DropNext()
 	if m.Index != nil {
 		_ = m.Index.Close() // fails for memory that is not ours only
 	}

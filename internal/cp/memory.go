@@ -324,9 +324,9 @@ func (m *Machine) InMemory(p block.Physical, f dedup.Fingerprint) (here, elsewhe
 }
 
 // indexInMemory takes note of the copies on disks of a block in memory that has just been
-// put into the index: after the pool was opened nobody else knows of them.
-func (m *Machine) indexInMemory(f dedup.Fingerprint, p block.Physical) {
-	for _, c := range m.Index.Candidates(f, nil) {
+// put into an index: after the pool was opened nobody else knows of them.
+func (m *Machine) indexInMemory(x *dedup.Index, f dedup.Fingerprint, p block.Physical) {
+	for _, c := range x.Candidates(f, nil) {
 		if c != p && !m.inMemory(c) && m.Fingerprint(c) == f {
 			m.noteCopy(c)
 		}

@@ -188,8 +188,10 @@ func (m *Machine) LoadPrints() error {
 // notePrint remembers the fingerprint of a block that was written.
 func (m *Machine) notePrint(p block.Physical, f dedup.Fingerprint) {
 	m.prints.active.Put(uint64(p), uint64(f))
-	if m.Index != nil {
-		m.Index.Put(f, p)
+	for _, x := range [...]*dedup.Index{m.Index, m.Next} {
+		if x != nil {
+			x.Put(f, p)
+		}
 	}
 }
 
@@ -388,27 +390,41 @@ func (f *fold) writeRoots() error {
 	return err
 }
 
-// IndexBegin begins a round of the index, with the fingerprints that wait for a fold,
-// and IndexFrom goes on with those in the trees. A fold moves the former to the latter:
-// none may be under way, and they are fewest when one has just ended.
-func (m *Machine) IndexBegin() {
-	m.Index.Begin()
-	m.Index.Whole = m.memoryDevices(DeviceUsed)
+// IndexBegin begins a round of an index, Index or Next, with the fingerprints that wait
+// for a fold, and IndexFrom goes on with those in the trees. A fold moves the former to
+// the latter: none may be under way, and they are fewest when one has just ended.
+func (m *Machine) IndexBegin(x *dedup.Index) {
+	x.Begin()
+	x.Whole = m.memoryDevices(DeviceUsed)
 	for _, t := range [...]*table.Table[uint64]{&m.prints.folding, &m.prints.active} {
 		for p, f := range t.All() {
-			m.indexStored(dedup.Fingerprint(f), block.Physical(p))
+			m.indexStored(x, dedup.Fingerprint(f), block.Physical(p))
 		}
 	}
 }
 
-// IndexFrom puts what the trees of fingerprints have into the index, as many level-1
+// UseNext makes Next the index, once its round is over, and frees the one before.
+func (m *Machine) UseNext() {
+	m.Index, m.Next = m.Next, m.Index
+	m.DropNext()
+}
+
+// DropNext frees Next, if there is one.
+func (m *Machine) DropNext() {
+	if m.Next != nil {
+		_ = m.Next.Close() // fails for memory that is not ours only
+	}
+	m.Next = nil
+}
+
+// IndexFrom puts what the trees of fingerprints have into an index, as many level-1
 // pages as n from a place on, and returns where to go on; done says that there is no
 // more, and that the round is over. It is called between steps, and whatever cannot be
 // read is left out.
-func (m *Machine) IndexFrom(at PrintPlace, n int) (next PrintPlace, done bool) {
+func (m *Machine) IndexFrom(x *dedup.Index, at PrintPlace, n int) (next PrintPlace, done bool) {
 	for ; n > 0; n-- {
 		if at.Device >= len(m.sb.Devices) {
-			m.Index.End()
+			x.End()
 			return at, true
 		}
 		root := m.prints.roots[at.Device]
@@ -417,7 +433,7 @@ func (m *Machine) IndexFrom(at PrintPlace, n int) (next PrintPlace, done bool) {
 			at = PrintPlace{Device: at.Device + 1}
 			continue
 		}
-		m.indexBelow(at.Device, root, parents[0])
+		m.indexBelow(x, at.Device, root, parents[0])
 		at.Leaf = (parents[0] + 1) * blockmap.Fanout
 	}
 	return at, false
@@ -448,8 +464,8 @@ type PrintPlace struct {
 	Leaf   uint64
 }
 
-// indexBelow puts the fingerprints below a level-1 page into the index.
-func (m *Machine) indexBelow(dev int, root block.Pointer, parent uint64) {
+// indexBelow puts the fingerprints below a level-1 page into an index.
+func (m *Machine) indexBelow(x *dedup.Index, dev int, root block.Pointer, parent uint64) {
 	lo, hi := parent*blockmap.Fanout, (parent+1)*blockmap.Fanout
 	// What cannot be read is missing.
 	_ = blockmap.Walk(m.Reader, root, func(p block.Pointer, level int, leaf uint64) (bool, error) {
@@ -465,18 +481,18 @@ func (m *Machine) indexBelow(dev int, root block.Pointer, parent uint64) {
 			return false, nil
 		}
 		for i := range uint64(printsPerLeaf) {
-			m.indexStored(decodePrint(prints[:], int(i)), block.At(dev, leaf*printsPerLeaf+i))
+			m.indexStored(x, decodePrint(prints[:], int(i)), block.At(dev, leaf*printsPerLeaf+i))
 		}
 		return false, nil
 	})
 }
 
-// indexStored puts a block into the index, unless it was freed.
-func (m *Machine) indexStored(f dedup.Fingerprint, p block.Physical) {
+// indexStored puts a block into an index, unless it was freed.
+func (m *Machine) indexStored(x *dedup.Index, f dedup.Fingerprint, p block.Physical) {
 	if f != dedup.None && m.Space.Count(p) > 0 {
-		m.Index.Put(f, p)
+		x.Put(f, p)
 		if m.inMemory(p) {
-			m.indexInMemory(f, p)
+			m.indexInMemory(x, f, p)
 		}
 	}
 }

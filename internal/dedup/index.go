@@ -43,6 +43,7 @@ type Index struct {
 	going   bool // a round is under way: entries of the one before may be as true
 	again   bool // another round would find blocks that were left out
 	every   uint64
+	added   int // entries that were put and not there before, since the last round
 	swept   int // buckets looked at since something had to go; len(buckets) when all are
 
 	mem []byte
@@ -64,11 +65,13 @@ type bucket [bucketSlots]uint64
 // MinIndex is the size in bytes of the smallest index.
 const MinIndex = 64 << 10
 
-// Of so many sixteenths of the slots: with full in use a round should be made. With thin
+// Of so many sixteenths of the slots: with full in use a round should be made, if as many
+// as renew were put anew since the last one: the same round once more would change nothing,
+// and what the last one has left out is gone by then, because of sweepStep. With thin
 // in use that are of the present round the index is thinned out: beyond that both buckets
 // of an entry are full too often. So it is when a round leaves it with many, and when one
 // leaves few it keeps more blocks again.
-const full, thin, many, few = 14, 15, 12, 4
+const full, renew, thin, many, few = 14, 1, 15, 12, 4
 
 // IndexSize returns how many bytes an index has that may have limit: the largest power
 // of two, MinIndex at least.
@@ -108,7 +111,9 @@ func (x *Index) Stats() IndexStats {
 }
 
 // Full reports whether the index should be told what is stored, see Begin.
-func (x *Index) Full() bool { return !x.going && (x.again || x.n >= x.part(full)) }
+func (x *Index) Full() bool {
+	return !x.going && (x.again || x.n >= x.part(full) && x.added >= x.part(renew))
+}
 
 // part returns how many slots so many sixteenths are.
 func (x *Index) part(num int) int { return len(x.buckets) * bucketSlots / 16 * num }
@@ -132,7 +137,7 @@ func (x *Index) End() {
 		x.every /= 2
 		x.again = true
 	}
-	x.going, x.swept = false, 0
+	x.going, x.swept, x.added = false, 0, 0
 }
 
 // two returns the numbers of the buckets of a fingerprint.
@@ -211,6 +216,7 @@ func (x *Index) Put(f Fingerprint, p block.Physical) {
 			}
 		}
 		s = x.room(a, b, f)
+		x.added++
 	}
 	x.set(s, e)
 }

@@ -197,6 +197,47 @@ func TestIndexKeepsMoreAgain(t *testing.T) {
 	}
 }
 
+// An index that is full of what is true is not told the same over and over: only when
+// something was put that is new.
+func TestFullIndexRests(t *testing.T) {
+	x := newIndex(t, MinIndex)
+	r := rand.New(rand.NewPCG(11, 12))
+	prints := make([]Fingerprint, 8000) // one of each track
+	for i := range prints {
+		prints[i] = Fingerprint(r.Uint64())
+	}
+	put := func(n int) {
+		for i := range prints[:n] {
+			x.Put(prints[i], block.At(1, uint64(i)*block.TrackBlocks))
+		}
+	}
+	put(len(prints))
+	for rounds := 0; x.Full(); rounds++ {
+		if rounds > 2 {
+			t.Fatalf("it is never content: %+v", x.Stats())
+		}
+		x.Begin()
+		put(len(prints))
+		x.End()
+	}
+	if s := x.Stats(); s.Every == block.TrackBlocks || s.Entries < s.Slots*14/16 {
+		t.Fatalf("it is not full: %+v", s)
+	}
+	put(len(prints)) // they are there already
+	if x.Full() {
+		t.Error("it is full again after nothing new")
+	}
+	for i := range 1000 {
+		x.Put(Fingerprint(r.Uint64()), block.At(2, uint64(i)*block.TrackBlocks))
+	}
+	if !x.Full() {
+		t.Errorf("it is not full with 1000 blocks more: %+v", x.Stats())
+	}
+	if err := x.check(); err != nil {
+		t.Error(err)
+	}
+}
+
 // Blocks that are alike everywhere do not push others out of more than their own
 // two buckets, and an index that a client fills with them stays one.
 func TestIndexOfEqualBlocks(t *testing.T) {

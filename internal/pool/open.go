@@ -571,6 +571,9 @@ func (op *opener) start(ctx context.Context) error {
 	p.remover = newRemover(p, p.opts.Removal)
 	p.scan = newScan(p, p.opts.Scan)
 	p.transfer = newTransfer(p, p.opts.Transfer)
+	p.indexer = newIndexer(p)
+	settings := op.sb.Settings
+	p.settings.Store(&settings)
 	for _, d := range op.gone {
 		p.remover.add(d, op.sb.Generation)
 	}

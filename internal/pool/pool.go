@@ -52,7 +52,7 @@ type Pool struct {
 	cleaner  *cleaner
 	scrub    *scrub
 	remover  *remover
-	indexer  indexer
+	indexer  *indexer
 	scan     *scan
 	transfer *transfer
 	index    indexFigures // that others may see
@@ -61,7 +61,8 @@ type Pool struct {
 	jobs    chan job
 	stopped chan struct{} // closed when Run has returned
 
-	lastError atomic.Pointer[error] // of the newest consistency point or fold, nil when it went well
+	settings  atomic.Pointer[cp.Settings] // those that are durable
+	lastError atomic.Pointer[error]       // of the newest consistency point or fold, nil when it went well
 
 	mu      sync.Mutex // guards volumes
 	volumes map[string]*volume.Volume
@@ -169,6 +170,7 @@ func (p *Pool) Run(ctx context.Context) error {
 	defer p.cleaner.close()
 	defer p.scan.close()
 	defer p.transfer.close()
+	defer p.indexer.timer.Stop()
 	rested := time.NewTimer(0)
 	defer rested.Stop()
 	t := timing{busy: time.Now(), folded: time.Now()}
@@ -212,6 +214,7 @@ func (p *Pool) Run(ctx context.Context) error {
 		p.remover.arm()
 		p.scan.arm()
 		p.transfer.arm()
+		p.indexer.arm()
 		select {
 		case <-ctx.Done():
 			return nil
@@ -229,6 +232,7 @@ func (p *Pool) Run(ctx context.Context) error {
 		case <-p.remover.timer.C:
 		case <-p.scan.timer.C:
 		case <-p.transfer.timer.C:
+		case <-p.indexer.timer.C:
 		}
 	}
 }
@@ -320,7 +324,7 @@ func (p *Pool) work(ctx context.Context, t *timing) error {
 	p.reader.Mend()
 	p.cleaner.work(now)
 	p.scrub.work(now)
-	p.indexer.work(p, now)
+	p.indexer.work(now)
 	p.scan.work(now)
 	p.transfer.work(now)
 	if p.remover.work(now); now.Before(p.retryAt) {
@@ -365,7 +369,7 @@ func (p *Pool) commit(changes []catalogue.Change) error {
 	}
 	if err == nil {
 		p.region.SetCommitted(p.machine.CP(), p.machine.Committed())
-		p.index.set(p.machine.Index)
+		p.index.set(p.machine)
 	}
 	return err
 }

@@ -5,8 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/binary"
 	"fmt"
-	"sync/atomic"
-	"time"
+	"math"
 
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/catalogue"
@@ -64,22 +63,30 @@ func (p *Pool) enableSharing() error {
 // limit is OpenOptions.IndexBytes: no more than its blocks need.
 func IndexBytes(limit, blocks int64) int64 { return dedup.IndexSize(min(limit, 16*blocks)) }
 
+// indexSize returns how many bytes the pool's index has with these settings.
+func (p *Pool) indexSize(s cp.Settings) int64 {
+	limit := int64(min(s.IndexBytes, math.MaxInt64))
+	if limit == 0 {
+		limit = p.opts.IndexBytes
+	}
+	if limit == 0 {
+		limit = DefaultIndexBytes
+	}
+	return IndexBytes(limit, p.space.Usage().Total)
+}
+
 // makeIndex gives the machine an index, if it has none. Run fills it with what the
 // pool has, see indexer.
 func (p *Pool) makeIndex() error {
 	if p.machine.Index != nil {
 		return nil
 	}
-	limit := p.opts.IndexBytes
-	if limit == 0 {
-		limit = DefaultIndexBytes
-	}
-	x, err := dedup.NewIndex(IndexBytes(limit, p.space.Usage().Total))
+	x, err := dedup.NewIndex(p.indexSize(p.machine.Superblock().Settings))
 	if err != nil {
 		return err
 	}
-	p.machine.Index, p.indexer = x, indexer{}
-	p.index.set(x)
+	p.machine.Index = x
+	p.indexer.begin()
 	return nil
 }
 
@@ -90,79 +97,4 @@ func (p *Pool) loadSharing() {
 		return
 	}
 	_ = p.machine.LoadPrints() // those that cannot be read are not found
-}
-
-// indexer goes through the fingerprints that are stored, in the background: when the
-// index is new, and whenever it is full of what may not be true any more.
-type indexer struct {
-	begun bool
-	place cp.PrintPlace
-	done  bool
-	next  time.Time
-}
-
-// Each step of an indexer reads indexPages pages of 256 leaves, and it rests for
-// indexRest times as long as the step took.
-const (
-	indexPages = 1
-	indexRest  = 3
-)
-
-// work carries out a step, unless clients need what it would take.
-func (x *indexer) work(p *Pool, now time.Time) {
-	if p.machine.Index == nil || now.Before(x.next) || p.pressed() {
-		return
-	}
-	if x.done {
-		if !p.machine.Index.Full() {
-			return
-		}
-		*x = indexer{}
-	}
-	x.step(p)
-	end := time.Now()
-	x.next = end.Add(indexRest * end.Sub(now))
-}
-
-// step begins a round, when no fold is under way, or goes on with it.
-func (x *indexer) step(p *Pool) {
-	m := p.machine
-	switch {
-	case x.begun:
-		x.place, x.done = m.IndexFrom(x.place, indexPages)
-	case !m.Folding():
-		m.IndexBegin()
-		x.begun = true
-	}
-	p.index.set(m.Index)
-}
-
-// indexFigures are those of the index that Stats tells, from other goroutines than
-// Run's.
-type indexFigures struct{ bytes, entries atomic.Int64 }
-
-func (f *indexFigures) set(x *dedup.Index) {
-	if x != nil {
-		s := x.Stats()
-		f.bytes.Store(s.Bytes)
-		f.entries.Store(int64(s.Entries))
-	}
-}
-
-// IndexAll makes the index one of everything that is stored, at once.
-func (p *Pool) IndexAll(ctx context.Context) error {
-	return p.do(ctx, func() error {
-		if p.machine.Index == nil {
-			return nil
-		}
-		if p.machine.Folding() {
-			if err := p.foldAll(); err != nil {
-				return err
-			}
-		}
-		for x := &p.indexer; !x.done; {
-			x.step(p)
-		}
-		return nil
-	})
 }

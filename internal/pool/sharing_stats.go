@@ -26,6 +26,8 @@ type Sharing struct {
 	References [space.MaxCount + 1]int64
 	// Index is nil as long as no volume has shared blocks since the pool was made.
 	Index *IndexProgress
+	// Resized is the one of another size that takes its place when it is complete, or nil.
+	Resized *IndexProgress
 	// Volumes are in the order of their creation.
 	Volumes []VolumeSharing
 }
@@ -35,6 +37,18 @@ type IndexProgress struct {
 	dedup.IndexStats
 	// Done of Pages have been looked at; it is complete when all are.
 	Done, Pages int
+}
+
+// indexProgress describes an index, if there is one.
+func (p *Pool) indexProgress(x *dedup.Index, r indexRound) *IndexProgress {
+	if x == nil {
+		return nil
+	}
+	i := &IndexProgress{IndexStats: x.Stats()}
+	if i.Done, i.Pages = p.machine.IndexProgress(r.place); r.done {
+		i.Done = i.Pages
+	}
+	return i
 }
 
 // VolumeSharing describes one volume: what it refers to as of the last fold, and the
@@ -58,13 +72,8 @@ func (p *Pool) Sharing(ctx context.Context) (s Sharing, err error) {
 		for _, v := range p.catalogue.List() {
 			s.Volumes = append(s.Volumes, VolumeSharing{infoOf(v), p.machine.VolumeStats(v.ID)})
 		}
-		if x := p.machine.Index; x != nil {
-			s.Index = &IndexProgress{IndexStats: x.Stats()}
-			at := p.indexer.place
-			if s.Index.Done, s.Index.Pages = p.machine.IndexProgress(at); p.indexer.done {
-				s.Index.Done = s.Index.Pages
-			}
-		}
+		s.Index = p.indexProgress(p.machine.Index, p.indexer.round)
+		s.Resized = p.indexProgress(p.machine.Next, p.indexer.fill)
 		return nil
 	})
 	if err == nil {

@@ -512,7 +512,7 @@ func TestShareWithFullIndex(t *testing.T) {
 			}
 			for range 10 {
 				r.indexer.next = time.Time{}
-				r.indexer.work(r.Pool, time.Now())
+				r.indexer.work(time.Now())
 			}
 			return nil
 		}); err != nil {
