@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 
@@ -22,7 +23,8 @@ func newDedupStatus(s *session) *cobra.Command {
 
 A volume has no saved bytes of its own: what several share belongs to all of
 them. What was shared, written and became holes counts since the pool was
-opened; the rest is the present.`,
+opened; the rest is the present. Of a pool that cannot tell, as when its counts cannot
+be read, the error is shown, and the exit status is that of a failure.`,
 		Args: args(),
 		RunE: func(c *cobra.Command, _ []string) error { return o.run(c.Context()) },
 	}
@@ -40,7 +42,10 @@ func (o *dedupStatusOptions) run(ctx context.Context) error {
 		return err
 	}
 	if o.json {
-		return o.printJSON(orEmpty(pools))
+		if err := o.printJSON(orEmpty(pools)); err != nil {
+			return err
+		}
+		return dedupError(pools)
 	}
 	for i, p := range pools {
 		if i > 0 {
@@ -50,10 +55,24 @@ func (o *dedupStatusOptions) run(ctx context.Context) error {
 			return err
 		}
 	}
-	return nil
+	return dedupError(pools)
+}
+
+// dedupError makes the command fail that could not tell of some pool.
+func dedupError(pools []control.PoolDedup) error {
+	var errs []error
+	for _, p := range pools {
+		if p.Error != "" {
+			errs = append(errs, fmt.Errorf("deduplication of pool %s: %s", p.Pool, p.Error))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func (o *dedupStatusOptions) print(p control.PoolDedup) error {
+	if p.Error != "" {
+		return table(o.out, [][]string{{"pool", p.Pool}, {"error", p.Error}})
+	}
 	rows := [][]string{
 		{"pool", p.Pool},
 		{"refers to", humanSize(p.Refers)},
@@ -67,7 +86,11 @@ func (o *dedupStatusOptions) print(p control.PoolDedup) error {
 		{"index", indexText(p.Index)},
 	}
 	if p.Index != nil {
-		rows = append(rows, []string{"rebuilt", rebuiltText(p.Index)}, []string{"scan", scanText(p.Scan)})
+		rows = append(rows, []string{"rebuilt", rebuiltText(p.Index)})
+		if x := p.Resized; x != nil {
+			rows = append(rows, []string{"resized", fmt.Sprintf("to %s, %s", humanSize(x.Bytes), rebuiltText(x))})
+		}
+		rows = append(rows, []string{"scan", scanText(p.Scan)})
 	}
 	if err := table(o.out, rows); err != nil {
 		return err

@@ -13,7 +13,7 @@ func newPool(s *session) *cobra.Command {
 	return group("pool", groupStorage, "Create, list, extend and move pools",
 		`A pool is devices with one free space. Each guest has one; the volumes of a
 guest take their space from it. Devices are files or block devices.`,
-		newPoolCreate(s), newPoolList(s), newPoolShow(s), newPoolAdd(s), newPoolRemove(s), newPoolExport(s), newPoolImport(s),
+		newPoolCreate(s), newPoolList(s), newPoolShow(s), newPoolSet(s), newPoolAdd(s), newPoolRemove(s), newPoolExport(s), newPoolImport(s),
 		newPoolReplace(s), newPoolOffline(s), newPoolOnline(s), newPoolScrub(s))
 }
 
@@ -40,6 +40,7 @@ func (s *session) printPool(p control.Pool) error {
 		{"epoch", strconv.FormatUint(st.Epoch, 10)},
 		{"volumes", strconv.Itoa(p.Volumes)},
 	}
+	lines = append(lines, settingRows(st.Settings)...)
 	if st.Removal != nil {
 		lines = append(lines, []string{"removal", removalLine(st.Removal)})
 	}

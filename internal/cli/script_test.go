@@ -193,6 +193,9 @@ func fakeHandlers(dir string, down func()) control.Handlers {
 		ChangeCopy: func(_ context.Context, n string, c control.CopyChange) (control.Pool, error) {
 			return answer[control.Pool](dir, "pool", n+" copy "+text(c))
 		},
+		ChangePool: func(_ context.Context, n string, c control.PoolChange) (control.Pool, error) {
+			return answer[control.Pool](dir, "pool", n+" set "+text(c))
+		},
 		ScrubPool: func(_ context.Context, n string, c control.ScrubChange) (control.Pool, error) {
 			return answer[control.Pool](dir, "pool", n+" scrub "+text(c))
 		},

@@ -9,6 +9,8 @@ import (
 type PoolDedup struct {
 	Pool  string `json:"pool"`
 	Guest string `json:"guest"` // its identity
+	// Error is why nothing is known of the pool; then the rest is empty.
+	Error string `json:"error,omitempty"`
 	// Refers is the data that volumes refer to, also what they have overwritten, trimmed
 	// or deleted and what is not freed yet. Stored is what that takes on the devices,
 	// Saved the difference. Metadata are in use beside it.
@@ -23,7 +25,10 @@ type PoolDedup struct {
 	// is one of those with one.
 	References []DedupReferences `json:"references"`
 	// Index is nil as long as no volume of the pool has shared blocks.
-	Index   *DedupIndex   `json:"index,omitempty"`
+	Index *DedupIndex `json:"index,omitempty"`
+	// Resized is one of another size that is being made, and takes the place of Index
+	// when it is complete.
+	Resized *DedupIndex   `json:"resized_index,omitempty"`
 	Scan    DedupScan     `json:"scan"`
 	Volumes []VolumeDedup `json:"volumes"`
 }

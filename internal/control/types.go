@@ -186,6 +186,7 @@ type PoolStatus struct {
 	Cleaner     CleanerStatus `json:"cleaner"`
 	Dedup       DedupStatus   `json:"dedup"`
 	Scrub       ScrubStatus   `json:"scrub"`
+	Settings    PoolSettings  `json:"settings,omitzero"`
 	// Removal is that of a device, if one is being removed.
 	Removal *RemovalStatus `json:"removal,omitempty"`
 	// Removed are paths of devices that were removed since the pool was opened.

@@ -98,10 +98,11 @@ func (g *Guest) reach(paths []string, id string) (string, error) {
 }
 
 // headroom is what a second pool takes of memory beside its region, which is
-// there already: its counts, its indexes and its buffers.
+// there already: its counts, its index of fingerprints, and its buffers with the index of
+// its log.
 func headroom(cfg *config.Config, set *config.Guest) int64 {
 	p, _ := plan(cfg, []poolNeeds{needsOf(cfg, set)}) // whether it fits into the settings is not asked here
-	return p.Counts + p.Work - workBase
+	return p.Counts + p.Index + p.Work - workBase
 }
 
 func roundMiB(n int64) config.Size { return config.Size(n &^ (1<<20 - 1)) }

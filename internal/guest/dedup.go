@@ -2,7 +2,6 @@ package guest
 
 import (
 	"context"
-	"fmt"
 
 	"github.com/pollux-storage/pollux/internal/control"
 	"github.com/pollux-storage/pollux/internal/cp"
@@ -13,7 +12,8 @@ import (
 // scanActions are what may be asked of a scan.
 var scanActions = []string{control.ScanStart, control.ScanUndo, control.ScanPause, control.ScanResume, control.ScanStop}
 
-// dedup tells what the pools that this guest serves share.
+// dedup tells what the pools that this guest serves share, and of a pool that cannot say
+// it why not.
 func (g *Guest) dedup(ctx context.Context) ([]control.PoolDedup, error) {
 	all := []control.PoolDedup{}
 	for _, t := range g.all() {
@@ -23,7 +23,7 @@ func (g *Guest) dedup(ctx context.Context) ([]control.PoolDedup, error) {
 		}
 		p, err := st.Dedup(ctx)
 		if err != nil {
-			return nil, fmt.Errorf("deduplication of pool %s: %w", st.Name(), err)
+			p = control.PoolDedup{Error: err.Error(), References: []control.DedupReferences{}, Volumes: []control.VolumeDedup{}}
 		}
 		p.Pool, p.Guest = st.Name(), t.identity
 		all = append(all, p)
@@ -39,7 +39,7 @@ func (s *store) Dedup(ctx context.Context) (control.PoolDedup, error) {
 	d := control.PoolDedup{
 		Refers: f.Refers, Stored: f.Stored, Saved: f.Saved, Metadata: f.Metadata,
 		DedupCounts: control.DedupCounts{Shared: f.Shared, Written: f.Written, Zeros: f.Zeros}, Unequal: f.Unequal,
-		References: references(&f.References), Index: dedupIndex(f.Index), Scan: dedupScan(s.Pool.Stats().Scan), Volumes: []control.VolumeDedup{},
+		References: references(&f.References), Index: dedupIndex(f.Index), Resized: dedupIndex(f.Resized), Scan: dedupScan(s.Pool.Stats().Scan), Volumes: []control.VolumeDedup{},
 	}
 	for _, v := range f.Volumes {
 		d.Volumes = append(d.Volumes, control.VolumeDedup{

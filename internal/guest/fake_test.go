@@ -106,7 +106,8 @@ func (f *fakeStorage) last() *fakeStore {
 }
 
 type fakeStore struct {
-	scanned string // what was asked of a scan last
+	scanned  string // what was asked of a scan last
+	settings control.PoolSettings
 
 	name   string
 	devs   []hpdi.Device
@@ -260,6 +261,22 @@ func (s *fakeStore) Dedup(context.Context) (control.PoolDedup, error) {
 	return control.PoolDedup{Saved: 4096}, s.refusal()
 }
 
+// SetSettings keeps the settings.
+func (s *fakeStore) SetSettings(_ context.Context, c pool.SettingsChange) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.refusal(); err != nil {
+		return err
+	}
+	if c.IndexBytes != nil {
+		s.settings.DedupIndex = *c.IndexBytes
+	}
+	if c.Threshold != nil {
+		s.settings.LLRRMThreshold = *c.Threshold
+	}
+	return nil
+}
+
 // Scrub goes from state to state and finds a block that is lost.
 func (s *fakeStore) Scrub(_ context.Context, action string) error {
 	from := map[string][]string{control.ScrubStart: {control.ScrubNever, control.ScrubStopped}, control.ScrubPause: {control.ScrubRunning},
@@ -275,7 +292,9 @@ func (s *fakeStore) Scrub(_ context.Context, action string) error {
 }
 
 func (s *fakeStore) Stats() control.PoolStatus {
-	st := control.PoolStatus{Name: s.name, Scrub: control.ScrubStatus{State: control.ScrubNever}}
+	s.mu.Lock()
+	st := control.PoolStatus{Name: s.name, Scrub: control.ScrubStatus{State: control.ScrubNever}, Settings: s.settings}
+	s.mu.Unlock()
 	if now := s.scrub.Load(); now != nil {
 		st.Scrub = *now
 	}

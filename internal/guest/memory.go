@@ -8,6 +8,7 @@ import (
 	"runtime/debug"
 	"strings"
 
+	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/config"
 	"github.com/pollux-storage/pollux/internal/control"
@@ -48,6 +49,7 @@ const (
 type poolNeeds struct {
 	blocks []uint64 // of each device
 	log    int64    // bytes of payload; 0 while the settings decide
+	index  int64    // of fingerprints; 0 as long as the settings decide
 }
 
 // PlanMemory divides a guest's memory as the settings and the devices of both
@@ -74,10 +76,23 @@ func needsOf(cfg *config.Config, set *config.Guest) poolNeeds {
 		n.blocks = append(n.blocks, uint64(d.Info().Size)/block.Size)
 		if l, err := pool.ReadLabel(d); err == nil {
 			n.log = l.LogBytes
+			if l.Index == 0 {
+				n.index = ownIndex(d, l.Pool)
+			}
 		}
 		_ = d.Close() // it was only read
 	}
 	return n
+}
+
+// ownIndex returns the size of the index that is set for the pool of a first device, 0 if
+// none is, or if that cannot be read.
+func ownIndex(first hpdi.Device, id block.PoolID) int64 {
+	u, err := pool.ReadLastUse(first, id)
+	if err != nil {
+		return 0
+	}
+	return int64(u.Settings.IndexBytes)
 }
 
 // smallest returns the size of the smallest of some devices, each of which has the
@@ -142,7 +157,11 @@ func divide(cfg *config.Config, pools []poolNeeds) Plan {
 			p.Counts += space.MemoryFor(b)
 			blocks += int64(b)
 		}
-		p.Index += pool.IndexBytes(int64(cfg.DedupIndex), blocks)
+		index := n.index
+		if index == 0 {
+			index = int64(cfg.DedupIndex)
+		}
+		p.Index += pool.IndexBytes(index, blocks)
 		p.devices += blocks * block.Size
 	}
 	if p.Cache == 0 {

@@ -35,7 +35,7 @@ func settingsOf(t *testing.T, text string) *config.Config {
 func TestMemoryOfLargePools(t *testing.T) {
 	large := []uint64{10 * testTiB / block.Size}
 	cfg := settingsOf(t, "memory: 1GiB")
-	p, err := plan(cfg, []poolNeeds{{large, 0}, {[]uint64{64 << 30 / block.Size}, 0}})
+	p, err := plan(cfg, []poolNeeds{{blocks: large}, {blocks: []uint64{64 << 30 / block.Size}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -46,7 +46,7 @@ func TestMemoryOfLargePools(t *testing.T) {
 		t.Errorf("the heap may take %d bytes of %d", n, p.Work)
 	}
 	cfg = settingsOf(t, "memory: 2GiB")
-	if p, err = plan(cfg, []poolNeeds{{large, 0}, {large, 0}}); err != nil || p.Sum() != 2<<30 {
+	if p, err = plan(cfg, []poolNeeds{{blocks: large}, {blocks: large}}); err != nil || p.Sum() != 2<<30 {
 		t.Errorf("%+v, %v", p, err)
 	}
 }

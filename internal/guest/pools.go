@@ -210,7 +210,7 @@ func (s *store) Stats() control.PoolStatus {
 			State: st.Cleaner.State, Tracks: st.Cleaner.Tracks, Whole: st.Cleaner.Whole, Passes: st.Cleaner.Passes,
 			Freed: st.Cleaner.Freed, Moved: st.Cleaner.Moved, Failed: st.Cleaner.Failed,
 		},
-		Scrub: scrubStatus(st.Scrub), Removal: removalStatus(st.Removal),
+		Scrub: scrubStatus(st.Scrub), Removal: removalStatus(st.Removal), Settings: poolSettings(s.Settings()),
 	}
 }
 

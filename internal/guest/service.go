@@ -37,6 +37,7 @@ func (g *Guest) handlers() control.Handlers {
 		ImportPool:    g.importPool,
 		RemoveDevice:  g.removeDevice,
 		ChangeCopy:    g.changeCopy,
+		ChangePool:    g.changePool,
 		ScrubPool:     g.scrubPool,
 		Dedup:         g.dedup,
 		CheckTakeover: g.checkTakeover,

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/config"
 	"github.com/pollux-storage/pollux/internal/control"
 	"github.com/pollux-storage/pollux/internal/dedup"
@@ -31,11 +32,15 @@ func TestVolumeCommands(t *testing.T) {
 	if v, err := c.RenameVolume(ctx, "w", "w"); err != nil || v.Name != "w" {
 		t.Errorf("renamed to its own name: %+v, %v", v, err)
 	}
+	s := b.storage.last()
 	all := []struct {
 		name string
 		do   func(volume string) error
 	}{
-		{"deduplication of pool", func(string) error { _, err := c.Dedup(ctx); return err }},
+		{"change the settings of", func(string) error {
+			_, err := c.ChangePool(ctx, s.Name(), control.PoolChange{LLRRMThreshold: new(3)})
+			return err
+		}},
 		{"create volume", func(string) error {
 			_, err := c.CreateVolume(ctx, control.VolumeCreate{Name: "x", Size: 4096, Guest: "a"})
 			return err
@@ -53,14 +58,19 @@ func TestVolumeCommands(t *testing.T) {
 			t.Errorf("%s of a volume that is not there: %v", x.name, err)
 		}
 	}
-	s := b.storage.last()
 	s.refuse.Store(true)
 	for _, x := range all {
 		if err := x.do("w"); control.KindOf(err) != control.KindNoSpace || !strings.Contains(err.Error(), x.name) {
 			t.Errorf("%s that the store refuses: %v", x.name, err)
 		}
 	}
+	if all, err := c.Dedup(ctx); err != nil || len(all) != 1 || all[0].Guest != "a" || all[0].Pool != s.Name() || all[0].Error != block.ErrNoSpace.Error() || all[0].Saved != 0 {
+		t.Errorf("deduplication of a pool that cannot tell: %+v, %v", all, err)
+	}
 	s.refuse.Store(false)
+	if all, err := c.Dedup(ctx); err != nil || len(all) != 1 || all[0].Error != "" || all[0].Saved != 4096 {
+		t.Errorf("%+v, %v", all, err)
+	}
 	if err := c.DeleteVolume(ctx, "w"); err != nil || len(s.Volumes()) != 0 {
 		t.Errorf("%v, left: %v", err, s.Volumes())
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/control"
 	"github.com/pollux-storage/pollux/internal/partner"
+	"github.com/pollux-storage/pollux/internal/pool"
 )
 
 // Storage opens and makes pools. The real one is made of package pool.
@@ -111,6 +112,8 @@ type Store interface {
 	RemoveDevice(ctx context.Context, name string) error
 	// CancelRemoval makes the device that is being taken out stay.
 	CancelRemoval(ctx context.Context) error
+	// SetSettings changes settings that are kept with the pool.
+	SetSettings(ctx context.Context, c pool.SettingsChange) error
 	// Dedup tells what the pool's volumes share.
 	Dedup(ctx context.Context) (control.PoolDedup, error)
 	// Check recounts; Problems are what is wrong, the error why it could not.

@@ -35,6 +35,7 @@ func (a *agent) handlers() control.Handlers {
 		ImportPool:    a.importPool,
 		RemoveDevice:  a.removeDevice,
 		ChangeCopy:    a.changeCopy,
+		ChangePool:    a.changePool,
 		ScrubPool:     a.scrubPool,
 		Dedup:         a.dedup,
 		CheckTakeover: a.checkTakeover,

@@ -241,6 +241,31 @@ func TestVolumesOfAPair(t *testing.T) {
 		t.Errorf("%+v", f)
 	}
 
+	pl, err := c.ChangePool(ctx, "pool-a", control.PoolChange{DedupIndex: new(int64(128 << 10)), LLRRMThreshold: new(4)})
+	p.ok(err)
+	if want := (control.PoolSettings{DedupIndex: 128 << 10, LLRRMThreshold: 4}); pl.Stats.Settings != want {
+		t.Errorf("%+v", pl.Stats)
+	}
+	_, err = c.ChangePool(ctx, "pool-a", control.PoolChange{DedupIndex: new(int64(0)), LLRRMThreshold: new(4)}) // one is so already
+	p.ok(err)
+	_, err = c.ChangePool(ctx, "pool-a", control.PoolChange{LLRRMThreshold: new(9)})
+	refused(t, "an impossible threshold", err, control.KindInvalid)
+	_, err = c.ChangePool(ctx, "pool-x", control.PoolChange{LLRRMThreshold: new(1)})
+	refused(t, "a pool that is not there", err, control.KindNotFound)
+	told = nil
+	p.ok(c.Events(ctx, control.EventQuery{Last: 3}, func(e control.Event) error { told = append(told, e); return nil }))
+	for i, want := range []string{
+		"dedup-index of pool pool-a is 128KiB now; it was default", "llrrm-threshold of pool pool-a is 4 now; it was default",
+		"dedup-index of pool pool-a is default now; it was 128KiB",
+	} {
+		if i >= len(told) || told[i].Message != want || told[i].Kind != "pool-changed" {
+			t.Fatalf("%+v", told)
+		}
+	}
+	if f := told[2].Fields; f["pool"] != "pool-a" || f["setting"] != "dedup-index" || f["was"] != "128KiB" || f["now"] != "default" {
+		t.Errorf("%+v", f)
+	}
+
 	// One guest takes over both, then all moves at once.
 	tk, err := c.Takeover(ctx, "a")
 	p.ok(err)
@@ -256,6 +281,10 @@ func TestVolumesOfAPair(t *testing.T) {
 	pools, err := c.Dedup(ctx)
 	if err != nil || len(pools) != 2 || pools[0].Guest != "a" || pools[1].Guest != "b" || len(pools[0].Volumes) != 1 || pools[0].Index == nil || pools[1].Index == nil || pools[1].Volumes[0].THN != 16 {
 		t.Errorf("%+v, %v", pools, err)
+	}
+	pl, err = c.Pool(ctx, "pool-a")
+	if err != nil || pl.Stats.Settings != (control.PoolSettings{LLRRMThreshold: 4}) {
+		t.Errorf("after a takeover: %+v, %v", pl.Stats, err)
 	}
 	p.ok(c.DeleteVolume(ctx, "other"))
 

@@ -147,7 +147,7 @@ var Metrics = []Metric{
 	counter("pollux_pool_dedup_zero_blocks_total", "Blocks of zeroes that became holes since the pool was opened.", byPool, ofPools(func(p *control.PoolStatus) float64 { return float64(p.Dedup.Zeros) })),
 	counter("pollux_pool_dedup_unequal_series_total", "Series of blocks that seemed to be stored already and were not, since the pool was opened.", byPool, ofPools(func(p *control.PoolStatus) float64 { return float64(p.Dedup.Unequal) })),
 	gauge("pollux_pool_dedup_saved_bytes", "What the pool would need in addition if nothing were shared.", byPool, ofPools(func(p *control.PoolStatus) float64 { return float64(p.Dedup.Saved) })),
-	gauge("pollux_pool_dedup_index_bytes", "Memory of the index of fingerprints.", byPool, ofPools(func(p *control.PoolStatus) float64 { return float64(p.Dedup.IndexBytes) })),
+	gauge("pollux_pool_dedup_index_bytes", "Memory of the index of fingerprints, and of the one of another size that is being made.", byPool, ofPools(func(p *control.PoolStatus) float64 { return float64(p.Dedup.IndexBytes) })),
 	gauge("pollux_pool_dedup_index_entries", "Entries of the index of fingerprints.", byPool, ofPools(func(p *control.PoolStatus) float64 { return float64(p.Dedup.IndexEntries) })),
 	gauge("pollux_pool_absent_copies", "Copies of mirrors that are not there.", byPool, func(st *control.Status, send sender) {
 		for _, g := range st.Guests {

@@ -110,6 +110,7 @@ type LastUse struct {
 	// the boot of the host on which that was.
 	RegionID string
 	BootID   string
+	Settings cp.Settings
 }
 
 // ReadLastUse reads it from the first device.
@@ -119,7 +120,7 @@ func ReadLastUse(first hpdi.Device, pool block.PoolID) (LastUse, error) {
 	if err = errors.Join(err, set.ReleaseQueues()); err != nil {
 		return LastUse{}, err
 	}
-	u := LastUse{Epoch: sb.Epoch, RegionID: sb.RegionID, BootID: sb.BootID}
+	u := LastUse{Epoch: sb.Epoch, RegionID: sb.RegionID, BootID: sb.BootID, Settings: sb.Settings}
 	for _, d := range sb.Devices {
 		if d.State == cp.DeviceGone {
 			d.ID = block.DeviceID{}
