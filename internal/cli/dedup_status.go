@@ -85,6 +85,9 @@ func (o *dedupStatusOptions) print(p control.PoolDedup) error {
 		{"unequal", fmt.Sprintf("%d series since it was opened", p.Unequal)},
 		{"index", indexText(p.Index)},
 	}
+	if p.LLRRM != nil {
+		rows = append(rows, []string{"LLRRM", llrrmLine(p.LLRRM)})
+	}
 	if p.Index != nil {
 		rows = append(rows, []string{"rebuilt", rebuiltText(p.Index)})
 		if x := p.Resized; x != nil {

@@ -3,6 +3,7 @@ package cli
 import (
 	"fmt"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -41,6 +42,9 @@ func (s *session) printPool(p control.Pool) error {
 		{"volumes", strconv.Itoa(p.Volumes)},
 	}
 	lines = append(lines, settingRows(st.Settings)...)
+	if m := st.LLRRM; m != nil {
+		lines = append(lines, []string{"LLRRM", llrrmLine(m)})
+	}
 	if st.Removal != nil {
 		lines = append(lines, []string{"removal", removalLine(st.Removal)})
 	}
@@ -52,8 +56,12 @@ func (s *session) printPool(p control.Pool) error {
 	copies := [][]string{{"MIRROR", "DEVICE", "STATE", "TO RESILVER", "REPAIRED"}}
 	count := func(n uint64) string { return strconv.FormatUint(n, 10) }
 	for _, d := range p.Devices {
+		note := d.Note
+		if d.Class == control.ClassLLRRM {
+			note = strings.TrimSuffix("LLRRM; "+note, "; ")
+		}
 		rows = append(rows, []string{d.Path, humanSize(d.Size), orDash(d.Driver), yesNo(d.Direct),
-			count(d.ReadErrors), count(d.WriteErrors), count(d.Corrupt), d.Note})
+			count(d.ReadErrors), count(d.WriteErrors), count(d.Corrupt), note})
 		if d.Mirror > 0 {
 			copies = append(copies, []string{strconv.Itoa(d.Mirror), orDash(d.Path), d.State, humanSize(d.Resilver), count(d.Repaired)})
 		}
@@ -64,6 +72,18 @@ func (s *session) printPool(p control.Pool) error {
 	}
 	fmt.Fprintln(s.out)
 	return table(s.out, copies)
+}
+
+// llrrmLine tells of low-latency memory.
+func llrrmLine(m *control.LLRRMStatus) string {
+	s := fmt.Sprintf("%s of %s used; threshold %d; %d blocks since the pool was opened", humanSize(m.Used), humanSize(m.Bytes), m.Threshold, m.Written)
+	if m.Waiting > 0 {
+		s += fmt.Sprintf(", references to %d more wait", m.Waiting)
+	}
+	if m.Failed {
+		s += "; IT COULD NOT BE WRITTEN"
+	}
+	return s
 }
 
 func yesNo(b bool) string {

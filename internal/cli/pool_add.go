@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/spf13/cobra"
 
@@ -16,12 +17,13 @@ type poolAddOptions struct {
 	mirror  bool
 	force   bool
 	size    size
+	class   string
 }
 
 func newPoolAdd(s *session) *cobra.Command {
 	o := &poolAddOptions{session: s}
 	c := &cobra.Command{
-		Use:   "add NAME DEVICE [--mirror DEVICE...]",
+		Use:   "add NAME DEVICE [--mirror DEVICE...] [--class disk|llrrm]",
 		Short: "Add a device or a mirror to a pool",
 		Long: `Add a block device or file to a pool while it serves. A file that does not
 exist is created with --size bytes. "pollux pool remove" takes a device out again.
@@ -31,9 +33,17 @@ all of what comes to lie there. A mirror can be added to any pool. A device by i
 is refused for a pool whose devices all are mirrors, for what came to lie on it would
 be lost with it; --force adds it all the same.
 
+A device of class llrrm is low-latency random read memory: flash or persistent memory
+where reading a single block costs no seek. It gets the blocks that deduplication would
+leave stored several times because too few of their neighbours are duplicates, once there
+are as many copies as "pollux pool set --llrrm-threshold" says, and nothing else. One in
+twenty of the bytes that are stored is ample. Many volumes share what lies there, so that
+they all lose it with the device: make it a mirror where that must not be.
+
 ` + sizeHelp,
 		Example: "  pollux pool add pool-a /dev/vdd\n" +
-			"  pollux pool add pool-a --mirror /dev/vdd /dev/vde",
+			"  pollux pool add pool-a --mirror /dev/vdd /dev/vde\n" +
+			"  pollux pool add pool-a --class llrrm --mirror /dev/nvme0n1 /dev/nvme1n1",
 		Args: func(c *cobra.Command, got []string) error {
 			if !o.mirror || len(got) < 2 {
 				return args("NAME", "DEVICE")(c, got)
@@ -49,6 +59,7 @@ be lost with it; --force adds it all the same.
 		},
 	}
 	c.Flags().BoolVar(&o.mirror, "mirror", false, "make a mirror of the devices")
+	c.Flags().StringVar(&o.class, "class", control.ClassDisk, `what the device is used for, "disk" or "llrrm"`)
 	c.Flags().BoolVar(&o.force, "force", false, "add a device by itself to a pool of mirrors")
 	c.Flags().Var(&o.size, "size", "size of a file that is created")
 	s.jsonFlag(c)
@@ -59,6 +70,14 @@ func (o *poolAddOptions) run(ctx context.Context) error {
 	if err := checkName("pool", o.name); err != nil {
 		return err
 	}
+	class := ""
+	switch o.class {
+	case control.ClassDisk:
+	case control.ClassLLRRM:
+		class = o.class
+	default:
+		return usagef("there is no class of devices %q: say %s or %s", o.class, control.ClassDisk, control.ClassLLRRM)
+	}
 	devices, err := absolute(o.devices)
 	if err != nil {
 		return err
@@ -67,9 +86,12 @@ func (o *poolAddOptions) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	p, err := client.AddDevice(ctx, o.name, control.PoolAdd{Device: devices[0], Copies: devices[1:], Size: int64(o.size), Force: o.force})
+	p, err := client.AddDevice(ctx, o.name, control.PoolAdd{Device: devices[0], Copies: devices[1:], Size: int64(o.size), Force: o.force, Class: class})
 	if err != nil {
 		return err
+	}
+	if class == control.ClassLLRRM && len(devices) == 1 && !o.json {
+		fmt.Fprintf(o.err, "note: many volumes share what moves to %s, and lose it with the device; a mirror (--mirror) of two is safer\n", devices[0])
 	}
 	return o.printPool(p)
 }

@@ -28,7 +28,9 @@ type PoolDedup struct {
 	Index *DedupIndex `json:"index,omitempty"`
 	// Resized is one of another size that is being made, and takes the place of Index
 	// when it is complete.
-	Resized *DedupIndex   `json:"resized_index,omitempty"`
+	Resized *DedupIndex `json:"resized_index,omitempty"`
+	// LLRRM is nil where the pool has none. What is there is part of Stored.
+	LLRRM   *LLRRMStatus  `json:"llrrm,omitempty"`
 	Scan    DedupScan     `json:"scan"`
 	Volumes []VolumeDedup `json:"volumes"`
 }

@@ -143,6 +143,8 @@ type DeviceStatus struct {
 	Size   int64  `json:"size"`
 	Direct bool   `json:"direct"`
 	Note   string `json:"note,omitempty"`
+	// Class is ClassLLRRM for such memory, empty for a disk.
+	Class string `json:"class,omitempty"`
 	// Of one of several copies: which mirror of the pool, from 1, and how far
 	// the copy can be believed; what is left to be resilvered, in bytes.
 	Mirror   int    `json:"mirror,omitempty"`
@@ -187,10 +189,31 @@ type PoolStatus struct {
 	Dedup       DedupStatus   `json:"dedup"`
 	Scrub       ScrubStatus   `json:"scrub"`
 	Settings    PoolSettings  `json:"settings,omitzero"`
+	// LLRRM tells of low-latency random read memory, if the pool has some.
+	LLRRM *LLRRMStatus `json:"llrrm,omitempty"`
 	// Removal is that of a device, if one is being removed.
 	Removal *RemovalStatus `json:"removal,omitempty"`
 	// Removed are paths of devices that were removed since the pool was opened.
 	Removed []string `json:"removed,omitempty"`
+}
+
+// LLRRMStatus tells of the blocks that series leave over and that moved to low-latency
+// random read memory. Its counts are those since the pool was opened.
+type LLRRMStatus struct {
+	// Devices are the names of those that are such memory.
+	Devices []string `json:"devices"`
+	// Bytes of it, those of a device that is being removed left out, and those in use.
+	Bytes int64 `json:"bytes"`
+	Used  int64 `json:"used"`
+	// Threshold is the number of places of a block on disks with which it moves there.
+	Threshold int `json:"threshold"`
+	// Written blocks went there, and Moved references followed them from disks; Waiting
+	// blocks on disks have references that are still to do so.
+	Written uint64 `json:"written_blocks"`
+	Moved   uint64 `json:"moved_references"`
+	Waiting int64  `json:"waiting_blocks"`
+	// Failed says that it could not be written: nothing moves there any more.
+	Failed bool `json:"failed,omitempty"`
 }
 
 // RemovalStatus tells how far the removal of a device is.
@@ -347,7 +370,15 @@ type PoolAdd struct {
 	Size   int64    `json:"size,omitempty"`   // of files that are created
 	// Force adds a device by itself to a pool of mirrors.
 	Force bool `json:"force,omitempty"`
+	// Class says what it is used for; ClassDisk if empty.
+	Class string `json:"class,omitempty"`
 }
+
+// The classes of devices.
+const (
+	ClassDisk  = "disk"  // data and metadata
+	ClassLLRRM = "llrrm" // low-latency random read memory: single blocks that are shared
+)
 
 // PoolRemove asks for the removal of a device, or for its end.
 type PoolRemove struct {

@@ -407,6 +407,14 @@ type Settings struct {
 	Threshold uint8
 }
 
+// MinCopies returns the Threshold that is in force.
+func (s Settings) MinCopies() int {
+	if s.Threshold > 0 {
+		return int(s.Threshold)
+	}
+	return DefaultThreshold
+}
+
 // DefaultThreshold is the Threshold where nobody has said what it shall be. On images of
 // Debian systems all but 1 to 2 % of what could be shared is, and memory has 1.4 to 1.7 % of
 // the blocks that are stored; see docs/performance.md.

@@ -42,15 +42,6 @@ func (m *Machine) memoryDevices(state DeviceState) (set uint64) {
 	return set
 }
 
-// Threshold returns the number of copies of a block on disks with which it moves to
-// memory.
-func (m *Machine) Threshold() int {
-	if t := m.sb.Settings.Threshold; t > 0 {
-		return int(t)
-	}
-	return DefaultThreshold
-}
-
 // MemoryFailed reports whether writing to memory has failed: nothing moves there until
 // the pool is opened again.
 func (m *Machine) MemoryFailed() bool { return m.memoryFailed.Load() }
@@ -70,7 +61,7 @@ type memory struct {
 // beginMemory looks what memory the pool has.
 func (s *sharing) beginMemory() {
 	q, m := &s.memory, s.m
-	q.used, q.leaving, q.room, q.least = m.memoryDevices(DeviceUsed), m.memoryDevices(DeviceLeaving), 0, m.Threshold()
+	q.used, q.leaving, q.room, q.least = m.memoryDevices(DeviceUsed), m.memoryDevices(DeviceLeaving), 0, m.sb.Settings.MinCopies()
 	q.places.Clear()
 	if q.used != 0 && !m.MemoryFailed() {
 		_, q.room = m.Space.Apart()
@@ -137,11 +128,16 @@ func (s *sharing) single(i int32, short block.Physical) bool {
 	copies := s.copies(b, short)
 	first, had := s.places.Get(placeKey(b.print))
 	had = had && s.equal(i, s.fresh[first])
-	n, again := len(copies), len(p.again)
+	again := len(p.again)
 	if had {
 		p.again = slices.AppendSeq(p.again, p.alike(s.fresh[first]))
 	}
-	if n+len(p.again)-again < q.least || q.room == 0 {
+	enough := func() bool { return len(copies)+len(p.again)-again >= q.least }
+	if q.room > 0 && enough() {
+		// Only what is the same counts: whatever refers to it is going to be moved.
+		copies = slices.DeleteFunc(copies, func(at block.Physical) bool { return !s.equalStored(i, at) })
+	}
+	if q.room == 0 || !enough() {
 		if p.again = p.again[:again]; had {
 			b.of, p.blocks[s.fresh[first]].of = p.blocks[s.fresh[first]].of, i
 		}
@@ -227,6 +223,20 @@ type evacuation struct {
 // equal reports whether two blocks of the plan have the same content.
 func (s *sharing) equal(i, k int32) bool {
 	return bytes.Equal(s.payload(int(i)), s.payload(int(k)))
+}
+
+// equalStored reports whether a block that is stored has the content of one of the plan.
+func (s *sharing) equalStored(i int32, at block.Physical) (equal bool) {
+	p := block.Pointer{Phys: at, Sum: s.p.blocks[i].slot.Sum, Shared: true}
+	look := func(frame []byte) { equal = bytes.Equal(frame, s.payload(int(i))) }
+	if s.m.Reader.ViewCached(p, look) || !s.needBuffer() {
+		return equal
+	}
+	frame := s.buf[:block.Size]
+	if s.m.Devices.Read(at, frame) == nil {
+		look(frame)
+	}
+	return equal
 }
 
 // placeApart gives the blocks that are to be written to memory their places there, and

@@ -310,16 +310,22 @@ func (s *sharing) compare() {
 	s.found = kept
 }
 
+// needBuffer makes sure that there is a buffer, and reports whether there is.
+func (s *sharing) needBuffer() bool {
+	if s.buf == nil {
+		if buf, err := hpdi.Alloc(compareBytes); err == nil {
+			s.buf = buf
+		}
+	}
+	return s.buf != nil
+}
+
 // compareBatch appends what of the runs is the same to kept: all of a run, or as much of
 // its beginning as is long enough. What the cache does not have is read, all at once.
 func (s *sharing) compareBatch(runs []sharedRun, kept []sharedRun) []sharedRun {
 	m := s.m
-	if s.buf == nil {
-		var err error
-		if s.buf, err = hpdi.Alloc(compareBytes); err != nil {
-			s.buf = nil
-			return kept // without memory nothing is shared
-		}
+	if !s.needBuffer() {
+		return kept // without memory nothing is shared
 	}
 	same := make([]int, len(runs)) // blocks from the first on; -1 for what is read
 	s.ios, s.all, s.vecs = s.ios[:0], slices.Grow(s.all[:0], len(runs)), slices.Grow(s.vecs[:0], len(runs))

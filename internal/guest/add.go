@@ -22,7 +22,11 @@ func (g *Guest) addDevice(ctx context.Context, name string, c control.PoolAdd) (
 	if err != nil {
 		return control.Pool{}, err
 	}
-	if err := st.AddDevice(ctx, d); err != nil {
+	add := st.AddDevice
+	if c.Class == control.ClassLLRRM {
+		add = st.AddMemory
+	}
+	if err := add(ctx, d); err != nil {
 		_ = d.Close()
 		return control.Pool{}, fmt.Errorf("add device %s: %w", d.Info().Name, err)
 	}

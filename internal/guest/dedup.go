@@ -37,6 +37,7 @@ func (s *store) Dedup(ctx context.Context) (control.PoolDedup, error) {
 		return control.PoolDedup{}, err
 	}
 	d := control.PoolDedup{
+		LLRRM:  llrrmStatus(s.Pool.Stats()),
 		Refers: f.Refers, Stored: f.Stored, Saved: f.Saved, Metadata: f.Metadata,
 		DedupCounts: control.DedupCounts{Shared: f.Shared, Written: f.Written, Zeros: f.Zeros}, Unequal: f.Unequal,
 		References: references(&f.References), Index: dedupIndex(f.Index), Resized: dedupIndex(f.Resized), Scan: dedupScan(s.Pool.Stats().Scan), Volumes: []control.VolumeDedup{},

@@ -236,6 +236,7 @@ func (s *fakeStore) DeleteVolume(_ context.Context, name string) error {
 	return nil
 }
 func (s *fakeStore) AddDevice(context.Context, hpdi.Device) error { return block.ErrUnsupported }
+func (s *fakeStore) AddMemory(context.Context, hpdi.Device) error { return block.ErrUnsupported }
 func (s *fakeStore) RemoveDevice(context.Context, string) error   { return block.ErrUnsupported }
 func (s *fakeStore) CancelRemoval(context.Context) error          { return block.ErrUnsupported }
 func (s *fakeStore) Checking() (control.CheckProgress, bool) {

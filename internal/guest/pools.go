@@ -15,6 +15,7 @@ import (
 	"github.com/pollux-storage/pollux/internal/cache"
 	"github.com/pollux-storage/pollux/internal/config"
 	"github.com/pollux-storage/pollux/internal/control"
+	"github.com/pollux-storage/pollux/internal/cp"
 	"github.com/pollux-storage/pollux/internal/devices"
 	"github.com/pollux-storage/pollux/internal/ondisk"
 	"github.com/pollux-storage/pollux/internal/partner"
@@ -198,7 +199,8 @@ func (s *store) Stats() control.PoolStatus {
 		}
 	}
 	return control.PoolStatus{
-		Name: s.Name(), Identity: s.Identity(), Epoch: uint64(s.Epoch()), CP: st.CP, Capacity: st.Bytes, Free: st.FreeBytes,
+		LLRRM: llrrmStatus(st),
+		Name:  s.Name(), Identity: s.Identity(), Epoch: uint64(s.Epoch()), CP: st.CP, Capacity: st.Bytes, Free: st.FreeBytes,
 		LogBytes: st.LogBytes, LogUsed: st.LogUsedBytes, Dirty: int64(st.DirtyBlocks) * block.Size, Error: st.LastError,
 		Faults: faults, CountsBytes: st.CountsBytes, Loading: st.Loading, PagesMended: st.Mended,
 		Dedup: control.DedupStatus{
@@ -218,4 +220,20 @@ func (s *store) Release() error {
 	ctx, cancel := context.WithTimeout(context.Background(), releaseLimit)
 	defer cancel()
 	return s.Pool.Release(ctx)
+}
+
+// llrrmStatus tells of low-latency memory, nil where a pool has none.
+func llrrmStatus(st pool.Stats) *control.LLRRMStatus {
+	var names []string
+	for _, d := range st.Devices {
+		if d.Class == cp.ClassMemory {
+			names = append(names, d.Name)
+		}
+	}
+	if len(names) == 0 {
+		return nil
+	}
+	m := st.Memory
+	return &control.LLRRMStatus{Devices: names, Bytes: m.Total, Used: m.Total - m.Free, Threshold: m.Threshold,
+		Written: m.Written, Moved: m.Moved, Waiting: m.Waiting, Failed: m.Failed}
 }

@@ -168,6 +168,9 @@ func (g *Guest) describe(s *control.GuestStatus, t *tenancy) {
 	if stats.PagesMended > 0 { // how many would make another alert of each
 		s.Alerts = append(s.Alerts, fmt.Sprintf("pages of metadata of pool %s were bad since it was opened, and were written again from their twins", stats.Name))
 	}
+	if m := stats.LLRRM; m != nil && m.Failed {
+		s.Alerts = append(s.Alerts, fmt.Sprintf("LLRRM of pool %s could not be written: nothing moves there any more until the pool is opened again; remove the device if it is bad", stats.Name))
+	}
 	if full := fullness(stats, g.cfg.Alerts); full != "" {
 		s.Alerts = append(s.Alerts, full)
 	}
@@ -181,12 +184,19 @@ func (g *Guest) describe(s *control.GuestStatus, t *tenancy) {
 		before := len(s.Devices)
 		name := d.Info().Name
 		errs := stats.Faults[name]
+		class := ""
+		if stats.LLRRM != nil && slices.Contains(stats.LLRRM.Devices, name) {
+			class = control.ClassLLRRM
+		}
 		if m, ok := d.(*mirror.Mirror); ok {
 			describeMirror(s, st.Name(), m)
 			name = fmt.Sprintf("mirror %d", s.Devices[before].Mirror)
 		} else {
 			s.Devices = append(s.Devices, describeDevice(st.Name(), d.Info(), ""))
 			s.Devices[before].DeviceErrors = errs
+		}
+		for i := range s.Devices[before:] {
+			s.Devices[before+i].Class = class
 		}
 		s.Alerts = append(s.Alerts, faults(name, stats.Name, errs)...)
 		if r := stats.Removal; r != nil && r.Device == d.Info().Name {

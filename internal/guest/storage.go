@@ -108,6 +108,8 @@ type Store interface {
 	SetSharing(ctx context.Context, name string, thn int) error
 	DeleteVolume(ctx context.Context, name string) error
 	AddDevice(ctx context.Context, dev hpdi.Device) error
+	// AddMemory is AddDevice for low-latency random read memory.
+	AddMemory(ctx context.Context, dev hpdi.Device) error
 	// RemoveDevice begins to take a device out, by its name.
 	RemoveDevice(ctx context.Context, name string) error
 	// CancelRemoval makes the device that is being taken out stay.

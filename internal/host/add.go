@@ -23,8 +23,11 @@ func (a *agent) addDevice(ctx context.Context, name string, c control.PoolAdd) (
 	if err != nil {
 		return p, err
 	}
-	if c.Device == "" {
+	switch {
+	case c.Device == "":
 		return p, control.NewError(control.KindInvalid, "a device is needed", "")
+	case c.Class != "" && c.Class != control.ClassDisk && c.Class != control.ClassLLRRM:
+		return p, control.NewError(control.KindInvalid, fmt.Sprintf("there is no class of devices %q", c.Class), "use "+control.ClassDisk+" or "+control.ClassLLRRM)
 	}
 	group := []string{a.absolute(c.Device)}
 	for _, path := range c.Copies {
@@ -89,7 +92,11 @@ func (a *agent) addDevice(ctx context.Context, name string, c control.PoolAdd) (
 	if len(group) > 1 {
 		what = "the mirror of " + strings.Join(group, ", ") + " is"
 	}
-	a.event(p.Guest, "device-added", map[string]string{"pool": name, "device": strings.Join(group, ",")}, "%s part of pool %s", what, name)
+	as := ""
+	if c.Class == control.ClassLLRRM {
+		as = " as LLRRM"
+	}
+	a.event(p.Guest, "device-added", map[string]string{"pool": name, "device": strings.Join(group, ",")}, "%s part of pool %s%s", what, name, as)
 	return got, set(after, nil)
 }
 

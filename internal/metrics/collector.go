@@ -53,6 +53,19 @@ func ofPools(f func(*control.PoolStatus) float64) func(*control.Status, sender) 
 	}
 }
 
+// ofLLRRM sends what f says of the low-latency memory of each open pool that has some.
+func ofLLRRM(f func(*control.LLRRMStatus) float64) func(*control.Status, sender) {
+	return func(st *control.Status, send sender) {
+		for _, g := range st.Guests {
+			for i := range g.PoolStats {
+				if p := &g.PoolStats[i]; p.LLRRM != nil {
+					send(f(p.LLRRM), p.Name)
+				}
+			}
+		}
+	}
+}
+
 // ofDevices sends what f says of each open device for which it says anything.
 func ofDevices(f func(*control.DeviceStatus) (v float64, ok bool)) func(*control.Status, sender) {
 	return func(st *control.Status, send sender) {
@@ -149,6 +162,11 @@ var Metrics = []Metric{
 	gauge("pollux_pool_dedup_saved_bytes", "What the pool would need in addition if nothing were shared.", byPool, ofPools(func(p *control.PoolStatus) float64 { return float64(p.Dedup.Saved) })),
 	gauge("pollux_pool_dedup_index_bytes", "Memory of the index of fingerprints, and of the one of another size that is being made.", byPool, ofPools(func(p *control.PoolStatus) float64 { return float64(p.Dedup.IndexBytes) })),
 	gauge("pollux_pool_dedup_index_entries", "Entries of the index of fingerprints.", byPool, ofPools(func(p *control.PoolStatus) float64 { return float64(p.Dedup.IndexEntries) })),
+	gauge("pollux_pool_llrrm_bytes", "Low-latency memory of the pool.", byPool, ofLLRRM(func(m *control.LLRRMStatus) float64 { return float64(m.Bytes) })),
+	gauge("pollux_pool_llrrm_used_bytes", "Low-latency memory in use.", byPool, ofLLRRM(func(m *control.LLRRMStatus) float64 { return float64(m.Used) })),
+	gauge("pollux_pool_llrrm_waiting_blocks", "Blocks on disks whose references are still to follow to low-latency memory.", byPool, ofLLRRM(func(m *control.LLRRMStatus) float64 { return float64(m.Waiting) })),
+	gauge("pollux_pool_llrrm_failed", "Whether low-latency memory could not be written since the pool was opened.", byPool, ofLLRRM(func(m *control.LLRRMStatus) float64 { return number(m.Failed) })),
+	counter("pollux_pool_llrrm_written_blocks_total", "Blocks that went to low-latency memory since the pool was opened.", byPool, ofLLRRM(func(m *control.LLRRMStatus) float64 { return float64(m.Written) })),
 	gauge("pollux_pool_absent_copies", "Copies of mirrors that are not there.", byPool, func(st *control.Status, send sender) {
 		for _, g := range st.Guests {
 			absent := map[string]float64{}

@@ -68,7 +68,8 @@ func (p *Pool) Sharing(ctx context.Context) (s Sharing, err error) {
 		s.SharingCounts = p.Stats().Sharing
 		s.Saved = u.More * block.Size
 		s.Stored = s.Refers - s.Saved
-		s.Metadata = u.InUse()*block.Size - s.Stored
+		total, free := p.space.Apart()
+		s.Metadata = (u.InUse()+total-free)*block.Size - s.Stored
 		for _, v := range p.catalogue.List() {
 			s.Volumes = append(s.Volumes, VolumeSharing{infoOf(v), p.machine.VolumeStats(v.ID)})
 		}

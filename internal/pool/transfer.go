@@ -33,6 +33,8 @@ const transferRest = 3
 type TransferStats struct {
 	// Total and Free are bytes of memory, those of devices that leave left out.
 	Total, Free int64
+	// Threshold is the number of copies on disks with which a block goes there.
+	Threshold int
 	// Failed says that writing there failed, and nothing moves there any more until the
 	// pool is opened again.
 	Failed bool
@@ -89,7 +91,7 @@ func (t *transfer) Stats() TransferStats {
 	total, free := t.p.space.Apart()
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return TransferStats{Total: total * block.Size, Free: free * block.Size, Failed: t.p.machine.MemoryFailed(),
+	return TransferStats{Total: total * block.Size, Free: free * block.Size, Failed: t.p.machine.MemoryFailed(), Threshold: t.p.settings.Load().MinCopies(),
 		Written: t.p.machine.Stats().Transferred, Moved: t.moved, Waiting: t.waiting}
 }
 

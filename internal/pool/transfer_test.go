@@ -86,10 +86,8 @@ func memoryRig(t testing.TB, threshold uint8) (*rig, block.Volume) {
 
 func (r *rig) setThreshold(threshold uint8) {
 	r.t.Helper()
-	err := r.do(context.Background(), func() error {
-		return r.machine.Rewrite(func(sb *cp.Superblock) { sb.Settings.Threshold = threshold })
-	})
-	if err != nil {
+	n := int(threshold)
+	if err := r.SetSettings(context.Background(), SettingsChange{Threshold: &n}); err != nil {
 		r.t.Fatal(err)
 	}
 }
@@ -374,7 +372,9 @@ func TestTransferWithThinIndex(t *testing.T) {
 		if err := r.IndexAll(context.Background()); err != nil {
 			t.Fatal(err)
 		}
-		r.Pool.indexer = indexer{}
+		if err := r.do(context.Background(), func() error { r.Pool.indexer.begin(); return nil }); err != nil {
+			t.Fatal(err)
+		}
 	}
 	every := r.machine.Index.Stats().Every
 	if every < 2 || every > part {

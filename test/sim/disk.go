@@ -26,6 +26,7 @@ type disk struct {
 	owner  string // the identity whose pool it belongs to
 	medium *blocktest.Crash
 	holder *handle // who has the lock
+	llrrm  bool    // it joins its pool as low-latency memory
 	slow   int     // factor of latencies, at least 1
 	stuck  bool    // nothing completes
 	held   []func()

@@ -42,6 +42,9 @@ func Draw(seed uint64) *Script {
 		d.say("sharing %d%s", 1+seed/4%5, map[bool]string{true: " weak"}[seed/4%3 == 0])
 	}
 	d.chooseKinds()
+	if d.sharing && seed/4%2 == 0 {
+		d.say("add a size=%dM llrrm", 6+d.rng.IntN(3))
+	}
 	for range 4 + d.rng.IntN(28) {
 		d.traffic()
 		if d.chance(2) {

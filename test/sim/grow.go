@@ -12,7 +12,7 @@ import (
 	spool "github.com/pollux-storage/pollux/internal/pool"
 )
 
-// doAdd: add ID [size=S]. It adds a disk to a pool, as `pollux pool add` does;
+// doAdd: add ID [size=S] [llrrm]. It adds a disk to a pool, as `pollux pool add` does;
 // once more the same one when the last answer left it open whether it is part of
 // the pool. From the first try on guests open the disk with the others.
 func (w *World) doAdd(l Line) error {
@@ -32,7 +32,7 @@ func (w *World) doAdd(l Line) error {
 			}
 		}
 		name := fmt.Sprintf("%s%d", id, len(pl.disks))
-		pl.candidate = &disk{w: w, name: name, owner: id, slow: 1,
+		pl.candidate = &disk{w: w, name: name, owner: id, slow: 1, llrrm: l.has("llrrm"),
 			medium: blocktest.NewCrashWith(blocktest.CrashOptions{Name: name, Size: size, Seed: w.rng.Uint64()})}
 		w.disks = append(w.disks, pl.candidate)
 	}
@@ -65,7 +65,11 @@ func (d *disk) join(ctx context.Context, p *spool.Pool) error {
 	if h == nil {
 		return errNobody // or a dead guest's last request is still on its way
 	}
-	err := p.AddDevice(ctx, h)
+	add := p.AddDevice
+	if d.llrrm {
+		add = p.AddMemory
+	}
+	err := add(ctx, h)
 	if err != nil {
 		_ = h.Close()
 	}

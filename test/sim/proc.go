@@ -227,7 +227,7 @@ func (p *proc) open(a partner.Action) {
 			}
 			q, err = spool.Open(ctx, spool.OpenOptions{
 				Devices: devs, RegionPath: pl.path, Cache: p.cache, CacheSlot: pl.slot, Owner: p.name,
-				BatteryBacked: pl.battery, Interval: w.opt.Interval, Cleaner: w.opt.Cleaner, BootID: fmt.Sprint("boot", w.boot),
+				BatteryBacked: pl.battery, Interval: w.opt.Interval, Cleaner: w.opt.Cleaner, Transfer: spool.TransferOptions{Wait: 20 * time.Millisecond}, BootID: fmt.Sprint("boot", w.boot),
 				Fingerprint: w.fingerprint(),
 			})
 			if err != nil {

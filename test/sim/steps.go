@@ -65,7 +65,7 @@ func verbOf(l Line) verb {
 		return (*World).doCopy
 	case "mend": // mend DISK: what is wrong with it ends, and its mirror is made whole
 		return (*World).doMend
-	case "add": // add IDENTITY [size=S]: another disk for its pool
+	case "add": // add IDENTITY [size=S] [llrrm]: another disk for its pool, or low-latency memory
 		return (*World).doAdd
 	case "scan": // scan VOLUME [undo]: shares what it had before, or makes copies of all that it shares
 		return (*World).doScan
