@@ -134,8 +134,12 @@ func (s *sharing) single(i int32, short block.Physical) bool {
 	}
 	enough := func() bool { return len(copies)+len(p.again)-again >= q.least }
 	if q.room > 0 && enough() {
-		// Only what is the same counts: whatever refers to it is going to be moved.
-		copies = slices.DeleteFunc(copies, func(at block.Physical) bool { return !s.equalStored(i, at) })
+		// Only what is the same counts: whatever refers to it is going to be moved. And
+		// not the place that the block itself has now, and leaves.
+		was := s.mapped(b).Phys
+		copies = slices.DeleteFunc(copies, func(at block.Physical) bool {
+			return at == was && s.m.Space.Count(at) == 1 || !s.equalStored(i, at)
+		})
 	}
 	if q.room == 0 || !enough() {
 		if p.again = p.again[:again]; had {
@@ -162,6 +166,15 @@ func (p *plan) alike(first int32) iter.Seq[int32] {
 			}
 		}
 	}
+}
+
+// mapped returns where a volume has a block of the plan now.
+func (s *sharing) mapped(b *planned) block.Pointer {
+	var p [1]block.Pointer
+	if s.m.Map.Lookup(b.volume, b.lba, p[:]) != nil {
+		return block.Pointer{}
+	}
+	return p[0]
 }
 
 // copies returns where a block is stored on disks, as far as is known.
@@ -193,14 +206,14 @@ func (s *sharing) evacuate() {
 		return
 	}
 	q.places.Clear()
-	var was [1]block.Pointer
 	for i := range p.blocks {
 		b := &p.blocks[i]
-		if m.Map.Lookup(b.volume, b.lba, was[:]) != nil || !of(q.leaving, was[0].Phys) || was[0].Sum != b.slot.Sum {
+		was := s.mapped(b)
+		if !of(q.leaving, was.Phys) || was.Sum != b.slot.Sum {
 			continue
 		}
 		b.taken = true
-		key := uint64(was[0].Phys)
+		key := uint64(was.Phys)
 		if to, ok := m.evacuated.Get(key); ok && m.Space.MayShare(block.Physical(to)) {
 			s.found = append(s.found, sharedRun{len(s.order), 1, block.Physical(to)})
 			s.order = append(s.order, int32(i))
@@ -208,7 +221,7 @@ func (s *sharing) evacuate() {
 			b.at, b.of = inPlan, int32(k)
 		} else {
 			q.places.Put(key, uint32(i))
-			p.evacuated = append(p.evacuated, evacuation{was[0].Phys, int32(i)})
+			p.evacuated = append(p.evacuated, evacuation{was.Phys, int32(i)})
 		}
 	}
 	q.places.Clear()

@@ -168,6 +168,24 @@ func TestTransfer(t *testing.T) {
 	}
 }
 
+// Whoever writes the same again in the same place refers to it once, as before.
+func TestRewriteIsNoCopy(t *testing.T) {
+	r, v := memoryRig(t, 1)
+	data := content(1, 3)
+	for range 4 {
+		r.put(v, 100, data)
+	}
+	if s := r.Stats().Memory; s.Written != 0 {
+		t.Errorf("%+v", s)
+	}
+	r.put(v, 200, data)
+	r.put(v, 100, data)
+	if s := r.Stats().Memory; s.Written != 3 || r.lies(v, 100) != 1 || r.lies(v, 200) != 1 {
+		t.Errorf("%+v", s)
+	}
+	r.shut()
+}
+
 // What one consistency point writes several times goes to memory like the rest; series of
 // the same point are shared around it.
 func TestTransferWithinPoint(t *testing.T) {

@@ -374,7 +374,7 @@ func (w *World) atRest() error {
 				if s.LogUsedBytes == 0 && s.DirtyBlocks == 0 && s.ReservedBytes <= restReserve {
 					break
 				}
-				if w.opt.Cleaner.Off && s.Scan.State != spool.ScanRunning || try == cleanerTries {
+				if w.opt.Cleaner.Off && s.Scan.State != spool.ScanRunning && s.Memory.Total == 0 || try == cleanerTries {
 					return fmt.Errorf("at rest %d bytes of the log are in use, %d blocks dirty, %d bytes reserved, the cleaner: %s",
 						s.LogUsedBytes, s.DirtyBlocks, s.ReservedBytes, s.Cleaner.State)
 				}
@@ -389,8 +389,8 @@ func (w *World) atRest() error {
 	return nil
 }
 
-// cleanerTries is how often a pool is looked at until its cleaner has nothing
-// to do any more.
+// cleanerTries is how often a pool is looked at until its cleaner, and whoever moves
+// references to memory, has nothing to do any more.
 const cleanerTries = 100
 
 // restReserve is what may stay reserved in a pool at rest: space that is taken
