@@ -3,6 +3,7 @@ package e2e
 import (
 	"bytes"
 	"fmt"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -147,6 +148,62 @@ func TestDedup(t *testing.T) {
 	scan(0, "dedup", "undo", "disk")
 	if out, err := r.Do(t.Context(), "events"); err != nil || strings.Count(string(out), "dedup-scan-end") != 2 {
 		t.Errorf("events: %v, %s", err, out)
+	}
+	r.down()
+	r.clean()
+}
+
+// Blocks that are duplicates one by one go to low-latency memory, are there for the
+// survivor of a killed guest, and come back to a disk when the memory is taken out.
+func TestLLRRM(t *testing.T) {
+	pair.Need(t, "qemu-io", "nbdcopy")
+	s := small
+	s.PoolSize = "256MiB"
+	r := start(t, s)
+	const size, n = 8 << 20, 64
+	memory := filepath.Join(t.TempDir(), "memory.img")
+	r.must("pool", "add", "pool-a", memory, "--class", "llrrm", "--size", "16MiB")
+	r.must("pool", "set", "pool-a", "--llrrm-threshold", "1")
+	r.must("volume", "create", "disk", "--size", fmt.Sprint(size), "--guest", "a", "--dedup", "on")
+	disk := r.export("disk")
+	content := make([]byte, size)
+	rng := random(t)
+	single := noise(rng, n*blockSize)
+	for k := range 3 {
+		part := noise(rng, 2*n*blockSize)
+		for i := range n {
+			copy(part[2*i*blockSize:], single[i*blockSize:][:blockSize])
+		}
+		at := k * len(part)
+		mustQemuIO(t, disk.NBDUnix, fmt.Sprintf("write -s %s %d %d", write(t, part), at, len(part)))
+		copy(content[at:], part)
+		r.must("volume", "create", fmt.Sprint("v", k), "--size", "1M", "--guest", "a") // a consistency point
+	}
+	d := r.dedup("a")
+	if m := d.LLRRM; m == nil || m.Used != n*blockSize || m.Written != n || m.Threshold != 1 || m.Waiting != n || d.Shared != n || d.Saved != n*blockSize {
+		t.Fatalf("%+v, %+v", d, d.LLRRM)
+	}
+	if out, err := r.Do(t.Context(), "pool", "show", "pool-a"); err != nil || !strings.Contains(string(out), "256 KiB of") || !strings.Contains(string(out), "LLRRM") {
+		t.Errorf("%v: %s", err, out)
+	}
+	r.must("guest", "kill", "a", "--yes")
+	r.well()
+	sameContent(t, disk.NBDUnix, content)
+	r.clean()
+	r.must("giveback", "a")
+	r.well()
+	r.must("pool", "remove", "pool-a", memory)
+	if err := r.Until(t.Context(), 60*time.Second, func(st control.Status) string {
+		if p := pair.Guest(st, "a").PoolStats[0]; p.Removal != nil || p.LLRRM != nil {
+			return fmt.Sprintf("it is not removed: %+v", p.Removal)
+		}
+		return ""
+	}); err != nil {
+		t.Fatal(err)
+	}
+	sameContent(t, disk.NBDUnix, content)
+	if d = r.dedup("a"); d.Saved < n*blockSize {
+		t.Errorf("what was in memory once is on the disk several times: %+v", d)
 	}
 	r.down()
 	r.clean()

@@ -93,6 +93,9 @@ func (pl *pool) need(since block.Seq) (need, room int64) {
 	track := func(n int64) int64 { return (n + block.TrackBlocks - 1) &^ (block.TrackBlocks - 1) }
 	for i := range len(pl.disks) / pl.copies {
 		d := pl.disks[i*pl.copies]
+		if d.llrrm {
+			continue // nobody is promised anything of it
+		}
 		first := int64(block.TrackBlocks)
 		if i == 0 { // labels and superblocks, journal, flush log (docs/format/label.md)
 			first = track(first + pl.journal/block.Size + track(2*logBlocks+block.TrackBlocks))
