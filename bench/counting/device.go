@@ -1,12 +1,13 @@
 // Package counting has a device for measurements of large pools on small
-// machines: it keeps metadata in memory and of data, which all have the same
-// content, a bit for each block; and it counts what is written to it.
+// machines: it keeps metadata in memory and of data, whose content follows from a
+// number, that number for each block; and it counts what is written to it.
 package counting
 
 import (
 	"encoding/binary"
 	"fmt"
 	"sync"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -14,7 +15,8 @@ import (
 	"github.com/pollux-storage/pollux/internal/block"
 )
 
-// Pattern is what clients write: it is not zero, and no metadata begin like it.
+// Pattern is what clients write where all blocks may have the same content: it is not
+// zero, and no metadata begin like it.
 var Pattern = func() (p [block.Size]byte) {
 	for i := 0; i < len(p); i += 8 {
 		binary.LittleEndian.PutUint64(p[i:], 0x9e3779b97f4a7c15*uint64(i+1))
@@ -22,17 +24,31 @@ var Pattern = func() (p [block.Size]byte) {
 	return p
 }()
 
+// numberAt is where Content keeps the number; what lies in front of it tells data.
+const numberAt = 56
+
+// Content fills a block with what follows from a number: Pattern from 0, and from no two
+// numbers the same.
+func Content(b []byte, number uint64) {
+	copy(b, Pattern[:])
+	binary.LittleEndian.PutUint64(b[numberAt:], number^patternNumber)
+}
+
+var patternNumber = binary.LittleEndian.Uint64(Pattern[numberAt:])
+
 // Device is the device.
 type Device struct {
 	size int64
 	mem  []byte // of what is not data
 
-	mu    sync.Mutex // guards all below, and mem
-	data  []uint64   // a bit for each block that holds Pattern
-	done  Counts
-	end   int64    // of the last write of data
-	log   [2]int64 // where the flush log lies, from and to
-	first int64    // what lies before it and is no flush log are label, superblocks and journal
+	mu       sync.Mutex // guards all below, mem and numbers
+	data     []uint64   // a bit for each block that holds data
+	numbers  []uint64   // of Content in each block, 0 where it holds no data
+	numbered bool       // some are not 0
+	done     Counts
+	end      int64    // of the last write of data
+	log      [2]int64 // where the flush log lies, from and to
+	first    int64    // what lies before it and is no flush log are label, superblocks and journal
 }
 
 // Counts are what was written.
@@ -52,6 +68,7 @@ func (c Counts) Minus(d Counts) Counts {
 // dir, which has no name, if dir is not empty.
 func New(size int64, dir string) (*Device, error) {
 	// Without huge pages: metadata lie scattered.
+	all := size + size/block.Size*8 // with a number for each block
 	fd, flags := -1, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE
 	if dir != "" {
 		var err error
@@ -59,16 +76,17 @@ func New(size int64, dir string) (*Device, error) {
 			return nil, fmt.Errorf("a file in %s: %w", dir, err)
 		}
 		defer unix.Close(fd) // what is mapped stays
-		if err := unix.Ftruncate(fd, size); err != nil {
-			return nil, fmt.Errorf("a file of %d bytes in %s: %w", size, dir, err)
+		if err := unix.Ftruncate(fd, all); err != nil {
+			return nil, fmt.Errorf("a file of %d bytes in %s: %w", all, dir, err)
 		}
 		flags = unix.MAP_SHARED
 	}
-	mem, err := unix.Mmap(fd, 0, int(size), unix.PROT_READ|unix.PROT_WRITE, flags)
+	mem, err := unix.Mmap(fd, 0, int(all), unix.PROT_READ|unix.PROT_WRITE, flags)
 	if err != nil {
-		return nil, fmt.Errorf("map %d bytes: %w", size, err)
+		return nil, fmt.Errorf("map %d bytes: %w", all, err)
 	}
-	return &Device{size: size, mem: mem, data: make([]uint64, size/block.Size/64+1)}, nil
+	numbers := unsafe.Slice((*uint64)(unsafe.Pointer(&mem[size])), size/block.Size)
+	return &Device{size: size, mem: mem, data: make([]uint64, size/block.Size/64+1), numbers: numbers}, nil
 }
 
 // SetFirst says where the space begins that a pool allocates from.
@@ -149,20 +167,30 @@ func (d *Device) do(r *hpdi.Request) {
 
 func (d *Device) read(p []byte, off int64) {
 	if b := off / block.Size; d.data[b/64]&(1<<(b%64)) != 0 {
-		copy(p, Pattern[:])
+		n := uint64(0)
+		if d.numbered {
+			n = d.numbers[b]
+		}
+		Content(p, n)
 	} else {
-		copy(p, d.mem[off:])
+		copy(p, d.mem[off:d.size])
 	}
 }
 
 func (d *Device) write(p []byte, off int64) {
 	b := off / block.Size
-	data := *(*[64]byte)(p) == *(*[64]byte)(Pattern[:])
+	data := *(*[numberAt]byte)(p) == *(*[numberAt]byte)(Pattern[:])
+	number := uint64(0)
 	if data {
 		d.data[b/64] |= 1 << (b % 64)
+		number = binary.LittleEndian.Uint64(p[numberAt:]) ^ patternNumber
 	} else {
 		d.data[b/64] &^= 1 << (b % 64)
-		copy(d.mem[off:], p)
+		copy(d.mem[off:d.size], p)
+	}
+	// Where all data are Pattern, numbers are never touched, and take no memory.
+	if d.numbered = d.numbered || number != 0; d.numbered {
+		d.numbers[b] = number
 	}
 	switch {
 	case off >= d.log[0] && off < d.log[1]:

@@ -27,6 +27,7 @@ type Pool struct {
 	regions string
 	mem     []byte
 	limit   int
+	index   int64
 	end     context.CancelFunc
 	ran     chan error
 }
@@ -36,7 +37,8 @@ type Options struct {
 	Size       int64  // of the device, which has whole tracks
 	Spill      string // folder for what the device keeps, see New
 	Log, Cache int64
-	FoldLimit  int // as cp.Config has it
+	FoldLimit  int   // as cp.Config has it
+	Index      int64 // of fingerprints, as pool.OpenOptions has it
 	Cleaner    pool.CleanerOptions
 }
 
@@ -67,7 +69,7 @@ func NewPool(ctx context.Context, o Options) (p *Pool, err error) {
 	if p.mem, err = hpdi.Alloc(int(o.Cache)); err != nil {
 		return nil, err
 	}
-	p.limit = o.FoldLimit
+	p.limit, p.index = o.FoldLimit, o.Index
 	return p, p.open(ctx, o.Cleaner)
 }
 
@@ -77,7 +79,7 @@ func (p *Pool) open(ctx context.Context, c pool.CleanerOptions) error {
 		return err
 	}
 	p.Pool, err = pool.Open(ctx, pool.OpenOptions{Devices: []hpdi.Device{p.Device}, RegionPath: filepath.Join(medium.Path, "r"),
-		Cache: cache.New(p.mem), Owner: "a", FoldLimit: p.limit, Cleaner: c})
+		Cache: cache.New(p.mem), Owner: "a", FoldLimit: p.limit, IndexBytes: p.index, Cleaner: c})
 	if err != nil {
 		return err
 	}
@@ -106,13 +108,24 @@ func (p *Pool) remove() error { return errors.Join(region.RemoveDir(p.regions), 
 
 // Write stores Pattern in n bytes of a volume from off on.
 func Write(ctx context.Context, v block.Volume, off int64, n int) error {
+	return write(ctx, v, off, n, 0, 0)
+}
+
+// WriteContent stores the Content of numbers from first on in n bytes of a volume from
+// off on.
+func WriteContent(ctx context.Context, v block.Volume, off int64, n int, first uint64) error {
+	return write(ctx, v, off, n, first, 1)
+}
+
+func write(ctx context.Context, v block.Volume, off int64, n int, number, step uint64) error {
 	w, err := v.Stage(ctx, off, n)
 	if err != nil {
 		return err
 	}
 	for _, b := range w.Buffers() {
 		for ; len(b) > 0; b = b[block.Size:] {
-			copy(b, Pattern[:])
+			Content(b[:block.Size], number)
+			number += step
 		}
 	}
 	return w.Commit(ctx)

@@ -40,10 +40,10 @@ func clean(ctx context.Context, o options) (err error) {
 	if err := scatter(ctx, r, big, o); err != nil {
 		return err
 	}
-	fmt.Printf("| pool | tracks wholly free | blocks a run | MB/s of a disk %s\n|---|--:|--:|--:|--:|--:|--:|--:|--:|\n", latencyHead)
+	fmt.Printf("| pool | tracks wholly free | blocks a run | MB/s of a disk %s\n|---|--:|--:|--:|--:|--:|--:|--:|--:|\n", counting.LatencyHead)
 	row := func(name string, fn func() error) error {
 		before := r.Device.Count()
-		l, err := beside(ctx, v, others, o.rate, fn)
+		l, err := counting.Clients{Volume: v, Size: others, Rate: o.rate}.Beside(ctx, fn)
 		if err != nil {
 			return err
 		}
@@ -108,4 +108,12 @@ func scatter(ctx context.Context, r *counting.Pool, big block.Volume, o options)
 	}
 	fmt.Fprintf(os.Stderr, "fragmented after %v\n", time.Since(begin).Round(time.Second))
 	return r.Fold(ctx)
+}
+
+// pause waits.
+func pause(d time.Duration) func() error {
+	return func() error {
+		time.Sleep(d)
+		return nil
+	}
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/dustin/go-humanize"
 
+	"github.com/pollux-storage/pollux/bench/counting"
 	"github.com/pollux-storage/pollux/internal/pool"
 )
 
@@ -34,11 +35,11 @@ func free(ctx context.Context, o options) (err error) {
 		return err
 	}
 	fmt.Fprintf(os.Stderr, "filled after %v\n", time.Since(began).Round(time.Second))
-	fmt.Printf("| %s freed, clients at %d requests a second | until half is free | until all is | folds %s\n|---|--:|--:|--:|--:|--:|--:|--:|--:|\n", humanize.IBytes(o.size), o.rate, latencyHead)
+	fmt.Printf("| %s freed, clients at %d requests a second | until half is free | until all is | folds %s\n|---|--:|--:|--:|--:|--:|--:|--:|--:|\n", humanize.IBytes(o.size), o.rate, counting.LatencyHead)
 	row := func(name string, fn func() error, freed int64) error {
 		var half, all time.Duration
 		folds := r.Stats().Folds
-		l, err := beside(ctx, v, others, o.rate, func() error {
+		l, err := counting.Clients{Volume: v, Size: others, Rate: o.rate}.Beside(ctx, func() error {
 			begin, before := time.Now(), r.Stats().FreeBytes
 			if err := fn(); err != nil {
 				return err
