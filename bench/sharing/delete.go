@@ -59,6 +59,9 @@ func measureDeletes(ctx context.Context, o options, r *report) (missed bool, err
 			return false, err
 		}
 		volumes = append(volumes, v)
+		if (i+1)%10 == 0 {
+			fmt.Fprintf(os.Stderr, "%d volumes after %v\n", i+1, time.Since(begin).Round(time.Second))
+		}
 	}
 	s := p.Stats().Sharing
 	if want := uint64(o.volumes-1) * uint64(d.Shared/block.Size); s.Shared < want*99/100 {
@@ -104,9 +107,10 @@ func measureDelete(ctx context.Context, o options, p *counting.Pool, c counting.
 		}
 		for {
 			d.Took = time.Since(begin)
-			// The clients go on overwriting what is shared, and each block of theirs counts
-			// once: so the last few of the volume may go after this.
-			if gone := before.Sharing.Saved - p.Stats().Sharing.Saved; gone >= n {
+			// What the clients overwrite meanwhile counts too, so the fold must have ended
+			// as well.
+			now := p.Stats()
+			if gone := before.Sharing.Saved - now.Sharing.Saved; gone >= n && now.Folds > before.Folds {
 				return nil
 			} else if d.Took > 5*time.Minute {
 				return fmt.Errorf("volume %s: only %s of %s of references are gone after %v", name, size(max(0, gone)), size(n), d.Took)

@@ -18,11 +18,19 @@ type perTiB struct {
 	Stored  int64        `json:"stored"`
 	Indexes []indexed    `json:"indexes"`
 	Counts  []references `json:"counts"`
-	// Pools that were filled: the first shares nothing, the second has the default index,
-	// the third one of all blocks.
-	Large int64   `json:"large"`
-	Pools []ofOne `json:"pools"`
+	Pools   []filled     `json:"pools"`
 }
+
+// filled is a pool that was filled, and one of its size that shares nothing.
+type filled struct {
+	Size  int64 `json:"size"`
+	Dense bool  `json:"dense"` // the index is as large as the pool allows
+	Off   ofOne `json:"off"`
+	On    ofOne `json:"on"`
+}
+
+// rest is what deduplication takes of a full pool beside the index.
+func (f *filled) rest() int64 { return f.On.Full.Memory - f.Off.Full.Memory - f.On.Full.Index }
 
 // indexed is a real index that was told of everything stored.
 type indexed struct {
@@ -41,9 +49,10 @@ type references struct {
 const dense = 1 << 50
 
 // measureMemory fills indexes and counts for all that is to be stored, without a pool,
-// and pools of a size that is written in minutes to see what else there is.
+// and pools of two sizes that are written in minutes to see what else there is, and
+// whether it grows with what is stored.
 func measureMemory(ctx context.Context, o options, r *report) (missed bool, err error) {
-	m := &perTiB{Stored: int64(o.stored), Large: int64(o.large)}
+	m := &perTiB{Stored: int64(o.stored)}
 	r.Memory = m
 	for _, limit := range []int64{pool.DefaultIndexBytes, dense} {
 		x, err := fillIndex(ctx, limit, m.Stored/block.Size)
@@ -55,13 +64,20 @@ func measureMemory(ctx context.Context, o options, r *report) (missed bool, err 
 	if m.Counts, err = fillCounts(ctx, m.Stored/block.Size); err != nil {
 		return false, err
 	}
-	for _, c := range []one{{}, {Shares: true}, {Shares: true, Index: dense}} {
-		c.Size, c.Log, c.Cache, c.Spill = m.Large, int64(o.log), int64(o.cache), o.spill
-		of, err := c.process(ctx)
-		if err != nil {
+	for _, size := range []uint64{o.pool, o.large} {
+		f := filled{Size: int64(size)}
+		c := one{Size: f.Size, Log: int64(o.log), Cache: int64(o.cache), Spill: o.spill}
+		if f.Off, err = c.process(ctx); err != nil {
 			return false, err
 		}
-		m.Pools = append(m.Pools, of)
+		c.Shares = true
+		for _, c.Index = range []int64{0, dense} {
+			f.Dense = c.Index > 0
+			if f.On, err = c.process(ctx); err != nil {
+				return false, err
+			}
+			m.Pools = append(m.Pools, f)
+		}
 	}
 	m.print()
 	return false, nil
@@ -133,12 +149,17 @@ func (m *perTiB) print() {
 	for _, c := range m.Counts {
 		fmt.Printf("| %d | %s |\n", c.References, mib(c.Bytes))
 	}
-	off := &m.Pools[0].Full
-	fmt.Printf("\nA pool of %s, filled:\n\n| | own memory | more than without | of it index | all else | the same for a TiB |\n|---|--:|--:|--:|--:|--:|\n", size(m.Large))
-	for i, name := range []string{"without deduplication", "with", "with an index of every block"} {
-		s := &m.Pools[i].Full
-		more := s.Memory - off.Memory
-		fmt.Printf("| %s | %s | %s | %s | %s | %s |\n", name, mib(s.Memory), mib(more), mib(s.Index), mib(more-s.Index),
-			mib(int64(float64(more-s.Index)*(1<<40)/float64(s.Data))))
+	fmt.Printf("\n| full pool | memory without | with deduplication | more | index | all else | at most, more |\n|---|--:|--:|--:|--:|--:|--:|\n")
+	for i := range m.Pools {
+		f, name := &m.Pools[i], ""
+		if f.Dense {
+			name = ", index as large as possible"
+		}
+		off, on := &f.Off.Full, &f.On.Full
+		fmt.Printf("| %s%s | %s | %s | %s | %s | %s | %s |\n", size(f.Size), name, mib(off.Memory), mib(on.Memory), mib(on.Memory-off.Memory),
+			mib(on.Index), mib(f.rest()), mib(max(f.On.Scattered.Most-f.Off.Scattered.Most, on.Most-off.Most)))
 	}
+	small, large := &m.Pools[0], &m.Pools[2]
+	slope := float64(large.rest()-small.rest()) / float64(large.On.Full.Data-small.On.Full.Data)
+	fmt.Printf("\nFrom these two sizes, beside the index: %s for each TiB more.\n", mib(int64(slope*(1<<40))))
 }

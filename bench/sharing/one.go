@@ -44,8 +44,8 @@ type state struct {
 	Pages   int64 `json:"pages"`  // bytes of metadata in use
 }
 
-// ofOne is what a pool was like when it was empty; after overwrites of half of it, which
-// was written, at random; and when nothing more could be written.
+// ofOne is what a pool was like when it was empty; when half of it was written, and some
+// of that overwritten at random; and when nothing more could be written.
 type ofOne struct {
 	Empty     state `json:"empty"`
 	Scattered state `json:"scattered"`
@@ -84,6 +84,10 @@ func runOne(ctx context.Context, arg string) error {
 	return json.NewEncoder(os.Stdout).Encode(r)
 }
 
+// mostOverwrites is how many blocks are overwritten at random, at most: enough for some
+// folds, and no more in large pools, which take long enough.
+const mostOverwrites = 1 << 30 / block.Size
+
 func (c one) measure(ctx context.Context) (r ofOne, err error) {
 	p, err := counting.NewPool(ctx, counting.Options{Size: c.Size, Log: c.Log, Cache: c.Cache, Index: c.Index, Spill: c.Spill})
 	if err != nil {
@@ -107,7 +111,7 @@ func (c one) measure(ctx context.Context) (r ofOne, err error) {
 	}
 	number := uint64(c.Size) // none that fill has
 	rng := rand.New(rand.NewPCG(1, 2))
-	for range half / block.Size / 4 {
+	for range min(half/block.Size/4, mostOverwrites) {
 		number++
 		if err := counting.WriteContent(ctx, v, rng.Int64N(half/block.Size)*block.Size, block.Size, number); err != nil {
 			return r, err
