@@ -159,7 +159,4 @@ func (m *perTiB) print() {
 		fmt.Printf("| %s%s | %s | %s | %s | %s | %s | %s |\n", size(f.Size), name, mib(off.Memory), mib(on.Memory), mib(on.Memory-off.Memory),
 			mib(on.Index), mib(f.rest()), mib(max(f.On.Scattered.Most-f.Off.Scattered.Most, on.Most-off.Most)))
 	}
-	small, large := &m.Pools[0], &m.Pools[2]
-	slope := float64(large.rest()-small.rest()) / float64(large.On.Full.Data-small.On.Full.Data)
-	fmt.Printf("\nFrom these two sizes, beside the index: %s for each TiB more.\n", mib(int64(slope*(1<<40))))
 }
