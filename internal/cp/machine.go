@@ -106,6 +106,7 @@ type Machine struct {
 	plan     *plan
 	shares   *sharing
 	replaced []block.Pointer // by the mappings being installed
+	freed    []space.Run     // by what is being dropped
 	refs     refChanges      // of a fold
 	changes  table.Sorter    // of counts, by a fold
 
@@ -413,20 +414,15 @@ func (m *Machine) updateReservation() {
 // drop gives up references that no durable structure holds any more. A count
 // that does not allow it breaks the machine: the counts are wrong.
 func (m *Machine) drop(r space.Run) {
-	if err := m.Space.Dec(r); err != nil {
+	var err error
+	if m.freed, err = m.Space.Drop(r, m.freed[:0]); err != nil {
 		if m.broken == nil {
 			m.broken = err
 		}
 		return
 	}
-	if !m.sb.Shares() || m.Space.Unused(r.At.Device(), r.At.Block(), r.N) {
-		m.Reader.Forget(r.At, r.N)
-		return
-	}
-	for i := range r.N {
-		if at := r.At + block.Physical(i); m.Space.Count(at) == 0 {
-			m.Reader.Forget(at, 1) // others are shared
-		}
+	for _, free := range m.freed {
+		m.Reader.Forget(free.At, free.N)
 	}
 }
 

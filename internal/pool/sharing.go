@@ -14,7 +14,7 @@ import (
 )
 
 // DefaultIndexBytes is the memory of an index of fingerprints that nobody has said
-// more of: every block of 16 GiB, or one in 64 of a TiB.
+// more of: every block of 15 GiB, or one in 128 of a TiB.
 const DefaultIndexBytes = 32 << 20
 
 // SetSharing makes a volume share series of at least run blocks with what is stored

@@ -201,14 +201,22 @@ func (s *Space) Alloc(n int, runs []Run) ([]Run, error) {
 
 // Inc adds a reference to each block of a run, or to none when one of them is at
 // the limit.
-func (s *Space) Inc(r Run) error { return s.adjust(r, true) }
+func (s *Space) Inc(r Run) error { return s.adjust(r, true, nil) }
 
 // Dec drops a reference to each block of a run; blocks without references are
 // free at once, so the commit that dropped them must be durable. When one of
 // them is free already, it drops none.
-func (s *Space) Dec(r Run) error { return s.adjust(r, false) }
+func (s *Space) Dec(r Run) error { return s.adjust(r, false, nil) }
 
-func (s *Space) adjust(r Run, up bool) error {
+// Drop is Dec, and appends what has become free by it to freed.
+func (s *Space) Drop(r Run, freed []Run) ([]Run, error) {
+	err := s.adjust(r, false, &freed)
+	return freed, err
+}
+
+// adjust adds or drops a reference to each block of a run. What has become free is
+// appended to freed, unless that is nil.
+func (s *Space) adjust(r Run, up bool, freed *[]Run) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	d, err := s.deviceOf(r)
@@ -235,10 +243,35 @@ func (s *Space) adjust(r Run, up bool) error {
 			return &block.CorruptError{What: "reference count", Where: "block " + b.String(), Why: "a free block was freed; run `pollux check`"}
 		}
 	}
-	freed := d.dec(t, &m)
-	s.tookLocked(d, -freed)
-	s.more -= int64(r.N - freed)
+	n := d.dec(t, &m)
+	s.tookLocked(d, -n)
+	s.more -= int64(r.N - n)
+	if freed != nil && n > 0 {
+		for w, used := range d.counts.track(t) {
+			m[w] &^= used
+		}
+		*freed = m.runs(block.At(r.At.Device(), uint64(t)*block.TrackBlocks), *freed)
+	}
 	return nil
+}
+
+// runs appends the blocks of a track that begins at a block, as runs.
+func (m *blocks) runs(track block.Physical, to []Run) []Run {
+	next := -1
+	for w := range m {
+		for rest := m[w]; rest != 0; {
+			i := bits.TrailingZeros64(rest)
+			n := bits.TrailingZeros64(^(rest >> i))
+			rest &^= (^uint64(0) >> (64 - n)) << i
+			if b := w*64 + i; b == next {
+				to[len(to)-1].N += n
+			} else {
+				to = append(to, Run{track + block.Physical(b), n})
+			}
+			next = w*64 + i + n
+		}
+	}
+	return to
 }
 
 // tookLocked keeps the number of free blocks when n of a device came into use, or
