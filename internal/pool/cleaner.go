@@ -271,7 +271,7 @@ func (c *cleaner) move(now time.Time) {
 			c.since = now
 		}
 		c.say("waits for room in the log or the pool")
-		if c.next = now.Add(c.p.opts.Interval / 4); now.Sub(c.since) >= c.o.Pause {
+		if c.next = now.Add(c.p.soon()); now.Sub(c.since) >= c.o.Pause {
 			// Nor shall the tracks be kept from them any longer.
 			c.moved(now, c.stats.State)
 		}

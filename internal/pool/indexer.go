@@ -76,12 +76,12 @@ func (x *indexer) work(now time.Time) {
 		return
 	}
 	if x.p.pressed() {
-		x.next = now.Add(x.p.opts.Interval / 4)
+		x.next = now.Add(x.p.soon())
 		return
 	}
 	begun := time.Now() // now may lie before a step of a fold
 	if !x.step() {
-		x.next = now.Add(x.p.opts.Interval / 16) // folds go on by themselves
+		x.next = now.Add(x.p.soon() / 4) // folds go on by themselves
 		return
 	}
 	end := time.Now()

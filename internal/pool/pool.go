@@ -165,7 +165,7 @@ const (
 // Stats. It must be called once.
 func (p *Pool) Run(ctx context.Context) error {
 	defer close(p.stopped)
-	tick := time.NewTicker(min(p.opts.Interval, DefaultInterval) / 4) // failures and rest are looked at, too
+	tick := time.NewTicker(p.soon()) // failures and rest are looked at, too
 	defer tick.Stop()
 	defer p.cleaner.close()
 	defer p.scan.close()
@@ -236,6 +236,10 @@ func (p *Pool) Run(ctx context.Context) error {
 		}
 	}
 }
+
+// soon is when to look again at what cannot go on now, however seldom consistency points
+// are.
+func (p *Pool) soon() time.Duration { return min(p.opts.Interval, DefaultInterval) / 4 }
 
 // wakeAt makes a timer wake Run at a time, or when Run does something again.
 func (p *Pool) wakeAt(t *time.Timer, at time.Time) {

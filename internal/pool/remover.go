@@ -233,7 +233,7 @@ func (r *remover) pass(now time.Time, used int64) {
 func (r *remover) move(now time.Time) {
 	if r.p.pressed() {
 		r.say("waits for room in the log")
-		r.next = now.Add(r.p.opts.Interval / 4)
+		r.next = now.Add(r.p.soon())
 		return
 	}
 	if u := r.p.space.Usage(); u.Free-u.Reserved-u.Slop/2 < 4*int64(r.mover.batch()) {

@@ -264,14 +264,14 @@ func (s *scan) work(now time.Time) {
 	}
 	if spare := s.p.space.Usage().Spare(); s.p.pressed() || spare < 4*blockmap.LeafBlocks {
 		s.count(func(st *ScanStats) { st.Why = "it waits for room in the log or the pool" })
-		s.next = now.Add(s.p.opts.Interval / 4)
+		s.next = now.Add(s.p.soon())
 		return
 	}
 	if s.phase != scanWalks {
 		if err := s.begin(); err != nil {
 			s.end(ScanStopped, err.Error())
 		}
-		s.next = now.Add(s.p.opts.Interval / 16) // folds go on by themselves
+		s.next = now.Add(s.p.soon() / 4) // folds go on by themselves
 		return
 	}
 	blocks, more, err := s.step()

@@ -204,7 +204,7 @@ func (s *scrub) work(now time.Time) {
 	if now.Before(s.next) {
 		return
 	}
-	s.next = now.Add(s.p.opts.Interval / 4)
+	s.next = now.Add(s.p.soon())
 	if s.ready() {
 		s.goOn(now)
 	}

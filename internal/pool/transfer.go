@@ -129,7 +129,7 @@ func (t *transfer) work(now time.Time) {
 		}
 		return
 	case t.p.pressed():
-		t.next = now.Add(t.p.opts.Interval / 4)
+		t.next = now.Add(t.p.soon())
 		return
 	case t.phase != scanWalks:
 		if err := t.begin(now); err != nil {
