@@ -212,9 +212,11 @@ func (s *sharing) evacuate() {
 		if !of(q.leaving, was.Phys) || was.Sum != b.slot.Sum {
 			continue
 		}
-		b.taken = true
+		// With a fingerprint, also of a volume that shares nothing else: as long as the
+		// new place has it, it has not become another block.
+		b.taken, b.print = true, m.Print(s.payload(i))
 		key := uint64(was.Phys)
-		if to, ok := m.evacuated.Get(key); ok && m.Space.MayShare(block.Physical(to)) {
+		if to, ok := m.evacuated.Get(key); ok && m.Fingerprint(block.Physical(to)) == b.print {
 			s.found = append(s.found, sharedRun{len(s.order), 1, block.Physical(to)})
 			s.order = append(s.order, int32(i))
 		} else if k, ok := q.places.Get(key); ok && s.equal(int32(i), int32(k)) {

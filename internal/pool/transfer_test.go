@@ -276,9 +276,10 @@ func TestMemoryFull(t *testing.T) {
 }
 
 // Memory is taken out while the pool serves. What many shared there is one block on a disk
-// again, and not one for each reference.
+// again, and not one for each reference, also of a volume that shares nothing any more.
 func TestRemoveMemory(t *testing.T) {
-	for _, dies := range []bool{false, true} {
+	for i := range 4 {
+		dies, off := i%2 == 1, i/2 == 1
 		r, v := sharingRig(t, 8)
 		r.addMemory(5 * block.TrackBytes)
 		const n, times = 300, 20
@@ -287,6 +288,11 @@ func TestRemoveMemory(t *testing.T) {
 		used := r.on(0)
 		if r.on(1) < n {
 			t.Fatalf("%d blocks are in memory", r.on(1))
+		}
+		if off {
+			if err := r.SetSharing(context.Background(), "v", 0); err != nil {
+				t.Fatal(err)
+			}
 		}
 		if err := r.RemoveDevice(context.Background(), "memory"); err != nil {
 			t.Fatal(err)
