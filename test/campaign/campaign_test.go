@@ -65,7 +65,7 @@ func TestCampaign(t *testing.T) {
 }
 
 func TestStamps(t *testing.T) {
-	for _, size := range []int{512, 4096} {
+	for _, size := range []int{512, 4096, 8192} {
 		p := make([]byte, size)
 		if op, err := parse(p, 1, 2); op != 0 || err != nil {
 			t.Errorf("zeroes: %d, %v", op, err)

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"strings"
+
+	"github.com/pollux-storage/pollux/internal/control"
 )
 
 // end checks everything a last time: the recount while the pair runs and while
@@ -14,6 +16,13 @@ func (c *campaign) end(ctx context.Context) error {
 	}
 	if _, err := c.pair.Check(ctx); err != nil {
 		return fmt.Errorf("of the running pair: %w", err)
+	}
+	var shared []control.PoolDedup
+	if err := c.pair.JSON(ctx, &shared, "dedup", "status"); err != nil {
+		return err
+	}
+	if len(shared) == 0 || shared[0].Saved == 0 {
+		return fmt.Errorf("nothing is shared: %+v", shared)
 	}
 	if err := c.pair.Down(ctx); err != nil {
 		return err

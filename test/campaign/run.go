@@ -30,7 +30,7 @@ type Options struct {
 // hangTimeout is that of the campaign's pairs.
 const hangTimeout = 500 * time.Millisecond
 
-// volumeUnits is the size of each volume in units.
+// volumeUnits is the size of most volumes in units.
 const volumeUnits = 4096
 
 // Bounds of what may take time; none is reached while all is well.
@@ -124,11 +124,16 @@ func (c *campaign) begin(ctx context.Context) error {
 		return err
 	}
 	for i, v := range []struct {
-		name string
-		unit int
-	}{{"a4k", 4096}, {"a512", 512}, {"b4k", 4096}} {
-		d := &disk{name: v.name, id: uint64(i + 1), unit: v.unit, units: volumeUnits, history: newHistory(volumeUnits)}
-		if _, err := c.pair.Do(ctx, "volume", "create", d.name, "--size", fmt.Sprint(d.unit*d.units), "--guest", d.name[:1]); err != nil {
+		name        string
+		unit, units int
+		more        []string
+	}{
+		{"a4k", 4096, volumeUnits, nil}, {"a512", 512, volumeUnits, nil}, {"b4k", 4096, volumeUnits, nil},
+		{"a32k", 32768, volumeUnits / 16, []string{"--dedup", "on", "--thn", "4"}}, // much of it is the same
+	} {
+		d := &disk{name: v.name, id: uint64(i + 1), unit: v.unit, units: v.units, history: newHistory(v.units)}
+		create := append([]string{"volume", "create", d.name, "--size", fmt.Sprint(d.unit * d.units), "--guest", d.name[:1]}, v.more...)
+		if _, err := c.pair.Do(ctx, create...); err != nil {
 			return err
 		}
 		e, err := c.pair.Export(ctx, d.name)

@@ -6,6 +6,8 @@ import (
 	"fmt"
 
 	"github.com/zeebo/xxh3"
+
+	"github.com/pollux-storage/pollux/internal/block"
 )
 
 // stampSize is the head of a unit: magic, volume, place, operation, checksum.
@@ -16,7 +18,11 @@ const stampMagic = 0x5054494e55584c50 // "PLXUNITP"
 // errTorn says that a unit is neither zero nor whole.
 var errTorn = errors.New("a unit is torn, misplaced or not ours")
 
-// fill makes a unit that describes itself.
+// alike is how many different contents there are of blocks that units can have in common.
+const alike = 6
+
+// fill makes a unit that describes itself. Blocks behind its first are one of few series,
+// so that units of several blocks have much in common with others.
 func fill(p []byte, volume, unit, op uint64) {
 	le := binary.LittleEndian
 	le.PutUint64(p, stampMagic)
@@ -25,6 +31,9 @@ func fill(p []byte, volume, unit, op uint64) {
 	le.PutUint64(p[24:], op)
 	x := op*0x9e3779b97f4a7c15 ^ unit
 	for i := stampSize; i+8 <= len(p); i += 8 {
+		if i == block.Size {
+			x = op % alike
+		}
 		x += 0x9e3779b97f4a7c15
 		z := (x ^ x>>30) * 0xbf58476d1ce4e5b9
 		le.PutUint64(p[i:], z^z>>27)
