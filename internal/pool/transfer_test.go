@@ -483,9 +483,9 @@ func TestTransferRandomly(t *testing.T) {
 // A power cut after each operation of the devices while blocks go to memory, and references
 // follow them.
 func TestTransferPowerCutAtEveryOperation(t *testing.T) {
-	step := int64(1)
+	step := int64(3)
 	if testing.Short() || raced {
-		step = 6
+		step = 11
 	}
 	for cut := int64(1); ; cut += step {
 		r, v := memoryRig(t, 1)
