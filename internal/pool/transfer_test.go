@@ -323,12 +323,12 @@ func TestRemoveMemory(t *testing.T) {
 
 // When memory cannot be written, blocks go to disks as they do without it.
 func TestMemoryFails(t *testing.T) {
-	r, v := memoryRig(t, 2)
+	r, _ := memoryRig(t, 2)
 	r.stop()
 	r.reopenDevices()
 	faults := r.faulty()
 	r.mustOpen()
-	v, _ = r.Volume("v")
+	v, _ := r.Volume("v")
 	data := r.shorts(v, 20, 2)
 	faults[1].Add(blocktest.Rule{Op: hpdi.OpWrite, Err: errMedium})
 	if err := write(v, 5000*block.Size, data[:block.Size]); err != nil {
