@@ -81,6 +81,8 @@
 //	fold's point <= last committed point
 //	what a new owner claims is durable before anything else is written
 //	count of a block = entries of trees and overlays that point at it
+//	a block in use has the fingerprint of what it holds, or none; also before it is
+//	         written
 //	a block is reused only when the commit that freed it is durable
 //	unfolded mappings <= MostUnfolded, but for a single larger point, and while
 //	         folds fail

@@ -94,7 +94,7 @@ func (s *sharing) takeFromMemory() {
 // of an index that keeps one block of several only their neighbours find some.
 func (s *sharing) lookForShort(order []int32) {
 	q := &s.memory
-	q.short = append(q.short[:0], make([]block.Physical, len(order))...)
+	q.short = append(q.short[:0], make([]block.Physical, len(order))...) // none is known
 	if q.room == 0 || s.m.Index.Stats().Every == 1 {
 		return
 	}

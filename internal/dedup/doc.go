@@ -21,6 +21,10 @@
 // kept for whole tracks. Of what it found it takes the choice that shares most; Space
 // then gives up what would make a reader jump too often within a few blocks.
 //
+// What is shorter is written again. Where a pool has low-latency memory, single blocks
+// of which there are several copies move there (US patents 7,908,436 and 8,145,843); see
+// package cp, which alone knows devices.
+//
 // A fingerprint says that two blocks are probably equal. Nothing is shared because
 // of it: who uses a Matcher compares the bytes.
 //

@@ -106,12 +106,19 @@ type Superblock struct {
 	RegionID  string   `json:"region,omitempty"`
 	BootID    string   `json:"boot,omitempty"`
 	Devices   []Device `json:"devices,omitempty"`
+	// Prints is the page of the roots of fingerprints, where blocks are shared.
+	Prints     string `json:"prints,omitempty"`
+	PrintsTwin string `json:"prints_twin,omitempty"`
+	// IndexBytes and Threshold are settings of the pool; 0 is the default.
+	IndexBytes uint64 `json:"index_bytes,omitempty"`
+	Threshold  uint8  `json:"llrrm_threshold,omitempty"`
 }
 
 // Device is a device as a superblock has it.
 type Device struct {
 	ID     string `json:"id"`
 	State  string `json:"state,omitempty"` // "leaving" or "gone"; empty for one in use
+	Class  string `json:"class"`           // "disk" or "llrrm"
 	Blocks uint64 `json:"blocks"`
 	Data   uint64 `json:"data"`
 	Counts string `json:"counts"` // root of its reference counts
@@ -187,7 +194,11 @@ func (s *Superblock) fill(b *cp.Superblock) {
 	s.JournalOffset, s.JournalNumber, s.JournalPrev = b.Journal.Offset, b.Journal.Number, hex(b.Journal.Prev)
 	s.FlushOffset, s.FlushBatch = b.Flush.Offset, b.Flush.Batch
 	s.Catalogue, s.CatTwin, s.CatBytes, s.RegionID, s.BootID = b.Catalogue.String(), twin(b.Catalogue), b.CatBytes, b.RegionID, b.BootID
+	s.IndexBytes, s.Threshold = b.Settings.IndexBytes, b.Settings.Threshold
+	if b.Shares() {
+		s.Prints, s.PrintsTwin = b.Prints.String(), twin(b.Prints)
+	}
 	for _, d := range b.Devices {
-		s.Devices = append(s.Devices, Device{d.ID.String(), d.State.String(), d.Blocks, d.First, d.Counts.String(), twin(d.Counts)})
+		s.Devices = append(s.Devices, Device{d.ID.String(), d.State.String(), d.Class.String(), d.Blocks, d.First, d.Counts.String(), twin(d.Counts)})
 	}
 }

@@ -269,8 +269,11 @@ func TestCleanerCut(t *testing.T) {
 // A power cut at each operation of one pass, and a recovery after each.
 func TestCleanerCutAtEveryOperation(t *testing.T) {
 	step := int64(3)
-	if soak {
+	switch {
+	case soak:
 		step = 1
+	case raced:
+		step = 25
 	}
 	for cut := int64(1); ; cut += step {
 		rng := rand.New(rand.NewPCG(7, 43))

@@ -80,8 +80,8 @@
 //	erase     its label
 //
 // What is left after the folds is moved by another pass. A block with several
-// references would be moved once for each; there are none as long as nothing shares
-// blocks. A device that is gone keeps its number, because pointers have numbers in
+// references is moved once for each. They share again what is a series that is long
+// enough, and, if the block leaves low-latency memory, each single one. A device that is gone keeps its number, because pointers have numbers in
 // them; it is a gap in devices.Set and space.Space. While a superblock is written that
 // says leaving, used or gone no fold may be under way, which would write the states as
 // they were when it began.

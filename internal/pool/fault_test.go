@@ -36,8 +36,11 @@ func TestEveryDeviceErrorOnce(t *testing.T) {
 				t.Run(fmt.Sprint(op, " late ", late, " sharing ", run), func(t *testing.T) {
 					misses := 0       // in a row: both devices are through
 					step := 7 + 8*run // odd, so that the devices take turns
-					if soak {
+					switch {
+					case soak:
 						step = 1
+					case raced:
+						step *= 5
 					}
 					for skip := 0; misses < 2 && !t.Failed(); skip += step {
 						if misses++; deviceError(t, op, late, skip, run) {

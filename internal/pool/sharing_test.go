@@ -434,14 +434,19 @@ func TestLostFingerprints(t *testing.T) {
 			r, v := sharingRig(t, 8)
 			data := content(1, 200)
 			r.put(v, 0, data)
+			r.put(v, 8000, content(3, 1200))
 			r.fold()
 			page := r.machine.Superblock().Prints
 			switch root := r.machine.PrintRoots()[0]; what {
 			case "root":
 				page = root
 			case "leaf":
-				err := blockmap.Walk(r.reader, root, func(p block.Pointer, level int, _ uint64) (bool, error) {
-					page = p
+				// One whose tracks are full, so that no fold writes it anew.
+				full := r.at(v, 8600).Block() / (block.Size / 8)
+				err := blockmap.Walk(r.reader, root, func(p block.Pointer, level int, leaf uint64) (bool, error) {
+					if level == 0 && leaf == full {
+						page = p
+					}
 					return level > 0, nil
 				})
 				if err != nil {

@@ -156,9 +156,14 @@ func (t *transfer) begin(now time.Time) error {
 	if m.Stats().Folds < t.folds {
 		return nil
 	}
+	t.began = now
 	t.from = m.Moved(t.from[:0])
 	for _, at := range t.from {
 		t.set.Put(uint64(at), 0)
+	}
+	if len(t.from) == 0 { // all were overwritten or trimmed meanwhile
+		t.end(now, nil)
+		return nil
 	}
 	if err := t.mover.begin(); err != nil {
 		return err
@@ -168,7 +173,7 @@ func (t *transfer) begin(now time.Time) error {
 		v, _ := t.p.catalogue.Get(id)
 		return v.Run == 0
 	})
-	t.phase, t.began = scanWalks, now
+	t.phase = scanWalks
 	return nil
 }
 

@@ -62,7 +62,10 @@ func (r *rig) transferAll() {
 }
 
 // lies returns the number of the device that a block of a volume lies on.
-func (r *rig) lies(v block.Volume, lba int64) int {
+func (r *rig) lies(v block.Volume, lba int64) int { return r.at(v, lba).Device() }
+
+// at returns where a block of a volume lies.
+func (r *rig) at(v block.Volume, lba int64) block.Physical {
 	r.t.Helper()
 	var p [1]block.Pointer
 	w, ok := r.catalogue.ByName(v.Info().Name)
@@ -72,7 +75,7 @@ func (r *rig) lies(v block.Volume, lba int64) int {
 	if err := r.bmap.Lookup(w.ID, block.Logical(lba), p[:]); err != nil {
 		r.t.Fatal(err)
 	}
-	return p[0].Phys.Device()
+	return p[0].Phys
 }
 
 // memoryRig returns a pool with a volume that shares series of eight, and memory, which
