@@ -23,10 +23,10 @@ type interrupted struct {
 
 // The guest dies, or the host loses power, at each write and sync of a removal, while a
 // client writes. The pool opens with the device or without it, has lost nothing, and
-// the removal goes on, or was cancelled, to the same end. At one operation in three, all
+// the removal goes on, or was cancelled, to the same end. At one operation in five, all
 // with POLLUX_SOAK=1; with the race detector some must do, see few.
 func TestRemoveInterrupted(t *testing.T) {
-	step := int64(3)
+	step := int64(5)
 	switch {
 	case soak:
 		step = 1

@@ -62,7 +62,7 @@ func (r *rig) on(dev int) int64 { return r.space.InUse(dev) }
 // A device is taken out while the pool serves: what it had is on the others, it has no
 // label any more, and the pool opens without it.
 func TestRemoveDevice(t *testing.T) {
-	for _, dev := range []int{1, 2} {
+	for _, dev := range []int{1, 2}[:few(2)] {
 		for seed := range uint64(few(2)) {
 			t.Run(fmt.Sprintf("device %d, seed %d", dev, seed), func(t *testing.T) {
 				rng := rand.New(rand.NewPCG(seed, 5))
