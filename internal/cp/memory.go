@@ -15,7 +15,7 @@ import (
 // to read one there costs no seek. How often a block was received is how many copies of
 // it there are on disks, for each time it was too short a match to be shared; with the
 // threshold's number of them the next one is written to memory instead, and what refers
-// to the copies is moved there afterwards, see Moved. What memory has already is shared
+// to the copies is moved there afterwards, see TakeMoved. What memory has already is shared
 // before series are looked for: no seek is saved by parting them.
 //
 // Nothing durable says that a block has moved. A copy in memory is a block like others,
@@ -205,7 +205,6 @@ func (s *sharing) evacuate() {
 		m.evacuated.Clear()
 		return
 	}
-	q.places.Clear()
 	for i := range p.blocks {
 		b := &p.blocks[i]
 		was := s.mapped(b)
@@ -315,16 +314,15 @@ func (m *Machine) noteCopy(at block.Physical) {
 	}
 }
 
-// Moved returns the copies on disks whose references are to be moved, because memory has
-// the same blocks, and forgets them.
-func (m *Machine) Moved(to []block.Physical) []block.Physical {
+// TakeMoved calls fn for the copies on disks whose references are to be moved, because
+// memory has the same blocks, and forgets them.
+func (m *Machine) TakeMoved(fn func(at block.Physical)) {
 	for at := range m.moved.All() {
 		if m.Space.Count(block.Physical(at)) > 0 {
-			to = append(to, block.Physical(at))
+			fn(block.Physical(at))
 		}
 	}
 	m.moved.Clear()
-	return to
 }
 
 // MovedLen returns how many there are, some of which may have been freed.
@@ -340,19 +338,26 @@ func (m *Machine) InMemory(p block.Physical, f dedup.Fingerprint) (here, elsewhe
 	if used == 0 || f == dedup.None {
 		return false, false
 	}
-	for _, c := range m.Index.Candidates(f, nil) {
-		if of(used, c) && m.Fingerprint(c) == f {
-			return false, true
+	return false, slices.ContainsFunc(m.placesOf(m.Index, f, nil), func(c block.Physical) bool { return of(used, c) })
+}
+
+// placesOf appends the places where blocks with a fingerprint are stored that may be
+// shared, as far as an index knows.
+func (m *Machine) placesOf(x *dedup.Index, f dedup.Fingerprint, to []block.Physical) []block.Physical {
+	known := len(to)
+	for _, c := range x.Candidates(f, to)[known:] {
+		if m.Fingerprint(c) == f {
+			to = append(to, c)
 		}
 	}
-	return false, false
+	return to
 }
 
 // indexInMemory takes note of the copies on disks of a block in memory that has just been
 // put into an index: after the pool was opened nobody else knows of them.
 func (m *Machine) indexInMemory(x *dedup.Index, f dedup.Fingerprint, p block.Physical) {
-	for _, c := range x.Candidates(f, nil) {
-		if c != p && !m.inMemory(c) && m.Fingerprint(c) == f {
+	for _, c := range m.placesOf(x, f, nil) {
+		if c != p && !m.inMemory(c) {
 			m.noteCopy(c)
 		}
 	}

@@ -358,7 +358,7 @@ func (s *sharing) compareBatch(runs []sharedRun, kept []sharedRun) []sharedRun {
 		}
 		if same[i] < r.n {
 			m.stats.unequal.Add(1)
-			if r.n = same[i]; r.n == 0 || r.n < s.block(r.first).run && !s.m.inMemory(r.at) {
+			if r.n = same[i]; r.n == 0 || r.n < s.block(r.first).run {
 				continue
 			}
 		}

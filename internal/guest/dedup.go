@@ -36,11 +36,12 @@ func (s *store) Dedup(ctx context.Context) (control.PoolDedup, error) {
 	if err != nil {
 		return control.PoolDedup{}, err
 	}
+	st := s.Pool.Stats()
 	d := control.PoolDedup{
-		LLRRM:  llrrmStatus(s.Pool.Stats()),
+		LLRRM:  llrrmStatus(st),
 		Refers: f.Refers, Stored: f.Stored, Saved: f.Saved, Metadata: f.Metadata,
 		DedupCounts: control.DedupCounts{Shared: f.Shared, Written: f.Written, Zeros: f.Zeros}, Unequal: f.Unequal,
-		References: references(&f.References), Index: dedupIndex(f.Index), Resized: dedupIndex(f.Resized), Scan: dedupScan(s.Pool.Stats().Scan), Volumes: []control.VolumeDedup{},
+		References: references(&f.References), Index: dedupIndex(f.Index), Resized: dedupIndex(f.Resized), Scan: dedupScan(st.Scan), Volumes: []control.VolumeDedup{},
 	}
 	for _, v := range f.Volumes {
 		d.Volumes = append(d.Volumes, control.VolumeDedup{

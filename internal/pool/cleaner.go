@@ -280,7 +280,7 @@ func (c *cleaner) move(now time.Time) {
 	c.since = time.Time{}
 	c.say("moves blocks")
 	blocks, more, err := c.mover.step()
-	c.next = now.Add(time.Duration(float64(blocks*block.Size) / float64(c.o.Rate) * float64(time.Second)))
+	c.next = now.Add(pace(int64(blocks)*block.Size, c.o.Rate))
 	if err != nil {
 		c.moved(now, err.Error())
 	} else if !more {

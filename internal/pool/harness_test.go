@@ -214,6 +214,20 @@ func (r *rig) comesBack(m *blocktest.Model, least int, what string) block.Volume
 	return v
 }
 
+// nextLife ends the guest's life after a round, or every third time the host's, and opens
+// the pool again, see comesBack.
+func (r *rig) nextLife(m *blocktest.Model, seed uint64, round int) block.Volume {
+	r.t.Helper()
+	least := m.Acked()
+	if round%3 == 2 {
+		least = m.Flushed()
+		r.cutPower(blocktest.CutRandom, seed+uint64(round))
+	} else {
+		r.die()
+	}
+	return r.comesBack(m, least, fmt.Sprintf("seed %d round %d", seed, round))
+}
+
 // drawWrite begins a write of n bytes at off, of new content or, if the rig repeats, of
 // what was written before.
 func (r *rig) drawWrite(m *blocktest.Model, rng *rand.Rand, off int64, n int) (id int, data []byte) {

@@ -259,6 +259,37 @@ func (p *Pool) foldsNeeded() uint64 {
 	return n
 }
 
+// foldWait waits until the trees have what is committed when it is asked first.
+type foldWait struct {
+	p     *Pool
+	asked bool
+	folds uint64 // complete when the wait is over; set once asked
+}
+
+// begin begins a wait.
+func (w *foldWait) begin(p *Pool) { *w = foldWait{p: p} }
+
+// over reports whether the wait is over. A fold under way when it is asked first may lack
+// something, and is waited for before.
+func (w *foldWait) over() bool {
+	if !w.asked {
+		if w.p.machine.Folding() {
+			return false
+		}
+		w.asked, w.folds = true, w.p.foldsNeeded()
+	}
+	return w.p.machine.Stats().Folds >= w.folds
+}
+
+// wants reports whether a fold is what is waited for.
+func (w *foldWait) wants() bool { return w.asked && w.p.machine.Stats().Folds < w.folds }
+
+// pace returns how long to rest after so many bytes in order to do no more than rate bytes
+// in a second.
+func pace(bytes, rate int64) time.Duration {
+	return time.Duration(float64(bytes) / float64(rate) * float64(time.Second))
+}
+
 // drain takes what is in c, if anything is.
 func drain[T any](c <-chan T) {
 	select {

@@ -243,7 +243,7 @@ func (r *remover) move(now time.Time) {
 	}
 	r.say("moves blocks")
 	blocks, more, err := r.mover.step()
-	r.next = now.Add(time.Duration(float64(blocks*block.Size) / float64(r.o.Rate) * float64(time.Second)))
+	r.next = now.Add(pace(int64(blocks)*block.Size, r.o.Rate))
 	switch {
 	case err != nil:
 		if !errors.Is(err, block.ErrNoSpace) {

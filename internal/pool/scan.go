@@ -53,14 +53,6 @@ type ScanStats struct {
 	Why string
 }
 
-type scanPhase int
-
-const (
-	scanBegins scanPhase = iota // it waits for a fold under way
-	scanFolds                   // and for one of all that is committed: it looks at trees
-	scanWalks
-)
-
 // scan deduplicates what a volume had before it shared blocks, or makes copies again of
 // what it shares. It is a machine of Run's goroutine, but for Stats, and writes through
 // the log as the cleaner does: a block is written once more, on the condition that nobody
@@ -80,8 +72,8 @@ type scan struct {
 
 	id      block.VolumeID
 	undo    bool
-	phase   scanPhase
-	folds   uint64 // folds complete when the walk begins
+	wait    foldWait // before the walk: it looks at trees
+	walks   bool
 	run     int
 	mover   mover
 	matcher dedup.Matcher
@@ -161,7 +153,8 @@ func (s *scan) start(v catalogue.Volume, undo bool) error {
 	case undo && v.Run > 0:
 		return fmt.Errorf("volume %q would share its blocks again: switch deduplication off first: %w", v.Name, block.ErrInvalid)
 	}
-	s.id, s.undo, s.run, s.next, s.phase = v.ID, undo, v.Run, time.Time{}, scanBegins
+	s.id, s.undo, s.run, s.next, s.walks = v.ID, undo, v.Run, time.Time{}, false
+	s.wait.begin(s.p)
 	s.count(func(st *ScanStats) {
 		*st = ScanStats{State: ScanRunning, Volume: v.Name, Undo: undo, Why: "it waits for a fold"}
 	})
@@ -185,20 +178,13 @@ func (s *scan) tell(kind, message string) {
 
 // begin begins the walk, when the trees have what was committed.
 func (s *scan) begin() error {
-	m := s.p.machine
-	switch {
-	case m.Folding():
-		return nil
-	case s.phase == scanBegins:
-		s.phase, s.folds = scanFolds, s.p.foldsNeeded()
-	}
-	if m.Stats().Folds < s.folds {
+	if s.p.machine.Folding() || !s.wait.over() {
 		return nil
 	}
 	if err := s.mover.begin(); err != nil {
 		return err
 	}
-	s.phase = scanWalks
+	s.walks = true
 	s.mover.walk.volumes = []block.VolumeID{s.id}
 	v, _ := s.p.catalogue.Get(s.id)
 	s.count(func(st *ScanStats) { st.Total = v.Used })
@@ -207,7 +193,7 @@ func (s *scan) begin() error {
 
 // wantsFold reports whether a fold is what the scan waits for.
 func (s *scan) wantsFold() bool {
-	return s.stats.State == ScanRunning && s.phase == scanFolds && s.p.machine.Stats().Folds < s.folds
+	return s.stats.State == ScanRunning && !s.walks && s.wait.wants()
 }
 
 func (s *scan) active() bool { return s.stats.State == ScanRunning || s.stats.State == ScanPaused }
@@ -267,7 +253,7 @@ func (s *scan) work(now time.Time) {
 		s.next = now.Add(s.p.soon())
 		return
 	}
-	if s.phase != scanWalks {
+	if !s.walks {
 		if err := s.begin(); err != nil {
 			s.end(ScanStopped, err.Error())
 		}
@@ -278,7 +264,7 @@ func (s *scan) work(now time.Time) {
 	if err == nil && !more {
 		err = s.p.commitAll() // what is done is on the devices
 	}
-	s.next = now.Add(time.Duration(float64(blocks*block.Size) / float64(s.o.Rate) * float64(time.Second)))
+	s.next = now.Add(pace(int64(blocks)*block.Size, s.o.Rate))
 	switch {
 	case err != nil:
 		s.end(ScanStopped, err.Error())

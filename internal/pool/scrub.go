@@ -78,9 +78,8 @@ type scrub struct {
 	stepped time.Time // when the newest step began; zero when none was since it went on
 	notable bool      // there is something in rec that must not be lost
 
-	awaits bool   // folds is set
-	folds  uint64 // complete when the walk may begin
-	renew  uint64 // folds complete when the journal is whole again
+	wait  foldWait // before it looks at trees
+	renew uint64   // folds complete when the journal is whole again
 
 	// Work space of a scrub that goes on, else nil.
 	bulk   *bulk
@@ -99,6 +98,7 @@ func newScrub(p *Pool, o ScrubOptions) *scrub {
 	}
 	s := &scrub{p: p, o: o, timer: time.NewTimer(0)}
 	s.timer.Stop()
+	s.wait.begin(p)
 	return s
 }
 
@@ -181,7 +181,8 @@ func (s *scrub) due() time.Time {
 }
 
 func (s *scrub) begin(now time.Time) {
-	s.rec.state, s.rec.place, s.awaits = ScrubRunning, scrubPlace{}, false
+	s.rec.state, s.rec.place = ScrubRunning, scrubPlace{}
+	s.wait.begin(s.p)
 	s.rec.now = scrubResult{begun: now}
 	s.next = now
 	s.tell("scrub-begin", "scrub of pool %s begins", s.p.label.Name)
@@ -234,14 +235,7 @@ func (s *scrub) ready() bool {
 
 // folded waits until what is committed now is in the trees.
 func (s *scrub) folded() bool {
-	m := s.p.machine
-	if !s.awaits {
-		if m.Folding() {
-			return false
-		}
-		s.folds, s.awaits = s.p.foldsNeeded(), true
-	}
-	if m.Stats().Folds < s.folds {
+	if !s.wait.over() {
 		return false
 	}
 	s.rec.place = scrubPlace{part: scrubCopies}
@@ -253,11 +247,10 @@ func (s *scrub) folded() bool {
 
 // wantsFold reports whether a fold is what the scrub waits for.
 func (s *scrub) wantsFold() bool {
-	folds := s.p.machine.Stats().Folds
 	if n := s.p.machine.Renewing(); n > 0 && (s.rec.state != ScrubRunning || n >= s.p.machine.MayRenew()) {
 		return true
 	}
-	return s.rec.state == ScrubRunning && s.awaits && folds < s.folds || folds < s.renew
+	return s.rec.state == ScrubRunning && s.wait.wants() || s.p.machine.Stats().Folds < s.renew
 }
 
 // goOn makes a step.
@@ -269,7 +262,7 @@ func (s *scrub) goOn(now time.Time) {
 	s.stepped = now
 	before := r.bytes
 	more := s.step()
-	s.next = now.Add(time.Duration(float64(r.bytes-before) / float64(s.o.Rate) * float64(time.Second)))
+	s.next = now.Add(pace(int64(r.bytes-before), s.o.Rate))
 	if !more && r.repaired > 0 && s.p.set.Sync() != nil {
 		// What a power cut can undo is not repaired. The next step is the end again.
 		s.next = now.Add(time.Second)

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -399,14 +398,7 @@ func TestShareRandomly(t *testing.T) {
 				t.Fatalf("seed %d round %d: %v", seed, round, err)
 			}
 			shared += r.machine.Stats().Shared
-			least := m.Acked()
-			if round%3 == 2 {
-				least = m.Flushed()
-				r.cutPower(blocktest.CutRandom, seed+uint64(round))
-			} else {
-				r.die()
-			}
-			v = r.comesBack(m, least, fmt.Sprintf("seed %d round %d", seed, round))
+			v = r.nextLife(m, seed, round)
 		}
 		if shared == 0 && seed%4 != 3 {
 			t.Errorf("seed %d: nothing was shared", seed)

@@ -55,13 +55,12 @@ type transfer struct {
 	timer *time.Timer
 	next  time.Time // no step before
 
-	phase scanPhase
 	since time.Time // when blocks were seen to wait
-	folds uint64    // folds complete when the walk begins
-	walks bool      // there are blocks to be looked for
-	began time.Time // of the walk
+	due   bool      // there are blocks to be looked for
+	wait  foldWait  // before the walk: it looks at trees
+	walks bool
+	began time.Time // when the walk did
 	set   table.Table[uint64]
-	from  []block.Physical
 	mover mover
 
 	mu      sync.Mutex // guards moved and waiting
@@ -97,13 +96,13 @@ func (t *transfer) Stats() TransferStats {
 
 // wantsFold reports whether a fold is what the walk waits for.
 func (t *transfer) wantsFold() bool {
-	return t.walks && t.phase == scanFolds && t.p.machine.Stats().Folds < t.folds
+	return t.due && !t.walks && t.wait.wants()
 }
 
 // arm makes the timer wake Run when the next step of a walk is due. For the rest Run
 // looks often enough.
 func (t *transfer) arm() {
-	if !t.walks || t.phase != scanWalks {
+	if !t.walks {
 		t.timer.Stop()
 		return
 	}
@@ -119,26 +118,27 @@ func (t *transfer) work(now time.Time) {
 	switch {
 	case now.Before(t.next):
 		return
-	case !t.walks:
+	case !t.due:
 		if m.MovedLen() == 0 {
 			t.since = time.Time{}
 		} else if t.since.IsZero() {
 			t.since = now
 		} else if now.Sub(t.since) >= t.o.Wait {
-			t.walks, t.phase = true, scanBegins
+			t.due = true
+			t.wait.begin(t.p)
 		}
 		return
 	case t.p.pressed():
 		t.next = now.Add(t.p.soon())
 		return
-	case t.phase != scanWalks:
+	case !t.walks:
 		if err := t.begin(now); err != nil {
 			t.end(now, err)
 		}
 		return
 	}
 	blocks, more, err := t.mover.step()
-	t.next = now.Add(time.Duration(float64(blocks*block.Size) / float64(t.o.Rate) * float64(time.Second)))
+	t.next = now.Add(pace(int64(blocks)*block.Size, t.o.Rate))
 	if err != nil || !more {
 		t.end(now, err)
 	}
@@ -147,21 +147,12 @@ func (t *transfer) work(now time.Time) {
 // begin begins the walk, when the trees have what was committed.
 func (t *transfer) begin(now time.Time) error {
 	m := t.p.machine
-	switch {
-	case m.Folding():
-		return nil
-	case t.phase == scanBegins:
-		t.phase, t.folds = scanFolds, t.p.foldsNeeded()
-	}
-	if m.Stats().Folds < t.folds {
+	if m.Folding() || !t.wait.over() {
 		return nil
 	}
 	t.began = now
-	t.from = m.Moved(t.from[:0])
-	for _, at := range t.from {
-		t.set.Put(uint64(at), 0)
-	}
-	if len(t.from) == 0 { // all were overwritten or trimmed meanwhile
+	m.TakeMoved(func(at block.Physical) { t.set.Put(uint64(at), 0) })
+	if t.set.Len() == 0 { // all were overwritten or trimmed meanwhile
 		t.end(now, nil)
 		return nil
 	}
@@ -173,7 +164,7 @@ func (t *transfer) begin(now time.Time) error {
 		v, _ := t.p.catalogue.Get(id)
 		return v.Run == 0
 	})
-	t.phase = scanWalks
+	t.walks = true
 	return nil
 }
 
@@ -182,7 +173,7 @@ func (t *transfer) end(now time.Time, err error) {
 	if err != nil {
 		t.p.failed(err)
 	}
-	t.walks, t.since, t.next = false, time.Time{}, now.Add(transferRest*now.Sub(t.began))
+	t.due, t.walks, t.since, t.next = false, false, time.Time{}, now.Add(transferRest*now.Sub(t.began))
 	t.mover.end()
 	t.set.Clear()
 }

@@ -32,7 +32,7 @@ func (r *rig) transferStep() error {
 		t := r.Pool.transfer
 		step := func() {
 			t.next = time.Time{}
-			if t.work(time.Now()); !t.since.IsZero() && !t.walks {
+			if t.work(time.Now()); !t.since.IsZero() && !t.due {
 				t.since = t.since.Add(-t.o.Wait)
 				t.work(time.Now())
 			}
@@ -49,7 +49,7 @@ func (r *rig) transferStep() error {
 // transferAll moves all references that wait for it, and frees what they leave.
 func (r *rig) transferAll() {
 	r.t.Helper()
-	for n := 0; r.Pool.transfer.walks || r.machine.MovedLen() > 0; n++ {
+	for n := 0; r.Pool.transfer.due || r.machine.MovedLen() > 0; n++ {
 		if err := errors.Join(r.transferStep(), r.Pool.Commit(context.Background())); err != nil {
 			r.t.Fatal(err)
 		}
@@ -467,14 +467,7 @@ func TestTransferRandomly(t *testing.T) {
 				}
 				r.devs = r.devs[:len(r.devs)-1]
 			}
-			least := m.Acked()
-			if round%3 == 2 {
-				least = m.Flushed()
-				r.cutPower(blocktest.CutRandom, seed+uint64(round))
-			} else {
-				r.die()
-			}
-			v = r.comesBack(m, least, fmt.Sprintf("seed %d round %d", seed, round))
+			v = r.nextLife(m, seed, round)
 		}
 		r.shut()
 	}
