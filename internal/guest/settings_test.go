@@ -1,6 +1,7 @@
 package guest
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"strings"
@@ -119,8 +120,10 @@ func TestMemoryOfASetIndex(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, done := s.(*store), make(chan error, 1)
-	go func() { done <- ctx.Run(t.Context()) }()
+	running, end := context.WithCancel(t.Context())
+	defer end()
+	done := make(chan error, 1)
+	go func() { done <- s.Run(running) }()
 	if err := s.SetSettings(t.Context(), pool.SettingsChange{IndexBytes: new(int64(100 * testMiB)), Threshold: new(4)}); err != nil {
 		t.Fatal(err)
 	}
@@ -138,6 +141,9 @@ func TestMemoryOfASetIndex(t *testing.T) {
 			t.Errorf("%s: a takeover needs %d bytes more", when, grown)
 		}
 		if when == "open" {
+			if end(); <-done != nil {
+				t.Fatal("the pool's loop failed")
+			}
 			if err := s.Release(); err != nil {
 				t.Fatal(err)
 			}
