@@ -96,6 +96,12 @@ func (r *Reader) ViewCached(p block.Pointer, fn func(frame []byte)) bool {
 	return r.cache.View(r.key(p), fn)
 }
 
+// SameCached reports whether the cache holds a block, and then whether that is data, of
+// which the pointer's checksum is true.
+func (r *Reader) SameCached(p block.Pointer, data []byte) (same, here bool) {
+	return r.cache.Same(r.key(p), data)
+}
+
 // Put gives a block whose checksum was just computed to the cache.
 func (r *Reader) Put(p block.Pointer, frame []byte) { r.cache.Put(r.key(p), frame) }
 

@@ -52,6 +52,7 @@
 package cache
 
 import (
+	"bytes"
 	"fmt"
 	"sync"
 	"unsafe"
@@ -170,6 +171,22 @@ func (c *Cache) View(key Key, fn func(frame []byte)) bool {
 		fn(s.frame(f))
 	}
 	return ok
+}
+
+// Same reports whether the block is here, and then whether it holds data, of which the
+// key's checksum is true: a frame like it is proved by that.
+func (c *Cache) Same(key Key, data []byte) (same, here bool) {
+	s, h := c.at(key)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if i, ok := s.find(h, key.Pool, key.Phys); ok {
+		f := s.table[i].frame - 1
+		if r := &s.records[f]; r.unproved && r.holds(key) && bytes.Equal(s.frame(f), data) {
+			r.unproved, same = false, true
+		}
+	}
+	f, here := s.hit(h, key)
+	return here && (same || bytes.Equal(s.frame(f), data)), here
 }
 
 // Has reports whether the block is here. It counts neither as a use nor as a

@@ -495,6 +495,27 @@ func TestOffer(t *testing.T) {
 	if !c.View(good, func(frame []byte) { frame[9] ^= 1 }) || !c.Get(good, 0, got) {
 		t.Error("proved again")
 	}
+	// What is the same as the right content is proved by that, and what is not is asked for
+	// its checksum.
+	for n := 4; n < 8; n++ {
+		damaged := n%2 == 1
+		k, _ := offer(n, damaged)
+		right := bytes.Clone(page)
+		right[5] = byte(n)
+		if n < 6 {
+			right[9] ^= 1 // whoever asks has something else
+		}
+		same, here := c.Same(k, right)
+		if here == damaged || same != (n == 6) {
+			t.Errorf("block %d: here %v, the same %v", n, here, same)
+		}
+		if damaged == c.Has(k) {
+			t.Errorf("block %d is %v here afterwards", n, c.Has(k))
+		}
+	}
+	if same, here := c.Same(Key{Pool: 1, Phys: 99}, page); same || here {
+		t.Error("a block that is not here is the same")
+	}
 	bad, want = offer(3, true)
 	if c.Put(bad, want); !c.Get(bad, 0, got) || !bytes.Equal(got, want) {
 		t.Error("what was put over an offer is not here")

@@ -328,7 +328,10 @@ func (m *Machine) forgetReplaced(blocks []planned) {
 // finish makes the durable point visible and releases what it covers.
 func (m *Machine) finish(p *plan) error {
 	m.forgetReplaced(p.blocks)
-	for _, i := range p.fresh {
+	for k, i := range p.fresh {
+		if p.sharing && k%printsAtOnce == 0 {
+			m.touch(p, p.fresh[k:min(k+printsAtOnce, len(p.fresh))])
+		}
 		b := &p.blocks[i]
 		ptr := block.Pointer{Phys: b.at, Birth: p.CP, Sum: b.slot.Sum}
 		// It may have been damaged in memory since it was published.
@@ -348,6 +351,18 @@ func (m *Machine) finish(p *plan) error {
 	m.stats.commits.Add(1)
 	m.count(p)
 	return m.broken
+}
+
+// touch brings what the index is going to be told of blocks of a plan into the processor's
+// cache, together.
+func (m *Machine) touch(p *plan, blocks []int32) {
+	p.prints = p.prints[:0]
+	for _, i := range blocks {
+		p.prints = append(p.prints, p.blocks[i].print)
+	}
+	if m.Index != nil {
+		m.Index.Touch(p.prints)
+	}
 }
 
 // count adds what the plan has done to the statistics.

@@ -240,17 +240,14 @@ func (s *sharing) equal(i, k int32) bool {
 }
 
 // equalStored reports whether a block that is stored has the content of one of the plan.
-func (s *sharing) equalStored(i int32, at block.Physical) (equal bool) {
+func (s *sharing) equalStored(i int32, at block.Physical) bool {
 	p := block.Pointer{Phys: at, Sum: s.p.blocks[i].slot.Sum, Shared: true}
-	look := func(frame []byte) { equal = bytes.Equal(frame, s.payload(int(i))) }
-	if s.m.Reader.ViewCached(p, look) || !s.needBuffer() {
-		return equal
+	data := s.payload(int(i))
+	if same, here := s.m.Reader.SameCached(p, data); here || !s.needBuffer() {
+		return same
 	}
 	frame := s.buf[:block.Size]
-	if s.m.Devices.Read(at, frame) == nil {
-		look(frame)
-	}
-	return equal
+	return s.m.Devices.Read(at, frame) == nil && bytes.Equal(frame, data)
 }
 
 // placeApart gives the blocks that are to be written to memory their places there, and

@@ -97,6 +97,16 @@ func (m *Machine) Print(data []byte) dedup.Fingerprint {
 	return m.sb.Secret.Fingerprint(data)
 }
 
+// Printer returns what computes the fingerprints of blocks, for any goroutine, from the
+// moment on when a volume shares.
+func (m *Machine) Printer() func(data []byte) uint64 {
+	hash, secret := m.Hash, m.sb.Secret
+	if hash == nil {
+		hash = secret.Fingerprint
+	}
+	return func(data []byte) uint64 { return uint64(hash(data)) }
+}
+
 // Candidates implements [dedup.Stored] for what the pool has.
 func (m *Machine) Candidates(f dedup.Fingerprint, to []block.Physical) []block.Physical {
 	return m.Index.Candidates(f, to)

@@ -118,7 +118,9 @@ func (s *sharing) lookUp() {
 		p.prints = p.prints[:0]
 		for i := range blocks {
 			if b := &blocks[i]; b.run > 0 {
-				b.print = m.Print(m.log.Payload(b.slot.Extent, 1))
+				if b.print = dedup.Fingerprint(m.dirty.Print(b.slot.Extent)); b.print == dedup.None {
+					b.print = m.Print(m.log.Payload(b.slot.Extent, 1))
+				}
 				p.prints = append(p.prints, b.print)
 			}
 		}
@@ -386,12 +388,12 @@ func (s *sharing) sameInCache(r sharedRun) (n int, known bool) {
 	for k := range r.n {
 		i := int(s.order[r.first+k])
 		p := block.Pointer{Phys: r.at + block.Physical(k), Sum: s.p.blocks[i].slot.Sum, Shared: true}
-		if !s.m.Reader.ViewCached(p, func(frame []byte) {
-			if n == k && bytes.Equal(frame, s.payload(i)) {
-				n++
-			}
-		}) {
+		same, here := s.m.Reader.SameCached(p, s.payload(i))
+		if !here {
 			return 0, false
+		}
+		if same && n == k {
+			n++
 		}
 	}
 	return n, true

@@ -59,6 +59,7 @@ type Set struct {
 	used     atomic.Int64 // permits in use
 	waiting  atomic.Int64 // requests that wait for permits
 	due      int64        // so many in use make a consistency point due
+	prints   []uint64     // of what extents hold, see SetPrint
 	full     func()       // called, without locks, when somebody has to wait for room
 
 	mu     sync.RWMutex
@@ -101,7 +102,7 @@ func New(o Options) *Set {
 		o.Due = n / 4
 	}
 	s := &Set{log: o.Log, space: o.Space, owned: o.Owned, full: o.Full, due: int64(min(o.Due, n/4*3)), capacity: n,
-		permits: semaphore.NewWeighted(int64(n))}
+		permits: semaphore.NewWeighted(int64(n)), prints: make([]uint64, o.Log.Capacity())}
 	s.active = newGeneration(&s.order)
 	return s
 }

@@ -72,8 +72,19 @@ func (s *Set) Take(n int, dst []oplog.Extent) ([]oplog.Extent, error) {
 		s.givePermits(int64(n))
 		return dst, fmt.Errorf("the operation log lacks extents that it should have: %w", block.ErrCorrupt)
 	}
+	for _, e := range ext[len(ext)-n:] {
+		s.prints[e] = 0
+	}
 	return ext, nil
 }
+
+// SetPrint remembers the fingerprint of a whole block that was received in an extent, when
+// its bytes are in the processor's cache. A consistency point computes those that are not
+// known, as after a takeover: they are not in the log. The extent is not published yet.
+func (s *Set) SetPrint(e oplog.Extent, print uint64) { s.prints[e] = print }
+
+// Print returns the fingerprint of a published extent, or 0.
+func (s *Set) Print(e oplog.Extent) uint64 { return s.prints[e] }
 
 // Give returns extents that were acquired and not published.
 func (s *Set) Give(ext []oplog.Extent) {

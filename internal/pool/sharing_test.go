@@ -6,6 +6,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -416,6 +417,66 @@ func TestSharePowerCutAtEveryOperation(t *testing.T) {
 	}
 	for cut := int64(1); !powerCut(t, 9, cut, changes, 2) && !t.Failed(); cut += step {
 	}
+}
+
+// Fingerprints of whole blocks are computed when they are received. A consistency point
+// computes the others: of blocks that were received in parts, before the volume shared, or
+// by a guest that is dead. None is that of something an extent of the log held before.
+func TestFingerprintsAtReceipt(t *testing.T) {
+	r := newRigWithLog(t, 1, testSize, 4<<20)
+	var computed atomic.Int64
+	r.fingerprint = func(data []byte) dedup.Fingerprint {
+		computed.Add(1)
+		return dedup.Secret(1).Fingerprint(data)
+	}
+	r.mustOpen()
+	v := r.sharingVolume("v", 64<<20, 1)
+	plain := r.volume("w", 64<<20)
+	receive := func(v block.Volume, off int64, data []byte, want int64) {
+		t.Helper()
+		computed.Store(0)
+		if err := write(v, off, data); err != nil {
+			t.Fatal(err)
+		}
+		if got := computed.Load(); got != want {
+			t.Errorf("%d fingerprints were computed when %d bytes were received, instead of %d", got, len(data), want)
+		}
+	}
+	commit := func(want int64) {
+		t.Helper()
+		computed.Store(0)
+		if err := r.Commit(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if got := computed.Load(); got != want {
+			t.Errorf("a consistency point computed %d fingerprints instead of %d", got, want)
+		}
+	}
+	receive(v, 60<<20, content(1, 100), 100)
+	commit(0)
+	// All of the log is used several times over, by blocks with a fingerprint and without.
+	for i := range int64(20) {
+		receive(v, i<<20, content(10+uint64(i), 200), 200)
+		receive(plain, i<<20, content(40+uint64(i), 200), 0)
+		receive(v, i<<20+block.Size/2, content(80+uint64(i), 3), 4) // two are parts
+		commit(2)
+	}
+	receive(v, 50<<20, make([]byte, 10*block.Size), 0) // becomes a hole
+	receive(plain, 50<<20, content(100, 50), 0)
+	if err := r.SetSharing(t.Context(), "w", 1); err != nil { // its consistency point has those
+		t.Fatal(err)
+	}
+	receive(plain, 52<<20, content(1, 100), 100)
+	before := r.machine.Stats().Shared
+	commit(0)
+	if got := r.machine.Stats().Shared - before; got != 100 {
+		t.Errorf("%d of 100 blocks were found", got)
+	}
+	receive(v, 55<<20, content(200, 30), 30)
+	r.die()
+	r.mustOpen()
+	commit(30)
+	r.mustCheck()
 }
 
 // Fingerprints that cannot be read cost savings: the pool serves, folds and shares what

@@ -63,12 +63,18 @@ func (p *Pool) refreshVolumes() {
 		byID[v.Info().ID] = v
 	}
 	clear(p.volumes)
+	print := p.machine.Printer()
 	for _, c := range p.catalogue.List() {
 		v := byID[c.ID]
 		if v == nil {
 			v = volume.New(p.store, c.ID, c.Name, c.Size)
 		}
 		v.Set(c.Name, c.Size)
+		if c.Run > 0 {
+			v.SetPrint(print)
+		} else {
+			v.SetPrint(nil)
+		}
 		p.volumes[c.Name] = v
 		delete(byID, c.ID)
 	}

@@ -54,6 +54,7 @@ type Volume struct {
 	size   atomic.Int64
 	name   atomic.Pointer[string]
 	closed atomic.Bool
+	print  atomic.Pointer[func([]byte) uint64]
 	ahead  ahead
 }
 
@@ -70,6 +71,16 @@ func New(s *Store, id block.VolumeID, name string, size int64) *Volume {
 func (v *Volume) Set(name string, size int64) {
 	v.name.Store(&name)
 	v.size.Store(size)
+}
+
+// SetPrint sets what computes the fingerprints of blocks that are received; nil for a
+// volume that shares nothing.
+func (v *Volume) SetPrint(print func(block []byte) uint64) {
+	if print == nil {
+		v.print.Store(nil)
+		return
+	}
+	v.print.Store(&print)
 }
 
 // Close makes all further requests fail with block.ErrClosed.

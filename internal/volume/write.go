@@ -28,6 +28,9 @@ type staged struct {
 	zeroes int
 }
 
+// zeroSum is the checksum of a block that becomes a hole, or nearly always does.
+var zeroSum = ondisk.CRC(make([]byte, block.Size))
+
 var stagedPool = sync.Pool{New: func() any { return new(staged) }}
 
 // TryStage implements block.Volume.
@@ -186,17 +189,26 @@ func (w *staged) Commit(ctx context.Context) error {
 	return nil
 }
 
-// sum computes the checksums of the blocks that the payload fills; those of
-// the edges are computed when they are complete.
+// sum computes the checksums of the blocks that the payload fills, and the fingerprints
+// if the volume shares; those of the edges are computed when they are complete.
 func (w *staged) sum() {
+	print := w.v.print.Load()
 	for i := range w.recs {
 		r := &w.recs[i]
 		if r.Kind != oplog.KindWrite {
 			continue
 		}
 		for j := range r.Count {
-			r.CRC[j] = ondisk.CRC(w.v.Dirty.Payload(r.First+oplog.Extent(j), 1))
+			e := r.First + oplog.Extent(j)
+			payload := w.v.Dirty.Payload(e, 1)
+			r.CRC[j] = ondisk.CRC(payload)
+			if print != nil && r.CRC[j] != zeroSum {
+				w.v.Dirty.SetPrint(e, (*print)(payload))
+			}
 		}
+	}
+	for i := range w.edges {
+		w.v.Dirty.SetPrint(w.edges[i].Extent, 0)
 	}
 }
 
