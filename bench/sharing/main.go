@@ -5,6 +5,8 @@
 //	go run ./bench/sharing memory    memory for each TiB stored; takes 10 GiB of it
 //	go run ./bench/sharing delete    clients of one of fifty volumes that share all they
 //	                                 have, while another one is deleted
+//	go run ./bench/sharing rate      how fast clients write over NBD what is new, and what is
+//	                                 stored already; with nbdcopy, on a disk
 //	go run ./bench/sharing           all of these
 //
 // Pools are on a device that counts and answers at once (package counting), and each is
@@ -31,10 +33,12 @@ import (
 )
 
 type options struct {
-	out, spill       string
+	out, spill, dir  string
+	profile          string
 	written, pool    uint64
 	large, stored    uint64
 	shared           uint64
+	copied, device   uint64
 	log, cache       uint64
 	volumes, deletes int
 	rounds, rate     int
@@ -47,6 +51,7 @@ type report struct {
 	Fixed  *fixed      `json:"fixed,omitempty"`
 	Memory *perTiB     `json:"memory,omitempty"`
 	Delete *beingFreed `json:"delete,omitempty"`
+	Rates  *rates      `json:"rates,omitempty"`
 }
 
 // A measure puts its numbers into a report, prints them and says whether something
@@ -56,7 +61,7 @@ type measure struct {
 	run  func(context.Context, options, *report) (missed bool, err error)
 }
 
-var measures = []measure{{"write", measureWrites}, {"fixed", measureFixed}, {"memory", measureMemory}, {"delete", measureDeletes}}
+var measures = []measure{{"write", measureWrites}, {"fixed", measureFixed}, {"memory", measureMemory}, {"delete", measureDeletes}, {"rate", measureRates}}
 
 // errMissed says that what was wanted is not reached; the output tells what.
 var errMissed = errors.New("not all is as it should be")
@@ -77,14 +82,22 @@ func main() {
 	flag.IntVar(&o.rounds, "rounds", 3, "how often each pool is measured")
 	flag.IntVar(&o.rate, "rate", 4000, "delete: requests a second of the clients")
 	flag.DurationVar(&o.window, "window", 5*time.Second, "delete: how long to look at clients alone")
+	flag.StringVar(&o.dir, "dir", "/var/tmp", "rate: folder on the disk that the pool is on")
+	flag.StringVar(&o.profile, "cpuprofile", "", "rate: file for a profile of the processor time of the last pool")
+	counting.SizeFlag(&o.copied, "copied", "1GiB", "rate: bytes that are copied each time")
+	counting.SizeFlag(&o.device, "device", "500MB", "rate: bytes a second of the slower device")
+	pools := flag.String("serve", "", "serve one pool in this process, which is described in JSON, for the others")
 	alone := flag.String("one", "", "measure one pool in this process, which is described in JSON, for the others")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	err := error(nil)
-	if *alone != "" {
+	switch {
+	case *alone != "":
 		err = runOne(ctx, *alone)
-	} else {
+	case *pools != "":
+		err = serve(ctx, *pools)
+	default:
 		err = run(ctx, o, flag.Args())
 	}
 	if err != nil {
@@ -100,7 +113,7 @@ func run(ctx context.Context, o options, names []string) error {
 	}
 	for _, name := range names {
 		if _, ok := all[name]; !ok {
-			return fmt.Errorf("there is no measurement %q: write, fixed, memory and delete are possible", name)
+			return fmt.Errorf("there is no measurement %q: write, fixed, memory, delete and rate are possible", name)
 		}
 		all[name] = true
 	}

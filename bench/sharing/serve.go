@@ -1,0 +1,229 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime/pprof"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/pollux-storage/pollux/hpdi"
+	"github.com/pollux-storage/pollux/hpdi/file"
+	"github.com/pollux-storage/pollux/internal/cache"
+	"github.com/pollux-storage/pollux/internal/export/nbd"
+	"github.com/pollux-storage/pollux/internal/pool"
+	"github.com/pollux-storage/pollux/internal/region"
+)
+
+// served is a pool on files that a process of its own serves over NBD, so that its
+// processor time is that of the pool.
+type served struct {
+	Dir     string `json:"dir"`
+	Size    int64  `json:"size"`
+	Log     int64  `json:"log"`
+	Cache   int64  `json:"cache"`
+	Rate    int64  `json:"rate"`    // bytes a second of its device; 0 is as fast as it is
+	Profile string `json:"profile"` // file for a profile of its processor time
+}
+
+// An order is a line of JSON on standard input of such a process, and answer the line
+// that it prints then.
+type order struct {
+	Create  string `json:"create,omitempty"` // a volume
+	Size    int64  `json:"size,omitempty"`
+	Shares  bool   `json:"shares,omitempty"`
+	Commit  bool   `json:"commit,omitempty"` // make a consistency point of all there is
+	Profile bool   `json:"profile,omitempty"`
+}
+
+type answer struct {
+	Error     string        `json:"error,omitempty"`
+	Processor time.Duration `json:"processor"` // time used by the process until now
+	Shared    uint64        `json:"shared"`    // blocks, until now
+}
+
+func (c *served) socket() string { return filepath.Join(c.Dir, "nbd") }
+
+// serve serves the pool that arg describes until standard input ends.
+func serve(ctx context.Context, arg string) (err error) {
+	var c served
+	if err := json.Unmarshal([]byte(arg), &c); err != nil {
+		return fmt.Errorf("-serve %s: %w", arg, err)
+	}
+	regions := filepath.Join(c.Dir, "region")
+	defer func() { err = errors.Join(err, region.RemoveDir(regions)) }()
+	p, err := c.open(ctx, regions)
+	if err != nil {
+		return err
+	}
+	loop, end := context.WithCancel(ctx)
+	defer end()
+	ran := make(chan error, 1)
+	go func() { ran <- p.Run(loop) }()
+	defer func() {
+		end()
+		err = errors.Join(err, <-ran, p.Close(context.WithoutCancel(ctx)))
+	}()
+	srv, err := nbd.New(nbd.Config{Exports: volumes{p}, Logger: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))})
+	if err != nil {
+		return err
+	}
+	l, err := net.Listen("unix", c.socket())
+	if err != nil {
+		return err
+	}
+	defer func() { _ = l.Close() }() // removes the socket
+	go func() { _ = srv.Serve(loop, l) }()
+	return c.obey(ctx, p)
+}
+
+func (c *served) open(ctx context.Context, regions string) (*pool.Pool, error) {
+	image := filepath.Join(c.Dir, "disk")
+	if err := file.Create(image, c.Size); err != nil {
+		return nil, err
+	}
+	dev, err := file.Open(image, file.Options{Lock: true})
+	if err != nil {
+		return nil, err
+	}
+	fmt.Fprintf(os.Stderr, "device: %+v\n", dev.Info())
+	medium, err := region.Dir(regions)
+	if err != nil {
+		return nil, err
+	}
+	devs := []hpdi.Device{&slow{Device: dev, rate: c.Rate}}
+	if _, err := pool.Create(ctx, pool.CreateOptions{Name: "p", Identity: "a", Devices: devs, LogBytes: c.Log}); err != nil {
+		return nil, err
+	}
+	mem, err := hpdi.Alloc(int(c.Cache))
+	if err != nil {
+		return nil, err
+	}
+	return pool.Open(ctx, pool.OpenOptions{Devices: devs, RegionPath: filepath.Join(medium.Path, "r"), Cache: cache.New(mem), Owner: "a"})
+}
+
+func (c *served) obey(ctx context.Context, p *pool.Pool) error {
+	say := json.NewEncoder(os.Stdout)
+	if err := say.Encode(answer{}); err != nil { // it serves
+		return err
+	}
+	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
+		var o order
+		err := json.Unmarshal(lines.Bytes(), &o)
+		if err == nil {
+			err = c.do(ctx, p, o)
+		}
+		var a answer
+		if err != nil {
+			a.Error = err.Error()
+		}
+		var used unix.Rusage
+		if err := unix.Getrusage(unix.RUSAGE_SELF, &used); err != nil {
+			return err
+		}
+		a.Processor, a.Shared = time.Duration(used.Utime.Nano()+used.Stime.Nano()), p.Stats().Sharing.Shared
+		if err := say.Encode(a); err != nil {
+			return err
+		}
+	}
+	pprof.StopCPUProfile()
+	return nil
+}
+
+func (c *served) do(ctx context.Context, p *pool.Pool, o order) error {
+	switch {
+	case o.Create != "":
+		run := 0
+		if o.Shares {
+			run = thn
+		}
+		_, err := p.CreateSharing(ctx, o.Create, o.Size, run)
+		return err
+	case o.Profile:
+		f, err := os.Create(c.Profile)
+		if err != nil {
+			return err
+		}
+		return pprof.StartCPUProfile(f)
+	case o.Commit:
+		return p.Commit(ctx)
+	}
+	return nil
+}
+
+// volumes are the exports of a pool.
+type volumes struct{ p *pool.Pool }
+
+func (v volumes) Lookup(name string) (nbd.Export, error) {
+	vol, err := v.p.Volume(name)
+	return nbd.Export{Name: name, Volume: vol}, err
+}
+
+func (v volumes) List() []nbd.Export { return nil }
+
+// slow is a device that takes no more than so many bytes a second, reads and writes
+// together.
+type slow struct {
+	hpdi.Device
+	rate int64
+	busy atomic.Int64 // until then, in nanoseconds since 1970
+}
+
+func (d *slow) NewQueue(depth int) (hpdi.Queue, error) {
+	q, err := d.Device.NewQueue(depth)
+	if err != nil || d.rate == 0 {
+		return q, err
+	}
+	return &slowQueue{Queue: q, d: d}, nil
+}
+
+// slowQueue gives requests back when the device would have done them.
+type slowQueue struct {
+	hpdi.Queue
+	d    *slow
+	done []slowly
+}
+
+type slowly struct {
+	r   *hpdi.Request
+	due int64
+}
+
+func (q *slowQueue) Submit(reqs ...*hpdi.Request) error {
+	for _, r := range reqs {
+		n := int64(0)
+		if r.Op == hpdi.OpRead || r.Op == hpdi.OpWrite {
+			n = r.Bytes() * int64(time.Second) / q.d.rate
+		}
+		for {
+			was := q.d.busy.Load()
+			due := max(was, time.Now().UnixNano()) + n
+			if q.d.busy.CompareAndSwap(was, due) {
+				q.done = append(q.done, slowly{r, due})
+				break
+			}
+		}
+	}
+	return q.Queue.Submit(reqs...)
+}
+
+func (q *slowQueue) Wait(min int, done []*hpdi.Request) ([]*hpdi.Request, error) {
+	first := len(done)
+	done, err := q.Queue.Wait(min, done)
+	for _, r := range done[first:] {
+		i := slices.IndexFunc(q.done, func(s slowly) bool { return s.r == r })
+		time.Sleep(time.Until(time.Unix(0, q.done[i].due)))
+		q.done = slices.Delete(q.done, i, i+1)
+	}
+	return done, err
+}
