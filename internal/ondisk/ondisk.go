@@ -31,6 +31,7 @@ const (
 	KindMirror     Kind = "PLXmirro" // header of a copy of a mirror
 	KindMirrorMap  Kind = "PLXmrmap" // page of the map of regions of a mirror
 	KindScrub      Kind = "PLXscrub" // how far the scrub of a pool is
+	KindScan       Kind = "PLXscan." // how far the scan of a volume is
 )
 
 // Header is the decoded header.

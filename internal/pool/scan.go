@@ -8,10 +8,12 @@ import (
 	"sync"
 	"time"
 
+	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/blockmap"
 	"github.com/pollux-storage/pollux/internal/catalogue"
 	"github.com/pollux-storage/pollux/internal/dedup"
+	"github.com/pollux-storage/pollux/internal/devices"
 )
 
 // ScanOptions say how fast volumes are scanned.
@@ -31,14 +33,14 @@ type ScanState string
 
 // The states of a scan.
 const (
-	ScanNever   ScanState = "never" // none was begun since the pool was opened
+	ScanNever   ScanState = "never" // none was begun, as far as is known
 	ScanRunning ScanState = "running"
 	ScanPaused  ScanState = "paused"
 	ScanStopped ScanState = "stopped"
 	ScanDone    ScanState = "done"
 )
 
-// ScanStats tells of the newest scan since the pool was opened.
+// ScanStats tells of the newest scan of a pool.
 type ScanStats struct {
 	State  ScanState
 	Volume string
@@ -57,8 +59,10 @@ type ScanStats struct {
 // what it shares. It is a machine of Run's goroutine, but for Stats, and writes through
 // the log as the cleaner does: a block is written once more, on the condition that nobody
 // has changed it, and the next consistency point finds that it is stored elsewhere, or,
-// where the volume shares nothing any more, stores it anew. So a scan needs no record and
-// may end anywhere; it ends with the guest.
+// where the volume shares nothing any more, stores it anew. So a scan may end anywhere.
+// Where it is stands in a record on the first device, and whoever owns the pool next goes
+// on from there. The record is advice and never synced, but says nothing is done that no
+// consistency point has.
 //
 // A leaf of the map is a step, 1 MiB of the volume: its blocks are read, their
 // fingerprints noted, and what matches a series elsewhere is moved and committed before
@@ -69,6 +73,11 @@ type scan struct {
 	o     ScanOptions
 	timer *time.Timer
 	next  time.Time // no step before
+
+	known bool   // the record was looked for
+	frame []byte // for the record
+	rec   scanRecord
+	saved time.Time
 
 	id      block.VolumeID
 	undo    bool
@@ -85,6 +94,9 @@ type scan struct {
 	mu    sync.Mutex // guards stats
 	stats ScanStats
 }
+
+// scanSave is the time between two records of a scan that goes on.
+const scanSave = 10 * time.Second
 
 func newScan(p *Pool, o ScanOptions) *scan {
 	if o.Rate <= 0 {
@@ -132,6 +144,9 @@ const (
 func (p *Pool) Scan(ctx context.Context, name, action string) error {
 	return p.do(ctx, func() error {
 		v, ok := p.catalogue.ByName(name)
+		if err := p.scan.know(); err != nil {
+			return err
+		}
 		switch {
 		case !ok:
 			return p.unknown(name)
@@ -153,13 +168,91 @@ func (s *scan) start(v catalogue.Volume, undo bool) error {
 	case undo && v.Run > 0:
 		return fmt.Errorf("volume %q would share its blocks again: switch deduplication off first: %w", v.Name, block.ErrInvalid)
 	}
-	s.id, s.undo, s.run, s.next, s.walks = v.ID, undo, v.Run, time.Time{}, false
+	s.id, s.undo, s.next, s.walks, s.rec.leaf = v.ID, undo, time.Time{}, false, 0
 	s.wait.begin(s.p)
 	s.count(func(st *ScanStats) {
 		*st = ScanStats{State: ScanRunning, Volume: v.Name, Undo: undo, Why: "it waits for a fold"}
 	})
 	s.tell("dedup-scan-begin", fmt.Sprintf("volume %s is %s", v.Name, s.what()))
+	s.keep()
 	return nil
+}
+
+// know looks for the record, once, and goes on with the scan that it tells of.
+func (s *scan) know() error {
+	if s.known {
+		return nil
+	}
+	if s.frame == nil {
+		frame, err := hpdi.Alloc(block.Size)
+		if err != nil {
+			return err
+		}
+		s.frame = frame
+	}
+	s.known = true
+	s.recall()
+	if s.rec.generation == 0 {
+		return nil
+	}
+	v, _ := s.p.catalogue.Get(s.rec.id)
+	s.id, s.undo = s.rec.id, s.rec.stats.Undo
+	s.count(func(st *ScanStats) {
+		*st = s.rec.stats
+		st.Volume = v.Name
+	})
+	if s.active() {
+		s.wait.begin(s.p)
+		s.tell("dedup-scan-begin", fmt.Sprintf("volume %s is still %s, from block %d on", v.Name, s.what(), s.rec.leaf*blockmap.LeafBlocks))
+	}
+	return nil
+}
+
+// prove looks whether the volume is still one that can be scanned.
+func (s *scan) prove() error {
+	v, ok := s.p.catalogue.Get(s.id)
+	switch {
+	case !ok:
+		return fmt.Errorf("the volume was deleted: %w", block.ErrNotFound)
+	case s.undo == (v.Run > 0):
+		return fmt.Errorf("deduplication of the volume was switched on or off: %w", block.ErrInvalid)
+	}
+	s.run = v.Run
+	return nil
+}
+
+// recall reads the newest record of scans; nothing that is wrong with it matters.
+func (s *scan) recall() {
+	for _, b := range scanBlocks {
+		rank := func(p []byte) uint64 {
+			r, err := decodeScan(p, s.p.label.Pool)
+			if err != nil {
+				return 0
+			}
+			return r.generation
+		}
+		if s.p.set.ReadBest(block.At(0, b), s.frame, rank) != nil {
+			continue
+		}
+		if r, err := decodeScan(s.frame, s.p.label.Pool); err == nil && r.generation >= s.rec.generation {
+			s.rec = *r
+		}
+	}
+}
+
+// keep writes the record, durably, when somebody has said what the scan shall do.
+func (s *scan) keep() {
+	s.save()
+	_ = s.p.set.Sync() // without it the next owner may have to be told again
+}
+
+// save writes the record to the older of its places. It need not be durable: who finds an
+// older one scans a little twice.
+func (s *scan) save() {
+	s.rec.generation++
+	s.rec.id, s.rec.stats = s.id, s.stats
+	copy(s.frame, s.rec.encode(s.p.label.Pool, s.p.epoch))
+	_ = s.p.set.Do([]*devices.IO{{Op: hpdi.OpWrite, At: block.At(0, scanBlocks[s.rec.generation%2]), Vec: [][]byte{s.frame}}})
 }
 
 // what says what is done to the volume.
@@ -185,9 +278,11 @@ func (s *scan) begin() error {
 		return err
 	}
 	s.walks = true
-	s.mover.walk.volumes = []block.VolumeID{s.id}
-	v, _ := s.p.catalogue.Get(s.id)
-	s.count(func(st *ScanStats) { st.Total = v.Used })
+	s.mover.walk.volumes, s.mover.walk.first = []block.VolumeID{s.id}, s.rec.leaf
+	if s.saved = time.Now(); s.rec.leaf == 0 {
+		v, _ := s.p.catalogue.Get(s.id)
+		s.count(func(st *ScanStats) { st.Done, st.Total = 0, v.Used })
+	}
 	return nil
 }
 
@@ -203,8 +298,10 @@ func (s *scan) control(action string) error {
 	switch {
 	case action == ScanPause && was == ScanRunning:
 		s.count(func(st *ScanStats) { st.State, st.Why = ScanPaused, "" })
+		s.keep()
 	case action == ScanResume && was == ScanPaused:
 		s.count(func(st *ScanStats) { st.State = ScanRunning })
+		s.keep()
 	case action == ScanStop:
 		s.end(ScanStopped, "somebody has stopped it")
 	default:
@@ -216,9 +313,8 @@ func (s *scan) control(action string) error {
 // end ends a scan; what was moved is a write like others.
 func (s *scan) end(state ScanState, why string) {
 	s.count(func(st *ScanStats) { st.State, st.Why = state, why })
-	s.mover.close()
-	s.p.machine.Avoid(nil)
-	clear(s.own)
+	s.leave()
+	s.keep()
 	st := s.stats
 	if why != "" {
 		why = ", " + why
@@ -226,11 +322,20 @@ func (s *scan) end(state ScanState, why string) {
 	s.tell("dedup-scan-end", fmt.Sprintf("volume %s was %s: %s%s; %d of %d blocks were looked at, %d moved", st.Volume, s.what(), state, why, st.Done, st.Total, st.Moved))
 }
 
-// close ends the work.
+// leave gives up what a scan has taken.
+func (s *scan) leave() {
+	s.mover.close()
+	s.p.machine.Avoid(nil)
+	clear(s.own)
+}
+
+// close ends the work. Where a scan has come to is in its record.
 func (s *scan) close() {
 	s.timer.Stop()
-	if s.active() {
-		s.end(ScanStopped, "the pool was closed")
+	s.leave()
+	if s.frame != nil {
+		_ = hpdi.Free(s.frame)
+		s.frame = nil
 	}
 }
 
@@ -245,6 +350,9 @@ func (s *scan) arm() {
 
 // work does the next step if it is due.
 func (s *scan) work(now time.Time) {
+	if s.know() != nil {
+		return
+	}
 	if s.stats.State != ScanRunning || now.Before(s.next) {
 		return
 	}
@@ -261,8 +369,11 @@ func (s *scan) work(now time.Time) {
 		return
 	}
 	blocks, more, err := s.step()
-	if err == nil && !more {
-		err = s.p.commitAll() // what is done is on the devices
+	if keep := now.Sub(s.saved) >= scanSave; err == nil && (keep || !more) {
+		if err = s.p.commitAll(); err == nil && keep && more { // what is done is on the devices
+			s.saved = now
+			s.save()
+		}
 	}
 	s.next = now.Add(pace(int64(blocks)*block.Size, s.o.Rate))
 	switch {
@@ -278,8 +389,8 @@ func (s *scan) work(now time.Time) {
 // step looks at a leaf of the map, and moves what is to be moved. It returns how many
 // blocks it has read and written, and whether there are more leaves.
 func (s *scan) step() (blocks int, more bool, err error) {
-	if _, ok := s.p.catalogue.Get(s.id); !ok {
-		return 0, false, fmt.Errorf("the volume was deleted: %w", block.ErrNotFound)
+	if err := s.prove(); err != nil {
+		return 0, false, err
 	}
 	group, err := s.mover.walk.group(s.p.bmap.Trees())
 	if err != nil || len(group) == 0 {
@@ -302,6 +413,7 @@ func (s *scan) step() (blocks int, more bool, err error) {
 		return 0, false, err
 	}
 	s.mover.walk.pass(group)
+	s.rec.leaf = group[0].leaf + 1
 	s.count(func(st *ScanStats) {
 		for _, p := range ptrs {
 			if !p.IsHole() {

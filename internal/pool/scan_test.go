@@ -9,8 +9,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/block/blocktest"
+	"github.com/pollux-storage/pollux/internal/devices"
 )
 
 // scanStep makes a scan take a step, as Run does.
@@ -27,6 +29,15 @@ func (r *rig) scanStep() error {
 		s.next = time.Time{}
 		return nil
 	})
+}
+
+// knownScan returns how the newest scan is, also right after the pool was opened.
+func (r *rig) knownScan() ScanStats {
+	r.t.Helper()
+	if err := r.do(context.Background(), r.Pool.scan.know); err != nil {
+		r.t.Fatal(err)
+	}
+	return r.Stats().Scan
 }
 
 // scanAll brings a scan to its end.
@@ -200,6 +211,117 @@ func TestScanControl(t *testing.T) {
 	r.shut()
 }
 
+// Who owns a pool next goes on with a scan, not far in front of where it was, and with
+// nothing left out; one that was paused stays so.
+func TestScanGoesOn(t *testing.T) {
+	ctx := context.Background()
+	r := newRigWithLog(t, 1, testSize, 8<<20)
+	r.mustOpen()
+	v, w := r.volume("v", 64<<20), r.volume("w", 64<<20)
+	for i := range int64(20) {
+		data := content(uint64(i), 200)
+		r.put(v, i*256, data)
+		r.put(w, i*256, data)
+	}
+	for _, name := range []string{"v", "w"} {
+		if err := r.SetSharing(ctx, name, 8); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.fold()
+	r.scanAll("v", ScanStart) // its fingerprints are known now
+	if err := r.Scan(ctx, "w", ScanStart); err != nil {
+		t.Fatal(err)
+	}
+	// steps makes the record of the last of some steps the newest, or not.
+	steps := func(n int, save bool) {
+		t.Helper()
+		for range n {
+			if err := r.do(ctx, func() error {
+				if r.Pool.scan.saved = time.Now(); save {
+					r.Pool.scan.saved = time.Time{}
+				}
+				return nil
+			}); err != nil {
+				t.Fatal(err)
+			}
+			if err := r.scanStep(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	opened := func() ScanStats {
+		t.Helper()
+		r.mustOpen()
+		if err := r.IndexAll(ctx); err != nil {
+			t.Fatal(err)
+		}
+		return r.knownScan()
+	}
+	again := func() ScanStats {
+		t.Helper()
+		r.die()
+		return opened()
+	}
+	steps(1, false) // it begins
+	steps(6, true)
+	steps(2, false)
+	if s := again(); s.State != ScanRunning || s.Volume != "w" || s.Done != 1200 || s.Total != 4000 || s.Moved < 1180 {
+		t.Errorf("%+v", s)
+	}
+	steps(4, true) // the first one begins
+	if err := r.Scan(ctx, "w", ScanPause); err != nil {
+		t.Fatal(err)
+	}
+	if s := again(); s.State != ScanPaused || s.Done != 1800 {
+		t.Errorf("%+v", s)
+	}
+	if err := r.Scan(ctx, "w", ScanResume); err != nil {
+		t.Fatal(err)
+	}
+	r.cutPower(blocktest.CutRandom, 1)
+	s := opened()
+	for n := 0; s.State == ScanRunning && n < 100; n++ {
+		steps(1, true)
+		s = r.Stats().Scan
+	}
+	if r.fold(); s.State != ScanDone || s.Done != 4000 || s.Total != 4000 {
+		t.Errorf("%+v", s)
+	}
+	if used := r.used(); used > 4500 {
+		t.Errorf("%d blocks are in use for 4000", used)
+	}
+	if s := again(); s.State != ScanDone || s.Volume != "w" {
+		t.Errorf("%+v", s)
+	}
+	// What the volume was told meanwhile counts.
+	if err := r.SetSharing(ctx, "w", 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Scan(ctx, "w", ScanUndo); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.SetSharing(ctx, "w", 4); err != nil {
+		t.Fatal(err)
+	}
+	again()
+	steps(2, false)
+	if s := r.Stats().Scan; s.State != ScanStopped || !s.Undo || !strings.Contains(s.Why, "switched on") {
+		t.Errorf("%+v", s)
+	}
+	// Without a record none was made.
+	for _, b := range scanBlocks {
+		if err := r.set.Do([]*devices.IO{{Op: hpdi.OpWrite, At: block.At(0, b), Vec: [][]byte{make([]byte, block.Size)}}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if s := again(); s.State != ScanNever {
+		t.Errorf("%+v", s)
+	}
+	r.mustCheck()
+	r.shut()
+}
+
 // Clients write, guests die and power is cut while a volume is scanned to and fro:
 // nobody notices.
 func TestScanRandomly(t *testing.T) {
@@ -213,16 +335,17 @@ func TestScanRandomly(t *testing.T) {
 		m := blocktest.NewModel(seed)
 		moved := uint64(0)
 		for round := range 8 {
-			run := int(seed%3+1) * (round % 2)
-			if err := r.SetSharing(ctx, "v", run); err != nil {
-				t.Fatal(err)
-			}
-			action := ScanStart
-			if run == 0 {
-				action = ScanUndo
-			}
-			if err := r.Scan(ctx, "v", action); err != nil {
-				t.Fatal(err)
+			if s := r.knownScan(); s.State != ScanRunning { // or it goes on
+				action, run := ScanStart, int(seed%3+1)
+				if s.State != ScanNever && !s.Undo {
+					action, run = ScanUndo, 0
+				}
+				if err := r.SetSharing(ctx, "v", run); err != nil {
+					t.Fatal(err)
+				}
+				if err := r.Scan(ctx, "v", action); err != nil {
+					t.Fatal(err)
+				}
 			}
 			if rng.IntN(2) == 0 {
 				r.clock.CutAfter(r.clock.Ops() + 1 + rng.Int64N(400))

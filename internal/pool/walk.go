@@ -16,6 +16,7 @@ type walk struct {
 	begun   bool             // parents and from are of volumes[0]
 	parents []uint64         // level-1 pages still to be visited, ascending
 	from    uint64           // the first leaf still to be visited
+	first   uint64           // the first leaf of volumes[0] to be visited at all
 	root    block.Pointer    // of the tree that leaves was read from
 	leaves  []node           // below parents[0], from from on
 }
@@ -57,10 +58,10 @@ func (w *walk) group(trees map[block.VolumeID]blockmap.Tree) ([]node, error) {
 		}
 		if !w.begun {
 			var err error
-			if w.parents, err = blockmap.Parents(w.pages, tree.Root, 0, blockmap.MaxLeaves); err != nil {
+			if w.parents, err = blockmap.Parents(w.pages, tree.Root, w.first, blockmap.MaxLeaves); err != nil {
 				return nil, err
 			}
-			w.begun, w.from, w.leaves = true, 0, nil
+			w.begun, w.from, w.first, w.leaves = true, w.first, 0, nil
 		}
 		if len(w.parents) == 0 {
 			w.volumes, w.begun = w.volumes[1:], false
