@@ -22,7 +22,8 @@ func newDedupStatus(s *session) *cobra.Command {
 		Long: `Show what the volumes of each open pool share, and what that saves.
 
 A volume has no saved bytes of its own: what several share belongs to all of
-them. What was shared, written and became holes counts since the pool was
+them. What deleting it would free, and how long the pieces are in which it lies, is
+known when "pollux dedup survey" has found it, and is as of that time. What was shared, written and became holes counts since the pool was
 opened; the rest is the present. Of a pool that cannot tell, as when its counts cannot
 be read, the error is shown, and the exit status is that of a failure.`,
 		Args: args(),
@@ -95,6 +96,10 @@ func (o *dedupStatusOptions) print(p control.PoolDedup) error {
 		}
 		rows = append(rows, []string{"scan", scanText(p.Scan)})
 	}
+	rows = append(rows, []string{"survey", surveyText(p.Survey)})
+	if p.MeanExtent > 0 {
+		rows = append(rows, []string{"mean extent", extentText(p.MeanExtent)})
+	}
 	if err := table(o.out, rows); err != nil {
 		return err
 	}
@@ -114,12 +119,12 @@ func (o *dedupStatusOptions) print(p control.PoolDedup) error {
 	if err := o.part(rows); err != nil {
 		return err
 	}
-	rows = [][]string{{"VOLUME", "DEDUP", "REFERS TO", "SHARED", "WRITTEN", "ZEROES"}}
+	rows = [][]string{{"VOLUME", "DEDUP", "REFERS TO", "SHARED", "WRITTEN", "ZEROES", "WOULD FREE", "MEAN EXTENT", "AS OF"}}
 	for _, v := range p.Volumes {
-		rows = append(rows, []string{
+		rows = append(rows, append([]string{
 			v.Name, control.Volume{Dedup: v.Dedup, THN: v.THN}.Sharing(), humanSize(v.Refers),
 			dedupSize(v.Shared), dedupSize(v.Written), dedupSize(v.Zeros),
-		})
+		}, surveyColumns(v.Survey)...))
 	}
 	return o.part(rows)
 }

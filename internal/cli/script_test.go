@@ -199,6 +199,9 @@ func fakeHandlers(dir string, down func()) control.Handlers {
 		ScrubPool: func(_ context.Context, n string, c control.ScrubChange) (control.Pool, error) {
 			return answer[control.Pool](dir, "pool", n+" scrub "+text(c))
 		},
+		SurveyPool: func(_ context.Context, n string, c control.SurveyChange) (control.PoolDedup, error) {
+			return answer[control.PoolDedup](dir, "survey", n+" survey "+text(c))
+		},
 		Dedup: func(context.Context) ([]control.PoolDedup, error) {
 			return answer[[]control.PoolDedup](dir, "dedup", "")
 		},

@@ -3,6 +3,8 @@ package control
 import (
 	"context"
 	"net/http"
+	"net/url"
+	"time"
 )
 
 // PoolDedup tells what the volumes of a pool share. Sizes are bytes.
@@ -30,9 +32,14 @@ type PoolDedup struct {
 	// when it is complete.
 	Resized *DedupIndex `json:"resized_index,omitempty"`
 	// LLRRM is nil where the pool has none. What is there is part of Stored.
-	LLRRM   *LLRRMStatus  `json:"llrrm,omitempty"`
-	Scan    DedupScan     `json:"scan"`
-	Volumes []VolumeDedup `json:"volumes"`
+	LLRRM *LLRRMStatus `json:"llrrm,omitempty"`
+	Scan  DedupScan    `json:"scan"`
+	// Survey tells how far the newest survey is, and MeanExtent what it has found of all
+	// volumes together: the mean length in blocks of pieces that lie in one, 0 if nothing
+	// is known.
+	Survey     DedupSurvey   `json:"survey"`
+	MeanExtent float64       `json:"mean_extent_blocks,omitempty"`
+	Volumes    []VolumeDedup `json:"volumes"`
 }
 
 // DedupCounts count blocks of 4 KiB.
@@ -52,6 +59,8 @@ type DedupStatus struct {
 	Saved        int64  `json:"saved"`
 	IndexBytes   int64  `json:"index_bytes"`
 	IndexEntries int64  `json:"index_entries"`
+	// MeanExtent is that of PoolDedup.
+	MeanExtent float64 `json:"mean_extent_blocks,omitempty"`
 }
 
 // DedupReferences says how many blocks have From to To references.
@@ -107,10 +116,54 @@ type VolumeDedup struct {
 	THN    int    `json:"thn"`
 	Refers int64  `json:"refers"` // as of the last fold
 	DedupCounts
+	Survey *VolumeSurvey `json:"survey,omitempty"` // nil if the volume was not surveyed
+}
+
+// What may be asked of the survey of a pool.
+const (
+	SurveyStart = "start"
+	SurveyStop  = "stop"
+)
+
+// SurveyChange asks for a change of the survey of a pool.
+type SurveyChange struct {
+	Action string `json:"action"` // one of SurveyStart and SurveyStop
+}
+
+// DedupSurvey tells of the newest survey of a pool since it was opened: what deleting
+// each volume would free, and in which pieces volumes lie.
+type DedupSurvey struct {
+	State string `json:"state"` // never, running, stopped or done
+	// Done of Total entries of maps were looked at. Total grows by a volume that has to be
+	// walked once more.
+	Done  int64  `json:"done_blocks"`
+	Total int64  `json:"total_blocks"`
+	Why   string `json:"why,omitempty"` // what it waits for, or could not do
+}
+
+// VolumeSurvey is what the newest survey that has come to a volume found there.
+type VolumeSurvey struct {
+	At time.Time `json:"at"`
+	// Exact is false where something was written or freed meanwhile: then what has changed
+	// may be counted as it was or as it is.
+	Exact bool `json:"exact"`
+	// WouldFree is how many bytes of data deleting the volume would free: what nothing
+	// else refers to.
+	WouldFree int64 `json:"would_free"`
+	// MeanExtent is the mean length of a piece in blocks: Blocks lie in Pieces.
+	MeanExtent float64 `json:"mean_extent_blocks"`
+	Blocks     int64   `json:"blocks"`
+	Pieces     int64   `json:"pieces"`
 }
 
 // Dedup tells what the pools of both identities share, of those that are open.
 func (c *Client) Dedup(ctx context.Context) (p []PoolDedup, err error) {
 	err = c.agent.call(ctx, http.MethodGet, "/v1/dedup", nil, &p)
+	return p, err
+}
+
+// SurveyPool begins or ends the survey of a pool, and tells of its deduplication.
+func (c *Client) SurveyPool(ctx context.Context, pool string, req SurveyChange) (p PoolDedup, err error) {
+	err = c.agent.call(ctx, http.MethodPost, "/v1/pools/"+url.PathEscape(pool)+"/survey", req, &p)
 	return p, err
 }

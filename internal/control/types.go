@@ -122,6 +122,8 @@ type Export struct {
 	NBD         string `json:"nbd"`
 	NBDUnix     string `json:"nbd_unix"`
 	Connections int    `json:"connections"`
+	// Survey is nil if the volume was not surveyed since its pool was opened.
+	Survey *VolumeSurvey `json:"survey,omitempty"`
 }
 
 // RegionStatus describes a region that a guest owns or maps.

@@ -2,7 +2,10 @@ package guest
 
 import (
 	"context"
+	"fmt"
+	"slices"
 
+	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/control"
 	"github.com/pollux-storage/pollux/internal/cp"
 	"github.com/pollux-storage/pollux/internal/pool"
@@ -11,6 +14,9 @@ import (
 
 // scanActions are what may be asked of a scan.
 var scanActions = []string{control.ScanStart, control.ScanUndo, control.ScanPause, control.ScanResume, control.ScanStop}
+
+// surveyActions are what may be asked of a survey.
+var surveyActions = []string{control.SurveyStart, control.SurveyStop}
 
 // dedup tells what the pools that this guest serves share, and of a pool that cannot say
 // it why not.
@@ -42,13 +48,40 @@ func (s *store) Dedup(ctx context.Context) (control.PoolDedup, error) {
 		Refers: f.Refers, Stored: f.Stored, Saved: f.Saved, Metadata: f.Metadata,
 		DedupCounts: control.DedupCounts{Shared: f.Shared, Written: f.Written, Zeros: f.Zeros}, Unequal: f.Unequal,
 		References: references(&f.References), Index: dedupIndex(f.Index), Resized: dedupIndex(f.Resized), Scan: dedupScan(st.Scan), Volumes: []control.VolumeDedup{},
+		Survey: control.DedupSurvey{State: string(f.Survey.State), Done: f.Survey.Done, Total: f.Survey.Total, Why: f.Survey.Why}, MeanExtent: f.Survey.MeanExtent(),
 	}
 	for _, v := range f.Volumes {
 		d.Volumes = append(d.Volumes, control.VolumeDedup{
-			Name: v.Name, Dedup: v.Run > 0, THN: v.Run, Refers: v.Used, DedupCounts: countsOf(v.VolumeStats),
+			Name: v.Name, Dedup: v.Run > 0, THN: v.Run, Refers: v.Used, DedupCounts: countsOf(v.VolumeStats), Survey: volumeSurvey(f.Survey, v.ID),
 		})
 	}
 	return d, nil
+}
+
+// surveyPool begins or ends the survey of a pool.
+func (g *Guest) surveyPool(ctx context.Context, name string, c control.SurveyChange) (control.PoolDedup, error) {
+	t, st, err := g.serving(name)
+	if err != nil {
+		return control.PoolDedup{}, err
+	}
+	if !slices.Contains(surveyActions, c.Action) {
+		return control.PoolDedup{}, control.NewError(control.KindInvalid, fmt.Sprintf("a survey cannot be made to %q", c.Action), "")
+	}
+	if err := st.Survey(ctx, c.Action); err != nil {
+		return control.PoolDedup{}, err
+	}
+	p, err := st.Dedup(ctx)
+	p.Pool, p.Guest = st.Name(), t.identity
+	return p, err
+}
+
+// volumeSurvey is what surveys have found of a volume, nil for nothing.
+func volumeSurvey(s pool.SurveyStats, id block.VolumeID) *control.VolumeSurvey {
+	v, ok := s.Volumes[id]
+	if !ok {
+		return nil
+	}
+	return &control.VolumeSurvey{At: v.At, Exact: v.Exact, WouldFree: v.Frees, MeanExtent: v.MeanExtent(), Blocks: v.Blocks, Pieces: v.Pieces}
 }
 
 func countsOf(s cp.VolumeStats) control.DedupCounts {

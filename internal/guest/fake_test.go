@@ -107,6 +107,8 @@ func (f *fakeStorage) last() *fakeStore {
 
 type fakeStore struct {
 	scanned  string // what was asked of a scan last
+	surveyed string // and of a survey
+	found    *control.VolumeSurvey
 	settings control.PoolSettings
 
 	name   string
@@ -158,7 +160,7 @@ func (s *fakeStore) Volumes() []VolumeInfo {
 	defer s.mu.Unlock()
 	var out []VolumeInfo
 	for _, n := range sortedKeys(s.volumes) {
-		out = append(out, VolumeInfo{Name: n, Size: s.volumes[n], THN: s.thn[n]})
+		out = append(out, VolumeInfo{Name: n, Size: s.volumes[n], THN: s.thn[n], Survey: s.found})
 	}
 	return out
 }
@@ -259,7 +261,20 @@ func (s *fakeStore) Scan(_ context.Context, name, action string) error {
 }
 
 func (s *fakeStore) Dedup(context.Context) (control.PoolDedup, error) {
-	return control.PoolDedup{Saved: 4096}, s.refusal()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return control.PoolDedup{Saved: 4096, Survey: control.DedupSurvey{State: s.surveyed}}, s.refusal()
+}
+
+// Survey finds something at once.
+func (s *fakeStore) Survey(_ context.Context, action string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.refusal(); err != nil {
+		return err
+	}
+	s.surveyed, s.found = action, &control.VolumeSurvey{WouldFree: 77}
+	return nil
 }
 
 // SetSettings keeps the settings.

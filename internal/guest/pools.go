@@ -151,8 +151,9 @@ func (s *store) Heartbeat() uint64 { return s.Pool.Region().Heartbeat() }
 
 func (s *store) Volumes() []VolumeInfo {
 	var out []VolumeInfo
+	found := s.Surveyed()
 	for _, v := range s.Pool.Volumes() {
-		out = append(out, VolumeInfo{Name: v.Name, Size: v.Size, Created: v.Created, Used: v.Used, THN: v.Run})
+		out = append(out, VolumeInfo{Name: v.Name, Size: v.Size, Created: v.Created, Used: v.Used, THN: v.Run, Survey: volumeSurvey(found, v.ID)})
 	}
 	return out
 }
@@ -206,7 +207,7 @@ func (s *store) Stats() control.PoolStatus {
 		Dedup: control.DedupStatus{
 			DedupCounts: control.DedupCounts{Shared: st.Sharing.Shared, Written: st.Sharing.Written, Zeros: st.Sharing.Zeros},
 			Unequal:     st.Sharing.Unequal, Saved: st.Sharing.Saved,
-			IndexBytes: st.Sharing.IndexBytes, IndexEntries: st.Sharing.IndexEntries,
+			IndexBytes: st.Sharing.IndexBytes, IndexEntries: st.Sharing.IndexEntries, MeanExtent: st.Survey.MeanExtent(),
 		},
 		Cleaner: control.CleanerStatus{
 			State: st.Cleaner.State, Tracks: st.Cleaner.Tracks, Whole: st.Cleaner.Whole, Passes: st.Cleaner.Passes,

@@ -39,6 +39,7 @@ func (g *Guest) handlers() control.Handlers {
 		ChangeCopy:    g.changeCopy,
 		ChangePool:    g.changePool,
 		ScrubPool:     g.scrubPool,
+		SurveyPool:    g.surveyPool,
 		Dedup:         g.dedup,
 		CheckTakeover: g.checkTakeover,
 		Check:         g.check,
@@ -174,10 +175,14 @@ func (g *Guest) describe(s *control.GuestStatus, t *tenancy) {
 	if full := fullness(stats, g.cfg.Alerts); full != "" {
 		s.Alerts = append(s.Alerts, full)
 	}
+	found := map[string]*control.VolumeSurvey{}
+	for _, v := range st.Volumes() {
+		found[v.Name] = v.Survey
+	}
 	for _, v := range g.list(t, st) {
 		s.Exports = append(s.Exports, control.Export{
 			Volume: v.Name, Guest: t.identity, ServedBy: g.opt.Name, Size: v.Size,
-			ReadOnly: g.cfg.Exports[v.Name].ReadOnly, NBD: v.NBD, NBDUnix: v.NBDUnix, Connections: t.connections(v.Name),
+			ReadOnly: g.cfg.Exports[v.Name].ReadOnly, NBD: v.NBD, NBDUnix: v.NBDUnix, Connections: t.connections(v.Name), Survey: found[v.Name],
 		})
 	}
 	for _, d := range t.disks() {

@@ -81,6 +81,8 @@ type VolumeInfo struct {
 	Used    int64
 	Created time.Time
 	THN     int // 0 if it shares no blocks
+	// Survey is what was found of it, nil if it was not surveyed.
+	Survey *control.VolumeSurvey
 }
 
 // Store is an open pool.
@@ -127,6 +129,8 @@ type Store interface {
 	Scan(ctx context.Context, name, action string) error
 	// Scrub begins, pauses, goes on with or ends a scrub.
 	Scrub(ctx context.Context, action string) error
+	// Survey begins or ends a survey.
+	Survey(ctx context.Context, action string) error
 	Stats() control.PoolStatus
 	// Close ends cleanly: nothing is left in the region, which is removed.
 	Close(ctx context.Context) error

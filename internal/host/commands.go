@@ -37,6 +37,7 @@ func (a *agent) handlers() control.Handlers {
 		ChangeCopy:    a.changeCopy,
 		ChangePool:    a.changePool,
 		ScrubPool:     a.scrubPool,
+		SurveyPool:    a.surveyPool,
 		Dedup:         a.dedup,
 		CheckTakeover: a.checkTakeover,
 		Takeover:      a.takeover,

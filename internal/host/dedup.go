@@ -28,3 +28,12 @@ func (a *agent) dedup(ctx context.Context) ([]control.PoolDedup, error) {
 	})
 	return all, nil
 }
+
+// surveyPool hands a command for the survey of a pool to the guest that serves it.
+func (a *agent) surveyPool(ctx context.Context, name string, c control.SurveyChange) (control.PoolDedup, error) {
+	_, _, cl, err := a.poolHolder(ctx, name)
+	if err != nil {
+		return control.PoolDedup{}, err
+	}
+	return cl.SurveyPool(ctx, name, c)
+}

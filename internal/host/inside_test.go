@@ -10,6 +10,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -282,6 +283,20 @@ func TestVolumesOfAPair(t *testing.T) {
 	if err != nil || len(pools) != 2 || pools[0].Guest != "a" || pools[1].Guest != "b" || len(pools[0].Volumes) != 1 || pools[0].Index == nil || pools[1].Index == nil || pools[1].Volumes[0].THN != 16 {
 		t.Errorf("%+v, %v", pools, err)
 	}
+	_, err = c.SurveyPool(ctx, "pool-b", control.SurveyChange{Action: control.SurveyStart})
+	p.ok(err)
+	for done := false; !done; time.Sleep(time.Millisecond) {
+		pools, err = c.Dedup(ctx)
+		p.ok(err)
+		done = pools[1].Survey.State == "done"
+	}
+	if v := pools[1].Volumes[0].Survey; pools[0].Survey.State != "never" || v == nil || !v.Exact || v.WouldFree != 0 {
+		t.Errorf("%+v, %+v", pools, v)
+	}
+	_, err = c.SurveyPool(ctx, "pool-b", control.SurveyChange{Action: control.SurveyStop})
+	refused(t, "to stop a survey that is through", err, control.KindInvalid)
+	_, err = c.SurveyPool(ctx, "pool-x", control.SurveyChange{Action: control.SurveyStart})
+	refused(t, "a survey of no pool", err, control.KindNotFound)
 	pl, err = c.Pool(ctx, "pool-a")
 	if err != nil || pl.Stats.Settings != (control.PoolSettings{LLRRMThreshold: 4}) {
 		t.Errorf("after a takeover: %+v, %v", pl.Stats, err)

@@ -97,6 +97,19 @@ func ofExports(f func(*control.Export) float64) func(*control.Status, sender) {
 	}
 }
 
+// ofSurveys sends what f says of each volume that was surveyed.
+func ofSurveys(f func(*control.VolumeSurvey) float64) func(*control.Status, sender) {
+	return func(st *control.Status, send sender) {
+		for _, g := range st.Guests {
+			for _, e := range g.Exports {
+				if e.Survey != nil {
+					send(f(e.Survey), e.Volume, e.Guest)
+				}
+			}
+		}
+	}
+}
+
 func number(b bool) float64 {
 	if b {
 		return 1
@@ -162,6 +175,7 @@ var Metrics = []Metric{
 	gauge("pollux_pool_dedup_saved_bytes", "What the pool would need in addition if nothing were shared.", byPool, ofPools(func(p *control.PoolStatus) float64 { return float64(p.Dedup.Saved) })),
 	gauge("pollux_pool_dedup_index_bytes", "Memory of the index of fingerprints, and of the one of another size that is being made.", byPool, ofPools(func(p *control.PoolStatus) float64 { return float64(p.Dedup.IndexBytes) })),
 	gauge("pollux_pool_dedup_index_entries", "Entries of the index of fingerprints.", byPool, ofPools(func(p *control.PoolStatus) float64 { return float64(p.Dedup.IndexEntries) })),
+	gauge("pollux_pool_mean_extent_blocks", "Mean length of the pieces in which volumes lie, as of the newest survey; 0 before the first.", byPool, ofPools(func(p *control.PoolStatus) float64 { return p.Dedup.MeanExtent })),
 	gauge("pollux_pool_llrrm_bytes", "Low-latency memory of the pool.", byPool, ofLLRRM(func(m *control.LLRRMStatus) float64 { return float64(m.Bytes) })),
 	gauge("pollux_pool_llrrm_used_bytes", "Low-latency memory in use.", byPool, ofLLRRM(func(m *control.LLRRMStatus) float64 { return float64(m.Used) })),
 	gauge("pollux_pool_llrrm_waiting_blocks", "Blocks on disks whose references are still to follow to low-latency memory.", byPool, ofLLRRM(func(m *control.LLRRMStatus) float64 { return float64(m.Waiting) })),
@@ -188,6 +202,9 @@ var Metrics = []Metric{
 	gauge("pollux_copy_resilver_bytes", "What is left to look at until a copy has everything.", byDevice, ofCopies(func(d *control.DeviceStatus) float64 { return float64(d.Resilver) })),
 	counter("pollux_copy_repairs_total", "Ranges of a copy that were written again from another.", byDevice, ofCopies(func(d *control.DeviceStatus) float64 { return float64(d.Repaired) })),
 	gauge("pollux_volume_size_bytes", "Size of a volume.", byVolume, ofExports(func(e *control.Export) float64 { return float64(e.Size) })),
+	gauge("pollux_volume_would_free_bytes", "Data that deleting the volume would free, as of its newest survey.", byVolume, ofSurveys(func(s *control.VolumeSurvey) float64 { return float64(s.WouldFree) })),
+	gauge("pollux_volume_mean_extent_blocks", "Mean length of the pieces in which the volume lies, as of its newest survey.", byVolume, ofSurveys(func(s *control.VolumeSurvey) float64 { return s.MeanExtent })),
+	gauge("pollux_volume_survey_timestamp_seconds", "When the volume was surveyed.", byVolume, ofSurveys(func(s *control.VolumeSurvey) float64 { return float64(s.At.UnixMilli()) / 1e3 })),
 	gauge("pollux_volume_connections", "Connections of clients to a volume.", byVolume, ofExports(func(e *control.Export) float64 { return float64(e.Connections) })),
 }
 

@@ -28,7 +28,7 @@ func sample() control.Status {
 			Name: "a", State: control.StateServing, ServedBy: "a", Protected: true, Restarts: 2, Alerts: []string{"two"},
 			Memory: control.MemoryStatus{Resident: 5, Cache: 6},
 			PoolStats: []control.PoolStatus{{Name: "p", Capacity: 100, Free: 60, LogBytes: 50, LogUsed: 5, Dirty: 4, CP: 9, Error: "no", PagesMended: 13, Cleaner: control.CleanerStatus{Freed: 3},
-				Dedup: control.DedupStatus{DedupCounts: control.DedupCounts{Shared: 14, Written: 15, Zeros: 16}, Unequal: 17, Saved: 18, IndexBytes: 19, IndexEntries: 20},
+				Dedup: control.DedupStatus{DedupCounts: control.DedupCounts{Shared: 14, Written: 15, Zeros: 16}, Unequal: 17, Saved: 18, IndexBytes: 19, IndexEntries: 20, MeanExtent: 21.5},
 				Scrub: control.ScrubStatus{State: control.ScrubRunning, Last: control.ScrubResult{Unreadable: 12}}}},
 			Devices: []control.DeviceStatus{
 				{Pool: "p", Path: "/one", Size: 7, Mirror: 1, State: "in sync", Repaired: 1},
@@ -36,7 +36,8 @@ func sample() control.Status {
 				{Pool: "p", Path: "/three", DeviceErrors: control.DeviceErrors{Corrupt: 6}},
 				{Pool: "p", Mirror: 1, State: "absent"},
 			},
-			Exports: []control.Export{{Volume: "v", Guest: "a", Size: 77, Connections: 3}},
+			Exports: []control.Export{{Volume: "v", Guest: "a", Size: 77, Connections: 3, Survey: &control.VolumeSurvey{At: time.Unix(2000, 0), WouldFree: 22, MeanExtent: 23.5}},
+				{Volume: "unknown", Guest: "a"}},
 		}, {
 			// The other one tells of the same pool in the middle of a takeover.
 			Name: "b", State: control.StateTakeover, PoolStats: []control.PoolStatus{{Name: "p", Capacity: 100}},
@@ -70,6 +71,8 @@ func TestCollector(t *testing.T) {
 		`pollux_pool_dedup_shared_blocks_total{pool="p"} 14`, `pollux_pool_dedup_written_blocks_total{pool="p"} 15`,
 		`pollux_pool_dedup_zero_blocks_total{pool="p"} 16`, `pollux_pool_dedup_unequal_series_total{pool="p"} 17`,
 		`pollux_pool_dedup_saved_bytes{pool="p"} 18`, `pollux_pool_dedup_index_bytes{pool="p"} 19`, `pollux_pool_dedup_index_entries{pool="p"} 20`,
+		`pollux_pool_mean_extent_blocks{pool="p"} 21.5`, `pollux_volume_would_free_bytes{guest="a",volume="v"} 22`,
+		`pollux_volume_mean_extent_blocks{guest="a",volume="v"} 23.5`, `pollux_volume_survey_timestamp_seconds{guest="a",volume="v"} 2000`,
 		`pollux_pool_absent_copies{pool="p"} 1`, `pollux_copy_in_sync{device="/one",pool="p"} 1`, `pollux_copy_in_sync{device="/two",pool="p"} 0`,
 		`pollux_copy_resilver_bytes{device="/two",pool="p"} 8`, `pollux_device_read_errors_total{device="/two",pool="p"} 2`,
 		`pollux_device_write_errors_total{device="/two",pool="p"} 5`, `pollux_device_corrupt_blocks_total{device="/three",pool="p"} 6`,
@@ -79,6 +82,9 @@ func TestCollector(t *testing.T) {
 		if !strings.Contains(text, "\n"+want+"\n") {
 			t.Errorf("no %s in\n%s", want, text)
 		}
+	}
+	if strings.Contains(text, `would_free_bytes{guest="a",volume="unknown"`) {
+		t.Error("a volume that nobody has surveyed has figures")
 	}
 	docs, err := os.ReadFile("../../docs/operations.md")
 	if err != nil {

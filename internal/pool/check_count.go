@@ -52,12 +52,17 @@ func (w *window) free() { _ = hpdi.Free(w.mem) }
 
 // at returns the place of a block within the window.
 func (w *window) at(p block.Physical) (i uint64, ok bool) {
+	i, ok = w.place(p)
+	return i - w.lo, ok && i >= w.lo && i < w.hi
+}
+
+// place returns the place of a block in the sequence of all; not ok is one on no device.
+func (w *window) place(p block.Physical) (i uint64, ok bool) {
 	dev := p.Device()
 	if dev >= len(w.base)-1 || p.Block() >= w.base[dev+1]-w.base[dev] {
 		return 0, false
 	}
-	i = w.base[dev] + p.Block()
-	return i - w.lo, i >= w.lo && i < w.hi
+	return w.base[dev] + p.Block(), true
 }
 
 // block is the reverse of at.

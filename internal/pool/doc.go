@@ -56,6 +56,11 @@
 // tree in between, so the place is two numbers, which a record on the device keeps
 // for the next owner. The record is advice and never synced.
 //
+// # Survey
+//
+// Counts tell how often blocks are referred to and not by whom. A survey walks the maps for
+// that, see survey.go.
+//
 // # Repair
 //
 // A repair belongs to a [View], a pool that nobody serves: nothing changes while it

@@ -571,6 +571,7 @@ func (op *opener) start(ctx context.Context) error {
 	p.remover = newRemover(p, p.opts.Removal)
 	p.scan = newScan(p, p.opts.Scan)
 	p.transfer = newTransfer(p, p.opts.Transfer)
+	p.survey = newSurvey(p)
 	p.indexer = newIndexer(p)
 	settings := op.sb.Settings
 	p.settings.Store(&settings)

@@ -55,6 +55,7 @@ type Pool struct {
 	indexer  *indexer
 	scan     *scan
 	transfer *transfer
+	survey   *survey
 	index    indexFigures // that others may see
 
 	kick    chan struct{}
@@ -170,6 +171,7 @@ func (p *Pool) Run(ctx context.Context) error {
 	defer p.cleaner.close()
 	defer p.scan.close()
 	defer p.transfer.close()
+	defer p.survey.close()
 	defer p.indexer.timer.Stop()
 	rested := time.NewTimer(0)
 	defer rested.Stop()
@@ -214,6 +216,7 @@ func (p *Pool) Run(ctx context.Context) error {
 		p.remover.arm()
 		p.scan.arm()
 		p.transfer.arm()
+		p.survey.arm()
 		p.indexer.arm()
 		select {
 		case <-ctx.Done():
@@ -232,6 +235,7 @@ func (p *Pool) Run(ctx context.Context) error {
 		case <-p.remover.timer.C:
 		case <-p.scan.timer.C:
 		case <-p.transfer.timer.C:
+		case <-p.survey.timer.C:
 		case <-p.indexer.timer.C:
 		}
 	}
@@ -362,6 +366,7 @@ func (p *Pool) work(ctx context.Context, t *timing) error {
 	p.indexer.work(now)
 	p.scan.work(now)
 	p.transfer.work(now)
+	p.survey.work(now)
 	if p.remover.work(now); now.Before(p.retryAt) {
 		return nil // it has failed
 	}
@@ -376,7 +381,7 @@ func (p *Pool) wantsFold(t *timing, now time.Time) bool {
 		return true
 	case p.machine.Folding():
 		return !now.Before(t.pause)
-	case p.cleaner.wantsFold() || p.scrub.wantsFold() || p.remover.wantsFold() || p.scan.wantsFold() || p.transfer.wantsFold():
+	case p.cleaner.wantsFold() || p.scrub.wantsFold() || p.remover.wantsFold() || p.scan.wantsFold() || p.transfer.wantsFold() || p.survey.wantsFold():
 		return true
 	}
 	since := now.Sub(t.folded)

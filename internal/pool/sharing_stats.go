@@ -28,6 +28,8 @@ type Sharing struct {
 	Index *IndexProgress
 	// Resized is the one of another size that takes its place when it is complete, or nil.
 	Resized *IndexProgress
+	// Survey tells of the newest survey. It is of another moment than the rest.
+	Survey SurveyStats
 	// Volumes are in the order of their creation.
 	Volumes []VolumeSharing
 }
@@ -75,6 +77,7 @@ func (p *Pool) Sharing(ctx context.Context) (s Sharing, err error) {
 		}
 		s.Index = p.indexProgress(p.machine.Index, p.indexer.round)
 		s.Resized = p.indexProgress(p.machine.Next, p.indexer.fill)
+		s.Survey = p.survey.Stats()
 		return nil
 	})
 	if err == nil {
