@@ -2,6 +2,7 @@ package dedup
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -308,5 +309,92 @@ func TestSpaceBoundsJumps(t *testing.T) {
 	}
 	if before != 4 {
 		t.Errorf("%d jumps without spacing: the test shows nothing", before)
+	}
+}
+
+// asked counts the blocks that are looked up by their fingerprints.
+type asked struct {
+	*store
+	of map[Fingerprint]int
+}
+
+func (a *asked) Candidates(f Fingerprint, to []block.Physical) []block.Physical {
+	a.of[f]++
+	return a.store.Candidates(f, to)
+}
+
+// A block that is known to have no candidates is not looked up, and is part of the
+// sequences that its neighbours find all the same.
+func TestMatchesOfUnknown(t *testing.T) {
+	for _, c := range []struct {
+		what, received, unknown string
+		run                     int
+		asked                   string // the blocks that are looked up
+		want                    string
+	}{
+		{what: "nobody says anything", received: "1abcdefgh2", run: 4, asked: "1a2", want: "[1+8=512]"},
+		{what: "what has none", received: "1abcdefgh2", unknown: "12", run: 4, asked: "a", want: "[1+8=512]"},
+		{what: "the first of a sequence", received: "1abcdefgh", unknown: "a", run: 8, asked: "1b", want: "[1+8=512]"},
+		{what: "several in front", received: "abcdefgh", unknown: "abcdefg", run: 8, asked: "h", want: "[0+8=512]"},
+		{what: "in the middle of one", received: "abcdefgh", unknown: "cd", run: 8, asked: "a", want: "[0+8=512]"},
+		{what: "all of them", received: "abcdefgh", unknown: "abcdefgh", run: 1, asked: "", want: "[]"},
+	} {
+		stored := &asked{newStore().put(at(512), "abcdefgh"), map[Fingerprint]int{}}
+		s := Series{Prints: printsOf(c.received)}
+		if c.unknown != "" {
+			s.Unknown = func(i int) bool { return slices.Contains(printsOf(c.unknown), s.Prints[i]) }
+		}
+		m := Matcher{Run: c.run}
+		if got := show(m.Matches(s, 0, len(s.Prints), stored, nil)); got != c.want {
+			t.Errorf("%s: %s instead of %s", c.what, got, c.want)
+		}
+		want := map[Fingerprint]int{}
+		for _, f := range printsOf(c.asked) {
+			want[f]++
+		}
+		if !maps.Equal(stored.of, want) {
+			t.Errorf("%s: looked up %v instead of %v", c.what, stored.of, want)
+		}
+	}
+}
+
+// Where it says the truth, Unknown changes nothing: with an index that has some blocks
+// only, those that it lacks are found by their neighbours.
+func TestMatchesOfUnknownAreTheSame(t *testing.T) {
+	found := 0
+	for seed := range uint64(500) {
+		r := rand.New(rand.NewPCG(seed, 4))
+		stored := newStore()
+		stored.every = 1 + r.Uint64N(8)
+		for i := range 600 {
+			stored.prints[at(uint64(i))] = Fingerprint(1 + r.IntN(300))
+		}
+		s := Series{}
+		for len(s.Prints) < 100 {
+			from, n := r.IntN(560), 1+r.IntN(40)
+			for i := range n {
+				s.Prints = append(s.Prints, stored.prints[at(uint64(from+i))])
+			}
+			s.Prints = append(s.Prints, 9999)
+		}
+		m := Matcher{Run: 1 + r.IntN(8)}
+		want := m.Matches(s, 0, len(s.Prints), stored, nil)
+		skipped := 0
+		s.Unknown = func(i int) bool {
+			none := len(stored.Candidates(s.Prints[i], nil)) == 0
+			if none {
+				skipped++
+			}
+			return none
+		}
+		if got := m.Matches(s, 0, len(s.Prints), stored, nil); !slices.Equal(got, want) {
+			t.Fatalf("seed %d: %v instead of %v", seed, got, want)
+		}
+		if skipped > 0 && len(want) > 0 {
+			found++
+		}
+	}
+	if found == 0 {
+		t.Error("no series had matches and blocks without candidates")
 	}
 }
