@@ -119,6 +119,27 @@ func TestIndexThins(t *testing.T) {
 	}
 }
 
+// The block with which an index gets full is not kept if it is none of those that are.
+func TestIndexThinsWithABlockThatGoes(t *testing.T) {
+	x := newIndex(t, MinIndex)
+	r := rand.New(rand.NewPCG(5, 6))
+	n := uint64(0)
+	for ; x.Stats().Entries < x.Stats().Slots*thin/16; n += 2 {
+		x.Put(Fingerprint(r.Uint64()), block.At(1, n))
+	}
+	if s := x.Stats(); s.Every != 1 {
+		t.Fatalf("%+v", s)
+	}
+	f := Fingerprint(r.Uint64())
+	x.Put(f, block.At(1, n+1))
+	if s := x.Stats(); s.Every != 2 || x.has(f, block.At(1, n+1)) {
+		t.Errorf("%+v", s)
+	}
+	if x.Put(f, block.At(1, n+2)); !x.has(f, block.At(1, n+2)) {
+		t.Error("one that stays is missing")
+	}
+}
+
 // Blocks that are written over and over fill an index with what is not true any more.
 // Rounds take that out, and the index goes on keeping all blocks that there are.
 func TestIndexRounds(t *testing.T) {

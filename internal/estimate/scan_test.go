@@ -272,3 +272,16 @@ func TestSampleOfOneBlock(t *testing.T) {
 		t.Errorf("one in %d is drawn", s.Every())
 	}
 }
+
+// Where a file cannot be looked at for data, that is said.
+func TestScanOfWhatIsClosed(t *testing.T) {
+	f, size, err := open(write(t, filepath.Join(t.TempDir(), "one"), block.Size, nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	err = newScan(MinMemory).read(t.Context(), f, &Input{Path: "one", Bytes: size})
+	if err == nil || !strings.Contains(err.Error(), "look for data in one from byte 0 on") {
+		t.Error(err)
+	}
+}

@@ -3,6 +3,7 @@ package estimate
 import (
 	"errors"
 	"fmt"
+	"math"
 	"reflect"
 	"runtime"
 	"testing"
@@ -241,5 +242,67 @@ func TestStreamMemory(t *testing.T) {
 			t.Errorf("%d bytes are reckoned, and %d taken (scattered: %t)", reckoned, took, scattered)
 		}
 		runtime.KeepAlive(l)
+	}
+}
+
+// A comparison that fails, whichever it is, ends the simulation with its error.
+func TestSimulateFails(t *testing.T) {
+	s := streamOf("abcdefghijkl", "abcdefgh", "kefgh", "xcdy", "zcw", "vabcdu", "c", "dxc")
+	failed := errors.New("failed")
+	for _, p := range []Policy{{Run: 1}, {Run: 4}, {Run: 4, Threshold: 1}, {Run: 4, Threshold: 2}, {Run: 4, Threshold: 1, Every: 8}} {
+		calls := 0
+		if _, err := s.Simulate(p, Options{Same: func(int64, int64) (bool, error) { calls++; return true, nil }}); err != nil {
+			t.Fatal(err)
+		}
+		for n := range calls {
+			left := n
+			_, err := s.Simulate(p, Options{Same: func(int64, int64) (bool, error) {
+				if left--; left < 0 {
+					return false, failed
+				}
+				return true, nil
+			}})
+			if !errors.Is(err, failed) {
+				t.Errorf("%+v: comparison %d of %d: %v", p, n, calls, err)
+			}
+		}
+		if calls < 8 {
+			t.Errorf("%+v: %d comparisons", p, calls)
+		}
+	}
+	if _, err := (&Stream{blocks: math.MaxUint32}).Simulate(Policy{Run: 4}, Options{}); err == nil {
+		t.Error("a stream with more blocks than there are addresses")
+	}
+}
+
+// An extent goes on from one point to the next, unless what is in between is in
+// low-latency memory.
+func TestExtentsOverPoints(t *testing.T) {
+	for _, c := range []struct {
+		first, second string // points of the second volume
+		policy        Policy
+		want          int64 // and of the first one's extents, which is 1 or 3
+	}{
+		{"abcd", "efgh", Policy{Run: 4}, 2},
+		{"abcx", "efgh", Policy{Run: 4}, 3},
+		{"xyzc", "pqrs", Policy{Run: 4, Threshold: 1}, 2 + 1 + 1}, // c has moved: it parts both volumes
+	} {
+		s := streamOf("abcdefgh")
+		s.Volume()
+		lba := block.Logical(0)
+		for _, part := range []string{c.first, c.second} {
+			for _, r := range part {
+				s.Add(lba, print(int(r)))
+				lba++
+			}
+			s.Flush()
+		}
+		l, err := s.Simulate(c.policy, Options{Places: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := l.Extents(); n != c.want {
+			t.Errorf("%s and %s: %d extents instead of %d", c.first, c.second, n, c.want)
+		}
 	}
 }

@@ -44,7 +44,8 @@ const (
 var measured = []string{
 	"hpdi", "hpdi/file", "hpdi/mem",
 	"internal/block", "internal/blockio", "internal/blockmap", "internal/cache", "internal/catalogue", "internal/cp",
-	"internal/devices", "internal/dirty", "internal/domain/process", "internal/export/nbd", "internal/guest", "internal/host",
+	"internal/dedup", "internal/devices", "internal/dirty", "internal/domain/process", "internal/estimate", "internal/export/nbd",
+	"internal/guest", "internal/host",
 	"internal/identity", "internal/ondisk", "internal/oplog", "internal/partner", "internal/pool", "internal/region",
 	"internal/space", "internal/volume",
 }
