@@ -93,6 +93,7 @@ func churn(r *rig, v block.Volume, m *blocktest.Model, rng *rand.Rand, n int) er
 // again, so that whatever is freed, overwritten or forgotten before it may be
 // shows as lost. In each third pool blocks are shared.
 func TestPowerCutWhereAllIsReused(t *testing.T) {
+	long(t)
 	rounds := few(60)
 	if soak {
 		rounds = 20_000

@@ -98,7 +98,8 @@ func fragment(r *rig, v block.Volume, rng *rand.Rand, n int64) map[int64]byte {
 
 // A fragmented pool gets whole tracks back, and its data stay what they are.
 func TestCleanerMakesWholeTracks(t *testing.T) {
-	for seed := range uint64(3) {
+	long(t)
+	for seed := range uint64(few(3)) {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
 			rng := rand.New(rand.NewPCG(seed, 31))
 			r := newRig(t, 1+int(seed%2), 48<<20)
@@ -216,6 +217,7 @@ func cleaning(t *testing.T, seed uint64, rng *rand.Rand) (*rig, block.Volume, *b
 // is cleaned and clients change what is being moved. A prefix of what clients
 // did comes back, with all that was flushed; after a death everything.
 func TestCleanerCut(t *testing.T) {
+	long(t)
 	rounds := uint64(few(25))
 	if soak {
 		rounds = 20_000
@@ -268,6 +270,7 @@ func TestCleanerCut(t *testing.T) {
 
 // A power cut at each operation of one pass, and a recovery after each.
 func TestCleanerCutAtEveryOperation(t *testing.T) {
+	long(t)
 	step := int64(3)
 	switch {
 	case soak:

@@ -26,6 +26,7 @@ const (
 // log, page or data. The pool opens or says what is wrong; a read returns what
 // was written or an error; check says what reads have found.
 func TestDecayOfAnyBlock(t *testing.T) {
+	long(t)
 	for _, left := range []string{leftNoPower, leftDead, leftClosed}[:few(3)] {
 		t.Run(left, func(t *testing.T) { decay(t, left) })
 	}

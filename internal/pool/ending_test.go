@@ -18,8 +18,9 @@ import (
 // Each operation of a device fails once while a pool is closed. Nothing is lost
 // by it, the error says so and where the log is, and the pool opens again.
 func TestCloseFails(t *testing.T) {
+	long(t)
 	for _, op := range []hpdi.Op{hpdi.OpRead, hpdi.OpWrite, hpdi.OpFlush} {
-		for skip, hit := 0, true; hit; skip++ {
+		for skip, hit := 0, true; hit; skip += oneIn(4) {
 			hit = closeFails(t, op, skip)
 		}
 	}
@@ -70,6 +71,7 @@ func closeFails(t *testing.T, op hpdi.Op, skip int) (hit bool) {
 // Each operation of a device fails once while a pool is opened. It opens the
 // next time, with the same devices and all that was acknowledged.
 func TestOpenFails(t *testing.T) {
+	long(t)
 	for _, power := range []bool{false, true} {
 		for _, op := range []hpdi.Op{hpdi.OpRead, hpdi.OpWrite, hpdi.OpFlush} {
 			for skip, hit := 0, true; hit; skip++ {

@@ -136,9 +136,10 @@ func TestExport(t *testing.T) {
 // Each operation of a device fails once while a pool is exported. Nothing is lost,
 // the pool opens again where it was, and then says exported no more.
 func TestExportFails(t *testing.T) {
+	long(t)
 	for _, op := range []hpdi.Op{hpdi.OpRead, hpdi.OpWrite, hpdi.OpFlush} {
 		for dev := range 2 {
-			for skip, hit := 0, true; hit; skip++ {
+			for skip, hit := 0, true; hit; skip += oneIn(4) {
 				r := twoDevices(t)
 				r.die()
 				f := r.faulty()

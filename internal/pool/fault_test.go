@@ -27,6 +27,7 @@ func attempt(r *rig, what func() error) {
 // or without opening the pool again, and the next attempt succeeds. So it is where
 // blocks are shared.
 func TestEveryDeviceErrorOnce(t *testing.T) {
+	long(t)
 	for _, run := range []int{0, 1} {
 		for _, op := range []hpdi.Op{hpdi.OpWrite, hpdi.OpFlush, hpdi.OpRead} {
 			for _, late := range []bool{false, true} {

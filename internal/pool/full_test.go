@@ -37,7 +37,7 @@ func (r *rig) run() (stop func()) {
 // A pool that is filled refuses writes, and takes them again after a trim or a
 // delete; whatever is tried, and in whatever order.
 func TestFullPool(t *testing.T) {
-	for seed := range uint64(3) {
+	for seed := range uint64(few(3)) {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(context.Background(), time.Minute) // only a hang needs it
 			defer cancel()

@@ -45,6 +45,7 @@ func TestGrownMirror(t *testing.T) {
 // What a device has grown by is used from the next open on, whenever the power goes
 // after that; a device that becomes smaller again is refused, and harmed by nothing.
 func TestGrownDevice(t *testing.T) {
+	long(t)
 	const small, large = 64 << 20, 160<<20 + 3*block.Size
 	for seed := range uint64(few(6)) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {

@@ -61,6 +61,23 @@ func few(n int) int {
 	return n
 }
 
+// oneIn is the distance of the operations at which a sweep lets something fail: with the
+// race detector, for the same reason, one in n.
+func oneIn(n int) int {
+	if raced {
+		return n
+	}
+	return 1
+}
+
+// long lets a test run beside other long ones, each with devices of its own. With the
+// race detector it does not: packages run beside each other then.
+func long(t *testing.T) {
+	if !raced {
+		t.Parallel()
+	}
+}
+
 // soak asks for the long variants of tests.
 var soak = os.Getenv("POLLUX_SOAK") == "1"
 

@@ -16,9 +16,10 @@ import (
 // AddDevice. The pool opens with the devices that have a label, loses nothing,
 // and the addition can be repeated.
 func TestAddDeviceInterrupted(t *testing.T) {
+	long(t)
 	for _, power := range []bool{false, true} {
 		done := false
-		for op := int64(1); !done; op++ {
+		for op := int64(1); !done; op += int64(oneIn(4)) {
 			t.Run(fmt.Sprintf("power=%v,op=%d", power, op), func(t *testing.T) {
 				done = !interruptAddition(t, power, op)
 			})

@@ -14,6 +14,7 @@ import (
 // A consistency point of many blocks is written in several batches. Whichever
 // of its writes fails, it is made again, wholly.
 func TestLargeCommitFails(t *testing.T) {
+	long(t)
 	ctx := context.Background()
 	r := newBareRig(t, 1, testSize)
 	if _, err := Create(ctx, CreateOptions{Name: "p", Identity: "a", Devices: r.devices(), LogBytes: 16 << 20}); err != nil {
@@ -23,7 +24,7 @@ func TestLargeCommitFails(t *testing.T) {
 	r.mustOpen()
 	v := r.volume("v", 64<<20)
 	holds := map[int64]byte{}
-	for skip, hit := 0, true; hit; skip++ {
+	for skip, hit := 0, true; hit; skip += oneIn(4) {
 		for i := range int64(3000) {
 			holds[i] = byte(1 + (int(i)+skip)%250)
 			if err := write(v, i*block.Size, pattern(holds[i])); err != nil {

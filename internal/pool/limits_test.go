@@ -60,6 +60,7 @@ func TestLimits(t *testing.T) {
 // However fast clients write, and whatever: what a takeover would have to replay is
 // bounded, and they need not wait for a whole fold.
 func TestUnfoldedIsBounded(t *testing.T) {
+	long(t)
 	const limit, size = 6000, 16 << 30
 	folds := max(2, few(6))
 	for _, test := range []struct {

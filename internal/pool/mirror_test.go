@@ -102,6 +102,7 @@ func TestMirrorHealsDecay(t *testing.T) {
 // Nothing that was acknowledged is lost, and in the end either copy by itself
 // is a whole pool.
 func TestMirrorLosesACopy(t *testing.T) {
+	long(t)
 	step := 7
 	if soak {
 		step = 1

@@ -100,6 +100,7 @@ func exercise(r *rig, v block.Volume, m *blocktest.Model, rng *rand.Rand, n int)
 
 // A guest that dies loses nothing that was acknowledged, again and again.
 func TestGuestDeath(t *testing.T) {
+	long(t)
 	for seed := range uint64(max(2, few(6))) {
 		rng := rand.New(rand.NewPCG(seed, 1))
 		r := newRig(t, 1+int(seed%2), testSize)
@@ -125,6 +126,7 @@ func TestGuestDeath(t *testing.T) {
 // A power cut after every single device operation leaves a prefix of what was
 // written that holds everything flushed.
 func TestPowerCutAtEveryOperation(t *testing.T) {
+	long(t)
 	changes := 120
 	if testing.Short() {
 		changes = 40

@@ -26,6 +26,7 @@ type interrupted struct {
 // the removal goes on, or was cancelled, to the same end. At one operation in five, all
 // with POLLUX_SOAK=1; with the race detector some must do, see few.
 func TestRemoveInterrupted(t *testing.T) {
+	long(t)
 	step := int64(5)
 	switch {
 	case soak:

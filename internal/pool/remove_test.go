@@ -62,6 +62,7 @@ func (r *rig) on(dev int) int64 { return r.space.InUse(dev) }
 // A device is taken out while the pool serves: what it had is on the others, it has no
 // label any more, and the pool opens without it.
 func TestRemoveDevice(t *testing.T) {
+	long(t)
 	for _, dev := range []int{1, 2}[:few(2)] {
 		for seed := range uint64(few(2)) {
 			t.Run(fmt.Sprintf("device %d, seed %d", dev, seed), func(t *testing.T) {
@@ -136,6 +137,7 @@ func TestRemoveDevice(t *testing.T) {
 // Clients write, trim, make and delete volumes while a device is taken out, the guest
 // dies and another goes on, and a scrub and a check run beside it.
 func TestRemoveBesideClients(t *testing.T) {
+	long(t)
 	ctx := context.Background()
 	for seed := range uint64(few(4)) {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
@@ -321,6 +323,7 @@ func TestRemoveFromFullPool(t *testing.T) {
 
 // A removal is cancelled somewhere on its way: the device is used as before.
 func TestCancelRemoval(t *testing.T) {
+	long(t)
 	ctx := context.Background()
 	for _, steps := range []int{0, 1, 5, 30, 60} {
 		if raced && steps != 30 {

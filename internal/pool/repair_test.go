@@ -363,6 +363,7 @@ func (r *rig) keeps(content map[int64]byte) {
 // Whatever has happened to the reference counts, a repair makes them what they must
 // be, and everything that was acknowledged is there: in trees, journal and log.
 func TestRepairCounts(t *testing.T) {
+	long(t)
 	names := make([]string, 0, len(spoils))
 	for name := range spoils {
 		names = append(names, name)
@@ -525,6 +526,7 @@ func (r *rig) inUse(t *testing.T) map[block.Physical]bool {
 // A repair writes to no block that is in use, whatever the counts say: neither those
 // that only the journal maps nor the pages that it replaces, wherever these come to lie.
 func TestRepairWritesToFreeBlocks(t *testing.T) {
+	long(t)
 	const most = 264 // more than a track
 	for n := most; n > most-few(80); n-- {
 		r := newRig(t, 1, smallest)
@@ -591,6 +593,7 @@ func TestRepairWritesToFreeBlocks(t *testing.T) {
 // before it or the one after, a second repair mends what the first has not, and what
 // clients were promised is there. Where only the command dies, too.
 func TestRepairInterrupted(t *testing.T) {
+	long(t)
 	for _, power := range []bool{true, false}[:few(2)] {
 		for _, kind := range []string{"zeroed leaf", "unreadable", "figure of a volume", "label", "superblock"}[:few(5)] {
 			t.Run(fmt.Sprintf("power=%v/%s", power, kind), func(t *testing.T) {
@@ -835,6 +838,7 @@ func TestRepairMirror(t *testing.T) {
 
 // Copies of labels and superblocks are written anew from those that are left.
 func TestRepairCopies(t *testing.T) {
+	long(t)
 	for name, c := range map[string]struct{ dev, of, at int }{
 		"first label": {0, 0, 0}, "second label": {0, 0, 1}, "first label of another device": {1, 0, 0},
 		"first copy of the superblock": {0, 1, 0}, "second copy of the superblock": {0, 1, 1},
@@ -966,8 +970,12 @@ func TestRepairShared(t *testing.T) {
 // What only the journal maps lies where nothing else is counted, and so do new pages,
 // whose own counts then need pages that nobody needed before.
 func TestRepairLeaves(t *testing.T) {
+	long(t)
 	r := newRig(t, 1, 80<<20)
 	t.Run("twins", func(t *testing.T) { repairLeaves(t, r) })
+	if raced { // the same once more, with devices of another kind
+		return
+	}
 	m, _ := newMirroredRig(t, 2)
 	t.Run("copies", func(t *testing.T) { repairLeaves(t, m) })
 }
@@ -1042,6 +1050,7 @@ func repairLeaves(t *testing.T, r *rig) {
 // A device fails a request now and then: whatever it is, nothing becomes worse, and
 // the repair succeeds when it is made again.
 func TestRepairOnFailingDevice(t *testing.T) {
+	long(t)
 	rng := rand.New(rand.NewPCG(1, 40))
 	base, content := served(t, leftDead, rng)
 	base.spoil(t, rng, spoils["zeroed leaf"])

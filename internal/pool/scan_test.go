@@ -325,6 +325,7 @@ func TestScanGoesOn(t *testing.T) {
 // Clients write, guests die and power is cut while a volume is scanned to and fro:
 // nobody notices.
 func TestScanRandomly(t *testing.T) {
+	long(t)
 	ctx := context.Background()
 	for seed := range uint64(few(12)) {
 		rng := rand.New(rand.NewPCG(seed, 6))

@@ -112,7 +112,7 @@ func TestScrubGoesOnAfterTakeover(t *testing.T) {
 // The power is cut in the middle of a scrub that repairs: nothing is wrong then,
 // and the scrub goes on or is forgotten.
 func TestScrubPowerCut(t *testing.T) {
-	for seed := range uint64(8) {
+	for seed := range uint64(few(8)) {
 		rng := rand.New(rand.NewPCG(seed, 8))
 		r, m := newMirroredRig(t, 2)
 		r.mustOpen()

@@ -297,6 +297,7 @@ func TestIndexIsResizedAgain(t *testing.T) {
 // However an index is resized while a pool is written, folded and left by a guest that
 // dies, what is stored with a fingerprint is found.
 func TestIndexIsResizedRandomly(t *testing.T) {
+	long(t)
 	for seed := range uint64(few(8)) {
 		rng := rand.New(rand.NewPCG(seed, 17))
 		r := newRigWithLog(t, 1, testSize, 16<<20)

@@ -137,6 +137,7 @@ func TestSurvey(t *testing.T) {
 // what a recount of all maps says, and deleting frees that much, after any mixture of
 // writes, what was written before, trims and deletes.
 func TestSurveyRecount(t *testing.T) {
+	long(t)
 	several := false
 	for seed := range uint64(few(8)) {
 		rng := rand.New(rand.NewPCG(seed, 77))

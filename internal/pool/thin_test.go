@@ -159,7 +159,7 @@ func TestWriteIntoPendingTrim(t *testing.T) {
 // Large trims and deletes of a thin volume, in the middle of which pages and
 // ranges wait for several folds and guests die.
 func TestThinVolume(t *testing.T) {
-	for seed := range uint64(4) {
+	for seed := range uint64(few(4)) {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
 			r := newRig(t, 1, testSize)
 			r.mustOpen()

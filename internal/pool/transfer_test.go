@@ -281,7 +281,8 @@ func TestMemoryFull(t *testing.T) {
 // Memory is taken out while the pool serves. What many shared there is one block on a disk
 // again, and not one for each reference, also of a volume that shares nothing any more.
 func TestRemoveMemory(t *testing.T) {
-	for i := range 4 {
+	long(t)
+	for i := range few(4) {
 		dies, off := i%2 == 1, i/2 == 1
 		r, v := sharingRig(t, 8)
 		r.addMemory(5 * block.TrackBytes)
@@ -383,6 +384,7 @@ func TestScanFindsMemory(t *testing.T) {
 // With an index that keeps one block of several, short matches are found by one of their
 // blocks, and all of memory is kept.
 func TestTransferWithThinIndex(t *testing.T) {
+	long(t)
 	r := newRigWithLog(t, 1, testSize, 16<<20)
 	r.indexBytes = 64 << 10
 	r.mustOpen()
@@ -427,6 +429,7 @@ func TestTransferWithThinIndex(t *testing.T) {
 // Whatever is written, repeated and trimmed, moved to memory and away again, and whenever
 // the guest dies or power is cut: what is read is what was written, and counts are right.
 func TestTransferRandomly(t *testing.T) {
+	long(t)
 	transferred := uint64(0)
 	for seed := range uint64(few(16)) {
 		rng := rand.New(rand.NewPCG(seed, 15))
@@ -479,6 +482,7 @@ func TestTransferRandomly(t *testing.T) {
 // A power cut after each operation of the devices while blocks go to memory, and references
 // follow them.
 func TestTransferPowerCutAtEveryOperation(t *testing.T) {
+	long(t)
 	step := int64(3)
 	if testing.Short() || raced {
 		step = 11

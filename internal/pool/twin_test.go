@@ -109,7 +109,8 @@ func TestEveryPageHasATwin(t *testing.T) {
 // Each page of metadata in turn, in one of its two places, rots or cannot be read:
 // check tells, everything reads and folds, and is mended by reading, or by a scrub.
 func TestAnyPageMayDecay(t *testing.T) {
-	for _, devices := range []int{1, 2} {
+	long(t)
+	for _, devices := range []int{1, 2}[:few(2)] {
 		for _, place := range []string{"first", "twin"} {
 			t.Run(fmt.Sprintf("%s of %d", place, devices), func(t *testing.T) { decayPages(t, devices, place == "twin") })
 		}
@@ -380,6 +381,7 @@ func TestNoTwinsWithoutRoom(t *testing.T) {
 // The power is cut, or the guest dies, at every operation of a fold that gives leaves
 // twins: what there is afterwards is whole.
 func TestRenewalInterrupted(t *testing.T) {
+	long(t)
 	step := int64(11)
 	switch {
 	case soak:

@@ -19,7 +19,7 @@ var (
 )
 
 // shortTime bounds a campaign within `go test ./...`.
-const shortTime = time.Minute
+const shortTime = 40 * time.Second
 
 func seed(t *testing.T) uint64 {
 	s := *seedFlag
@@ -44,7 +44,7 @@ func (l testLog) Write(p []byte) (int, error) {
 
 func TestCampaign(t *testing.T) {
 	if testing.Short() {
-		t.Skip("runs a real pair for a minute")
+		t.Skip("runs a real pair for most of a minute")
 	}
 	bin, err := pair.Build(t.Context(), t.TempDir(), *raceFlag)
 	if err != nil {

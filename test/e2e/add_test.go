@@ -14,10 +14,10 @@ import (
 func TestAddMirror(t *testing.T) {
 	pair.Need(t, "qemu-io", "nbdcopy")
 	s := small
-	s.PoolSize, s.Copies = "256MiB", 2
+	s.PoolSize, s.Copies = "128MiB", 2
 	r := start(t, s)
 	rng := random(t)
-	const size = 192 << 20
+	const size = 96 << 20
 	content := noise(rng, size)
 	disk := r.volume("disk", size, "a")
 	before, err := r.Client().Pool(t.Context(), "pool-a")
@@ -28,14 +28,14 @@ func TestAddMirror(t *testing.T) {
 		t.Fatalf("%d bytes are free in one mirror: nothing would lie on the other", before.Stats.Free)
 	}
 	one, two, lone := filepath.Join(r.Dir, "one.img"), filepath.Join(r.Dir, "two.img"), filepath.Join(r.Dir, "lone.img")
-	r.refused("would be lost with it", "pool", "add", "pool-a", lone, "--size", "256MiB")
+	r.refused("would be lost with it", "pool", "add", "pool-a", lone, "--size", "128MiB")
 	if _, err := os.Stat(lone); err == nil {
 		t.Error("what was refused has left a file")
 	}
-	r.must("pool", "add", "pool-a", "--mirror", one, two, "--size", "512MiB")
+	r.must("pool", "add", "pool-a", "--mirror", one, two, "--size", "256MiB")
 	r.well()
 	run(t, "nbdcopy", "--flush", write(t, content), disk.NBDUnix)
-	if p, err := r.Client().Pool(t.Context(), "pool-a"); err != nil || p.Stats.Capacity < before.Stats.Capacity+400<<20 || len(p.Devices) != 4 || p.Devices[3].Mirror != 2 {
+	if p, err := r.Client().Pool(t.Context(), "pool-a"); err != nil || p.Stats.Capacity < before.Stats.Capacity+200<<20 || len(p.Devices) != 4 || p.Devices[3].Mirror != 2 {
 		t.Errorf("%+v, %v", p, err)
 	}
 	r.must("guest", "kill", "a", "--yes")
@@ -56,8 +56,8 @@ func TestAddMirror(t *testing.T) {
 		t.Fatal(err)
 	}
 	sameContent(t, r.export("disk").NBDUnix, content)
-	r.must("pool", "replace", "pool-a", one, "--size", "512MiB")
-	r.must("pool", "replace", "pool-a", filepath.Join(r.Dir, "pool-a.copy2.img"), "--size", "256MiB")
+	r.must("pool", "replace", "pool-a", one, "--size", "256MiB")
+	r.must("pool", "replace", "pool-a", filepath.Join(r.Dir, "pool-a.copy2.img"), "--size", "128MiB")
 	r.until(copyIs(one, "in sync", nil))
 	r.until(copyIs(filepath.Join(r.Dir, "pool-a.copy2.img"), "in sync", nil))
 	r.well()
@@ -74,9 +74,9 @@ func TestAddMirror(t *testing.T) {
 	r.clean()
 
 	// Who insists gets a single device, and mirrors come to it as before.
-	r.must("pool", "add", "pool-b", lone, "--size", "256MiB", "--force")
-	r.must("pool", "add", "pool-b", filepath.Join(r.Dir, "more.img"), "--size", "256MiB")
-	r.must("pool", "add", "pool-b", "--mirror", filepath.Join(r.Dir, "x.img"), filepath.Join(r.Dir, "y.img"), filepath.Join(r.Dir, "z.img"), "--size", "256MiB")
+	r.must("pool", "add", "pool-b", lone, "--size", "128MiB", "--force")
+	r.must("pool", "add", "pool-b", filepath.Join(r.Dir, "more.img"), "--size", "128MiB")
+	r.must("pool", "add", "pool-b", "--mirror", filepath.Join(r.Dir, "x.img"), filepath.Join(r.Dir, "y.img"), filepath.Join(r.Dir, "z.img"), "--size", "128MiB")
 	r.down()
 	r.clean()
 	if err := r.Up(t.Context()); err != nil {
