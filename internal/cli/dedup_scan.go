@@ -15,8 +15,7 @@ func newDedupScan(s *session) *cobra.Command {
 elsewhere in its pool, too. The volume must have deduplication on. What was written
 while no volume of the pool had it on is known only when it was scanned: scan all
 volumes that may have something in common, one after the other. "pollux dedup status"
-shows how far it is. Whoever serves the pool goes on with a scan
-that is not through.`)
+shows how far it is. Whoever serves the pool next goes on with it.`)
 	for _, sub := range []struct{ action, short string }{
 		{control.ScanStart, "Begin a scan"}, {control.ScanPause, "Let a scan rest"},
 		{control.ScanResume, "Let a scan that rests go on"}, {control.ScanStop, "End a scan before it is through"},

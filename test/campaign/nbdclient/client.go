@@ -76,10 +76,13 @@ type Options struct {
 
 // Stats are counts since New.
 type Stats struct {
-	Connects int   // successful ones
-	Failed   int   // attempts to connect that failed
-	Refused  int   // of them, by the server's refusal of the export
-	Last     error // the newest failure
+	Connects int // successful ones
+	Failed   int // attempts to connect that failed
+	// Refused are those in which the server refused the export. That it is about to end,
+	// which who connects during a handover may be told, only means that one has to try
+	// again, and does not count.
+	Refused int
+	Last    error // the newest failure
 }
 
 // ErrClosed is the error of requests that Close gave up.
@@ -232,7 +235,7 @@ func (c *Client) run(ctx context.Context) {
 			c.mu.Lock()
 			c.stats.Failed++
 			c.stats.Last = err
-			if _, ok := errors.AsType[*RefusedError](err); ok {
+			if r, ok := errors.AsType[*RefusedError](err); ok && r.Reply != repErrShutdown {
 				c.stats.Refused++
 			}
 			c.mu.Unlock()

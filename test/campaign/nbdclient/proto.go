@@ -68,6 +68,9 @@ func (e Errno) Error() string {
 	return fmt.Sprintf("NBD error %d", uint32(e))
 }
 
+// repErrShutdown is NBD_REP_ERR_SHUTDOWN.
+const repErrShutdown = 1<<31 + 7
+
 // RefusedError is a server's refusal of an export in the negotiation.
 type RefusedError struct {
 	Reply uint32
