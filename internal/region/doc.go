@@ -18,14 +18,19 @@
 //
 //   - A file that has a region's name is a whole region: it gets its name
 //     after everything is in place.
-//   - All its memory is allocated at creation. Touching it cannot fail later
-//     for lack of memory (SIGBUS); Open refuses a file that is shorter than
-//     its header says or that has holes.
+//   - The memory of header, words and log is allocated at creation, that of
+//     another section before it is named. Touching it cannot fail later
+//     for lack of memory (SIGBUS); Open refuses a file that does not have all of
+//     the log, and MapSection gives another section again what it lacks.
+//   - Header, words and log keep their places, and are all that is mapped by
+//     who opens a region read-only. Advisory sections come and go, see
+//     AddSection: what is wrong with them is no reason to refuse a region.
 //   - word epoch >= header epoch. SetOwner stores the word first, so that the
 //     former owner sees it as early as possible.
 //   - Sections lie within the file, after the words, and do not overlap.
 //
 // A Region's methods may be called concurrently, except Close and Remove,
-// after which no memory of the region may be touched. Its lock guards the
-// cached header and the rewriting of the stored one, and is a leaf.
+// after which no memory of the region may be touched. One lock guards the
+// cached header and the rewriting of the stored one, and is a leaf; changes of
+// the sections have another one, which is held while the host finds memory.
 package region

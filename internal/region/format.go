@@ -22,8 +22,8 @@ const (
 	ownerMax = 64
 	tableAt  = 256
 	entryLen = 24
-	// maxSections leaves room for the advisory sections of later layouts:
-	// cache frames, index, restart record, history.
+	// maxSections leaves room for what may become advisory sections later: cache
+	// frames, restart record, history.
 	maxSections = 8
 	// maxSize bounds a region to 16 TiB, so that no sum overflows.
 	maxSize = 1 << 44
@@ -42,8 +42,23 @@ const (
 // SectionKind says what a section holds.
 type SectionKind uint32
 
-// SectionLog is the authoritative operation log of the pool.
-const SectionLog SectionKind = 1
+// The kinds of section. The log is authoritative, and there for as long as the region is;
+// all others are advisory, and come and go.
+const (
+	SectionLog   SectionKind = 1 // operation log of the pool
+	SectionIndex SectionKind = 2 // index of fingerprints
+)
+
+// String returns the name of the kind.
+func (k SectionKind) String() string {
+	switch k {
+	case SectionLog:
+		return "operation log"
+	case SectionIndex:
+		return "index of fingerprints"
+	}
+	return fmt.Sprintf("kind %d", uint32(k))
+}
 
 // Section is a part of a region.
 type Section struct {
@@ -91,6 +106,32 @@ type Header struct {
 
 	generation uint64
 }
+
+// roundUp returns the next multiple of unit, a power of two.
+func roundUp(n, unit int64) int64 { return (n + unit - 1) &^ (unit - 1) }
+
+// baseEnd returns where the part of a region ends that is there for as long as the
+// region is. With a log of 2 MiB or more that is in whole huge pages.
+func baseEnd(log Section) int64 {
+	end := log.Offset + log.Length
+	if end >= hugePage {
+		end = roundUp(end, hugePage)
+	}
+	return end
+}
+
+// Fixed returns how many bytes from the start of a region are header, words and log, which
+// are there for as long as the region is, and mapped in one piece.
+func (h *Header) Fixed() int64 {
+	end := min(baseEnd(h.Sections[0]), h.Size)
+	if len(h.Sections) > 1 {
+		end = min(end, h.Sections[1].Offset)
+	}
+	return end
+}
+
+// hasLog reports whether the region has its log there.
+func (h *Header) hasLog(log Section) bool { return len(h.Sections) > 0 && h.Sections[0] == log }
 
 // encode fills p, a page of zeroes.
 func (h *Header) encode(p []byte) error {

@@ -3,6 +3,7 @@ package region
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 
@@ -25,13 +26,13 @@ type Inspection struct {
 	*Region // mapped read-only; only what reads may be called
 	Copies  [2]HeaderCopy
 	Bytes   int64    // of the file
-	Odd     []string // what a guest would refuse the file for
-	logSize int64
+	Odd     []string // what is wrong with the file as a whole
 }
 
 // Inspect maps the region file at path, or a copy of one, read-only. It needs
 // one good copy of the header; without one the Inspection has the two findings
-// and nothing else, and must be closed as well.
+// and nothing else, and must be closed as well. Log returns nil when the file does not
+// have all of it.
 func Inspect(path string) (*Inspection, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -55,32 +56,42 @@ func (in *Inspection) look() error {
 	if in.Bytes = st.Size(); in.Bytes < firstAt {
 		return corrupt("file", "only %d bytes long", in.Bytes)
 	}
-	mem, err := unix.Mmap(int(in.file.Fd()), 0, int(in.Bytes), unix.PROT_READ, unix.MAP_SHARED)
-	if err != nil {
-		return fmt.Errorf("map %d bytes: %w", in.Bytes, err)
+	var p [2 * pageSize]byte
+	if _, err := in.file.ReadAt(p[:], 0); err != nil {
+		return fmt.Errorf("read header: %w", err)
 	}
-	in.mem = mem
 	for i := range in.Copies {
 		c := &in.Copies[i]
 		c.At = int64(i) * pageSize
-		c.Err = c.Header.decode(mem[c.At : c.At+pageSize])
+		c.Err = c.Header.decode(p[c.At : c.At+pageSize])
 		c.Generation = c.Header.generation
 	}
-	if err := in.hdr.decodeTwice(mem[:2*pageSize]); err != nil {
+	base := int64(firstAt)
+	if err := in.hdr.decodeTwice(p[:]); err != nil {
 		in.hdr = Header{}
+	} else if len(in.hdr.Sections) > 0 {
+		base = in.hdr.Fixed()
+	}
+	// What an owner may take out meanwhile is not mapped.
+	mem, err := unix.Mmap(int(in.file.Fd()), 0, int(min(base, in.Bytes)), unix.PROT_READ, unix.MAP_SHARED)
+	if err != nil {
+		return fmt.Errorf("map %d bytes: %w", min(base, in.Bytes), err)
+	}
+	in.mem = mem
+	if in.hdr.ID == "" {
 		return nil
 	}
 	for i := range in.Copies {
 		c := &in.Copies[i]
 		c.Wins = c.Err == nil && c.Generation == in.hdr.generation
 	}
-	if in.hdr.Size != in.Bytes {
+	if in.Bytes < in.hdr.Size {
 		in.Odd = append(in.Odd, fmt.Sprintf("the file has %d bytes, its header says %d", in.Bytes, in.hdr.Size))
 	}
 	if s := in.hdr.Sections; len(s) == 0 || s[0].Kind != SectionLog {
 		in.Odd = append(in.Odd, "its first section is not the operation log")
-	} else if s[0].Offset+s[0].Length <= in.Bytes {
-		in.logSize = s[0].Length
+	} else if end := s[0].end(); end <= in.Bytes {
+		in.log = mem[s[0].Offset:end:end]
 	}
 	return nil
 }
@@ -88,13 +99,14 @@ func (in *Inspection) look() error {
 // Valid says whether a copy of the header can be read.
 func (in *Inspection) Valid() bool { return in.Copies[0].Wins || in.Copies[1].Wins }
 
-// Log returns the memory of the operation log, nil when the file does not
-// have all of it.
-func (in *Inspection) Log() []byte {
-	if in.logSize == 0 {
-		return nil
+// Read reads the beginning of a section, as much of it as p has room for and the file
+// has, and returns how much that is: its owner may be taking it out.
+func (in *Inspection) Read(s Section, p []byte) int {
+	n, err := in.file.ReadAt(p[:min(int64(len(p)), s.Length)], s.Offset)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return 0
 	}
-	return in.Region.Log()
+	return n
 }
 
 // FindDir returns the folder that Dir has made for base, or would make,

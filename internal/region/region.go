@@ -30,11 +30,16 @@ type Options struct {
 type Region struct {
 	path     string
 	file     *os.File
-	mem      []byte
+	mem      []byte // header, words and log: the part that never changes its place
+	log      []byte // in mem
 	readOnly bool
 
-	mu  sync.Mutex
-	hdr Header // guarded by mu
+	changing sync.Mutex       // one change of the sections at a time
+	mapped   map[int64][]byte // sections by offset, guarded by changing
+
+	mu    sync.Mutex
+	hdr   Header      // guarded by mu
+	owned block.Epoch // epoch that it was opened in, or SetOwner has set; guarded by mu
 }
 
 // BootID returns the identity of the running boot of the host. A region whose
@@ -74,14 +79,11 @@ func create(path string, o Options) (*Region, error) {
 	if err != nil {
 		return nil, err
 	}
-	length := (o.LogBytes + pageSize - 1) &^ (pageSize - 1)
-	size := firstAt + length
-	if size >= hugePage {
-		size = (size + hugePage - 1) &^ (hugePage - 1)
-	}
+	length := roundUp(o.LogBytes, pageSize)
+	log := Section{SectionLog, firstAt, length}
 	h := Header{
 		ID: uuid.NewString(), Pool: o.Pool, Owner: o.Owner, Epoch: o.Epoch, BootID: boot,
-		Size: size, Sections: []Section{{SectionLog, firstAt, length}}, generation: 1,
+		Size: baseEnd(log), Sections: []Section{log}, generation: 1,
 	}
 	fd, err := unix.Open(filepath.Dir(path), unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
 	if err != nil {
@@ -115,10 +117,11 @@ func (r *Region) fill(fd int) error {
 	if err := r.mmap(fd, unix.PROT_READ|unix.PROT_WRITE); err != nil {
 		return err
 	}
-	if err := r.populate(); err != nil {
+	if err := populate(r.mem); err != nil {
 		return err
 	}
 	r.hdr.Medium = mediumOf(filepath.Dir(r.path))
+	r.owned = r.hdr.Epoch
 	r.word(wordEpoch).Store(uint64(r.hdr.Epoch))
 	return r.storeHeader()
 }
@@ -127,24 +130,28 @@ func (r *Region) fill(fd int) error {
 // pays for a page fault. It does so in pieces: the process's memory map is
 // locked meanwhile, for seconds where the host has to find gigabytes, and a
 // guest that stands so long is taken for hung.
-func (r *Region) populate() error {
-	for at := 0; at < len(r.mem); at += hugePage {
-		switch err := unix.Madvise(r.mem[at:min(at+hugePage, len(r.mem))], unix.MADV_POPULATE_WRITE); {
+func populate(mem []byte) error {
+	for at := 0; at < len(mem); at += hugePage {
+		switch err := unix.Madvise(mem[at:min(at+hugePage, len(mem))], unix.MADV_POPULATE_WRITE); {
 		case errors.Is(err, unix.EINVAL): // a kernel before 5.14: page faults do it
 			return nil
 		case err != nil:
-			return fmt.Errorf("clear %d bytes of memory: %w", r.hdr.Size, err)
+			return fmt.Errorf("clear %d bytes of memory: %w", len(mem), err)
 		}
 	}
 	return nil
 }
 
+// mmap maps what every user of a region has mapped. Sections that come and go are
+// mapped one by one, by the owner alone.
 func (r *Region) mmap(fd, prot int) error {
-	mem, err := unix.Mmap(fd, 0, int(r.hdr.Size), prot, unix.MAP_SHARED)
+	log := r.hdr.Sections[0]
+	mem, err := unix.Mmap(fd, 0, int(r.hdr.Fixed()), prot, unix.MAP_SHARED)
 	if err != nil {
-		return fmt.Errorf("map %d bytes: %w", r.hdr.Size, err)
+		return fmt.Errorf("map %d bytes: %w", r.hdr.Fixed(), err)
 	}
-	r.mem = mem
+	end := log.Offset + log.Length
+	r.mem, r.log = mem, mem[log.Offset:end:end]
 	return nil
 }
 
@@ -169,15 +176,79 @@ func Open(path string, readOnly bool) (*Region, error) {
 		return nil, errors.Join(fmt.Errorf("open region %s: %w", path, err), r.Close())
 	}
 	r.hdr.Medium = mediumOf(filepath.Dir(path))
+	r.owned = r.Epoch()
 	return r, nil
 }
 
 // validate checks the file before any of it is mapped.
 func (r *Region) validate(fd int) error {
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
-		return fmt.Errorf("stat: %w", err)
+	st, err := r.readHeader(fd)
+	if err != nil {
+		return err
 	}
+	base := r.hdr.Fixed()
+	if st.Size < base {
+		return corrupt("file", "%d bytes long instead of %d", st.Size, base)
+	}
+	needed := base
+	for _, s := range r.hdr.Sections[1:] {
+		needed += s.Length
+	}
+	if st.Blocks*512 >= needed {
+		return nil
+	}
+	// What is advisory may have lost its memory, the log may not.
+	if hole, err := unix.Seek(fd, 0, unix.SEEK_HOLE); err != nil || hole < base || st.Blocks*512 < base {
+		return corrupt("file", "only %d of %d bytes have memory", st.Blocks*512, needed)
+	}
+	return nil
+}
+
+// readHeader reads the header, and tells what the file is like while the header is that:
+// its owner may be changing both. The file grows before the header says so, and becomes
+// smaller after that.
+func (r *Region) readHeader(fd int) (st unix.Stat_t, err error) {
+	if err := unix.Fstat(fd, &st); err != nil {
+		return st, fmt.Errorf("stat: %w", err)
+	}
+	if err := mayBeRegion(&st); err != nil {
+		return st, err
+	}
+	for range headerTries {
+		if err = r.readCopies(); err != nil {
+			continue
+		}
+		was := r.hdr.generation
+		if err := unix.Fstat(fd, &st); err != nil {
+			return st, fmt.Errorf("stat: %w", err)
+		}
+		if err = r.readCopies(); err == nil && r.hdr.generation == was {
+			break
+		}
+	}
+	if err != nil {
+		return st, err
+	}
+	if s := r.hdr.Sections; len(s) == 0 || s[0].Kind != SectionLog {
+		return st, corrupt("section table", "the first section is not the operation log")
+	}
+	return st, nil
+}
+
+// headerTries is how often a header is read that may be changing.
+const headerTries = 4
+
+// readCopies reads the header.
+func (r *Region) readCopies() error {
+	var p [2 * pageSize]byte
+	if _, err := r.file.ReadAt(p[:], 0); err != nil {
+		return fmt.Errorf("read header: %w", err)
+	}
+	return r.hdr.decodeTwice(p[:])
+}
+
+// mayBeRegion tells why a file is none of ours, whatever is in it.
+func mayBeRegion(st *unix.Stat_t) error {
 	switch {
 	case st.Mode&unix.S_IFMT != unix.S_IFREG:
 		return fmt.Errorf("not a regular file: %w", block.ErrInvalid)
@@ -187,22 +258,6 @@ func (r *Region) validate(fd int) error {
 		return fmt.Errorf("mode %#o lets others in, must be 0600: %w", st.Mode&0o777, block.ErrInvalid)
 	case st.Size < firstAt:
 		return corrupt("file", "only %d bytes long", st.Size)
-	}
-	var p [2 * pageSize]byte
-	if _, err := r.file.ReadAt(p[:], 0); err != nil {
-		return fmt.Errorf("read header: %w", err)
-	}
-	if err := r.hdr.decodeTwice(p[:]); err != nil {
-		return err
-	}
-	if st.Size != r.hdr.Size {
-		return corrupt("file", "%d bytes long instead of %d", st.Size, r.hdr.Size)
-	}
-	if st.Blocks*512 < st.Size {
-		return corrupt("file", "only %d of %d bytes have memory", st.Blocks*512, st.Size)
-	}
-	if s := r.hdr.Sections; len(s) == 0 || s[0].Kind != SectionLog {
-		return corrupt("section table", "the first section is not the operation log")
 	}
 	return nil
 }
@@ -241,7 +296,7 @@ func (r *Region) Header() Header {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var h Header
-	if err := h.decodeTwice(r.mem[:2*pageSize]); err == nil && h.ID == r.hdr.ID && h.Size == r.hdr.Size {
+	if err := h.decodeTwice(r.mem[:2*pageSize]); err == nil && h.ID == r.hdr.ID && h.hasLog(r.hdr.Sections[0]) {
 		h.Medium = r.hdr.Medium
 		r.hdr = h
 	}
@@ -273,6 +328,7 @@ func (r *Region) SetOwner(owner string, epoch block.Epoch) error {
 		r.hdr = former
 		return err
 	}
+	r.owned = epoch
 	return nil
 }
 
@@ -333,18 +389,18 @@ func committedAt(cp block.CP) int {
 
 // Log returns the memory of the operation log, aligned to 4 KiB. In a region
 // that was opened read-only a store to it kills the process.
-func (r *Region) Log() []byte {
-	s := r.hdr.Sections[0] // sections never change
-	end := s.Offset + s.Length
-	return r.mem[s.Offset:end:end]
-}
+func (r *Region) Log() []byte { return r.log }
 
-// Close unmaps the region. The file stays.
+// Close unmaps the region with all its sections. The file stays.
 func (r *Region) Close() error {
 	var errs []error
+	for at, mem := range r.mapped {
+		errs = append(errs, unix.Munmap(mem))
+		delete(r.mapped, at)
+	}
 	if r.mem != nil {
 		errs = append(errs, unix.Munmap(r.mem))
-		r.mem = nil
+		r.mem, r.log = nil, nil
 	}
 	if r.file != nil {
 		errs = append(errs, r.file.Close())

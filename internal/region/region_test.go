@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -132,7 +133,6 @@ func TestOpenRefuses(t *testing.T) {
 		"a few bytes": func(_ *testing.T, p string) error {
 			return os.Truncate(p, 100)
 		},
-		"longer":  func(_ *testing.T, p string) error { return os.Truncate(p, 64<<20) },
 		"mode":    func(_ *testing.T, p string) error { return os.Chmod(p, 0o644) },
 		"symlink": func(_ *testing.T, p string) error { return errors.Join(os.Rename(p, p+"x"), os.Symlink(p+"x", p)) },
 		"folder":  func(_ *testing.T, p string) error { return errors.Join(os.Remove(p), os.Mkdir(p, 0o700)) },
@@ -218,6 +218,15 @@ func TestGolden(t *testing.T) {
 	if err := back.decode(p[:]); err != nil || back.Owner != h.Owner || back.ID != h.ID || back.Sections[0] != h.Sections[0] {
 		t.Errorf("%v, %+v", err, back)
 	}
+	h.Size, h.Sections = 6<<20, append(h.Sections, Section{SectionIndex, 4 << 20, 2 << 20})
+	clear(p[:])
+	if err := h.encode(p[:]); err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "testdata/header-index.hex", p[:])
+	if err := back.decode(p[:]); err != nil || !slices.Equal(back.Sections, h.Sections) {
+		t.Errorf("%v, %+v", err, back)
+	}
 }
 
 // golden compares with a file of hexadecimal bytes. A format that changes
@@ -263,6 +272,16 @@ func FuzzHeader(f *testing.F) {
 				t.Fatalf("section %+v of %d bytes", s, h.Size)
 			}
 			end = s.Offset + s.Length
+		}
+		if len(h.Sections) > 0 {
+			if base := h.Fixed(); base < h.Sections[0].end() || base > h.Size || len(h.Sections) > 1 && base > h.Sections[1].Offset {
+				t.Fatalf("what stays ends at %d: %+v", base, h)
+			}
+			s := Section{Kind: SectionIndex, Length: h.unit()}
+			i := h.place(&s)
+			if s.Offset < h.Sections[i-1].end() || i < len(h.Sections) && s.end() > h.Sections[i].Offset {
+				t.Fatalf("a new section %+v as number %d of %+v", s, i, h.Sections)
+			}
 		}
 	})
 }

@@ -22,10 +22,21 @@ func privatise(r *region.Region) error {
 		return err
 	}
 	defer func() { _ = f.Close() }()
+	replace := func(at unsafe.Pointer, offset, n int64) error {
+		_, err := unix.MmapPtr(int(f.Fd()), offset, at, uintptr(n), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_FIXED)
+		return err
+	}
 	h := r.Header()
-	base := unsafe.Add(unsafe.Pointer(unsafe.SliceData(r.Log())), -int(h.Sections[0].Offset))
-	_, err = unix.MmapPtr(int(f.Fd()), 0, base, uintptr(h.Size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_FIXED)
-	return err
+	for _, s := range h.Sections[1:] {
+		mem, err := r.MapSection(s)
+		if err != nil {
+			continue // it was usurped, and has not mapped that
+		}
+		if err := replace(unsafe.Pointer(unsafe.SliceData(mem)), s.Offset, s.Length); err != nil {
+			return err
+		}
+	}
+	return replace(unsafe.Add(unsafe.Pointer(unsafe.SliceData(r.Log())), -int(h.Sections[0].Offset)), 0, h.Fixed())
 }
 
 // loseRegion ends a region as a power cut does.
