@@ -35,4 +35,9 @@
 // block until it is full of what is true; from then on one block in two of a track, in
 // four, and so on: a sequence of stored blocks that is as long still has one that is
 // found, from which tracks' fingerprints lead to the rest.
+//
+// It can lie in memory that outlives its guest, see [Memory], with a small state of two
+// copies at its beginning (docs/format/index.md). Who adopts it believes the state as far as
+// it is possible, and no entry at all: what an entry leads to is looked up and compared as
+// always.
 package dedup

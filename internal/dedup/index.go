@@ -30,12 +30,23 @@ import (
 //	whose place in the track is a multiple of every, or that lie on one of the
 //	devices that are kept whole, and of the present round
 //	fresh <= entries <= slots
+//
+// In memory that outlives the guest the first buckets are taken by what has to be known
+// beside the entries, see Save. Who adopts it trusts no entry and no number of them: both
+// are put right by one look at all buckets, which is a sweep.
 type Index struct {
 	// Whole has a bit for each device of which all blocks are kept, however thin the
 	// index is.
 	Whole uint64
+	// Round is how far the index is with what is stored.
+	Round Round
+	// Successor says that it takes the place of another when it is complete; Order is
+	// higher than that of the other. Only who adopts one of several asks.
+	Successor bool
+	Order     uint32
 
 	buckets []bucket
+	first   int  // bucket that has entries
 	shift   uint // of a fingerprint's bits, so that a bucket's number is left
 	n       int  // entries
 	fresh   int  // those of the present round
@@ -45,8 +56,14 @@ type Index struct {
 	every   uint64
 	added   int // entries that were put and not there before, since the last round
 	swept   int // buckets looked at since something had to go; len(buckets) when all are
+	// counting says that n and fresh are only of the buckets that were swept, and guess
+	// is how many entries there may be in all.
+	counting bool
+	guess    int
 
-	mem []byte
+	mem        []byte
+	kept       *Memory // nil for memory that goes with the guest
+	generation uint64  // of the stored state
 }
 
 // An entry is, from the lowest bit on, an address, the round in which it was put last, and
@@ -86,15 +103,26 @@ func NewIndex(limit int64) (*Index, error) {
 	if err != nil {
 		return nil, fmt.Errorf("index of fingerprints of %d bytes: %w", size, err)
 	}
-	n := int(size / bucketBytes)
+	return indexOf(mem), nil
+}
+
+// indexOf returns an index in memory of its size.
+func indexOf(mem []byte) *Index {
+	n := len(mem) / bucketBytes
 	return &Index{
 		buckets: unsafe.Slice((*bucket)(unsafe.Pointer(unsafe.SliceData(mem))), n),
 		shift:   uint(64 - bits.Len(uint(n-1))), every: 1, swept: n, mem: mem,
-	}, nil
+	}
 }
 
-// Close frees the memory. The index must not be used again.
-func (x *Index) Close() error { return hpdi.Free(x.mem) }
+// Close frees the memory, but for what outlives the guest, which is left as it is. The
+// index must not be used again.
+func (x *Index) Close() error {
+	if x.kept != nil {
+		return nil
+	}
+	return hpdi.Free(x.mem)
+}
 
 // IndexStats describes an index.
 type IndexStats struct {
@@ -107,7 +135,11 @@ type IndexStats struct {
 
 // Stats returns the present numbers.
 func (x *Index) Stats() IndexStats {
-	return IndexStats{Bytes: int64(len(x.mem)), Entries: x.n, Slots: len(x.buckets) * bucketSlots, Every: int(x.every)}
+	n := x.n
+	if x.counting {
+		n = max(n, x.guess)
+	}
+	return IndexStats{Bytes: int64(len(x.mem)), Entries: n, Slots: len(x.buckets) * bucketSlots, Every: int(x.every)}
 }
 
 // Full reports whether the index should be told what is stored, see Begin.
@@ -126,10 +158,12 @@ func (x *Index) Begin() {
 	}
 	x.round ^= roundBit
 	x.going, x.again, x.fresh = true, false, 0
+	x.Round = Round{Begun: true}
 }
 
 // End ends a round.
 func (x *Index) End() {
+	x.Count(len(x.buckets))
 	switch {
 	case x.fresh > x.part(many) && x.every < block.TrackBlocks:
 		x.every *= 2
@@ -137,7 +171,8 @@ func (x *Index) End() {
 		x.every /= 2
 		x.again = true
 	}
-	x.going, x.swept, x.added = false, 0, 0
+	x.going, x.swept, x.added = false, x.first, 0
+	x.Round.Done = true
 }
 
 // two returns the numbers of the buckets of a fingerprint.
@@ -160,9 +195,17 @@ func (x *Index) entryOf(f Fingerprint, p block.Physical) uint64 {
 
 func addressOf(entry uint64) block.Physical { return block.Physical(entry & (roundBit - 1)) }
 
+// entries returns a bucket's entries, none for one that has other things.
+func (x *Index) entries(bucket uint64) []uint64 {
+	if bucket < uint64(x.first) {
+		return nil
+	}
+	return x.buckets[bucket][:]
+}
+
 // find returns the slot of an entry, of whatever round, or nil.
 func (x *Index) find(bucket, entry uint64) *uint64 {
-	b := &x.buckets[bucket]
+	b := x.entries(bucket)
 	for i, e := range b {
 		if e&^roundBit == entry&^roundBit {
 			return &b[i]
@@ -183,8 +226,9 @@ func (x *Index) stays(e uint64) bool {
 
 // set puts an entry, or none, in a slot.
 func (x *Index) set(slot *uint64, e uint64) {
+	counted := !x.counting || x.bucketOf(slot) < x.swept
 	count := func(e uint64, by int) {
-		if e != 0 {
+		if e != 0 && counted {
 			x.n += by
 			if e&roundBit == x.round {
 				x.fresh += by
@@ -194,6 +238,11 @@ func (x *Index) set(slot *uint64, e uint64) {
 	count(*slot, -1)
 	count(e, 1)
 	*slot = e
+}
+
+// bucketOf returns the number of a slot's bucket.
+func (x *Index) bucketOf(slot *uint64) int {
+	return int((uintptr(unsafe.Pointer(slot)) - uintptr(unsafe.Pointer(unsafe.SliceData(x.buckets)))) / bucketBytes)
 }
 
 // Put says that a block holds what has the fingerprint.
@@ -215,16 +264,18 @@ func (x *Index) Put(f Fingerprint, p block.Physical) {
 				return
 			}
 		}
-		s = x.room(a, b, f)
+		if s = x.room(a, b, f); s == nil {
+			return
+		}
 		x.added++
 	}
 	x.set(s, e)
 }
 
-// room returns a slot for an entry in one of two buckets.
+// room returns a slot for an entry in one of two buckets, or nil.
 func (x *Index) room(a, b uint64, f Fingerprint) *uint64 {
 	s := x.slot(a)
-	if t := x.slot(b); s == nil || t != nil && x.buckets[a].used() > x.buckets[b].used() {
+	if t := x.slot(b); s == nil || t != nil && used(x.entries(a)) > used(x.entries(b)) {
 		s = t
 	}
 	if s == nil {
@@ -235,10 +286,14 @@ func (x *Index) room(a, b uint64, f Fingerprint) *uint64 {
 	}
 	if s == nil {
 		// All are as good as this one. One gives way: an old one, if there is any.
-		s = &x.buckets[a][uint64(f)/bucketSlots%bucketSlots]
-		for i, e := range &x.buckets[a] {
+		have := x.entries(a)
+		if have == nil {
+			return nil // it is not worth more
+		}
+		s = &have[uint64(f)/bucketSlots%bucketSlots]
+		for i, e := range have {
 			if e&roundBit != x.round {
-				s = &x.buckets[a][i]
+				s = &have[i]
 			}
 		}
 	}
@@ -247,7 +302,7 @@ func (x *Index) room(a, b uint64, f Fingerprint) *uint64 {
 
 // slot returns one that is free, or that has an entry which is not to be kept, or nil.
 func (x *Index) slot(bucket uint64) *uint64 {
-	b := &x.buckets[bucket]
+	b := x.entries(bucket)
 	var stale *uint64
 	for i, e := range b {
 		if e == 0 {
@@ -263,7 +318,7 @@ func (x *Index) slot(bucket uint64) *uint64 {
 // makeRoom moves an entry of a full bucket into its other one, if that has room, and
 // returns the slot that it had.
 func (x *Index) makeRoom(bucket uint64) *uint64 {
-	b := &x.buckets[bucket]
+	b := x.entries(bucket)
 	for i, e := range b {
 		if s := x.slot(x.other(bucket, e>>tagShift)); s != nil {
 			x.set(s, e)
@@ -274,8 +329,8 @@ func (x *Index) makeRoom(bucket uint64) *uint64 {
 	return nil
 }
 
-func (b *bucket) used() (n int) {
-	for _, e := range b {
+func used(entries []uint64) (n int) {
+	for _, e := range entries {
 		if e != 0 {
 			n++
 		}
@@ -294,9 +349,17 @@ func (x *Index) sweep() {
 		for i, e := range b {
 			if e != 0 && !x.stays(e) {
 				x.set(&b[i], 0)
+				e = 0
+			}
+			if x.counting && e != 0 {
+				x.n++
+				if e&roundBit == x.round {
+					x.fresh++
+				}
 			}
 		}
 	}
+	x.counting = x.counting && x.swept < len(x.buckets)
 }
 
 // Delete takes an entry out, if there is one: the block holds something else.
@@ -327,7 +390,7 @@ func (x *Index) Candidates(f Fingerprint, to []block.Physical) []block.Physical 
 	a, b := x.two(f)
 	tag := uint64(f) & tagMask
 	for _, n := range [...]uint64{a, b} {
-		for _, e := range &x.buckets[n] {
+		for _, e := range x.entries(n) {
 			if e != 0 && e>>tagShift == tag {
 				to = append(to, addressOf(e))
 			}
@@ -340,6 +403,7 @@ func (x *Index) Candidates(f Fingerprint, to []block.Physical) []block.Physical 
 // What it has of others goes by and by.
 func (x *Index) Thin(every int) {
 	if n := uint64(every); n > x.every && n <= block.TrackBlocks && bits.OnesCount64(n) == 1 {
-		x.every, x.swept = n, 0
+		x.Count(len(x.buckets))
+		x.every, x.swept = n, x.first
 	}
 }

@@ -29,7 +29,7 @@ func (x *Index) has(f Fingerprint, p block.Physical) bool {
 // check proves the invariants that Index states.
 func (x *Index) check() error {
 	n, fresh := 0, 0
-	for i := range x.buckets {
+	for i := x.first; i < len(x.buckets); i++ {
 		for j, e := range x.buckets[i] {
 			if e == 0 {
 				continue
