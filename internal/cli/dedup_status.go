@@ -160,6 +160,9 @@ func indexText(x *control.DedupIndex) string {
 	if x.Every > 1 {
 		kept = fmt.Sprintf("one block in %d", x.Every)
 	}
+	if x.Ends != "" {
+		kept += "; it ends with its guest: " + x.Ends
+	}
 	return fmt.Sprintf("%s, %d of %d slots, %s", humanSize(x.Bytes), x.Entries, x.Slots, kept)
 }
 

@@ -61,6 +61,10 @@ type DedupStatus struct {
 	IndexEntries int64  `json:"index_entries"`
 	// MeanExtent is that of PoolDedup.
 	MeanExtent float64 `json:"mean_extent_blocks,omitempty"`
+	// IndexOwn are bytes of the index that end with the guest, IndexKept those that the rest
+	// takes of the pool's region.
+	IndexOwn  int64 `json:"index_own_bytes,omitempty"`
+	IndexKept int64 `json:"index_region_bytes,omitempty"`
 }
 
 // DedupReferences says how many blocks have From to To references.
@@ -76,7 +80,9 @@ type DedupIndex struct {
 	Entries int64 `json:"entries"`
 	Slots   int64 `json:"slots"`
 	Every   int   `json:"one_block_in"` // of a track that it has an entry for
-	// Done of Pages have been read since the pool was opened, to make it anew.
+	// Ends is why it ends with its guest, empty where it outlives it in the pool's region.
+	Ends string `json:"ends_with_guest,omitempty"`
+	// Done of Pages have been read to make it, or to make it anew.
 	Done  int `json:"pages_done"`
 	Pages int `json:"pages"`
 }

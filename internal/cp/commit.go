@@ -348,6 +348,7 @@ func (m *Machine) finish(p *plan) error {
 		m.dirty.Drop()
 	}
 	m.noteMoved(p)
+	m.saveIndexes()
 	m.stats.commits.Add(1)
 	m.count(p)
 	return m.broken

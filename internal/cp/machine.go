@@ -266,9 +266,10 @@ func (m *Machine) Close() error {
 	m.prints.folding.Free()
 	m.moved.Free()
 	m.evacuated.Free()
-	m.DropNext()
-	if m.Index != nil {
-		_ = m.Index.Close() // fails for memory that is not ours only
+	for _, x := range [...]*dedup.Index{m.Index, m.Next} {
+		if x != nil {
+			_ = x.Close() // fails for memory that is not ours only
+		}
 	}
 	if m.shares != nil {
 		m.shares.places.Free()

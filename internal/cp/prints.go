@@ -178,6 +178,7 @@ func (m *Machine) LoadPrints() error {
 		return err
 	}
 	defer c.free()
+	defer m.saveIndexes()
 	return c.each(func(r *record) error {
 		for _, run := range r.Fold.Taken {
 			m.unprint(run)
@@ -400,10 +401,30 @@ func (f *fold) writeRoots() error {
 	return err
 }
 
+// AdoptIndex makes an index that outlived the guest before Index. It finds blocks at once.
+// Where the pool has memory it wants a round all the same, which finds the copies on disks
+// of what is there, see indexInMemory.
+func (m *Machine) AdoptIndex(x *dedup.Index) {
+	m.Index = x
+	if m.memoryDevices(DeviceUsed) != 0 {
+		x.Renew()
+	}
+}
+
+// saveIndexes stores how far the indexes are, where they outlive the guest.
+func (m *Machine) saveIndexes() {
+	for _, x := range [...]*dedup.Index{m.Index, m.Next} {
+		if x != nil {
+			x.Save()
+		}
+	}
+}
+
 // IndexBegin begins a round of an index, Index or Next, with the fingerprints that wait
 // for a fold, and IndexFrom goes on with those in the trees. A fold moves the former to
 // the latter: none may be under way, and they are fewest when one has just ended.
 func (m *Machine) IndexBegin(x *dedup.Index) {
+	defer x.Save()
 	x.Begin()
 	x.Whole = m.memoryDevices(DeviceUsed)
 	for _, t := range [...]*table.Table[uint64]{&m.prints.folding, &m.prints.active} {
@@ -416,42 +437,44 @@ func (m *Machine) IndexBegin(x *dedup.Index) {
 // UseNext makes Next the index, once its round is over, and frees the one before.
 func (m *Machine) UseNext() {
 	m.Index, m.Next = m.Next, m.Index
+	m.Index.Successor = false
+	m.Index.Save() // before the other goes: whoever adopts one of both takes the newer
 	m.DropNext()
 }
 
-// DropNext frees Next, if there is one.
+// DropNext gives up Next, if there is one.
 func (m *Machine) DropNext() {
 	if m.Next != nil {
-		_ = m.Next.Close() // fails for memory that is not ours only
+		_ = m.Next.Drop() // what it leaves is given back when the pool is opened next
 	}
 	m.Next = nil
 }
 
 // IndexFrom puts what the trees of fingerprints have into an index, as many level-1
-// pages as n from a place on, and returns where to go on; done says that there is no
-// more, and that the round is over. It is called between steps, and whatever cannot be
-// read is left out.
-func (m *Machine) IndexFrom(x *dedup.Index, at PrintPlace, n int) (next PrintPlace, done bool) {
+// pages as n from where its round is. It is called between steps, and whatever cannot be
+// read is left out. When there is no more the round is over.
+func (m *Machine) IndexFrom(x *dedup.Index, n int) {
+	defer x.Save()
+	at := &x.Round.Place
 	for ; n > 0; n-- {
 		if at.Device >= len(m.sb.Devices) {
 			x.End()
-			return at, true
+			return
 		}
 		root := m.prints.roots[at.Device]
 		parents, err := blockmap.Parents(m.Reader, root, at.Leaf, blockmap.MaxLeaves)
 		if err != nil || len(parents) == 0 {
-			at = PrintPlace{Device: at.Device + 1}
+			*at = dedup.Place{Device: at.Device + 1}
 			continue
 		}
 		m.indexBelow(x, at.Device, root, parents[0])
 		at.Leaf = (parents[0] + 1) * blockmap.Fanout
 	}
-	return at, false
 }
 
 // IndexProgress returns how many level-1 pages of fingerprints lie before a place, and
 // how many there can be. One is for 512 MiB of a device.
-func (m *Machine) IndexProgress(at PrintPlace) (done, all int) {
+func (m *Machine) IndexProgress(at dedup.Place) (done, all int) {
 	for i, d := range m.sb.Devices {
 		if d.State == DeviceGone {
 			continue
@@ -466,12 +489,6 @@ func (m *Machine) IndexProgress(at PrintPlace) (done, all int) {
 		all += n
 	}
 	return done, all
-}
-
-// PrintPlace is a place among the fingerprints of a pool.
-type PrintPlace struct {
-	Device int
-	Leaf   uint64
 }
 
 // indexBelow puts the fingerprints below a level-1 page into an index.

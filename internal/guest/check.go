@@ -12,6 +12,7 @@ import (
 
 	"github.com/pollux-storage/pollux/internal/config"
 	"github.com/pollux-storage/pollux/internal/control"
+	"github.com/pollux-storage/pollux/internal/region"
 )
 
 func sortedKeys[V any](m map[string]V) []string {
@@ -36,12 +37,15 @@ func (g *Guest) checkTakeover(ctx context.Context, id string) (control.TakeoverC
 		return r, control.NewError(control.KindInvalid, fmt.Sprintf("guest %s cannot take over %q", g.opt.Name, id), "")
 	}
 	holds, mapped, agent := false, false, false
-	var bytes int64
+	var bytes, index int64
 	err := g.ask(ctx, func() {
 		holds = g.m.Phase(id) != ""
 		agent = g.m.View().Agent
 		if w := g.watches[id]; w != nil {
-			mapped, bytes = true, int64(w.Header().Size)
+			mapped, bytes = true, w.Header().Size
+			for _, s := range w.Sections(region.SectionIndex) {
+				index += s.Length
+			}
 		}
 	})
 	if err != nil {
@@ -68,7 +72,7 @@ func (g *Guest) checkTakeover(ctx context.Context, id string) (control.TakeoverC
 	if none {
 		add("devices", true, "it has no pool")
 	}
-	need := headroom(g.cfg, set)
+	need := headroom(g.cfg, set, index)
 	free, from := available()
 	add("memory", free >= need, fmt.Sprintf("%s needed for the second pool, %s available (%s)", roundMiB(need), roundMiB(free), from))
 	return r, nil
@@ -98,11 +102,11 @@ func (g *Guest) reach(paths []string, id string) (string, error) {
 }
 
 // headroom is what a second pool takes of memory beside its region, which is
-// there already: its counts, its index of fingerprints, and its buffers with the index of
-// its log.
-func headroom(cfg *config.Config, set *config.Guest) int64 {
+// there already: its counts, what its index of fingerprints needs beyond the bytes that
+// the region has for it, and its buffers with the index of its log.
+func headroom(cfg *config.Config, set *config.Guest, index int64) int64 {
 	p, _ := plan(cfg, []poolNeeds{needsOf(cfg, set)}) // whether it fits into the settings is not asked here
-	return p.Counts + p.Index + p.Work - workBase
+	return p.Counts + max(0, p.Index-index) + p.Work - workBase
 }
 
 func roundMiB(n int64) config.Size { return config.Size(n &^ (1<<20 - 1)) }

@@ -112,6 +112,6 @@ func dedupIndex(x *pool.IndexProgress) *control.DedupIndex {
 		return nil
 	}
 	return &control.DedupIndex{
-		Bytes: x.Bytes, Entries: int64(x.Entries), Slots: int64(x.Slots), Every: x.Every, Done: x.Done, Pages: x.Pages,
+		Bytes: x.Bytes, Entries: int64(x.Entries), Slots: int64(x.Slots), Every: x.Every, Ends: x.Why, Done: x.Done, Pages: x.Pages,
 	}
 }

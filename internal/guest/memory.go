@@ -23,7 +23,7 @@ type Plan struct {
 	Limit  int64 // the setting; 0 when there is none
 	Logs   int64 // regions with the operation logs
 	Counts int64 // reference counts, while nothing is shared
-	Index  int64 // of fingerprints, where blocks are shared
+	Index  int64 // of fingerprints, where blocks are shared; in the regions, too
 	Work   int64 // everything else
 	Cache  int64
 
@@ -161,7 +161,7 @@ func divide(cfg *config.Config, pools []poolNeeds) Plan {
 		if index == 0 {
 			index = int64(cfg.DedupIndex)
 		}
-		p.Index += pool.IndexBytes(index, blocks)
+		p.Index += pool.IndexMemory(index, blocks)
 		p.devices += blocks * block.Size
 	}
 	if p.Cache == 0 {
@@ -172,6 +172,11 @@ func divide(cfg *config.Config, pools []poolNeeds) Plan {
 
 // Sum returns the bytes of all parts.
 func (p Plan) Sum() int64 { return p.Logs + p.Counts + p.Index + p.Work + p.Cache }
+
+// Regions returns how much memory the regions of all pools may take at most: a log that is
+// replayed after a power cut is larger, and an index of another size is made beside the
+// one before.
+func (p Plan) Regions() int64 { return p.Logs + p.Logs/4 + 2*p.Index }
 
 // HeapLimit returns what of Work the Go heap may take, 0 for any amount: the
 // rest is memory outside it.
@@ -207,7 +212,7 @@ func (p Plan) parts() []control.MemoryPart {
 	return []control.MemoryPart{
 		{Name: partLogs, Planned: p.Logs, Why: fmt.Sprintf("the regions of %d pools, the partner's included", p.pools)},
 		{Name: partCounts, Planned: p.Counts, Why: fmt.Sprintf("34 bytes for each MiB of %s of devices, more where blocks are shared", gib(p.devices))},
-		{Name: partIndex, Planned: p.Index, Why: fmt.Sprintf("the index of each of %d pools, taken once a volume of it shares blocks", p.pools)},
+		{Name: partIndex, Planned: p.Index, Why: fmt.Sprintf("the index of each of %d pools, in its region, taken once a volume of it shares blocks", p.pools)},
 		{Name: partWork, Planned: p.Work, Why: "index of the logs, mappings before their fold, buffers, heap"},
 		{Name: partCache, Planned: p.Cache, Why: cache},
 	}
@@ -218,21 +223,22 @@ func gib(n int64) string { return fmt.Sprintf("%.1f GiB", float64(n)/(1<<30)) }
 // used returns the parts with what each takes now.
 func (p Plan) used(m control.MemoryStatus, pools []control.PoolStatus, cached int64) []control.MemoryPart {
 	parts := p.parts()
-	var counts, index int64
+	var counts, own, kept int64 // of indexes, those that end with the guest and the others
 	for _, s := range pools {
 		counts += s.CountsBytes
-		index += s.Dedup.IndexBytes
+		own += s.Dedup.IndexOwn
+		kept += s.Dedup.IndexKept
 	}
 	for i := range parts {
 		switch parts[i].Name {
 		case partLogs:
-			parts[i].Used = m.Region
+			parts[i].Used = m.Region - kept
 		case partCounts:
 			parts[i].Used = counts
 		case partIndex:
-			parts[i].Used = index
+			parts[i].Used = own + kept
 		case partWork:
-			parts[i].Used = max(0, m.Anonymous-counts-index-cached)
+			parts[i].Used = max(0, m.Anonymous-counts-own-cached)
 		case partCache:
 			parts[i].Used = cached
 		}

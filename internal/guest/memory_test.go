@@ -192,11 +192,11 @@ func TestMemoryOfIndexes(t *testing.T) {
 		text string
 		want int64
 	}{
-		{"{}", 32*testMiB + testMiB},
-		{"{dedup_index: 100MiB}", 64*testMiB + testMiB},
-		{"{dedup_index: 64KiB}", 2 * 64 << 10},
-		{"{memory: 512MiB}", 8*testMiB + testMiB},
-		{"{memory: 4GiB}", 32*testMiB + testMiB},
+		{"{}", 32*testMiB + 2*testMiB}, // a region consists of huge pages
+		{"{dedup_index: 100MiB}", 64*testMiB + 2*testMiB},
+		{"{dedup_index: 64KiB}", 2 * 2 * testMiB},
+		{"{memory: 512MiB}", 8*testMiB + 2*testMiB},
+		{"{memory: 4GiB}", 32*testMiB + 2*testMiB},
 	} {
 		cfg := settingsOf(t, x.text)
 		p, err := plan(cfg, []poolNeeds{{blocks: big}, {blocks: small}})
@@ -207,18 +207,23 @@ func TestMemoryOfIndexes(t *testing.T) {
 			t.Errorf("%s: the parts are %d bytes of %d", x.text, p.Sum(), p.Limit)
 		}
 		var part control.MemoryPart
-		pools := []control.PoolStatus{{Dedup: control.DedupStatus{IndexBytes: 5}}, {}, {Dedup: control.DedupStatus{IndexBytes: 2}}}
-		for _, q := range p.used(control.MemoryStatus{Anonymous: 100}, pools, 3) {
+		// One lies in a region, and one has memory of the guest.
+		pools := []control.PoolStatus{{Dedup: control.DedupStatus{IndexBytes: 5, IndexKept: 6}}, {}, {Dedup: control.DedupStatus{IndexBytes: 2, IndexOwn: 2}}}
+		for _, q := range p.used(control.MemoryStatus{Anonymous: 100, Region: 50}, pools, 3) {
 			switch q.Name {
+			case partLogs:
+				if q.Used != 50-6 {
+					t.Errorf("logs have %d bytes", q.Used)
+				}
 			case partIndex:
 				part = q
 			case partWork:
-				if q.Used != 100-7-3 {
+				if q.Used != 100-2-3 {
 					t.Errorf("work has %d bytes", q.Used)
 				}
 			}
 		}
-		if part.Planned != x.want || part.Used != 7 || part.Why == "" {
+		if part.Planned != x.want || part.Used != 6+2 || part.Why == "" {
 			t.Errorf("%s: %+v", x.text, part)
 		}
 	}

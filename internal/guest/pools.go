@@ -104,7 +104,9 @@ func (p *Pools) open(ctx context.Context, o OpenSpec) (*store, error) {
 	scrub, removal, scan := p.scrub, p.removal, pool.ScanOptions{}
 	removal.Removed = o.Removed
 	var grown func(hpdi.Device, int64)
+	var index func(string)
 	if o.Tell != nil {
+		index = func(text string) { o.Tell("dedup-index", text) }
 		grown = func(d hpdi.Device, bytes int64) {
 			o.Tell("device-grown", fmt.Sprintf("device %s has grown by %s, which its pool uses from now on", d.Info().Name, config.Size(bytes)))
 		}
@@ -117,6 +119,7 @@ func (p *Pools) open(ctx context.Context, o OpenSpec) (*store, error) {
 		Owner: o.Owner, AcceptLoss: o.AcceptLoss, BatteryBacked: o.BatteryBacked, LeftOut: o.LeftOut,
 		Interval: p.limit.Interval, PointBytes: int64(p.limit.Size), FoldEntries: p.limit.FoldAfter, FoldLimit: p.limit.FoldLimit, IndexBytes: p.index,
 		Cleaner: p.cleaner, Scrub: scrub, Removal: removal, Scan: scan, Grown: grown, Host: p.host,
+		IndexTell: index,
 	})
 	if err != nil {
 		return nil, err
@@ -207,7 +210,9 @@ func (s *store) Stats() control.PoolStatus {
 		Dedup: control.DedupStatus{
 			DedupCounts: control.DedupCounts{Shared: st.Sharing.Shared, Written: st.Sharing.Written, Zeros: st.Sharing.Zeros},
 			Unequal:     st.Sharing.Unequal, Saved: st.Sharing.Saved,
-			IndexBytes: st.Sharing.IndexBytes, IndexEntries: st.Sharing.IndexEntries, MeanExtent: st.Survey.MeanExtent(),
+			IndexBytes: st.Sharing.IndexBytes, IndexEntries: st.Sharing.IndexEntries,
+			IndexOwn: st.Sharing.IndexOwn, IndexKept: st.Sharing.IndexKept,
+			MeanExtent: st.Survey.MeanExtent(),
 		},
 		Cleaner: control.CleanerStatus{
 			State: st.Cleaner.State, Tracks: st.Cleaner.Tracks, Whole: st.Cleaner.Whole, Passes: st.Cleaner.Passes,

@@ -115,7 +115,7 @@ func TestMemoryOfASetIndex(t *testing.T) {
 		t.Fatal(err)
 	}
 	closeAll(devs)
-	before := headroom(cfg, &cfg.Guests[0])
+	before := headroom(cfg, &cfg.Guests[0], 0)
 	s, err := st.Open(t.Context(), OpenSpec{Identity: "a", Owner: "a", Devices: open(), RegionPath: filepath.Join(cfg.Dir, "region")})
 	if err != nil {
 		t.Fatal(err)
@@ -137,8 +137,12 @@ func TestMemoryOfASetIndex(t *testing.T) {
 		if p, err := PlanMemory(cfg); err != nil || p.Index != 64*testMiB {
 			t.Errorf("%s: %+v, %v", when, p, err)
 		}
-		if grown := headroom(cfg, &cfg.Guests[0]) - before; grown != 63*testMiB {
+		if grown := headroom(cfg, &cfg.Guests[0], 0) - before; grown != 62*testMiB {
 			t.Errorf("%s: a takeover needs %d bytes more", when, grown)
+		}
+		// A region has its index already, of whatever size.
+		if grown := headroom(cfg, &cfg.Guests[0], 64*testMiB) - before; grown != -2*testMiB || headroom(cfg, &cfg.Guests[0], testTiB) != before+grown {
+			t.Errorf("%s: a takeover with the index needs %d bytes more", when, grown)
 		}
 		if when == "open" {
 			if end(); <-done != nil {

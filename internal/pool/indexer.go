@@ -16,26 +16,22 @@ import (
 // An index of another size is made beside the one that there is. That one finds blocks
 // until the new one has gone through all of them once, so that nothing is missed
 // meanwhile, and is freed then. Its own round rests as long.
+//
+// An index that outlived the guest before goes on where it was. What it has is counted
+// first: that is a look at its memory and at no page.
 type indexer struct {
 	p     *Pool
 	timer *time.Timer
-	next  time.Time  // no step before
-	round indexRound // of the machine's Index
-	fill  indexRound // of its Next
+	next  time.Time // no step before
 }
 
-// indexRound is how far an index is with what is stored.
-type indexRound struct {
-	begun bool
-	place cp.PrintPlace
-	done  bool
-}
-
-// Each step of an indexer reads indexPages pages of 256 leaves, and it rests for
-// indexRest times as long as the step took.
+// Each step of an indexer reads indexPages pages of 256 leaves, or counts the entries of
+// indexBuckets buckets, 4 MiB of memory, and it rests for indexRest times as long as the
+// step took.
 const (
-	indexPages = 1
-	indexRest  = 3
+	indexPages   = 1
+	indexBuckets = 64 << 10
+	indexRest    = 3
 )
 
 func newIndexer(p *Pool) *indexer {
@@ -44,21 +40,22 @@ func newIndexer(p *Pool) *indexer {
 	return x
 }
 
-// begin begins anew: the index is another one.
+// begin begins with another index.
 func (x *indexer) begin() {
-	x.round, x.fill, x.next = indexRound{}, indexRound{}, time.Time{}
+	x.next = time.Time{}
 	x.p.index.set(x.p.machine)
 }
 
 // unfinished reports whether an index lacks what is stored.
 func (x *indexer) unfinished() bool {
 	m := x.p.machine
-	return m.Index != nil && (m.Next != nil || !x.round.done)
+	return m.Index != nil && (m.Next != nil || !m.Index.Round.Done)
 }
 
 // due reports whether there is anything to do.
 func (x *indexer) due() bool {
-	return x.unfinished() || x.p.machine.Index != nil && x.p.machine.Index.Full()
+	i := x.p.machine.Index
+	return x.unfinished() || i != nil && (i.Counting() || i.Full())
 }
 
 // arm makes the timer wake Run when the next step is due, and not otherwise.
@@ -92,25 +89,22 @@ func (x *indexer) work(now time.Time) {
 // while a fold is under way.
 func (x *indexer) step() bool {
 	m := x.p.machine
-	r, index := &x.round, m.Index
+	index := m.Index
 	if m.Next != nil {
-		r, index = &x.fill, m.Next
-	}
-	if r.done {
-		*r = indexRound{} // it is full
+		index = m.Next
 	}
 	switch {
-	case r.begun:
-		r.place, r.done = m.IndexFrom(index, r.place, indexPages)
+	case m.Index.Counting():
+		m.Index.Count(indexBuckets)
+	case index.Round.Begun && !index.Round.Done:
+		m.IndexFrom(index, indexPages)
 	case m.Folding():
 		return false
-	default:
+	default: // it is new, or full
 		m.IndexBegin(index)
-		r.begun = true
 	}
-	if m.Next != nil && r.done {
+	if m.Next != nil && m.Next.Round.Done {
 		m.UseNext()
-		x.round, x.fill = x.fill, indexRound{}
 	}
 	x.p.index.set(m)
 	return true
@@ -125,7 +119,7 @@ func (x *indexer) other(size int64) (*dedup.Index, error) {
 			return nil, nil
 		}
 	}
-	return dedup.NewIndex(size)
+	return x.p.newIndex(size, m.Index)
 }
 
 // resize makes the index one of a size, for which made comes from other.
@@ -139,25 +133,35 @@ func (x *indexer) resize(size int64, made *dedup.Index) {
 		m.DropNext() // the round of the index goes on where it was
 	case made != nil:
 		m.DropNext()
-		m.Next, x.fill, x.next = made, indexRound{}, time.Time{}
+		m.Next, x.next = made, time.Time{}
 	}
 	x.p.index.set(m)
 }
 
 // indexFigures are those of the index that Stats tells, from other goroutines than
-// Run's. The bytes are of the one that takes its place, too.
-type indexFigures struct{ bytes, entries atomic.Int64 }
+// Run's. The bytes are of the one that takes its place, too; own are those of them that do
+// not outlive the guest, and kept is what the others take of the region.
+type indexFigures struct{ bytes, own, kept, entries atomic.Int64 }
 
 func (f *indexFigures) set(m *cp.Machine) {
 	if m.Index == nil {
 		return
 	}
-	s := m.Index.Stats()
-	if m.Next != nil {
-		s.Bytes += m.Next.Stats().Bytes
+	var bytes, own, kept int64
+	for _, x := range [...]*dedup.Index{m.Index, m.Next} {
+		if x == nil {
+			continue
+		}
+		n := x.Stats().Bytes
+		if bytes += n; x.Kept() == 0 {
+			own += n
+		}
+		kept += x.Kept()
 	}
-	f.bytes.Store(s.Bytes)
-	f.entries.Store(int64(s.Entries))
+	f.bytes.Store(bytes)
+	f.own.Store(own)
+	f.kept.Store(kept)
+	f.entries.Store(int64(m.Index.Stats().Entries))
 }
 
 // IndexAll makes the index one of everything that is stored, and of the size that it is
@@ -169,7 +173,7 @@ func (p *Pool) IndexAll(ctx context.Context) error {
 				return err
 			}
 		}
-		for p.indexer.unfinished() {
+		for p.indexer.unfinished() || p.machine.Index != nil && p.machine.Index.Counting() {
 			p.indexer.step()
 		}
 		return nil

@@ -59,11 +59,15 @@ type OpenOptions struct {
 	// Fingerprint is what equal blocks are found by; nil for a hash with the pool's
 	// secret.
 	Fingerprint func(data []byte) dedup.Fingerprint
-	Cleaner     CleanerOptions
-	Scrub       ScrubOptions
-	Removal     RemovalOptions
-	Scan        ScanOptions
-	Transfer    TransferOptions
+	// IndexTell, if set, is told when an index that a guest before has left is of no use,
+	// and when one has no place where it would outlive the guest, and why. Neither costs
+	// more than savings.
+	IndexTell func(text string)
+	Cleaner   CleanerOptions
+	Scrub     ScrubOptions
+	Removal   RemovalOptions
+	Scan      ScanOptions
+	Transfer  TransferOptions
 	// BootID identifies the boot of the host, which decides whether a region
 	// can still exist. region.BootID() if empty.
 	BootID string
@@ -515,6 +519,7 @@ func (op *opener) takeOwnership() error {
 	if err := op.region.SetOwner(op.o.Owner, op.epoch); err != nil {
 		return err
 	}
+	_ = op.region.Tidy() // what it cannot give back is given back another time
 	return op.completeLabels(written)
 }
 

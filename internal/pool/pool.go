@@ -57,6 +57,7 @@ type Pool struct {
 	transfer *transfer
 	survey   *survey
 	index    indexFigures // that others may see
+	indexOwn string       // why the newest index has memory that does not outlive the guest
 
 	kick    chan struct{}
 	jobs    chan job

@@ -250,30 +250,30 @@ func TestIndexIsResizedAgain(t *testing.T) {
 	r.die()
 	r.mustOpen()
 	v, _ = r.Volume("v")
-	for range 3 {
-		r.indexStep() // all pages are through, and the round is not
+	for range 4 {
+		r.indexStep() // it is counted, all pages are through, and the round is not
 	}
 	found := r.machine.Index.Stats().Entries
-	if found != 500 || r.indexer.round.done {
-		t.Fatalf("%d entries, %+v", found, r.indexer.round)
+	if found != 500 || r.machine.Index.Round.Done {
+		t.Fatalf("%d entries, %+v", found, r.machine.Index.Round)
 	}
 	r.setIndex(256 << 10)
 	r.indexStep()
 	r.setIndex(512 << 10)
 	r.expectIndexes("larger", dedup.MinIndex, 512<<10)
-	if r.indexer.fill.begun {
+	if r.machine.Next.Round.Begun {
 		t.Error("a new index begins in the middle")
 	}
 	r.indexStep()
 	r.setIndex(512<<10 + 1) // the same
-	if !r.indexer.fill.begun {
+	if !r.machine.Next.Round.Begun {
 		t.Error("the same size begins anew")
 	}
 	r.setIndex(0)
 	r.expectIndexes("as before", dedup.MinIndex, 0)
 	r.indexStep()
-	if !r.indexer.round.done || r.machine.Index.Stats().Entries != 500 {
-		t.Errorf("%+v, %+v", r.indexer.round, r.machine.Index.Stats())
+	if !r.machine.Index.Round.Done || r.machine.Index.Stats().Entries != 500 {
+		t.Errorf("%+v, %+v", r.machine.Index.Round, r.machine.Index.Stats())
 	}
 	if _, shared := r.put(v, 1000, data); shared != 500 {
 		t.Errorf("%d blocks are shared", shared)
@@ -286,8 +286,8 @@ func TestIndexIsResizedAgain(t *testing.T) {
 	for r.machine.Next != nil {
 		r.indexStep()
 	}
-	if !r.indexer.round.done || r.machine.Index.Stats().Entries != 500 {
-		t.Errorf("complete: %+v, %+v", r.indexer.round, r.machine.Index.Stats())
+	if !r.machine.Index.Round.Done || r.machine.Index.Stats().Entries != 500 {
+		t.Errorf("complete: %+v, %+v", r.machine.Index.Round, r.machine.Index.Stats())
 	}
 	r.setIndex(128 << 10)
 	r.indexStep()
@@ -349,6 +349,7 @@ func TestIndexWithoutMemory(t *testing.T) {
 	v := r.sharingVolume("v", 64<<20, 8)
 	data := content(1, 100)
 	r.put(v, 0, data)
+	r.fillRegion()
 	room := make([]byte, 64<<20) // that the heap has, so that it needs no more meanwhile
 	for i := 0; i < len(room); i += 4096 {
 		room[i] = 1
@@ -428,7 +429,7 @@ func TestIndexerYields(t *testing.T) {
 	}
 	now := time.Now()
 	r.indexer.work(now)
-	if r.indexer.round.begun || !r.indexer.next.After(now) || r.indexer.next.After(now.Add(time.Second)) {
+	if r.machine.Index.Round.Begun || !r.indexer.next.After(now) || r.indexer.next.After(now.Add(time.Second)) {
 		t.Errorf("%+v at %v", r.indexer, now)
 	}
 	if err := r.Pool.Commit(context.Background()); err != nil {
@@ -437,7 +438,7 @@ func TestIndexerYields(t *testing.T) {
 	begun := time.Now()
 	r.indexer.work(now.Add(time.Second))
 	took := time.Since(begun)
-	if rest := r.indexer.next.Sub(begun); !r.indexer.round.begun || rest <= 0 || rest > (indexRest+1)*took {
+	if rest := r.indexer.next.Sub(begun); !r.machine.Index.Round.Begun || rest <= 0 || rest > (indexRest+1)*took {
 		t.Errorf("it rests %v after %v: %+v", rest, took, r.indexer)
 	}
 	r.shut()

@@ -11,6 +11,7 @@ import (
 	"github.com/pollux-storage/pollux/internal/catalogue"
 	"github.com/pollux-storage/pollux/internal/cp"
 	"github.com/pollux-storage/pollux/internal/dedup"
+	"github.com/pollux-storage/pollux/internal/region"
 )
 
 // DefaultIndexBytes is the memory of an index of fingerprints that nobody has said
@@ -63,6 +64,9 @@ func (p *Pool) enableSharing() error {
 // limit is OpenOptions.IndexBytes: no more than its blocks need.
 func IndexBytes(limit, blocks int64) int64 { return dedup.IndexSize(min(limit, 16*blocks)) }
 
+// IndexMemory returns how much of its region that index takes at most.
+func IndexMemory(limit, blocks int64) int64 { return region.SectionMemory(IndexBytes(limit, blocks)) }
+
 // indexSize returns how many bytes the pool's index has with these settings.
 func (p *Pool) indexSize(s cp.Settings) int64 {
 	limit := int64(min(s.IndexBytes, math.MaxInt64))
@@ -75,13 +79,23 @@ func (p *Pool) indexSize(s cp.Settings) int64 {
 	return IndexBytes(limit, p.space.Usage().Total)
 }
 
-// makeIndex gives the machine an index, if it has none. Run fills it with what the
-// pool has, see indexer.
+// makeIndex gives the machine an index, if it has none: one that a guest before has left,
+// or else an empty one. Run fills it with what the pool has, see indexer.
 func (p *Pool) makeIndex() error {
 	if p.machine.Index != nil {
 		return nil
 	}
-	x, err := dedup.NewIndex(p.indexSize(p.machine.Superblock().Settings))
+	size := p.indexSize(p.machine.Superblock().Settings)
+	if x := p.adoptIndex(); x != nil {
+		p.machine.AdoptIndex(x)
+		p.indexer.begin()
+		// The settings may have changed since, or the pool has grown.
+		if made, err := p.indexer.other(size); err == nil {
+			p.indexer.resize(size, made)
+		}
+		return nil
+	}
+	x, err := p.newIndex(size, nil)
 	if err != nil {
 		return err
 	}

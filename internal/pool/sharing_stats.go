@@ -39,15 +39,21 @@ type IndexProgress struct {
 	dedup.IndexStats
 	// Done of Pages have been looked at; it is complete when all are.
 	Done, Pages int
+	// Kept says that it outlives the guest, in the pool's region; Why says why not.
+	Kept bool
+	Why  string
 }
 
 // indexProgress describes an index, if there is one.
-func (p *Pool) indexProgress(x *dedup.Index, r indexRound) *IndexProgress {
+func (p *Pool) indexProgress(x *dedup.Index) *IndexProgress {
 	if x == nil {
 		return nil
 	}
-	i := &IndexProgress{IndexStats: x.Stats()}
-	if i.Done, i.Pages = p.machine.IndexProgress(r.place); r.done {
+	i := &IndexProgress{IndexStats: x.Stats(), Kept: x.Kept() > 0}
+	if !i.Kept {
+		i.Why = p.indexOwn
+	}
+	if i.Done, i.Pages = p.machine.IndexProgress(x.Round.Place); x.Round.Done {
 		i.Done = i.Pages
 	}
 	return i
@@ -75,8 +81,8 @@ func (p *Pool) Sharing(ctx context.Context) (s Sharing, err error) {
 		for _, v := range p.catalogue.List() {
 			s.Volumes = append(s.Volumes, VolumeSharing{infoOf(v), p.machine.VolumeStats(v.ID)})
 		}
-		s.Index = p.indexProgress(p.machine.Index, p.indexer.round)
-		s.Resized = p.indexProgress(p.machine.Next, p.indexer.fill)
+		s.Index = p.indexProgress(p.machine.Index)
+		s.Resized = p.indexProgress(p.machine.Next)
 		s.Survey = p.survey.Stats()
 		return nil
 	})

@@ -53,7 +53,7 @@ func TestSharingFigures(t *testing.T) {
 	if s.Refers != all || s.Saved != kept || s.References[2] != 300 {
 		t.Errorf("%+v", s)
 	}
-	want := SharingCounts{Written: 300, Shared: 300, Saved: kept, IndexBytes: s.Index.Bytes, IndexEntries: 300}
+	want := SharingCounts{Written: 300, Shared: 300, Saved: kept, IndexBytes: s.Index.Bytes, IndexEntries: 300, IndexKept: 2 << 20}
 	if s.SharingCounts != want || s.Index.Entries != 300 {
 		t.Errorf("%+v instead of %+v", s.SharingCounts, want)
 	}
@@ -100,7 +100,7 @@ func TestSharingFigures(t *testing.T) {
 	if s = r.figures("opened"); s.Saved != kept-170*block.Size || s.SharingCounts.Shared != 0 || s.Zeros != 0 || s.Index.Done != 0 || s.Index.Pages != 1 {
 		t.Errorf("%+v", s)
 	}
-	if st := r.Stats().Sharing; st.IndexEntries != 0 || st.IndexBytes == 0 {
+	if st := r.Stats().Sharing; st.IndexEntries != 320 || st.IndexBytes == 0 || st.IndexOwn != 0 || !s.Index.Kept {
 		t.Errorf("%+v", st)
 	}
 	if err := r.IndexAll(ctx); err != nil {

@@ -44,6 +44,9 @@ type SharingCounts struct {
 	// were shared.
 	Saved                    int64
 	IndexBytes, IndexEntries int64 // 0 as long as no volume has shared blocks
+	// IndexOwn are bytes of that in memory that does not outlive the guest, IndexKept those
+	// of the region that the rest takes.
+	IndexOwn, IndexKept int64
 }
 
 // DeviceStats describes a device of an open pool.
@@ -72,7 +75,7 @@ func (p *Pool) Stats() Stats {
 		CountsBytes: p.space.Memory(), Loading: !p.loaded.Load(),
 		Sharing: SharingCounts{
 			Written: m.Blocks, Shared: m.Shared, Zeros: m.Zeros, Unequal: m.Unequal, Saved: u.More * block.Size,
-			IndexBytes: p.index.bytes.Load(), IndexEntries: p.index.entries.Load(),
+			IndexBytes: p.index.bytes.Load(), IndexEntries: p.index.entries.Load(), IndexOwn: p.index.own.Load(), IndexKept: p.index.kept.Load(),
 		},
 		Cleaner: p.cleaner.Stats(), Scrub: p.scrub.Stats(), Removal: p.remover.Stats(), Scan: p.scan.Stats(), Memory: p.transfer.Stats(), Survey: p.survey.Stats(),
 	}

@@ -401,7 +401,7 @@ func TestTransferWithThinIndex(t *testing.T) {
 		if err := r.IndexAll(context.Background()); err != nil {
 			t.Fatal(err)
 		}
-		if err := r.do(context.Background(), func() error { r.Pool.indexer.begin(); return nil }); err != nil {
+		if err := r.do(context.Background(), func() error { r.machine.Index.Renew(); return nil }); err != nil {
 			t.Fatal(err)
 		}
 	}
