@@ -56,6 +56,9 @@ func (a *agent) prepare() (map[string]*net.UnixConn, error) {
 	if a.medium, err = region.Dir(a.base); err != nil {
 		return nil, err
 	}
+	// Too little memory is for the guests to complain of.
+	plan, _ := guest.PlanMemory(a.cfg)
+	a.medium = a.medium.MakeRoom(plan.Regions())
 	a.cfg.RegionDir = a.medium.Path
 	if err := a.makeFiles(); err != nil {
 		return nil, err

@@ -48,6 +48,33 @@ func Dir(base string) (Medium, error) {
 	return shared(fallback(base))
 }
 
+// MakeRoom returns the medium after its file system was made one that may hold so many
+// bytes, if it is ours: the host gives it half of its memory, of which most may be meant
+// for regions. It takes nothing before regions do. Where it is somebody else's and
+// smaller, the Note says so.
+func (m Medium) MakeRoom(bytes int64) Medium {
+	var st unix.Statfs_t
+	if err := unix.Statfs(m.Path, &st); err != nil || int64(st.Blocks)*st.Bsize >= bytes {
+		return m
+	}
+	mt, ok := mountAt(m.Path)
+	err := error(unix.EPERM)
+	if ok && mt.source == mountSource {
+		const flags = unix.MS_REMOUNT | unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
+		err = unix.Mount(mountSource, m.Path, "tmpfs", flags, fmt.Sprintf("size=%d", bytes))
+	}
+	if err == nil {
+		return m
+	}
+	note := fmt.Sprintf("%s holds at most %d MiB, and regions may need %d: what finds no room there ends with its guest, "+
+		"as indexes of fingerprints, or is refused, as logs of new pools", m.Path, int64(st.Blocks)*st.Bsize>>20, bytes>>20)
+	if m.Note != "" {
+		note = m.Note + "; " + note
+	}
+	m.Note = note
+	return m
+}
+
 // refused says that the host does not let us mount.
 func refused(err error) bool {
 	return errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) ||

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -53,6 +54,49 @@ func TestDir(t *testing.T) {
 	}
 	if err := RemoveDir(base); err != nil {
 		t.Errorf("second time: %v", err)
+	}
+}
+
+// Our file system becomes as large as regions may be, keeps what is in it and its huge
+// pages; of another one the note tells that it is too small.
+func TestMakeRoom(t *testing.T) {
+	size := func(path string) int64 {
+		var st unix.Statfs_t
+		if err := unix.Statfs(path, &st); err != nil {
+			t.Fatal(err)
+		}
+		return int64(st.Blocks) * st.Bsize
+	}
+	plain, err := shared(filepath.Join(t.TempDir(), "new"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m := plain.MakeRoom(size(plain.Path)); m != plain {
+		t.Errorf("%+v", m)
+	}
+	if m := plain.MakeRoom(1 << 60); !strings.Contains(m.Note, plain.Note+"; ") || !strings.Contains(m.Note, "holds at most") {
+		t.Errorf("%+v", m)
+	}
+	asRoot(t)
+	base := filepath.Join(t.TempDir(), "regions")
+	m, err := Dir(base)
+	if err != nil || m.Path != base {
+		t.Skip("nothing can be mounted here")
+	}
+	t.Cleanup(func() { _ = RemoveDir(base) })
+	r := create1(t, filepath.Join(base, "r"))
+	more := size(base) + 64<<20
+	if got := m.MakeRoom(more); got != m || size(base) < more {
+		t.Errorf("%+v: %d bytes and not %d", got, size(base), more)
+	}
+	if again, err := Dir(base); err != nil || again != m {
+		t.Errorf("%+v, %v", again, err)
+	}
+	if m.MakeRoom(1<<20) != m || size(base) < more {
+		t.Error("it became smaller")
+	}
+	if err := r.Remove(); err != nil {
+		t.Error(err)
 	}
 }
 
