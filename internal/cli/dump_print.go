@@ -157,6 +157,12 @@ func (d *dumpedRegion) print(s *session) error {
 	}
 	fmt.Fprintf(s.out, "\nepoch now %d, %s, heartbeat %d, announced %d times, consistency point %d committed the log up to %d\n",
 		d.Epoch, orDash(d.State), d.Heartbeat, d.Announced, d.CP, d.Committed)
+	for _, x := range d.Sections {
+		if d.Log != nil && x.Offset == d.Log.Offset {
+			continue // it has a line of its own
+		}
+		fmt.Fprintf(s.out, "%s in bytes %d to %d%s\n", x.Kind, x.Offset, x.Offset+x.Length-1, indexFacts(x))
+	}
 	if l := d.Log; l != nil {
 		fmt.Fprintf(s.out, "operation log at byte %d: epoch %d, generation %d, %d extents, %d slots, begun after %d, released up to %d, published up to %d\n",
 			l.Offset, l.Epoch, l.Generation, l.Extents, l.Slots, l.Start, l.Tail, l.Head)
@@ -170,6 +176,23 @@ func (d *dumpedRegion) print(s *session) error {
 		rows = append(rows, cells(r.Seq, r.Kind, r.Volume, r.LBA, r.Blocks, ext, r.Verdict))
 	}
 	return table(s.out, rows)
+}
+
+// indexFacts shows what a section that is an index says of itself.
+func indexFacts(s dump.Section) string {
+	x := s.Index
+	switch {
+	case s.Why != "":
+		return ": of no use: " + s.Why
+	case x == nil:
+		return ""
+	}
+	successor := ""
+	if x.Successor {
+		successor = ", takes the place of another"
+	}
+	return fmt.Sprintf(": %s of pool %s, generation %d, %s, %d entries, one block in %d%s",
+		humanSize(x.Bytes), x.Pool, x.Generation, x.State, x.Entries, x.Every, successor)
 }
 
 // pageRows shows pages of a tree.

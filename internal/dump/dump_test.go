@@ -256,6 +256,42 @@ func TestFlushLog(t *testing.T) {
 	}
 }
 
+// Sections that come and go are shown, with what an index says of itself; one that says
+// nothing good is no damage.
+func TestRegionSections(t *testing.T) {
+	r := newRig(t)
+	x, err := ReadRegion(r.region, all)
+	r.must(err)
+	if len(x.Sections) != 1 || x.Sections[0].Kind != "operation log" || x.Sections[0].Offset != x.Log.Offset {
+		t.Errorf("%+v", x.Sections)
+	}
+	r.must(r.held.SetSharing(context.Background(), "v", 8))
+	v, err := r.held.Volume("v")
+	r.must(err)
+	r.write(v, 50, 90)
+	r.must(r.held.Fold(context.Background()))
+	r.must(r.held.IndexAll(context.Background()))
+	x, err = ReadRegion(r.region, all)
+	r.damaged(x.Found, err, "")
+	if len(x.Sections) != 2 {
+		t.Fatalf("%+v", x.Sections)
+	}
+	s := x.Sections[1]
+	if s.Kind != "index of fingerprints" || s.Why != "" || s.Index == nil || s.Index.Entries == 0 || s.Index.Bytes > s.Length ||
+		s.Index.Every != 1 || s.Index.State != "complete" || s.Index.Pool != x.Log.Pool || s.Index.Successor {
+		t.Errorf("%+v, %+v", s, s.Index)
+	}
+	r.die()
+	for _, at := range []int64{70, 128 + 70} {
+		r.flip(r.region, s.Offset+at)
+	}
+	x, err = ReadRegion(r.region, all)
+	r.damaged(x.Found, err, "")
+	if s := x.Sections[1]; s.Index != nil || !strings.Contains(s.Why, "checksum") {
+		t.Errorf("%+v", s)
+	}
+}
+
 func TestRegion(t *testing.T) {
 	r := newRig(t)
 	r.die()

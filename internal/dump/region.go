@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/dedup"
 	"github.com/pollux-storage/pollux/internal/oplog"
 	"github.com/pollux-storage/pollux/internal/region"
 )
@@ -22,8 +23,31 @@ type Region struct {
 	Announced uint64      `json:"announced"`
 	CP        uint64      `json:"cp"`        // newest consistency point
 	Committed uint64      `json:"committed"` // log position of it
+	Sections  []Section   `json:"sections"`
 	Log       *LogFacts   `json:"log,omitempty"`
 	Records   []LogRecord `json:"records"`
+}
+
+// Section is a part of a region.
+type Section struct {
+	Kind   string `json:"kind"`
+	Offset int64  `json:"offset"`
+	Length int64  `json:"length"`
+	// Index is what an index of fingerprints says of itself, Why why it says nothing: it is
+	// no damage, but made anew when the pool is opened.
+	Index *IndexFacts `json:"index,omitempty"`
+	Why   string      `json:"why,omitempty"`
+}
+
+// IndexFacts are what an index of fingerprints says of itself.
+type IndexFacts struct {
+	Pool       string `json:"pool"`
+	Generation uint64 `json:"generation"`
+	Bytes      int64  `json:"bytes"`
+	Entries    int    `json:"entries"`
+	Every      int    `json:"one_block_in"` // of a track that it has an entry for
+	State      string `json:"state"`        // "new", "in a round", "complete"
+	Successor  bool   `json:"successor,omitempty"`
 }
 
 // Header is a copy of a region's header.
@@ -73,7 +97,7 @@ func ReadRegion(path string, o Options) (*Region, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Region{Found: o.found(), File: path, Bytes: in.Bytes, Headers: []Header{}, Records: []LogRecord{}}
+	r := &Region{Found: o.found(), File: path, Bytes: in.Bytes, Headers: []Header{}, Sections: []Section{}, Records: []LogRecord{}}
 	r.Live = false // looking at memory needs no lock
 	for _, c := range in.Copies {
 		h := Header{At: c.At, Valid: c.Err == nil, Wins: c.Wins, Why: text(c.Err)}
@@ -88,6 +112,7 @@ func ReadRegion(path string, o Options) (*Region, error) {
 	r.Damage = append(r.Damage, in.Odd...)
 	if in.Valid() {
 		r.words(in)
+		r.sections(in)
 		r.log(in)
 	}
 	return r, in.Close()
@@ -101,6 +126,31 @@ func (r *Region) words(in *region.Inspection) {
 		r.Notes = append(r.Notes, fmt.Sprintf("the header is of epoch %d and the word that the owner looks at is %d: "+
 			"somebody is taking the pool over, or died over it", h.Epoch, r.Epoch))
 	}
+}
+
+func (r *Region) sections(in *region.Inspection) {
+	for _, s := range in.Header().Sections {
+		out := Section{Kind: s.Kind.String(), Offset: s.Offset, Length: s.Length}
+		if s.Kind == region.SectionIndex {
+			head := make([]byte, dedup.FactsBytes)
+			f, err := dedup.ReadFacts(head[:in.Read(s, head)])
+			if out.Why = text(err); err == nil {
+				out.Index = &IndexFacts{Pool: f.Pool.String(), Generation: f.Generation, Bytes: f.Bytes, Entries: f.Entries,
+					Every: f.Every, State: roundState(f.Round), Successor: f.Successor}
+			}
+		}
+		r.Sections = append(r.Sections, out)
+	}
+}
+
+func roundState(r dedup.Round) string {
+	switch {
+	case r.Done:
+		return "complete"
+	case r.Begun:
+		return "in a round"
+	}
+	return "new"
 }
 
 func (r *Region) log(in *region.Inspection) {
