@@ -209,12 +209,13 @@ func (p *Pool) Run(ctx context.Context) error {
 		}
 		if rested.Stop(); rest > 0 {
 			rested.Reset(rest)
-			p.cleaner.timer.Stop() // it waits for the fold, too
+			p.cleaner.timer.Stop() // they wait for the fold, too
+			p.remover.timer.Stop()
 		} else {
 			p.cleaner.arm()
+			p.remover.arm()
 		}
 		p.scrub.arm()
-		p.remover.arm()
 		p.scan.arm()
 		p.transfer.arm()
 		p.survey.arm()

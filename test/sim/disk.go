@@ -27,10 +27,12 @@ type disk struct {
 	medium *blocktest.Crash
 	holder *handle // who has the lock
 	llrrm  bool    // it joins its pool as low-latency memory
-	slow   int     // factor of latencies, at least 1
-	stuck  bool    // nothing completes
-	held   []func()
-	faults []*fault
+	// leaving says that somebody has asked for its removal from the pool.
+	leaving bool
+	slow    int  // factor of latencies, at least 1
+	stuck   bool // nothing completes
+	held    []func()
+	faults  []*fault
 
 	// Of a disk that is a copy.
 	gone     bool // it was pulled

@@ -42,9 +42,11 @@ func Draw(seed uint64) *Script {
 		d.say("sharing %d%s", 1+seed/4%5, map[bool]string{true: " weak"}[seed/4%3 == 0])
 	}
 	d.chooseKinds()
-	if d.sharing && seed/4%2 == 0 {
+	memory := d.sharing && seed/4%2 == 0
+	if memory {
 		d.say("add a size=%dM llrrm", 6+d.rng.IntN(3))
 	}
+	leaves := rand.New(rand.NewPCG(seed, 0x6c656176)) // so that it changes nothing else that is drawn
 	for range 4 + d.rng.IntN(28) {
 		d.traffic()
 		if d.chance(2) {
@@ -61,6 +63,12 @@ func Draw(seed uint64) *Script {
 		}
 		if d.chance(8) {
 			d.say("settle")
+		}
+		if memory && leaves.IntN(12) == 0 {
+			d.say("remove a")
+			if leaves.IntN(2) == 0 {
+				d.say("add a size=%dM llrrm", 6+leaves.IntN(3))
+			}
 		}
 	}
 	return &Script{Name: fmt.Sprintf("seed %d", seed), Lines: d.lines}

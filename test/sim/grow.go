@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/internal/block"
@@ -76,18 +77,48 @@ func (d *disk) join(ctx context.Context, p *spool.Pool) error {
 	return err
 }
 
-// withoutCandidate leaves out a disk whose addition did not come as far as a
-// whole label.
-func (pl *pool) withoutCandidate(devs []hpdi.Device) []hpdi.Device {
-	last := devs[len(devs)-1]
-	if len(devs) <= len(pl.disks) {
-		return devs
+// doRemove: remove ID. It takes the newest low-latency memory out of a pool, as `pollux
+// pool remove` does; in the background, and over deaths of guests.
+func (w *World) doRemove(l Line) error {
+	id := l.arg(1)
+	pl, err := w.poolOf(id)
+	if err != nil {
+		return err
 	}
-	if _, err := spool.ReadLabel(last); errors.Is(err, ondisk.ErrMagic) || errors.Is(err, block.ErrCorrupt) {
-		_ = last.Close()
-		return devs[:len(devs)-1]
+	i := len(pl.disks) - 1
+	for i > 0 && !pl.disks[i].llrrm {
+		i--
 	}
-	return devs
+	if i <= 0 {
+		return nil // there is none, or it is not known whether there is
+	}
+	d := pl.disks[i]
+	d.leaving = true
+	err = w.ask(id, l.String(), func(ctx context.Context, p *spool.Pool) error { return p.RemoveDevice(ctx, d.name) })
+	if errors.Is(err, block.ErrNotFound) || errors.Is(err, block.ErrNoSpace) || errors.Is(err, block.ErrExists) {
+		err = nil // it is gone, the disks have no room for what it has, or another one leaves
+	}
+	if !pl.tolerable(err) {
+		w.violate("%s: %v", l, err)
+	}
+	return nil
+}
+
+// members leaves out disks whose addition did not come as far as a whole label, or
+// whose removal has come as far as none.
+func (pl *pool) members(devs []hpdi.Device) []hpdi.Device {
+	return slices.DeleteFunc(devs, func(dev hpdi.Device) bool {
+		h, ok := dev.(*handle)
+		if !ok || h.d != pl.candidate && !h.d.leaving {
+			return false
+		}
+		_, err := spool.ReadLabel(dev)
+		if errors.Is(err, ondisk.ErrMagic) || errors.Is(err, block.ErrCorrupt) {
+			_ = dev.Close()
+			return true
+		}
+		return false
+	})
 }
 
 // wanted are the disks that guests open a pool with.

@@ -215,7 +215,7 @@ func (p *proc) open(a partner.Action) {
 		devs, err := p.lock(pl)
 		var q *spool.Pool
 		if err == nil {
-			devs = pl.withoutCandidate(devs)
+			devs = pl.members(devs)
 			devs, err = pl.gather(devs)
 		}
 		var ms []*mirror.Mirror

@@ -67,6 +67,8 @@ func verbOf(l Line) verb {
 		return (*World).doMend
 	case "add": // add IDENTITY [size=S] [llrrm]: another disk for its pool, or low-latency memory
 		return (*World).doAdd
+	case "remove": // remove IDENTITY: its low-latency memory leaves the pool
+		return (*World).doRemove
 	case "scan": // scan VOLUME [undo]: shares what it had before, or makes copies of all that it shares
 		return (*World).doScan
 	case "create", "delete", "resize", "rename":
