@@ -32,6 +32,9 @@ const (
 	KindMirrorMap  Kind = "PLXmrmap" // page of the map of regions of a mirror
 	KindScrub      Kind = "PLXscrub" // how far the scrub of a pool is
 	KindScan       Kind = "PLXscan." // how far the scan of a volume is
+	KindFlash      Kind = "PLXremap" // label of a flash device
+	KindFlashTable Kind = "PLXrmtab" // page of its table: what is in which slot
+	KindFlashMap   Kind = "PLXrmmap" // page of its map: which data sets are on it
 )
 
 // Header is the decoded header.

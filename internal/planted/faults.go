@@ -93,3 +93,12 @@ const (
 	FlushLogOneCopy        Fault = "flush-log-one-copy"
 	FlushLogUnsettled      Fault = "flush-log-unsettled"
 )
+
+// What is on flash, and who is told.
+const (
+	FlashRedirectEarly   Fault = "flash-redirect-early"
+	FlashSlotReusedEarly Fault = "flash-slot-reused-early"
+	FlashMarkForgotten   Fault = "flash-mark-forgotten"
+	FlashCopyNotSynced   Fault = "flash-copy-not-synced"
+	FlushLeavesOutFlash  Fault = "flush-leaves-out-flash"
+)

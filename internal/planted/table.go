@@ -87,5 +87,10 @@ var table = []Info{
 	{string(JournalEndUnsettled), "the journal goes on after a record that a crash has left on one copy only", "internal/cp: chain.settle", durability},
 	{string(FlushLogOneCopy), "where the copy that is read has no next batch the flush log ends", "internal/oplog: scanner.batch", durability},
 	{string(FlushLogUnsettled), "after a power cut, a batch of the flush log that one copy has is not written to the others", "internal/oplog: scanner.settle", durability},
+	{string(FlashRedirectEarly), "requests go to flash before the entry that says so is durable: after a power cut the primary answers with what was before", "internal/flashmap: Flash.commitLocked", durability},
+	{string(FlashSlotReusedEarly), "a slot is free before the removal of its entry is durable: after a power cut a data set reads as another one", "internal/flashmap: Flash.commitLocked", integrity},
+	{string(FlashMarkForgotten), "what is written to a data set while it is copied is not copied again", "internal/flashmap: Move.copy", durability},
+	{string(FlashCopyNotSynced), "no sync between a copy and the entry that makes it the only one", "internal/flashmap: Move.sync", durability},
+	{string(FlushLeavesOutFlash), "a flush covers the primary device and not the flash device", "internal/flashmap: queue.flush", durability},
 	{string(LateWatcher), "a guest that was late itself takes the partner's silence for its death", "internal/partner: Machine.Tick", ownership},
 }

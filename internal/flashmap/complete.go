@@ -1,0 +1,163 @@
+package flashmap
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/pollux-storage/pollux/hpdi"
+)
+
+// Wait returns requests that are complete at all sides that they went to.
+//
+// While requests are under way at both sides it waits for the flash device, which is
+// the faster one, and looks at the primary between: so what is on flash never waits
+// for a disk, and what a disk has done for one request of flash at most.
+func (q *queue) Wait(min int, done []*hpdi.Request) ([]*hpdi.Request, error) {
+	if q.closed {
+		return done, fmt.Errorf("%s: queue: %w", q.d.info.Name, hpdi.ErrClosed)
+	}
+	q.await(min)
+	done = append(done, q.done...)
+	clear(q.done) // the application owns the requests again
+	q.done = q.done[:0]
+	return done, nil
+}
+
+// await waits until min requests are complete, or all.
+func (q *queue) await(min int) {
+	for block := false; ; block = true {
+		q.unpark()
+		q.collect(block && len(q.done) < min)
+		if len(q.done) >= min || q.pending == 0 && len(q.parked) == 0 {
+			return
+		}
+	}
+}
+
+// unpark starts writes that nothing holds any more.
+func (q *queue) unpark() {
+	if len(q.parked) == 0 {
+		return
+	}
+	all := q.parked
+	q.parked = nil
+	for _, w := range all {
+		select {
+		case <-w.held:
+			q.start(w.r)
+		default:
+			q.parked = append(q.parked, w)
+		}
+	}
+	q.send()
+}
+
+// collect takes completed parts from both sides. With block it waits for one at
+// least, or until a parked write can go on when nothing else is there to wait for.
+func (q *queue) collect(block bool) {
+	for _, i := range [...]int{onFlash, onPrimary} {
+		if len(q.sides[i].flying) == 0 {
+			continue
+		}
+		least := 0
+		if block {
+			least, block = 1, false
+		}
+		q.reap(i, least)
+	}
+	if block && q.pending == 0 && len(q.parked) > 0 {
+		<-q.parked[0].held
+	}
+}
+
+// reap takes at least n completed parts from a side.
+func (q *queue) reap(i, n int) {
+	s := &q.sides[i]
+	comp, err := s.Wait(n, q.comp[:0])
+	if err == nil && n > 0 && len(comp) == 0 {
+		err = errors.New("the device lost requests")
+	}
+	for _, r := range comp {
+		q.complete(r.User.(*part))
+	}
+	clear(comp)
+	q.comp = comp[:0]
+	if err != nil {
+		q.fail(i, err)
+	}
+}
+
+// fail ends all parts that are under way at a side that works no more.
+func (q *queue) fail(i int, err error) {
+	s := &q.sides[i]
+	_ = s.Close() // waits for what is under way
+	s.Queue = broken{err}
+	for n := len(s.flying); n > 0; n = len(s.flying) {
+		p := s.flying[n-1]
+		p.Err = err
+		q.complete(p)
+	}
+}
+
+// complete notes the result of a part.
+func (q *queue) complete(p *part) {
+	f, op := q.d.f, p.op
+	err := p.Err
+	switch {
+	case p.side != onFlash:
+	case err != nil:
+		err = f.fail(err)
+	case op.r.Op == hpdi.OpFlush:
+		for old := f.flushed.Load(); old < p.count && !f.flushed.CompareAndSwap(old, p.count); {
+			old = f.flushed.Load()
+		}
+	case op.r.Op != hpdi.OpRead && !op.r.Durable:
+		f.written.Add(1) // before anybody learns of it
+	}
+	if op.r.Op != hpdi.OpFlush {
+		q.leave(p, op.r.Op, p.n)
+	}
+	q.remove(p)
+	q.keep(p)
+	if op.err == nil {
+		op.err = err
+	}
+	if op.left--; op.left == 0 {
+		q.finish(op)
+	}
+}
+
+// leave leaves the data sets of a part, of which it has changed n bytes.
+func (q *queue) leave(p *part, op hpdi.Op, n int64) {
+	f, shift := q.d.f, q.d.f.label.shift
+	slot := p.slot
+	for off, end := p.off, p.off+p.n; off < end; {
+		set := Set(off >> shift)
+		k := min(end, int64(set+1)<<shift) - off
+		f.leave(q.d.p, set, slot, op, p.serial, off&(1<<shift-1), min(k, n))
+		off += k
+		if slot != none {
+			slot++ // they follow each other
+		}
+	}
+}
+
+// finish gives a request its result.
+func (q *queue) finish(op *operation) {
+	op.r.Err = op.err
+	q.done = append(q.done, op.r)
+	op.r = nil
+	q.ops = append(q.ops, op)
+	q.pending--
+}
+
+// Close waits for what is under way and frees the queue.
+func (q *queue) Close() error {
+	if q.closed {
+		return fmt.Errorf("%s: queue: %w", q.d.info.Name, hpdi.ErrClosed)
+	}
+	q.await(int(^uint(0) >> 1))
+	q.closed = true
+	q.done = nil
+	return errors.Join(q.sides[onPrimary].Close(), q.sides[onFlash].Close())
+}

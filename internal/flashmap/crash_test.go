@@ -1,0 +1,125 @@
+package flashmap
+
+import (
+	"fmt"
+	"os"
+	"testing"
+
+	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/block/blocktest"
+)
+
+// lifeSteps is how much happens in a life.
+const lifeSteps = 160
+
+// life lets clients and moves do what the seed says, cuts the power at operation cut of
+// the devices, and proves what is left. It returns whether the power was cut before
+// the life ended.
+func life(t testing.TB, seed uint64, cut int64) (was bool, err error) {
+	defer func() {
+		if p, ok := recover().(problem); ok {
+			err = fmt.Errorf("seed %d, cut at operation %d: %w", seed, cut, p.error)
+		}
+	}()
+	primary, flash := disks(t)
+	clock := flash.Clock()
+	f, d := attach(t, primary, flash)
+	w := newWorld(seed, f, d, clock.IsOff)
+	clock.CutAfter(clock.Ops() + cut)
+	for i := 0; i < lifeSteps && !clock.IsOff(); i++ {
+		w.step()
+	}
+	if !clock.IsOff() {
+		w.rest()
+	}
+	if !clock.IsOff() {
+		w.latest()
+		return false, nil
+	}
+	for outcome := range uint64(2) {
+		after(t, w, primary, flash, seed*1000+uint64(cut)*10+outcome)
+	}
+	return true, nil
+}
+
+// after opens what a power cut has left and proves it.
+func after(t testing.TB, w *world, primary, flash *blocktest.Crash, outcome uint64) {
+	clock := blocktest.NewClock()
+	primary, flash = primary.CutTo(clock, blocktest.CutRandom, outcome), flash.CutTo(clock, blocktest.CutRandom, outcome)
+	v := *w
+	v.hist, v.done, v.wild = copyOf(w.hist), copyOf(w.done), copyOf(w.wild)
+	v.busy, v.moves, v.off = map[int]bool{}, nil, clock.IsOff
+	open := func() {
+		var err error
+		v.f, err = Open(flash)
+		v.try("open", err)
+		v.d, err = v.f.Over(primary, Primary{Number: 3, ID: primaryID, Fixed: fixed})
+		v.try("over", err)
+		for _, p := range v.f.Check() {
+			v.fail("check: %s", p)
+		}
+	}
+	open()
+	v.plausible()
+	// What was found stays, also when it is opened once more and moved.
+	primary, flash = primary.Reopen(), flash.Reopen()
+	open()
+	v.latest()
+	e := v.f.Evacuate(0)
+	for p := Moving; p != Done; {
+		var err error
+		p, err = e.Step()
+		v.try("evacuate", err)
+	}
+	v.try("cancel", e.Cancel())
+	v.latest()
+	for set := Set(3); set < 6; set++ {
+		m, err := v.f.MoveIn(3, set)
+		v.try("move in", err)
+		for p := Moving; p != Done; {
+			p, err = m.Step()
+			v.try("step", err)
+		}
+	}
+	v.latest()
+	for _, p := range v.f.Check() {
+		v.fail("check: %s", p)
+	}
+}
+
+func copyOf[K comparable, V any](m map[K]V) map[K]V {
+	out := make(map[K]V, len(m))
+	for k, v := range m {
+		out[k] = v
+	}
+	return out
+}
+
+// Power is cut at every operation of moves in both directions under writes. What is
+// read afterwards is what a power cut may leave.
+func TestPowerCut(t *testing.T) {
+	lives, stride := uint64(2), int64(3)
+	if os.Getenv("POLLUX_SOAK") != "" {
+		lives, stride = 200, 1
+	}
+	first := seedOf(t)
+	cuts := 0
+	for seed := first; seed < first+lives; seed++ {
+		for cut := 1 + int64(seed%uint64(stride)); ; cut += stride {
+			was, err := life(t, seed, cut)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !was {
+				break
+			}
+			cuts++
+		}
+	}
+	if cuts < 50 {
+		t.Fatalf("power was cut only %d times", cuts)
+	}
+	t.Logf("power was cut %d times", cuts)
+}
+
+var _ = block.Size

@@ -1,0 +1,245 @@
+package flashmap
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"sync/atomic"
+
+	"github.com/pollux-storage/pollux/hpdi"
+	"github.com/pollux-storage/pollux/internal/block"
+)
+
+// Device is a primary device whose data sets may be on flash. It is an [hpdi.Copies]
+// when the primary or the flash device is one.
+type Device interface {
+	hpdi.Device
+	// OnFlash tells whether the byte at off is on flash, where no seek is needed to
+	// reach it, and where the range of bytes ends of which that is known. It takes no
+	// longer than looking up one data set.
+	OnFlash(off int64) (on bool, end int64)
+	// NextOnFlash returns the first range of bytes from off on that is on flash,
+	// as [start, end); without one start and end are the size of the device. Whoever
+	// looks for free blocks in cheap places goes from one to the next. Data sets that
+	// are lost count as well: they are no place for anything, and writes to them fail.
+	NextOnFlash(off int64) (start, end int64)
+}
+
+// Range is a range of bytes of a device.
+type Range struct{ Offset, Length int64 }
+
+// Primary says what a primary device is.
+type Primary struct {
+	Number int            // less than MaxPrimaries: by it the flash device knows it
+	ID     block.DeviceID // which device it is: another one of this number is refused
+	// Fixed are ranges that are never on flash: labels, superblocks, journal.
+	Fixed []Range
+	// Observe, if set, is told of each request that is well formed, but flushes, by
+	// whoever submits it. It must not block.
+	Observe func(op hpdi.Op, off, n int64)
+}
+
+// device is a Device.
+type device struct {
+	f       *Flash
+	p       *primary
+	primary hpdi.Device
+	io      *disk // of the primary
+	info    hpdi.Info
+	sets    Set // that can be on flash
+	fixed   []Range
+	observe func(op hpdi.Op, off, n int64)
+	closed  atomic.Bool
+}
+
+// Over returns a device that is primary with the data sets that are on flash there. It
+// closes primary; after an error it is the caller's. A primary that the flash device
+// does not know yet becomes known, under its number and identity, for as long as the
+// flash device lasts.
+func (f *Flash) Over(dev hpdi.Device, o Primary) (Device, error) {
+	info := dev.Info()
+	if o.Number < 0 || o.Number >= MaxPrimaries {
+		return nil, fmt.Errorf("device %s as primary device %d of flash device %s; there are %d: %w", info.Name, o.Number, f.name, MaxPrimaries, block.ErrInvalid)
+	}
+	if f.SetBytes()%int64(info.BlockSize) != 0 || block.Size%info.BlockSize != 0 {
+		return nil, fmt.Errorf("device %s has blocks of %d bytes, data sets on flash device %s have %d: %w", info.Name, info.BlockSize, f.name, f.SetBytes(), block.ErrUnsupported)
+	}
+	f.tableLock.Lock()
+	defer f.tableLock.Unlock()
+	if p := f.primaries[o.Number]; p != nil && p.dev.Load() != nil {
+		return nil, fmt.Errorf("primary device %d of flash device %s is %s already: %w", o.Number, f.name, p.dev.Load().info.Name, block.ErrExists)
+	}
+	p, err := f.knownLocked(info, o)
+	if err != nil {
+		return nil, err
+	}
+	d := &device{f: f, p: p, primary: dev, io: newDisk(dev), fixed: slices.Clone(o.Fixed), observe: o.Observe}
+	d.sets = min(p.sets, Set(info.Size>>f.label.shift))
+	d.info = combine(info, f.info)
+	if err := d.checkLocked(); err != nil {
+		return nil, err
+	}
+	p.dev.Store(d)
+	_, primaryCopies := dev.(hpdi.Copies)
+	_, flashCopies := f.io.dev.(hpdi.Copies)
+	if primaryCopies || flashCopies {
+		return &copies{d}, nil
+	}
+	return d, nil
+}
+
+// combine makes the Info of a primary with flash.
+func combine(primary, flash hpdi.Info) hpdi.Info {
+	return hpdi.Info{
+		Name: primary.Name, Driver: "flashmap", Size: primary.Size,
+		BlockSize: max(primary.BlockSize, flash.BlockSize),
+		Direct:    primary.Direct || flash.Direct,
+		// Data sets that are discarded give their slots up, whatever the devices do.
+		Discard:  true,
+		Zeroes:   primary.Zeroes && flash.Zeroes,
+		Durable:  primary.Durable && flash.Durable,
+		ReadOnly: primary.ReadOnly || flash.ReadOnly,
+		Note:     primary.Note,
+	}
+}
+
+// knownLocked returns the primary of a number, with as many data sets as the device
+// has, or makes it known.
+func (f *Flash) knownLocked(info hpdi.Info, o Primary) (*primary, error) {
+	p := f.primaries[o.Number]
+	sets := Set(info.Size >> f.label.shift)
+	if p != nil && p.id != o.ID {
+		return nil, fmt.Errorf("device %s is not primary device %d of flash device %s, which is %v: %w", info.Name, o.Number, f.name, p.id, block.ErrInvalid)
+	}
+	if p != nil && (sets <= p.sets || f.readOnly) {
+		return p, nil
+	}
+	if f.readOnly {
+		return &primary{number: o.Number, id: o.ID}, nil
+	}
+	l := f.label.clone()
+	if err := l.admit(member{o.Number, o.ID, sets}); err != nil {
+		return nil, fmt.Errorf("device %s as primary device %d of flash device %s: %w", info.Name, o.Number, f.name, err)
+	}
+	next := l.primary(member{o.Number, o.ID, sets})
+	old := 0
+	if p != nil {
+		old = len(p.pages)
+		next.bits = p.bits.resized(len(next.bits) * 64)
+	}
+	// The pages are empty before the label makes them count.
+	var changes []change
+	for _, n := range next.pages[old:] {
+		changes = append(changes, f.emptyMapChange(n))
+	}
+	if err := f.storeAllLocked(changes); err != nil {
+		return nil, f.failedLocked(err)
+	}
+	if err := f.storeLabelLocked(l); err != nil {
+		return nil, f.failedLocked(err)
+	}
+	f.primaries[o.Number] = next
+	return next, nil
+}
+
+func (l label) clone() label {
+	l.segments, l.primaries, l.runs = slices.Clone(l.segments), slices.Clone(l.primaries), slices.Clone(l.runs)
+	return l
+}
+
+// admit gives a primary that is new, or larger than it was, its pages of the map.
+func (l *label) admit(m member) error {
+	have := 0
+	if i := slices.IndexFunc(l.primaries, func(x member) bool { return x.number == m.number }); i >= 0 {
+		have = rangesOf(l.primaries[i].sets)
+		l.primaries[i] = m
+	} else {
+		l.primaries = append(l.primaries, m)
+	}
+	used := make([]bool, l.mapPages())
+	for _, r := range l.runs {
+		for i := range r.count {
+			used[r.page+i] = true
+		}
+	}
+	for n := 0; have < rangesOf(m.sets); {
+		for n < len(used) && used[n] {
+			n++
+		}
+		first := n
+		for n < len(used) && !used[n] && have+n-first < rangesOf(m.sets) {
+			n++
+		}
+		if n == first || len(l.runs) == maxRuns {
+			return fmt.Errorf("its map has no room for %d data sets more; create it with a larger reach: %w", m.sets-Set(have*pageSets), block.ErrNoSpace)
+		}
+		l.runs = append(l.runs, run{m.number, have, first, n - first})
+		have += n - first
+	}
+	return nil
+}
+
+// checkLocked checks that what is on flash of the device can be there, and gives up
+// marks that stand for nothing.
+func (d *device) checkLocked() error {
+	if d.p.sets == 0 {
+		return nil
+	}
+	for i := d.p.bits.next(0); i >= 0; i = d.p.bits.next(i + 1) {
+		set := Set(i)
+		switch on := d.f.lookup(keyOf(d.p.number, set)) != none; {
+		case !on && d.isFixed(set):
+			d.p.drop(set) // it was never moved, whatever is lost
+		case d.isFixed(set):
+			return fmt.Errorf("flash device %s has %v, which lies in a range that is not to be moved: %w", d.f.name, keyOf(d.p.number, set), block.ErrCorrupt)
+		case set >= d.sets && on:
+			return fmt.Errorf("device %s has shrunk to %d bytes, and %v is on flash device %s; make it as large as it was: %w", d.info.Name, d.info.Size, keyOf(d.p.number, set), d.f.name, block.ErrInvalid)
+		}
+	}
+	return nil
+}
+
+// isFixed reports whether a data set has a byte in a range that is not to be moved.
+func (d *device) isFixed(set Set) bool {
+	from := int64(set) << d.f.label.shift
+	to := from + 1<<d.f.label.shift
+	return slices.ContainsFunc(d.fixed, func(r Range) bool { return r.Offset < to && from < r.Offset+r.Length })
+}
+
+// Info describes the primary, with what both devices can do.
+func (d *device) Info() hpdi.Info { return d.info }
+
+// Register makes memory known to both devices.
+func (d *device) Register(mem []byte) error {
+	return errors.Join(d.primary.Register(mem), d.f.io.dev.Register(mem))
+}
+
+// Close closes the primary and leaves the flash device open.
+func (d *device) Close() error {
+	if d.closed.Swap(true) {
+		return fmt.Errorf("%s: %w", d.info.Name, hpdi.ErrClosed)
+	}
+	d.p.dev.CompareAndSwap(d, nil)
+	return errors.Join(d.io.release(), d.primary.Close())
+}
+
+// OnFlash tells whether a byte is on flash.
+func (d *device) OnFlash(off int64) (on bool, end int64) {
+	set := Set(off >> d.f.label.shift)
+	end = min(int64(set+1)<<d.f.label.shift, d.info.Size)
+	return d.f.lookup(keyOf(d.p.number, set)) != none, end
+}
+
+// NextOnFlash returns the first range from off on that is on flash.
+func (d *device) NextOnFlash(off int64) (start, end int64) {
+	shift := d.f.label.shift
+	i := d.p.bits.next(int(off >> shift))
+	if i < 0 || off >= d.info.Size {
+		return d.info.Size, d.info.Size
+	}
+	last := i + 1
+	for d.p.has(Set(last)) {
+		last++
+	}
+	return max(off, int64(i)<<shift), min(int64(last)<<shift, d.info.Size)
+}

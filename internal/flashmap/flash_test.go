@@ -1,0 +1,401 @@
+package flashmap
+
+import (
+	"errors"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/pollux-storage/pollux/hpdi"
+	"github.com/pollux-storage/pollux/hpdi/hpditest"
+	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/block/blocktest"
+)
+
+// The device over both is a device as the suite wants it: with nothing on flash, with
+// half of it there, and while data sets come and go.
+func TestConformance(t *testing.T) {
+	bare := func(opts blocktest.CrashOptions) *blocktest.Crash {
+		opts.Name, opts.Clock = "ssd", blocktest.NewClock()
+		opts.Size = 2<<20 + 8*setBytes
+		return blocktest.NewCrashWith(opts)
+	}
+	tests := map[string]struct {
+		flash blocktest.CrashOptions
+		half  bool
+		moves bool
+	}{
+		"empty":  {},
+		"half":   {half: true},
+		"direct": {flash: blocktest.CrashOptions{Direct: true, NoDiscard: true, NoZeroes: true}, half: true},
+		"moving": {half: true, moves: true},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			hpditest.Run(t, func(t *testing.T) hpdi.Device {
+				flash := bare(tt.flash)
+				_, err := Create(flash, CreateOptions{SetBytes: setBytes, Reach: reach})
+				must(t, err)
+				f, err := Open(flash)
+				must(t, err)
+				d, err := f.Over(blocktest.NewCrash(primarySize, 1), Primary{Number: 3, ID: primaryID})
+				must(t, err)
+				for set := Set(0); tt.half && set < 16; set += 2 {
+					in(t, f, set)
+				}
+				if tt.moves {
+					var wg sync.WaitGroup
+					stop := make(chan struct{})
+					wg.Go(func() { churn(f, 16, stop) })
+					t.Cleanup(func() { close(stop); wg.Wait() })
+				}
+				return d
+			})
+		})
+	}
+}
+
+// churn moves data sets to flash and back until stop is closed, or nothing can be moved
+// any more.
+func churn(f *Flash, sets int, stop chan struct{}) {
+	rng := rand.New(rand.NewPCG(1, 1))
+	for {
+		select {
+		case <-stop:
+			return
+		default:
+		}
+		set := Set(rng.IntN(sets))
+		m, err := f.MoveIn(3, set)
+		if errors.Is(err, block.ErrExists) {
+			m, err = f.MoveOut(3, set)
+		}
+		if errors.Is(err, block.ErrNotFound) {
+			return // the device was closed
+		}
+		for err == nil {
+			var p Progress
+			if p, err = m.Step(); p == Done {
+				break
+			}
+			if p == Waiting {
+				select {
+				case <-f.Woken():
+				case <-stop:
+					_ = m.Cancel()
+					return
+				}
+			}
+		}
+		if err != nil && m != nil {
+			_ = m.Cancel()
+		}
+		if _, err := f.Tidy(); err != nil {
+			return
+		}
+	}
+}
+
+// What is on flash is read and written there, in requests of any shape, and is what it
+// was when everything is opened again, and when it is back.
+func TestMoves(t *testing.T) {
+	primary, flash := disks(t)
+	f, d := attach(t, primary, flash)
+	must(t, write(t, d, 0, 1, 5*setBlocks))
+	for _, set := range []Set{1, 3, 4} {
+		in(t, f, set)
+	}
+	sound(t, f)
+	must(t, write(t, d, 20, 2, 3*setBlocks)) // across what is on flash and what is not
+	p := make([]byte, 5*setBytes)
+	must(t, do(t, d, &hpdi.Request{Op: hpdi.OpRead, Vec: [][]byte{p[:3*setBytes/2+block.Size], p[3*setBytes/2+block.Size:]}}))
+	for b := range 5 * setBlocks {
+		want := uint64(1)
+		if b >= 20 && b < 20+3*setBlocks {
+			want = 2
+		}
+		if p[b*block.Size] != byte(want) {
+			t.Fatalf("block %d holds write %d instead of %d", b, p[b*block.Size], want)
+		}
+		wantRead(t, d, b, want)
+	}
+	if got, _ := read(t, primary, 20); got != 1 {
+		t.Errorf("the primary has write %d of a block that is on flash", got)
+	}
+	if start, end := d.NextOnFlash(0); start != setBytes || end != 2*setBytes {
+		t.Errorf("first on flash: [%d,%d)", start, end)
+	}
+	if start, end := d.NextOnFlash(2*setBytes + 5); start != 3*setBytes || end != 5*setBytes {
+		t.Errorf("next on flash: [%d,%d)", start, end)
+	}
+	if start, end := d.NextOnFlash(5 * setBytes); start != primarySize || end != primarySize {
+		t.Errorf("nothing more on flash: [%d,%d)", start, end)
+	}
+	s := f.Status()
+	if s.Slots != 8 || s.Used != 3 || s.Free != 5 || s.Lost != 0 || s.Failure != nil {
+		t.Errorf("status %+v", s)
+	}
+	must(t, do(t, d, &hpdi.Request{Op: hpdi.OpFlush}))
+	must(t, d.Close())
+	must(t, f.Close())
+	f, d = attach(t, primary.Reopen(), flash.Reopen())
+	wantRead(t, d, 20, 2)
+	sound(t, f)
+	for _, set := range []Set{1, 3, 4} {
+		out(t, f, set)
+	}
+	sound(t, f)
+	wantRead(t, d, 20, 2)
+	if got, _ := read(t, primary.Reopen(), 20); got != 2 {
+		t.Errorf("the primary has write %d of a block that is back", got)
+	}
+}
+
+func TestRefused(t *testing.T) {
+	primary, flash := disks(t)
+	f, d := attach(t, primary, flash)
+	for set, want := range map[Set]error{0: ErrFixed, 2: ErrFixed, primarySize / setBytes: ErrFixed, 1 << 40: ErrFixed} {
+		if _, err := f.MoveIn(3, set); !errors.Is(err, want) {
+			t.Errorf("move of data set %d: %v, want %v", set, err, want)
+		}
+	}
+	for _, number := range []int{-1, 0, MaxPrimaries} {
+		if _, err := f.MoveIn(number, 1); !errors.Is(err, block.ErrNotFound) {
+			t.Errorf("move from primary %d: %v", number, err)
+		}
+	}
+	if _, err := f.MoveOut(3, 1); !errors.Is(err, block.ErrNotFound) {
+		t.Errorf("move back of what is not there: %v", err)
+	}
+	for set := range Set(8) {
+		in(t, f, 10+set)
+	}
+	if _, err := f.MoveIn(3, 30); !errors.Is(err, ErrFull) || !errors.Is(err, block.ErrNoSpace) {
+		t.Errorf("move to a full flash device: %v", err)
+	}
+	if _, err := f.MoveIn(3, 10); !errors.Is(err, block.ErrExists) && !errors.Is(err, ErrFull) {
+		t.Errorf("move of what is there: %v", err)
+	}
+	m, err := f.MoveOut(3, 10)
+	must(t, err)
+	if _, err := f.MoveOut(3, 10); !errors.Is(err, ErrBusy) {
+		t.Errorf("second move: %v", err)
+	}
+	must(t, m.Cancel())
+	must(t, m.Cancel())
+	sound(t, f)
+	for name, o := range map[string]Primary{
+		"number":   {Number: MaxPrimaries, ID: primaryID},
+		"negative": {Number: -1, ID: primaryID},
+		"twice":    {Number: 3, ID: primaryID},
+	} {
+		if _, err := f.Over(primary, o); err == nil {
+			t.Errorf("%s: it was taken", name)
+		}
+	}
+	must(t, d.Close())
+	if _, err := f.Over(primary.Reopen(), Primary{Number: 3, ID: block.DeviceID{8}}); !errors.Is(err, block.ErrInvalid) || !strings.Contains(err.Error(), "ssd") {
+		t.Errorf("another device: %v", err)
+	}
+	if _, err := f.Over(primary.Resize(11*setBytes), Primary{Number: 3, ID: primaryID}); !errors.Is(err, block.ErrInvalid) || !strings.Contains(err.Error(), "shrunk") {
+		t.Errorf("a device that has shrunk: %v", err)
+	}
+	if _, err := f.Over(primary.Reopen(), Primary{Number: 3, ID: primaryID, Fixed: []Range{{10 * setBytes, 1}}}); !errors.Is(err, block.ErrCorrupt) {
+		t.Errorf("a fixed range is on flash: %v", err)
+	}
+	if _, err := f.Over(primary.Reopen(), Primary{Number: 4, ID: primaryID}); err != nil {
+		t.Errorf("one more primary: %v", err)
+	}
+	if _, err := f.Over(blocktest.NewCrash(1<<40, 1), Primary{Number: 5, ID: primaryID}); !errors.Is(err, block.ErrNoSpace) {
+		t.Errorf("a primary for which the map has no room: %v", err)
+	}
+	sound(t, f)
+}
+
+func TestCreateRefused(t *testing.T) {
+	dev := blocktest.NewCrash(flashSize, 1)
+	for name, o := range map[string]CreateOptions{
+		"small": {SetBytes: MinSetBytes / 2, Reach: reach}, "large": {SetBytes: 2 * MaxSetBytes, Reach: reach},
+		"odd": {SetBytes: 3 * MinSetBytes, Reach: reach}, "none": {Reach: reach}, "reach": {SetBytes: setBytes, Reach: -1},
+		"room": {SetBytes: setBytes, Reach: 1 << 50},
+	} {
+		if _, err := Create(dev, o); !errors.Is(err, block.ErrInvalid) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := Open(dev); err == nil || !strings.Contains(err.Error(), "no such structure here") {
+		t.Errorf("open of what is no flash device: %v", err)
+	}
+	_, err := Create(dev, CreateOptions{SetBytes: setBytes, Reach: reach})
+	must(t, err)
+	if _, err := Open(dev.Resize(flashSize - 16*block.Size)); err == nil || !strings.Contains(err.Error(), "shrunk") {
+		t.Errorf("open of a device that has shrunk: %v", err)
+	}
+}
+
+// A data set that is discarded whole gives its slot up when Tidy comes by, unless
+// somebody has written to it since.
+func TestDiscard(t *testing.T) {
+	primary, flash := disks(t)
+	f, d := attach(t, primary, flash)
+	for set := range Set(4) {
+		must(t, write(t, d, int(10+set)*setBlocks, 5, setBlocks))
+		in(t, f, 10+set)
+	}
+	must(t, discard(t, d, 10))
+	must(t, discard(t, d, 11))
+	must(t, write(t, d, 11*setBlocks+3, 6, 1))
+	must(t, do(t, d, &hpdi.Request{Op: hpdi.OpDiscard, Offset: 12 * setBytes, Length: setBytes / 2}))
+	must(t, discard(t, d, 13))
+	must(t, do(t, d, &hpdi.Request{Op: hpdi.OpWriteZeroes, Offset: 13 * setBytes, Length: setBytes}))
+	for done := false; !done; {
+		var err error
+		done, err = f.Tidy()
+		must(t, err)
+	}
+	for set, want := range map[Set]bool{10: false, 11: true, 12: true, 13: true} {
+		if got := onFlashNow(d, set); got != want {
+			t.Errorf("data set %d on flash: %t", set, got)
+		}
+	}
+	wantRead(t, d, 11*setBlocks+3, 6)
+	wantRead(t, d, 12*setBlocks+9, 5)
+	wantRead(t, d, 13*setBlocks+9, 0)
+	must(t, write(t, d, 10*setBlocks, 7, setBlocks))
+	wantRead(t, d, 10*setBlocks+1, 7)
+	// On the way back there is nothing to copy.
+	must(t, discard(t, d, 11))
+	before := primary.Unflushed()
+	out(t, f, 11)
+	if after := primary.Unflushed(); after > before {
+		t.Errorf("%d operations at the primary for what was discarded", after-before)
+	}
+	sound(t, f)
+}
+
+// A discard that others write beside does not give the slot up.
+func TestDiscardBesideWrite(t *testing.T) {
+	primary, flash := disks(t)
+	f, d := attach(t, primary, flash)
+	in(t, f, 10)
+	q, err := d.NewQueue(8)
+	must(t, err)
+	for name, reqs := range map[string][]*hpdi.Request{
+		"before": {{Op: hpdi.OpWrite, Offset: 10 * setBytes, Vec: [][]byte{pattern(1, 1)}}, {Op: hpdi.OpDiscard, Offset: 10 * setBytes, Length: setBytes}},
+		"after":  {{Op: hpdi.OpDiscard, Offset: 10 * setBytes, Length: setBytes}, {Op: hpdi.OpWrite, Offset: 10 * setBytes, Vec: [][]byte{pattern(2, 1)}}},
+	} {
+		must(t, q.Submit(reqs...))
+		_, err := q.Wait(2, nil)
+		must(t, err)
+		if _, err := f.Tidy(); err != nil {
+			t.Fatal(err)
+		}
+		// A write that was over before the discard's end may count as older.
+		if name == "after" {
+			if !onFlashNow(d, 10) {
+				t.Error("a data set lost its slot although it was written to after it was discarded")
+			}
+			wantRead(t, d, 10*setBlocks, 2)
+		}
+		if !onFlashNow(d, 10) {
+			in(t, f, 10)
+		}
+	}
+	must(t, q.Close())
+	sound(t, f)
+}
+
+// While a data set is always being written to, it is closed at last; who writes waits
+// for nothing but the last pieces, and nothing is lost.
+func TestBusySet(t *testing.T) {
+	primary, flash := disks(t)
+	f, d := attach(t, primary, flash)
+	for _, back := range []bool{false, true} {
+		q, err := d.NewQueue(8)
+		must(t, err)
+		m, err := f.MoveIn(3, 10)
+		if back {
+			m, err = f.MoveOut(3, 10)
+		}
+		must(t, err)
+		var v uint64
+		submit := func() {
+			v++
+			must(t, q.Submit(&hpdi.Request{Op: hpdi.OpWrite, Offset: 10*setBytes + int64(v%setBlocks)*block.Size, Vec: [][]byte{pattern(v, 1)}}))
+		}
+		submit()
+		held := 0
+		for p := Moving; p != Done; {
+			submit() // the other one is under way until it is waited for
+			p, err = m.Step()
+			must(t, err)
+			done, err := q.Wait(1, nil)
+			must(t, err)
+			if m.held != nil {
+				held++
+			}
+			if len(done) == 0 {
+				t.Fatal("nothing completes")
+			}
+			if m.held == nil {
+				submit()
+			}
+		}
+		if held == 0 {
+			t.Error("the data set was never closed: the test does not show what it should")
+		}
+		must(t, q.Close())
+		for i := max(1, int(v)-setBlocks+1); i <= int(v); i++ {
+			wantRead(t, d, 10*setBlocks+i%setBlocks, uint64(i))
+		}
+	}
+	sound(t, f)
+}
+
+// A slot is not used again while somebody reads from it.
+func TestSlowReader(t *testing.T) {
+	primary, flash := disks(t)
+	slow := blocktest.NewFault(flash, 1)
+	f, d := attach(t, primary, slow)
+	must(t, write(t, d, 10*setBlocks, 1, setBlocks))
+	in(t, f, 10)
+	gate := blocktest.NewGate()
+	remove := slow.Add(blocktest.Rule{Op: hpdi.OpRead, Count: 1, Hold: gate.Hold})
+	q, err := d.NewQueue(1)
+	must(t, err)
+	p := make([]byte, block.Size)
+	must(t, q.Submit(&hpdi.Request{Op: hpdi.OpRead, Offset: 10 * setBytes, Vec: [][]byte{p}}))
+	<-gate.Arrived()
+	m, err := f.MoveOut(3, 10)
+	must(t, err)
+	for {
+		p, err := m.Step()
+		must(t, err)
+		if p == Waiting {
+			break
+		}
+		if p == Done {
+			t.Fatal("the slot was given up under a reader")
+		}
+	}
+	must(t, write(t, d, 11*setBlocks, 2, setBlocks))
+	for i := range Set(8) {
+		if m, err := f.MoveIn(3, 11+i); i < 7 {
+			through(t, m, err)
+		} else if !errors.Is(err, ErrFull) {
+			t.Errorf("the slot was used again: %v", err)
+		}
+	}
+	gate.Open()
+	done, err := q.Wait(1, nil)
+	must(t, err)
+	if done[0].Err != nil || p[0] != 1 {
+		t.Errorf("the reader got write %d, %v", p[0], done[0].Err)
+	}
+	<-f.Woken()
+	through(t, m, nil)
+	must(t, q.Close())
+	remove()
+	sound(t, f)
+}
