@@ -272,3 +272,16 @@ func TestCrashCorrupt(t *testing.T) {
 	seen(d)
 	seen(d.Cut(1))
 }
+
+// What a durable write takes along, since it overlaps it, takes along in turn what is
+// older: a flush later does not bring that back.
+func TestCrashOverlapsInARow(t *testing.T) {
+	d := NewCrash(1<<20, 1)
+	must(t, write(t, d, 2*4096, fill(1, 4*4096)))
+	must(t, write(t, d, 4096, fill(2, 2*4096)))
+	must(t, io(t, d, &hpdi.Request{Op: hpdi.OpWrite, Offset: 0, Vec: [][]byte{fill(3, 2*4096)}, Durable: true}))
+	must(t, flush(t, d))
+	if got := read(t, d.CutTo(NewClock(), DropAll, 1), 2*4096, 4096); got[0] != 2 {
+		t.Errorf("a flush brought back what was overwritten: %d", got[0])
+	}
+}

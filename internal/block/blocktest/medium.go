@@ -2,6 +2,7 @@ package blocktest
 
 import (
 	"math/rand/v2"
+	"slices"
 	"sync"
 
 	"github.com/pollux-storage/pollux/hpdi"
@@ -79,9 +80,19 @@ func (m *medium) addLocked(r *hpdi.Request, tear uint64) *change {
 
 // flushLocked makes the changes durable that are covered.
 func (m *medium) flushLocked(covered func(*change) bool) {
+	// From the newest on: reads see the later of two changes that overlap, so the
+	// earlier one must not outlive it as pending, whatever made the later one durable.
+	goes := make([]bool, len(m.pending))
+	for i, c := range slices.Backward(m.pending) {
+		goes[i] = covered(c)
+		for j := i + 1; j < len(goes) && !goes[i]; j++ {
+			o := m.pending[j]
+			goes[i] = goes[j] && o.off < c.off+c.n && c.off < o.off+o.n
+		}
+	}
 	kept := m.pending[:0]
 	for i, c := range m.pending {
-		if !covered(c) && !m.overlaidLocked(i, covered) {
+		if !goes[i] {
 			kept = append(kept, c)
 			continue
 		}
@@ -97,18 +108,6 @@ func (m *medium) reapLocked(c *change) {
 	if c.durable {
 		m.flushLocked(func(o *change) bool { return o == c })
 	}
-}
-
-// overlaidLocked reports whether a later change that a flush covers overlaps
-// change i. Reads see the later one, so i must not outlive it as pending.
-func (m *medium) overlaidLocked(i int, covered func(*change) bool) bool {
-	c := m.pending[i]
-	for _, o := range m.pending[i+1:] {
-		if covered(o) && o.off < c.off+c.n && c.off < o.off+o.n {
-			return true
-		}
-	}
-	return false
 }
 
 // choice returns which sectors a change affects while power is on; nil is
