@@ -212,23 +212,24 @@ func (w *world) rest() {
 
 // look proves that a block holds the newest completed write.
 func (w *world) look(b int) {
-	if w.busy[b] || w.wild[b] {
-		return
-	}
-	if p, ok := w.read(b); ok {
-		if got := binary.LittleEndian.Uint64(p); got != w.done[b] {
-			w.fail("block %d holds write %d instead of %d", b, got, w.done[b])
-		}
+	if p, ok := w.read(b, 1); ok {
+		w.judge(b, p)
 	}
 }
 
-func (w *world) read(b int) ([]byte, bool) {
+func (w *world) judge(b int, p []byte) {
+	if got := binary.LittleEndian.Uint64(p); got != w.done[b] && !w.busy[b] && !w.wild[b] {
+		w.fail("block %d holds write %d instead of %d", b, got, w.done[b])
+	}
+}
+
+func (w *world) read(b, n int) ([]byte, bool) {
 	q, err := w.d.NewQueue(1)
 	if !w.try("queue", err) {
 		return nil, false
 	}
 	defer func() { _ = q.Close() }()
-	p := make([]byte, block.Size)
+	p := make([]byte, n*block.Size)
 	ok := w.try(fmt.Sprintf("read block %d", b), hpdi.Do(q, &hpdi.Request{Op: hpdi.OpRead, Offset: int64(b) * block.Size, Vec: [][]byte{p}}))
 	return p, ok
 }
@@ -262,18 +263,24 @@ func (w *world) push() {
 	}
 }
 
+// lookBlocks is how many blocks are looked at: those that the world uses, and behind.
+const lookBlocks = worldBlocks + 2*setBlocks
+
 // latest proves that each block holds the newest completed write.
 func (w *world) latest() {
-	for b := range worldBlocks + 2*setBlocks {
-		w.look(b)
+	if p, ok := w.read(0, lookBlocks); ok {
+		for b := range lookBlocks {
+			w.judge(b, p[b*block.Size:])
+		}
 	}
 }
 
 // plausible proves that each block holds what a power cut may have left, and takes
 // that for what it holds.
 func (w *world) plausible() {
-	for b := range worldBlocks + 2*setBlocks {
-		p, _ := w.read(b)
+	all, _ := w.read(0, lookBlocks)
+	for b := range lookBlocks {
+		p := all[b*block.Size:][:block.Size]
 		same, any := true, slices.Contains(w.hist[b], anything)
 		for s := 0; s < block.Size; s += blocktest.SectorSize {
 			v := binary.LittleEndian.Uint64(p[s:])

@@ -1,0 +1,43 @@
+//go:build planted
+
+package flashmap
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/pollux-storage/pollux/internal/planted"
+)
+
+// Each planted fault of the package is found by the test that cuts the power. Pools do
+// not use the package yet, so the simulator cannot find them.
+func TestPlantedHere(t *testing.T) {
+	for _, fault := range planted.All() {
+		if !strings.HasPrefix(fault.Where, "internal/flashmap") {
+			continue
+		}
+		must(t, planted.Select(fault.Name))
+		cuts, err := hunt(t)
+		must(t, planted.Select(""))
+		if err == nil {
+			t.Errorf("%s was not found in %d power cuts", fault.Name, cuts)
+		}
+		t.Logf("%s was found after %d power cuts: %v", fault.Name, cuts, err)
+	}
+}
+
+func hunt(t *testing.T) (cuts int, err error) {
+	for seed := uint64(1); seed <= 40; seed++ {
+		for cut := int64(1); ; cut++ {
+			was, err := life(t, seed, cut)
+			if err != nil {
+				return cuts, err
+			}
+			if !was {
+				break
+			}
+			cuts++
+		}
+	}
+	return cuts, nil
+}
