@@ -227,7 +227,7 @@ func (d *device) Close() error {
 func (d *device) OnFlash(off int64) (on bool, end int64) {
 	set := Set(off >> d.f.label.shift)
 	end = min(int64(set+1)<<d.f.label.shift, d.info.Size)
-	return d.f.lookup(keyOf(d.p.number, set)) != none, end
+	return d.f.onFlash(d.p, set), end
 }
 
 // NextOnFlash returns the first range from off on that is on flash.

@@ -24,6 +24,9 @@ const reach = 1 << 20
 
 var primaryID = block.DeviceID{7}
 
+// soak is for tests that take long.
+var soak = os.Getenv("POLLUX_SOAK") == "1"
+
 // seedOf returns the seed of a random test and prints it.
 func seedOf(t testing.TB) uint64 {
 	seed := rand.Uint64()

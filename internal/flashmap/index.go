@@ -2,7 +2,6 @@ package flashmap
 
 import (
 	"math/bits"
-	"slices"
 	"sync"
 
 	"github.com/pollux-storage/pollux/hpdi"
@@ -170,10 +169,12 @@ func (f *Flash) enter(p *primary, set Set, write bool) (e entry) {
 	s := f.stripeOf(h)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	e.slot = s.findLocked(f.keys, k, h)
-	if e.slot == none && p.has(set) {
-		e.err = f.lostError(k)
-		return e
+	e.slot = none
+	if p.has(set) {
+		if e.slot = s.findLocked(f.keys, k, h); e.slot == none {
+			e.err = f.lostError(k)
+			return e
+		}
 	}
 	if !write && e.slot == none {
 		return e // what is under way at the primary is in nobody's way
@@ -234,6 +235,11 @@ func (f *Flash) leave(p *primary, set Set, slot slotNumber, op hpdi.Op, serial u
 	s.restLocked(a)
 }
 
+// onFlash reports whether a data set is on flash.
+func (f *Flash) onFlash(p *primary, set Set) bool {
+	return p.has(set) && f.lookup(keyOf(p.number, set)) != none
+}
+
 // lookup returns the slot of a data set, none when it is not on flash.
 func (f *Flash) lookup(k key) slotNumber {
 	h := hash(k)
@@ -251,7 +257,7 @@ func (f *Flash) lockAll() {
 }
 
 func (f *Flash) unlockAll() {
-	for i := range slices.Backward(f.stripes[:]) {
+	for i := range f.stripes {
 		f.stripes[i].mu.Unlock()
 	}
 }
