@@ -12,21 +12,28 @@ const lifeSteps = 160
 
 // life lets clients and moves do what the seed says, cuts the power at operation cut of
 // the devices, and proves what is left. It returns whether the power was cut before
-// the life ended.
-func life(t testing.TB, seed uint64, cut int64) (was bool, err error) {
+// the life ended. With trouble the flash device fails some requests, too, of which it
+// has carried out a half.
+func life(t testing.TB, seed uint64, cut int64, trouble bool) (was bool, err error) {
 	defer func() {
 		if p, ok := recover().(problem); ok {
-			err = fmt.Errorf("seed %d, cut at operation %d: %w", seed, cut, p.error)
+			err = fmt.Errorf("seed %d, cut at operation %d, trouble %t: %w", seed, cut, trouble, p.error)
 		}
 	}()
 	primary, flash := disks(t)
 	clock := flash.Clock()
-	f, d := attach(t, primary, flash)
+	fault := blocktest.NewFault(flash, seed)
+	f, d := attach(t, primary, fault)
 	w := newWorld(seed, f, d, clock.IsOff)
+	if w.lax = trouble; trouble {
+		fault.Add(blocktest.Rule{Probability: 0.04, Err: errBroken})
+		fault.Add(blocktest.Rule{Probability: 0.04, Err: errBroken, Late: true})
+	}
 	clock.CutAfter(clock.Ops() + cut)
 	for i := 0; i < lifeSteps && !clock.IsOff(); i++ {
 		w.step()
 	}
+	fault.Clear()
 	if !clock.IsOff() {
 		w.rest()
 	}
@@ -46,7 +53,7 @@ func after(t testing.TB, w *world, primary, flash *blocktest.Crash, outcome uint
 	primary, flash = primary.CutTo(clock, blocktest.CutRandom, outcome), flash.CutTo(clock, blocktest.CutRandom, outcome)
 	v := *w
 	v.hist, v.done, v.wild = copyOf(w.hist), copyOf(w.done), copyOf(w.wild)
-	v.busy, v.moves, v.off = map[int]bool{}, nil, clock.IsOff
+	v.busy, v.moves, v.off, v.lax = map[int]bool{}, nil, clock.IsOff, false
 	open := func() {
 		var err error
 		v.f, err = Open(flash)
@@ -104,7 +111,7 @@ func TestPowerCut(t *testing.T) {
 	cuts := 0
 	for seed := first; seed < first+lives; seed++ {
 		for cut := 1 + int64(seed%uint64(stride)); ; cut += stride {
-			was, err := life(t, seed, cut)
+			was, err := life(t, seed, cut, seed%2 == 0)
 			if err != nil {
 				t.Fatal(err)
 			}

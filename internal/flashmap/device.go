@@ -138,7 +138,9 @@ func (f *Flash) knownLocked(info hpdi.Info, o Primary) (*primary, error) {
 	if err := f.storeLabelLocked(l); err != nil {
 		return nil, f.failedLocked(err)
 	}
+	f.lockAll()
 	f.primaries[o.Number] = next
+	f.unlockAll()
 	return next, nil
 }
 

@@ -22,8 +22,8 @@ type Flash struct {
 
 	// tableLock guards what is on the flash device beside data, and is held while it
 	// is written. Of keys it guards every entry, too: who changes one holds it and the
-	// stripe of its data set. The slices themselves, and label, change only with all
-	// stripes held.
+	// stripe of its data set. The slices themselves, label and primaries change only
+	// with all stripes held.
 	tableLock  ioLock
 	label      label
 	labelSheet sheet
@@ -33,7 +33,7 @@ type Flash struct {
 	keys       []key  // by slot; 0 for none
 	page       []byte // memory for what is read and written
 
-	primaries [MaxPrimaries]*primary // known by the label; guarded by tableLock
+	primaries [MaxPrimaries]*primary // known by the label
 	twice     map[key]bool           // data sets with two entries; guarded by tableLock
 
 	// unwanted are the slots whose data sets were discarded whole; changed with their
@@ -168,12 +168,13 @@ type Status struct {
 	Failure error
 }
 
-// Status returns the present state. It looks at all data sets.
+// Status returns the present state. It looks at all data sets, and waits for no device.
 func (f *Flash) Status() Status {
-	f.tableLock.Lock()
-	defer f.tableLock.Unlock()
-	s := Status{ID: f.label.id, Info: f.info, SetBytes: f.SetBytes(), Slots: f.label.slots(), LostPages: int(f.lostPages.Load())}
-	if more, ok := f.grownLocked(); ok {
+	f.stripes[0].mu.Lock()
+	l, primaries := f.label, f.primaries // who changes them has all stripes
+	f.stripes[0].mu.Unlock()
+	s := Status{ID: l.id, Info: f.info, SetBytes: 1 << l.shift, Slots: l.slots(), LostPages: int(f.lostPages.Load())}
+	if more, ok := l.grown(f.info.Size); ok {
 		s.Grown = more.slots
 	}
 	s.Failure = f.unsettled
@@ -181,7 +182,7 @@ func (f *Flash) Status() Status {
 		s.Failure = *err
 	}
 	marks := 0
-	for _, p := range f.primaries {
+	for _, p := range primaries {
 		if p != nil {
 			marks += p.bits.count()
 		}

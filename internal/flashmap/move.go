@@ -49,6 +49,8 @@ type Move struct {
 	doubt error
 }
 
+var errNotThere = fmt.Errorf("it is not on flash: %w", block.ErrNotFound)
+
 type stage int
 
 const (
@@ -155,7 +157,7 @@ func (m *Move) register() error {
 	case !m.out && slot != none:
 		return fmt.Errorf("it is on flash already: %w", block.ErrExists)
 	case m.out && slot == none:
-		return fmt.Errorf("it is not on flash: %w", block.ErrNotFound)
+		return errNotThere
 	}
 	a := s.activeLocked(m.key, true)
 	if a.move != nil {
@@ -259,21 +261,25 @@ func (m *Move) transfer(off, n int64) error {
 	return nil
 }
 
-// sync makes durable what was copied.
+// sync makes durable what was copied. What a sync that failed has left behind is
+// unknown: all is copied again.
 func (m *Move) sync() error {
+	m.stage = closing
 	if planted.Has(planted.FlashCopyNotSynced) {
-		m.stage = closing
 		return nil
 	}
+	var err error
 	if m.out {
-		if err := m.d.io.flush(); err != nil {
-			return err
-		}
-	} else if err := m.f.io.flush(); err != nil {
-		return m.f.fail(err)
+		err = m.d.io.flush()
+	} else if err = m.f.io.flush(); err != nil {
+		err = m.f.fail(err)
 	}
-	m.stage = closing
-	return nil
+	if err != nil {
+		s := m.f.lock(m.key)
+		defer s.mu.Unlock()
+		m.marks, m.stage = m.f.allPieces(), copying
+	}
+	return err
 }
 
 // close keeps writes from the data set when nothing of it is left to copy. A data set

@@ -29,7 +29,7 @@ func TestPlantedHere(t *testing.T) {
 func hunt(t *testing.T) (cuts int, err error) {
 	for seed := uint64(1); seed <= 40; seed++ {
 		for cut := int64(1); ; cut++ {
-			was, err := life(t, seed, cut)
+			was, err := life(t, seed, cut, false)
 			if err != nil {
 				return cuts, err
 			}

@@ -1,6 +1,7 @@
 package flashmap
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/pollux-storage/pollux/hpdi"
@@ -80,6 +81,9 @@ func (e *Evacuation) Step() (Progress, error) {
 			return Done, nil
 		}
 		m, err := e.f.MoveOut(k.primary(), k.set())
+		if errors.Is(err, ErrBusy) || errors.Is(err, errNotThere) {
+			return Waiting, nil // somebody else moves it
+		}
 		if err != nil {
 			return Waiting, err
 		}
@@ -248,17 +252,17 @@ func (f *Flash) End() int64 {
 	return int64(f.label.end()) * block.Size
 }
 
-// grownLocked returns the segment that a device has room for which has grown.
-func (f *Flash) grownLocked() (segment, bool) {
-	per := uint64(1) << (f.label.shift - block.Shift)
-	start := (f.label.end() + per - 1) / per * per
-	end := uint64(f.info.Size) / block.Size
+// grown returns the segment that a device of so many bytes has room for which has
+// grown.
+func (l *label) grown(size int64) (segment, bool) {
+	per := uint64(1) << (l.shift - block.Shift)
+	start := (l.end() + per - 1) / per * per
+	end := uint64(size) / block.Size
 	if end <= start {
 		return segment{}, false
 	}
-	mapPages := rangesOf(Set(64 * (end - start) / per))
-	s := fit(start, end, mapPages, f.label.shift)
-	return s, s.slots > 0 && len(f.label.segments) < maxSegments
+	s := fit(start, end, rangesOf(Set(64*(end-start)/per)), l.shift)
+	return s, s.slots > 0 && len(l.segments) < maxSegments
 }
 
 // Grow makes use of what the device has grown by, since the flash device was created
@@ -266,7 +270,7 @@ func (f *Flash) grownLocked() (segment, bool) {
 func (f *Flash) Grow() (slots int, err error) {
 	f.tableLock.Lock()
 	defer f.tableLock.Unlock()
-	s, ok := f.grownLocked()
+	s, ok := f.label.grown(f.info.Size)
 	switch {
 	case !ok:
 		return 0, nil
