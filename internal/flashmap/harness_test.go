@@ -47,12 +47,18 @@ func must(t testing.TB, err error) {
 	}
 }
 
-// disks returns a primary and a flash device on one clock, the latter made one.
+// disks returns a primary and a flash device of 8 slots on one clock.
 func disks(t testing.TB) (primary, flash *blocktest.Crash) {
+	t.Helper()
+	return disksOf(t, 8)
+}
+
+// disksOf returns a primary and a flash device of so many slots on one clock.
+func disksOf(t testing.TB, slots int64) (primary, flash *blocktest.Crash) {
 	t.Helper()
 	clock := blocktest.NewClock()
 	primary = blocktest.NewCrashWith(blocktest.CrashOptions{Name: "disk", Size: primarySize, Seed: 1, Clock: clock})
-	flash = blocktest.NewCrashWith(blocktest.CrashOptions{Name: "ssd", Size: flashSize, Seed: 2, Clock: clock})
+	flash = blocktest.NewCrashWith(blocktest.CrashOptions{Name: "ssd", Size: flashSize + (slots-8)*setBytes, Seed: 2, Clock: clock})
 	_, err := Create(flash, CreateOptions{SetBytes: setBytes, Reach: reach})
 	must(t, err)
 	return primary, flash
