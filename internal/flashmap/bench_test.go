@@ -44,7 +44,9 @@ func voids(t testing.TB, slots int) (*Flash, Device) {
 	info := hpdi.Info{Name: "void", Driver: "void", Size: 1 << 40, BlockSize: block.Size, Discard: true, Zeroes: true, Durable: true}
 	l := label{generation: 1, shift: 16}
 	l.segments = []segment{{start: reserved, mapPages: 600, tablePages: (slots + pageWords - 1) / pageWords, slots: slots}}
-	must(t, l.admit(member{0, primaryID, 1 << 24}))
+	if n := l.admit(member{0, primaryID, 1 << 24}); n != 1<<24 {
+		t.Fatalf("room for %d data sets", n)
+	}
 	flash := info
 	flash.Size = int64(l.end()) * block.Size
 	f, err := newFlash(void{flash}, l)

@@ -129,7 +129,7 @@ func (q *queue) complete(p *part) {
 
 // leave leaves the data sets of a part, of which it has changed n bytes.
 func (q *queue) leave(p *part, op hpdi.Op, n int64) {
-	f, shift := q.d.f, q.d.f.label.shift
+	f, shift := q.d.f, q.d.f.shift
 	slot := p.slot
 	for off, end := p.off, p.off+p.n; off < end; {
 		set := Set(off >> shift)

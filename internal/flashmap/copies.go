@@ -29,7 +29,7 @@ type piece struct {
 // pieces calls fn with the pieces of a range while nothing is moved between them; as a
 // write it marks what it may have changed.
 func (c *copies) pieces(off, n int64, write bool, fn func([]piece) error) error {
-	f, shift := c.f, c.f.label.shift
+	f, shift := c.f, c.f.shift
 	op := hpdi.OpRead
 	if write {
 		op = hpdi.OpWrite

@@ -212,9 +212,9 @@ func TestTwoSlots(t *testing.T) {
 	primary, flash, before, _ := several(t)
 	p := make([]byte, block.Size)
 	putWord(p, 0, uint64(keyOf(3, 11)))
-	encodePage(p, ondisk.KindFlashTable, before.label.id, 1, 100)
+	encodePage(p, ondisk.KindFlashTable, before.id, 1, 100)
 	putWord(p, 1, uint64(keyOf(3, 11)))
-	encodePage(p, ondisk.KindFlashTable, before.label.id, 1, 100)
+	encodePage(p, ondisk.KindFlashTable, before.id, 1, 100)
 	for _, at := range before.tableAt(1) {
 		must(t, writeAt(t, flash, at, p))
 	}
@@ -255,7 +255,7 @@ func TestImpossibleEntry(t *testing.T) {
 		_, flash, before, _ := several(t)
 		p := make([]byte, block.Size)
 		putWord(p, 3, uint64(k))
-		encodePage(p, ondisk.KindFlashTable, before.label.id, 1, 100)
+		encodePage(p, ondisk.KindFlashTable, before.id, 1, 100)
 		for _, at := range before.tableAt(1) {
 			must(t, writeAt(t, flash, at, p))
 		}
@@ -266,7 +266,7 @@ func TestImpossibleEntry(t *testing.T) {
 	_, flash, before, _ := several(t)
 	p := make([]byte, block.Size)
 	putWord(p, 9, 1)
-	encodePage(p, ondisk.KindFlashMap, before.label.id, 0, 100)
+	encodePage(p, ondisk.KindFlashMap, before.id, 0, 100)
 	must(t, writeAt(t, flash, before.mapAt(0)[0], p))
 	if _, err := Open(flash); !errors.Is(err, block.ErrCorrupt) || !strings.Contains(err.Error(), "data set 576") {
 		t.Errorf("the map names what is not there: %v", err)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync/atomic"
 
 	"github.com/pollux-storage/pollux/hpdi"
@@ -54,8 +55,9 @@ type device struct {
 
 // Over returns a device that is primary with the data sets that are on flash there. It
 // closes primary; after an error it is the caller's. A primary that the flash device
-// does not know yet becomes known, under its number and identity, for as long as the
-// flash device lasts.
+// does not know yet becomes known, under its number and identity, until Forget. Of one
+// that is too large for the map only the data sets in front can be moved, and the Note
+// of its Info says so.
 func (f *Flash) Over(dev hpdi.Device, o Primary) (Device, error) {
 	info := dev.Info()
 	if o.Number < 0 || o.Number >= MaxPrimaries {
@@ -74,8 +76,11 @@ func (f *Flash) Over(dev hpdi.Device, o Primary) (Device, error) {
 		return nil, err
 	}
 	d := &device{f: f, p: p, primary: dev, io: newDisk(dev), fixed: slices.Clone(o.Fixed), observe: o.Observe}
-	d.sets = min(p.sets, Set(info.Size>>f.label.shift))
+	d.sets = min(p.sets, Set(info.Size>>f.shift))
 	d.info = combine(info, f.info)
+	if room := int64(p.sets) << f.shift; room < info.Size-f.SetBytes() {
+		d.info.Note = strings.TrimPrefix(fmt.Sprintf("%s; flash device %s has a map for its first %d bytes only", info.Note, f.name, room), "; ")
+	}
 	if err := d.checkLocked(); err != nil {
 		return nil, err
 	}
@@ -107,7 +112,7 @@ func combine(primary, flash hpdi.Info) hpdi.Info {
 // has, or makes it known.
 func (f *Flash) knownLocked(info hpdi.Info, o Primary) (*primary, error) {
 	p := f.primaries[o.Number]
-	sets := Set(info.Size >> f.label.shift)
+	sets := Set(info.Size >> f.shift)
 	if p != nil && p.id != o.ID {
 		return nil, fmt.Errorf("device %s is not primary device %d of flash device %s, which is %v: %w", info.Name, o.Number, f.name, p.id, block.ErrInvalid)
 	}
@@ -118,9 +123,7 @@ func (f *Flash) knownLocked(info hpdi.Info, o Primary) (*primary, error) {
 		return &primary{number: o.Number, id: o.ID}, nil
 	}
 	l := f.label.clone()
-	if err := l.admit(member{o.Number, o.ID, sets}); err != nil {
-		return nil, fmt.Errorf("device %s as primary device %d of flash device %s: %w", info.Name, o.Number, f.name, err)
-	}
+	sets = l.admit(member{o.Number, o.ID, sets})
 	next := l.primary(member{o.Number, o.ID, sets})
 	old := 0
 	if p != nil {
@@ -132,11 +135,16 @@ func (f *Flash) knownLocked(info hpdi.Info, o Primary) (*primary, error) {
 	for _, n := range next.pages[old:] {
 		changes = append(changes, f.emptyMapChange(n))
 	}
-	if err := f.storeAllLocked(changes); err != nil {
-		return nil, f.failedLocked(err)
+	err := f.storeAllLocked(changes)
+	if err == nil {
+		err = f.storeLabelLocked(l)
 	}
-	if err := f.storeLabelLocked(l); err != nil {
-		return nil, f.failedLocked(err)
+	if err != nil {
+		err = f.failedLocked(fmt.Errorf("make device %s known: %w", info.Name, err))
+		if p != nil {
+			return p, nil // with what it had, it serves as before
+		}
+		return nil, err
 	}
 	f.lockAll()
 	f.primaries[o.Number] = next
@@ -144,19 +152,45 @@ func (f *Flash) knownLocked(info hpdi.Info, o Primary) (*primary, error) {
 	return next, nil
 }
 
+// Forget makes a primary unknown of which nothing is on flash. Its number can then be
+// another device's.
+func (f *Flash) Forget(number int) error {
+	f.tableLock.Lock()
+	defer f.tableLock.Unlock()
+	if number < 0 || number >= MaxPrimaries || f.primaries[number] == nil {
+		return fmt.Errorf("primary device %d of flash device %s: %w", number, f.name, block.ErrNotFound)
+	}
+	p := f.primaries[number]
+	switch {
+	case f.readOnly:
+		return fmt.Errorf("forget primary device %d of flash device %s: %w", number, f.name, hpdi.ErrReadOnly)
+	case p.dev.Load() != nil || p.bits.next(0) >= 0:
+		return fmt.Errorf("forget primary device %d of flash device %s, which is in use: %w", number, f.name, ErrBusy)
+	}
+	l := f.label.clone()
+	l.primaries = slices.DeleteFunc(l.primaries, func(m member) bool { return m.number == number })
+	l.runs = slices.DeleteFunc(l.runs, func(r run) bool { return r.primary == number })
+	if err := f.storeLabelLocked(l); err != nil {
+		return f.failedLocked(fmt.Errorf("forget primary device %d: %w", number, err))
+	}
+	f.lockAll()
+	f.primaries[number] = nil
+	f.unlockAll()
+	return nil
+}
+
 func (l label) clone() label {
 	l.segments, l.primaries, l.runs = slices.Clone(l.segments), slices.Clone(l.primaries), slices.Clone(l.runs)
 	return l
 }
 
-// admit gives a primary that is new, or larger than it was, its pages of the map.
-func (l *label) admit(m member) error {
-	have := 0
-	if i := slices.IndexFunc(l.primaries, func(x member) bool { return x.number == m.number }); i >= 0 {
-		have = rangesOf(l.primaries[i].sets)
-		l.primaries[i] = m
-	} else {
-		l.primaries = append(l.primaries, m)
+// admit gives a primary that is new, or larger than it was, its pages of the map, and
+// returns for how many of its data sets there are some.
+func (l *label) admit(m member) Set {
+	at := slices.IndexFunc(l.primaries, func(x member) bool { return x.number == m.number })
+	if at < 0 {
+		at = len(l.primaries)
+		l.primaries = append(l.primaries, member{number: m.number, id: m.id})
 	}
 	used := make([]bool, l.mapPages())
 	for _, r := range l.runs {
@@ -164,7 +198,8 @@ func (l *label) admit(m member) error {
 			used[r.page+i] = true
 		}
 	}
-	for n := 0; have < rangesOf(m.sets); {
+	have := rangesOf(l.primaries[at].sets)
+	for n := 0; have < rangesOf(m.sets) && len(l.runs) < maxRuns; {
 		for n < len(used) && used[n] {
 			n++
 		}
@@ -172,13 +207,14 @@ func (l *label) admit(m member) error {
 		for n < len(used) && !used[n] && have+n-first < rangesOf(m.sets) {
 			n++
 		}
-		if n == first || len(l.runs) == maxRuns {
-			return fmt.Errorf("its map has no room for %d data sets more; create it with a larger reach: %w", m.sets-Set(have*pageSets), block.ErrNoSpace)
+		if n == first {
+			break
 		}
 		l.runs = append(l.runs, run{m.number, have, first, n - first})
 		have += n - first
 	}
-	return nil
+	l.primaries[at].sets = min(m.sets, Set(have*pageSets))
+	return l.primaries[at].sets
 }
 
 // checkLocked checks that what is on flash of the device can be there, and gives up
@@ -203,8 +239,8 @@ func (d *device) checkLocked() error {
 
 // isFixed reports whether a data set has a byte in a range that is not to be moved.
 func (d *device) isFixed(set Set) bool {
-	from := int64(set) << d.f.label.shift
-	to := from + 1<<d.f.label.shift
+	from := int64(set) << d.f.shift
+	to := from + 1<<d.f.shift
 	return slices.ContainsFunc(d.fixed, func(r Range) bool { return r.Offset < to && from < r.Offset+r.Length })
 }
 
@@ -227,14 +263,14 @@ func (d *device) Close() error {
 
 // OnFlash tells whether a byte is on flash.
 func (d *device) OnFlash(off int64) (on bool, end int64) {
-	set := Set(off >> d.f.label.shift)
-	end = min(int64(set+1)<<d.f.label.shift, d.info.Size)
+	set := Set(off >> d.f.shift)
+	end = min(int64(set+1)<<d.f.shift, d.info.Size)
 	return d.f.onFlash(d.p, set), end
 }
 
 // NextOnFlash returns the first range from off on that is on flash.
 func (d *device) NextOnFlash(off int64) (start, end int64) {
-	shift := d.f.label.shift
+	shift := d.f.shift
 	i := d.p.bits.next(int(off >> shift))
 	if i < 0 || off >= d.info.Size {
 		return d.info.Size, d.info.Size

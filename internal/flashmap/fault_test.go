@@ -47,6 +47,8 @@ func troubled(t testing.TB, seed uint64, rule blocktest.Rule) (hits int, err err
 	}
 	w.rest()
 	w.lax = false
+	_, err = f.Tidy()
+	w.try("tidy", err)
 	w.latest()
 	for _, p := range f.Check() {
 		w.fail("check: %s", p)
@@ -63,7 +65,7 @@ func troubled(t testing.TB, seed uint64, rule blocktest.Rule) (hits int, err err
 func TestFlashFails(t *testing.T) {
 	seed := seedOf(t)
 	for _, op := range []hpdi.Op{hpdi.OpRead, hpdi.OpWrite, hpdi.OpFlush} {
-		for skip, hit := 0, true; hit; skip += 1 + skip/2 {
+		for skip, hit := 0, true; hit; skip += 1 + skip {
 			hit = false
 			for i, rule := range []blocktest.Rule{{Count: 1}, {Count: 5, Late: true}, {}} {
 				rule.Op, rule.Skip, rule.Err = op, skip, errBroken
@@ -110,8 +112,20 @@ func TestFlashGone(t *testing.T) {
 		t.Errorf("an evacuation: %v", err)
 	}
 	must(t, e.Cancel())
+	if _, err := f.Over(blocktest.NewCrash(primarySize, 9), Primary{Number: 7}); !errors.Is(err, ErrFailed) {
+		t.Errorf("one more primary: %v", err)
+	}
+	if _, err := f.MoveIn(3, 9); !errors.Is(err, ErrFailed) {
+		t.Errorf("a move after the label was not written: %v", err)
+	}
+	if _, err := f.Tidy(); !errors.Is(err, ErrFailed) {
+		t.Errorf("tidy: %v", err)
+	}
 	fault.Clear()
+	_, err = f.Tidy()
+	must(t, err)
 	wantRead(t, d, 10*setBlocks, 1)
+	in(t, f, 9)
 	sound(t, f)
 }
 

@@ -17,6 +17,8 @@ type Flash struct {
 	name     string
 	info     hpdi.Info
 	readOnly bool
+	id       ID
+	shift    uint // log2 of the bytes of a data set
 
 	stripes [stripeCount]stripe
 
@@ -28,6 +30,7 @@ type Flash struct {
 	label      label
 	labelSheet sheet
 	labelDoubt bool // it is not known whether label is what the device says
+	behind     bool // there may be sheets of which one place is behind
 	table      []sheet
 	maps       []sheet
 	keys       []key  // by slot; 0 for none
@@ -103,10 +106,10 @@ var (
 )
 
 // ID returns the flash device's identity.
-func (f *Flash) ID() ID { return f.label.id }
+func (f *Flash) ID() ID { return f.id }
 
 // SetBytes returns the size of a data set in bytes.
-func (f *Flash) SetBytes() int64 { return 1 << f.label.shift }
+func (f *Flash) SetBytes() int64 { return 1 << f.shift }
 
 // Woken returns a channel that yields when a move that waits for requests of clients
 // may be able to go on. It yields for any of the moves.
@@ -234,7 +237,7 @@ func (f *Flash) offset(slot slotNumber) int64 {
 			continue
 		}
 		in := int64(page*pageWords + int(slot)%pageWords)
-		return int64(s.data(f.label.shift))*block.Size + in<<f.label.shift
+		return int64(s.data(f.shift))*block.Size + in<<f.shift
 	}
 	panic(fmt.Sprintf("flashmap: slot %d", slot))
 }

@@ -210,10 +210,53 @@ func TestRefused(t *testing.T) {
 	if _, err := f.Over(primary.Reopen(), Primary{Number: 4, ID: primaryID}); err != nil {
 		t.Errorf("one more primary: %v", err)
 	}
-	if _, err := f.Over(blocktest.NewCrash(1<<40, 1), Primary{Number: 5, ID: primaryID}); !errors.Is(err, block.ErrNoSpace) {
-		t.Errorf("a primary for which the map has no room: %v", err)
+	if err := f.Forget(3); !errors.Is(err, ErrBusy) {
+		t.Errorf("a primary that is in use was forgotten: %v", err)
+	}
+	for _, number := range []int{-1, MaxPrimaries, 9} {
+		if err := f.Forget(number); !errors.Is(err, block.ErrNotFound) {
+			t.Errorf("primary %d was forgotten: %v", number, err)
+		}
 	}
 	sound(t, f)
+}
+
+// Of a primary that is too large for the map what is in front can be moved. What it has
+// taken of the map is free when it is forgotten.
+func TestMapFull(t *testing.T) {
+	_, flash := disks(t)
+	f, err := Open(flash)
+	must(t, err)
+	for round := range 3 {
+		d, err := f.Over(blocktest.NewCrash(1<<40, 1), Primary{Number: round, ID: primaryID})
+		must(t, err)
+		last := Set(9*pageSets - 1)
+		if d.Info().Note == "" {
+			t.Error("nobody is told that the map is too small")
+		}
+		m, err := f.MoveIn(round, last)
+		through(t, m, err)
+		if _, err := f.MoveIn(round, last+1); !errors.Is(err, ErrFixed) {
+			t.Errorf("a move of what the map has no room for: %v", err)
+		}
+		none, err := f.Over(blocktest.NewCrash(1<<40, 1), Primary{Number: 10 + round, ID: primaryID})
+		must(t, err)
+		if _, err := f.MoveIn(10+round, 0); !errors.Is(err, ErrFixed) {
+			t.Errorf("a move of what the map has no room for: %v", err)
+		}
+		must(t, write(t, none, 1, 5, 1))
+		wantRead(t, none, 1, 5)
+		must(t, none.Close())
+		if err := f.Forget(round); !errors.Is(err, ErrBusy) {
+			t.Errorf("forgotten while something of it is on flash: %v", err)
+		}
+		m, err = f.MoveOut(round, last)
+		through(t, m, err)
+		must(t, d.Close())
+		must(t, f.Forget(round))
+		must(t, f.Forget(10+round))
+		sound(t, f)
+	}
 }
 
 func TestCreateRefused(t *testing.T) {

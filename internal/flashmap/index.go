@@ -221,7 +221,7 @@ func (f *Flash) leave(p *primary, set Set, slot slotNumber, op hpdi.Op, serial u
 		}
 		// A data set that was discarded whole, with nothing else beside it, is not
 		// wanted on flash until somebody writes to it.
-		if op == hpdi.OpDiscard && slot != none && n == 1<<f.label.shift && a.writes == 1 && a.serial == serial {
+		if op == hpdi.OpDiscard && slot != none && n == 1<<f.shift && a.writes == 1 && a.serial == serial {
 			f.unwanted.set(slot)
 		}
 		a.writes--

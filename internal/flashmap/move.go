@@ -67,10 +67,10 @@ const (
 const maxTurns = 8
 
 // pieceShift is log2 of the bytes of a piece, of which a data set has up to 64.
-func (f *Flash) pieceShift() uint { return max(block.Shift, f.label.shift-6) }
+func (f *Flash) pieceShift() uint { return max(block.Shift, f.shift-6) }
 
 // allPieces are the marks of a whole data set.
-func (f *Flash) allPieces() uint64 { return ^uint64(0) >> (64 - 1<<(f.label.shift-f.pieceShift())) }
+func (f *Flash) allPieces() uint64 { return ^uint64(0) >> (64 - 1<<(f.shift-f.pieceShift())) }
 
 // markLocked says that n bytes of the data set from off on have changed.
 func (m *Move) markLocked(off, n int64) {
@@ -134,7 +134,7 @@ func (f *Flash) newMove(number int, set Set) (*Move, error) {
 	}
 	m := &Move{f: f, d: f.primaries[number].dev.Load(), set: set, key: keyOf(number, set), slot: none}
 	var err error
-	m.buf, err = hpdi.Alloc(1 << f.label.shift)
+	m.buf, err = hpdi.Alloc(1 << f.shift)
 	return m, err
 }
 
@@ -243,7 +243,7 @@ func (m *Move) transfer(off, n int64) error {
 	f := m.f
 	buf := [][]byte{m.buf[off:][:n]}
 	there := hpdi.Request{Offset: m.at + off, Vec: buf}
-	here := hpdi.Request{Offset: int64(m.set)<<f.label.shift + off, Vec: buf}
+	here := hpdi.Request{Offset: int64(m.set)<<f.shift + off, Vec: buf}
 	if m.out {
 		there.Op, here.Op = hpdi.OpRead, hpdi.OpWrite
 		if err := f.io.do(&there); err != nil {

@@ -124,7 +124,7 @@ func (f *Flash) certainLocked() error {
 // newFlash returns a flash device with an empty table for a label.
 func newFlash(dev hpdi.Device, l label) (*Flash, error) {
 	info := dev.Info()
-	f := &Flash{io: newDisk(dev), name: info.Name, info: info, readOnly: info.ReadOnly, label: l,
+	f := &Flash{io: newDisk(dev), name: info.Name, info: info, readOnly: info.ReadOnly, id: l.id, shift: l.shift, label: l,
 		tableLock: newIOLock(), abandoned: map[key]struct{}{}, wake: make(chan struct{}, 1)}
 	f.extend()
 	f.limit = none
@@ -186,7 +186,7 @@ func (f *Flash) load() error {
 	case why != nil:
 		return fmt.Errorf("its labels: %w", why)
 	}
-	f.labelSheet = sheets[0]
+	f.labelSheet, f.id, f.shift = sheets[0], f.label.id, f.label.shift
 	if end := int64(f.label.end()) * block.Size; f.info.Size < end {
 		return fmt.Errorf("it has shrunk to %d bytes and needs %d; make it as large as it was: %w", f.info.Size, end, block.ErrInvalid)
 	}
@@ -222,7 +222,7 @@ func (l *label) primary(m member) *primary {
 func (f *Flash) readTable() error {
 	var wrong error
 	err := f.readSheets(f.table, f.tableAt, func(n int, p []byte) (uint64, error) {
-		return decodePage(p, ondisk.KindFlashTable, f.label.id, n)
+		return decodePage(p, ondisk.KindFlashTable, f.id, n)
 	}, func(n int, p []byte, why error) {
 		if why != nil {
 			f.lostPages.Add(1)
@@ -256,7 +256,7 @@ func (f *Flash) readMap() error {
 	}
 	var wrong error
 	err := f.readSheets(f.maps, f.mapAt, func(n int, p []byte) (uint64, error) {
-		return decodePage(p, ondisk.KindFlashMap, f.label.id, n)
+		return decodePage(p, ondisk.KindFlashMap, f.id, n)
 	}, func(n int, page []byte, why error) {
 		p, r := of[n].p, of[n].r
 		if p == nil {

@@ -131,7 +131,7 @@ func (q *queue) flush(r *hpdi.Request) {
 // start sends a request to where its data sets are, in as few parts as possible.
 // When one of them is held it is not sent at all: what holds it may wait for others.
 func (q *queue) start(r *hpdi.Request) {
-	f, shift := q.d.f, q.d.f.label.shift
+	f, shift := q.d.f, q.d.f.shift
 	op := q.operation(r)
 	cur := cursor{vec: r.Vec}
 	first, end := r.Offset, r.Offset+r.Bytes()
@@ -201,13 +201,15 @@ func (q *queue) fill(op *operation, r *hpdi.Request, cur *cursor) {
 	}
 }
 
-// abandons reports whether a request only says that nobody needs a data set any more
-// whose place is lost.
+// abandons reports whether a request only says that nobody needs what a data set held
+// whose place is lost. Once it has said so of all of it the data set can be used again.
 func (q *queue) abandons(r *hpdi.Request, set Set, n int64, err error) bool {
-	if r.Op != hpdi.OpDiscard || n != q.d.f.SetBytes() || !errors.Is(err, ErrLost) {
+	if r.Op != hpdi.OpDiscard || !errors.Is(err, ErrLost) {
 		return false
 	}
-	q.d.f.abandon(keyOf(q.d.p.number, set))
+	if n == q.d.f.SetBytes() {
+		q.d.f.abandon(keyOf(q.d.p.number, set))
+	}
 	return true
 }
 

@@ -19,7 +19,7 @@ import (
 func TestTraffic(t *testing.T) {
 	seed := seedOf(t)
 	primary, flash := disks(t)
-	f, d := attach(t, late(primary), late(flash))
+	f, d := attach(t, late(primary), late(flash.Resize(flashSize+30*setBytes)))
 	const clients, rounds = 3, 2500
 	var left atomic.Int32
 	var clientsDone, movers sync.WaitGroup
@@ -35,6 +35,9 @@ func TestTraffic(t *testing.T) {
 	moved := 0
 	movers.Go(func() { moved = churn(f, worldBlocks/setBlocks, stop) })
 	movers.Go(func() {
+		if n, err := f.Grow(); n == 0 || err != nil {
+			t.Errorf("it has grown by %d slots, %v", n, err)
+		}
 		for {
 			select {
 			case <-stop:

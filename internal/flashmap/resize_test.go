@@ -147,7 +147,11 @@ func TestPrimaryGrows(t *testing.T) {
 // Power is cut at every operation of what changes the label. Whatever was before or
 // after counts, and nothing of what is on flash is lost.
 func TestPowerCutResize(t *testing.T) {
-	for n := int64(1); ; n++ {
+	stride := int64(3)
+	if soak {
+		stride = 1
+	}
+	for n := int64(1); ; n += stride {
 		primary, flash := disks(t)
 		f, d := attach(t, primary, flash)
 		must(t, write(t, d, 10*setBlocks, 2, 8*setBlocks))

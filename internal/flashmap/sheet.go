@@ -53,12 +53,15 @@ func (f *Flash) storeLocked(flush bool, changes ...change) error {
 		s.generation, s.newest, s.behind, s.lost = s.tried, 1-s.newest, false, false
 	}
 	// The change is made. A place that does not take it now will be written first
-	// when it changes next.
+	// when it changes next, or by Tidy.
 	if err := f.io.do(reqs...); err != nil {
 		for _, c := range changes {
 			c.sheet.behind = true
 		}
+		f.behind = true
+		return nil
 	}
+	f.failure.Store(nil)
 	return nil
 }
 
@@ -88,7 +91,7 @@ func (f *Flash) tableChange(n int, slot slotNumber, k key) change {
 			}
 			putWord(p, i, uint64(w))
 		}
-		encodePage(p, ondisk.KindFlashTable, f.label.id, n, generation)
+		encodePage(p, ondisk.KindFlashTable, f.id, n, generation)
 	}}
 }
 
@@ -110,7 +113,7 @@ func (f *Flash) mapChange(p *primary, r int, set Set, on bool) change {
 			}
 			putWord(buf, i, w)
 		}
-		encodePage(buf, ondisk.KindFlashMap, f.label.id, n, generation)
+		encodePage(buf, ondisk.KindFlashMap, f.id, n, generation)
 	}}
 }
 
@@ -118,7 +121,7 @@ func (f *Flash) mapChange(p *primary, r int, set Set, on bool) change {
 func (f *Flash) emptyMapChange(n int) change {
 	return change{&f.maps[n], f.mapAt(n), func(p []byte, generation uint64) {
 		clear(p)
-		encodePage(p, ondisk.KindFlashMap, f.label.id, n, generation)
+		encodePage(p, ondisk.KindFlashMap, f.id, n, generation)
 	}}
 }
 
@@ -135,7 +138,7 @@ func (f *Flash) tableAt(n int) [2]uint64 {
 	for _, s := range f.label.segments {
 		if n < s.tablePages {
 			at := uint64(s.mapPages + n)
-			return [2]uint64{s.start + at, s.second(f.label.shift) + at}
+			return [2]uint64{s.start + at, s.second(f.shift) + at}
 		}
 		n -= s.tablePages
 	}
@@ -146,7 +149,7 @@ func (f *Flash) tableAt(n int) [2]uint64 {
 func (f *Flash) mapAt(n int) [2]uint64 {
 	for _, s := range f.label.segments {
 		if n < s.mapPages {
-			return [2]uint64{s.start + uint64(n), s.second(f.label.shift) + uint64(n)}
+			return [2]uint64{s.start + uint64(n), s.second(f.shift) + uint64(n)}
 		}
 		n -= s.mapPages
 	}
@@ -237,6 +240,5 @@ func (f *Flash) commitLocked(p *primary, set Set, slot slotNumber, on bool) erro
 	if err := f.storeLocked(flush, f.tableChange(int(slot)/pageWords, slot, k), f.mapChange(p, int(set/pageSets), set, on)); err != nil {
 		return f.failedLocked(fmt.Errorf("write the table: %w", err))
 	}
-	f.failure.Store(nil)
 	return nil
 }

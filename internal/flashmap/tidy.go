@@ -15,8 +15,9 @@ func (f *Flash) abandon(k key) {
 }
 
 // Tidy gives up the slot of one data set that was discarded whole and not written to
-// since, and makes one usable again that was lost and is not needed any more. It
-// returns true when there is nothing to do. What was discarded before the flash device
+// since, and makes one usable again that was lost and is not needed any more; without
+// either it writes pages anew that have one place left. It returns true when there is
+// nothing more to do. What was discarded before the flash device
 // was opened stays on it.
 func (f *Flash) Tidy() (done bool, err error) {
 	if f.readOnly {
@@ -31,7 +32,7 @@ func (f *Flash) Tidy() (done bool, err error) {
 	for slot, from := -1, 0; ; from = slot + 1 {
 		var k key
 		if slot, k = f.nextUnwanted(from); slot < 0 {
-			return true, nil
+			return true, f.mend()
 		}
 		if k == 0 {
 			continue
@@ -40,6 +41,32 @@ func (f *Flash) Tidy() (done bool, err error) {
 			return false, err
 		}
 	}
+}
+
+// mend writes what has one place alone to the other one, which did not take it, and
+// tries whether a flash device that failed takes something again.
+func (f *Flash) mend() error {
+	f.tableLock.Lock()
+	defer f.tableLock.Unlock()
+	if f.failure.Load() != nil {
+		if err := f.storeLabelLocked(f.label); err != nil {
+			return f.failedLocked(fmt.Errorf("write the label: %w", err))
+		}
+	}
+	if !f.behind {
+		return nil
+	}
+	f.behind = false
+	for _, c := range f.sheetsLocked() {
+		if !c.sheet.behind || c.sheet.lost {
+			continue
+		}
+		if err := f.storeLocked(true, c); err != nil {
+			f.behind = true
+			return f.failedLocked(fmt.Errorf("write block %d or %d anew: %w", c.at[0], c.at[1], err))
+		}
+	}
+	return nil
 }
 
 // nextUnwanted returns the first slot from one on that holds what was discarded.
@@ -62,7 +89,7 @@ func (f *Flash) giveUp(slot slotNumber, k key) (went bool, err error) {
 	}
 	if m.d.primary.Info().Discard {
 		// It may fail: nobody relies on it.
-		_ = m.d.io.do(&hpdi.Request{Op: hpdi.OpDiscard, Offset: int64(m.set) << f.label.shift, Length: f.SetBytes()})
+		_ = m.d.io.do(&hpdi.Request{Op: hpdi.OpDiscard, Offset: int64(m.set) << f.shift, Length: f.SetBytes()})
 	}
 	s := f.lock(k)
 	if m.slot != slot || !f.unwanted.has(slot) || s.activeLocked(k, true).writes > 0 {
@@ -148,7 +175,6 @@ func (f *Flash) recover(k key) error {
 		f.abandon(k)
 		return f.failedLocked(fmt.Errorf("give up %v: %w", k, err))
 	}
-	f.failure.Store(nil)
 	s := f.lock(k)
 	p.drop(k.set())
 	s.mu.Unlock()
