@@ -100,7 +100,7 @@ func TestAllocations(t *testing.T) {
 
 // A data set on flash takes 13 to 16 bytes of memory, one of a primary a bit.
 func TestMemory(t *testing.T) {
-	const slots = 1 << 17
+	const slots = 1 << 16
 	var before, after runtime.MemStats
 	runtime.GC()
 	runtime.ReadMemStats(&before)

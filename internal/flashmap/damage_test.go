@@ -251,19 +251,23 @@ func TestTwoSlots(t *testing.T) {
 
 // An entry that cannot be is no reason to guess.
 func TestImpossibleEntry(t *testing.T) {
+	primary, flash := disks(t)
+	before, d := attach(t, primary, flash)
+	must(t, d.Close())
+	must(t, before.Close())
+	flash = flash.Reopen()
 	for name, k := range map[string]key{"primary": keyOf(4, 1), "high": keyOf(200, 1), "none": key(5), "set": keyOf(3, 1<<40)} {
-		_, flash, before, _ := several(t)
 		p := make([]byte, block.Size)
 		putWord(p, 3, uint64(k))
-		encodePage(p, ondisk.KindFlashTable, before.id, 1, 100)
-		for _, at := range before.tableAt(1) {
+		encodePage(p, ondisk.KindFlashTable, before.id, 0, 100)
+		for _, at := range before.tableAt(0) {
 			must(t, writeAt(t, flash, at, p))
 		}
-		if _, err := Open(flash); !errors.Is(err, block.ErrCorrupt) || !strings.Contains(err.Error(), "slot 505") {
+		if _, err := Open(flash); !errors.Is(err, block.ErrCorrupt) || !strings.Contains(err.Error(), "slot 3 ") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	_, flash, before, _ := several(t)
+	_, flash, before, _ = several(t)
 	p := make([]byte, block.Size)
 	putWord(p, 9, 1)
 	encodePage(p, ondisk.KindFlashMap, before.id, 0, 100)

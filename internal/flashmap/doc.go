@@ -64,6 +64,10 @@
 // relies on it. A flush asks the flash device only when writes have completed there that
 // no flush has covered, so that one that fails hinders nobody who has nothing on it.
 //
+// A flash device that fails is an error for what is on it, and for nothing else. One that
+// hangs is worse: a queue waits for it while it has requests there, since devices can
+// only be waited for one at a time. It is to be watched as all devices are.
+//
 // What is copied is not verified: checksums are known to who reads. A mirror gives the
 // mover one of its copies, so whoever moves data sets of mirrors proves them first.
 //

@@ -49,7 +49,7 @@ func TestConformance(t *testing.T) {
 				if tt.moves {
 					var wg sync.WaitGroup
 					stop := make(chan struct{})
-					wg.Go(func() { churn(f, 16, stop) })
+					wg.Go(func() { churn(f, 16, 40, stop) })
 					t.Cleanup(func() { close(stop); wg.Wait() })
 				}
 				return d
@@ -58,11 +58,11 @@ func TestConformance(t *testing.T) {
 	}
 }
 
-// churn moves data sets to flash and back until stop is closed, or nothing can be moved
-// any more. It returns how many were.
-func churn(f *Flash, sets int, stop chan struct{}) (moved int) {
+// churn moves data sets to flash and back until stop is closed, so many were moved, or
+// nothing can be moved any more. It returns how many were.
+func churn(f *Flash, sets, most int, stop chan struct{}) (moved int) {
 	rng := rand.New(rand.NewPCG(1, 1))
-	for {
+	for moved < most {
 		select {
 		case <-stop:
 			return moved
@@ -98,6 +98,7 @@ func churn(f *Flash, sets int, stop chan struct{}) (moved int) {
 			return moved
 		}
 	}
+	return moved
 }
 
 // What is on flash is read and written there, in requests of any shape, and is what it

@@ -3,6 +3,7 @@ package flashmap
 import (
 	"encoding/binary"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"runtime"
 	"sync"
@@ -20,7 +21,7 @@ func TestTraffic(t *testing.T) {
 	seed := seedOf(t)
 	primary, flash := disks(t)
 	f, d := attach(t, late(primary), late(flash.Resize(flashSize+30*setBytes)))
-	const clients, rounds = 3, 2500
+	const clients, rounds = 3, 1500
 	var left atomic.Int32
 	var clientsDone, movers sync.WaitGroup
 	stop := make(chan struct{})
@@ -33,7 +34,7 @@ func TestTraffic(t *testing.T) {
 		})
 	}
 	moved := 0
-	movers.Go(func() { moved = churn(f, worldBlocks/setBlocks, stop) })
+	movers.Go(func() { moved = churn(f, worldBlocks/setBlocks, math.MaxInt, stop) })
 	movers.Go(func() {
 		if n, err := f.Grow(); n == 0 || err != nil {
 			t.Errorf("it has grown by %d slots, %v", n, err)
