@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/pollux-storage/pollux/hpdi"
@@ -49,7 +50,7 @@ func TestConformance(t *testing.T) {
 				if tt.moves {
 					var wg sync.WaitGroup
 					stop := make(chan struct{})
-					wg.Go(func() { churn(f, 16, 40, stop) })
+					wg.Go(func() { churn(f, 16, 40, new(atomic.Int32), stop) })
 					t.Cleanup(func() { close(stop); wg.Wait() })
 				}
 				return d
@@ -59,13 +60,13 @@ func TestConformance(t *testing.T) {
 }
 
 // churn moves data sets to flash and back until stop is closed, so many were moved, or
-// nothing can be moved any more. It returns how many were.
-func churn(f *Flash, sets, most int, stop chan struct{}) (moved int) {
+// nothing can be moved any more.
+func churn(f *Flash, sets int, most int32, moved *atomic.Int32, stop chan struct{}) {
 	rng := rand.New(rand.NewPCG(1, 1))
-	for moved < most {
+	for moved.Load() < most {
 		select {
 		case <-stop:
-			return moved
+			return
 		default:
 		}
 		set := Set(rng.IntN(sets))
@@ -74,12 +75,12 @@ func churn(f *Flash, sets, most int, stop chan struct{}) (moved int) {
 			m, err = f.MoveOut(3, set)
 		}
 		if errors.Is(err, block.ErrNotFound) {
-			return moved // the device was closed
+			return // the device was closed
 		}
 		for err == nil {
 			var p Progress
 			if p, err = m.Step(); p == Done {
-				moved++
+				moved.Add(1)
 				break
 			}
 			if p == Waiting {
@@ -87,7 +88,7 @@ func churn(f *Flash, sets, most int, stop chan struct{}) (moved int) {
 				case <-f.Woken():
 				case <-stop:
 					_ = m.Cancel()
-					return moved
+					return
 				}
 			}
 		}
@@ -95,10 +96,9 @@ func churn(f *Flash, sets, most int, stop chan struct{}) (moved int) {
 			_ = m.Cancel()
 		}
 		if _, err := f.Tidy(); err != nil {
-			return moved
+			return
 		}
 	}
-	return moved
 }
 
 // What is on flash is read and written there, in requests of any shape, and is what it
