@@ -22,7 +22,9 @@ func TestConformance(t *testing.T) {
 		"shadowed": func() hpdi.Device { return shadowed(crash(CrashOptions{})) },
 		"held":     func() hpdi.Device { return held(crash(CrashOptions{Direct: true})) },
 		"traced":   func() hpdi.Device { return new(Recorder).Wrap("x", shadowed(crash(CrashOptions{}))) },
-		"disk":     func() hpdi.Device { return NewDisk(BarracudaES2).Wrap(NewCrash(1<<30, 1)) },
+		"timed": func() hpdi.Device {
+			return NewSSD(IntelS3700).Wrap(NewDisk(BarracudaES2).Wrap(NewCrash(1<<30, 1)))
+		},
 		"aftercut": func() hpdi.Device { return NewCrash(1<<30, 1).Cut(1) },
 	}
 	for name, open := range devices {

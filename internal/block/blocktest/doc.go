@@ -10,6 +10,8 @@
 //     golden traces in which a missing flush shows.
 //   - [Disk] computes how long a rotating disk takes for requests, by itself or below a
 //     device, and counts how often the head has to go elsewhere.
+//   - [SSD] does the same for a flash drive, where requests go on beside each other and
+//     it does not matter where they go.
 //   - [Model] knows what a volume must hold after a sequence of changes, and
 //     which states a power cut or the death of a guest may leave.
 //
@@ -30,6 +32,6 @@
 // workload of one goroutine can be cut at each of its operations in turn and a
 // failure can be run again.
 //
-// Lock order: a Crash's medium, then its Clock. Fault, Recorder and Disk hold no lock
-// while they call the device below.
+// Lock order: a Crash's medium, then its Clock. Fault, Recorder, Disk and SSD hold no
+// lock while they call the device below.
 package blocktest
