@@ -7,6 +7,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/hpdi/hpditest"
@@ -445,4 +446,36 @@ func TestSlowReader(t *testing.T) {
 	must(t, q.Close())
 	remove()
 	sound(t, f)
+}
+
+// What is on flash is read without a seek of the disk, at the speed of the drive.
+func TestNoSeeks(t *testing.T) {
+	const size = 16 << 30
+	disk, drive := blocktest.NewDisk(blocktest.BarracudaES2), blocktest.NewSSD(blocktest.IntelS3700)
+	_, flash := disks(t)
+	f, err := Open(drive.Wrap(flash))
+	must(t, err)
+	d, err := f.Over(disk.Wrap(blocktest.NewCrash(size, 1)), Primary{Number: 3, ID: primaryID})
+	must(t, err)
+	sets := make([]Set, 8)
+	for i := range sets {
+		sets[i] = Set(i) * (size / setBytes / 8) // as far apart as can be
+	}
+	reads := func() (blocktest.DiskCount, time.Duration) {
+		diskBefore, driveBefore := disk.Count(), drive.Count()
+		rng := rand.New(rand.NewPCG(1, 1))
+		for range 200 {
+			wantRead(t, d, int(sets[rng.IntN(len(sets))])*setBlocks+rng.IntN(setBlocks), 0)
+		}
+		return disk.Count().Minus(diskBefore), drive.Count().Busy - driveBefore.Busy
+	}
+	if n, busy := reads(); n.Seeks < 150 || n.Busy < time.Second || busy != 0 {
+		t.Errorf("from the disk: %+v, %v of the drive", n, busy)
+	}
+	for _, set := range sets {
+		in(t, f, set)
+	}
+	if n, busy := reads(); n.Requests != 0 || busy != 200*blocktest.IntelS3700.Read.Latency {
+		t.Errorf("from flash: %+v, %v of the drive", n, busy)
+	}
 }
