@@ -135,7 +135,7 @@ func (f *Flash) knownLocked(info hpdi.Info, o Primary) (*primary, error) {
 	for _, n := range next.pages[old:] {
 		changes = append(changes, f.emptyMapChange(n))
 	}
-	err := f.storeAllLocked(changes)
+	err := f.storeNewLocked(changes)
 	if err == nil {
 		err = f.storeLabelLocked(l)
 	}

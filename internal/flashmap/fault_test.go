@@ -221,3 +221,36 @@ func TestBrokenQueue(t *testing.T) {
 		_ = q.Close() // that of the closed device fails
 	}
 }
+
+// A page that is new counts only when both of its places have taken it: one of them may
+// hold what it was in an earlier life, of a higher generation.
+func TestNewPageAtOnePlace(t *testing.T) {
+	primary, flash := disks(t)
+	f, d := attach(t, primary, flash)
+	in(t, f, 10)
+	in(t, f, 11)
+	out(t, f, 11)
+	out(t, f, 10)
+	must(t, d.Close())
+	must(t, f.Forget(3))
+	must(t, f.Close())
+	for i := range 2 {
+		fault := blocktest.NewFault(flash.Reopen(), 1)
+		fault.Add(blocktest.Rule{Op: hpdi.OpWrite, Offset: int64(f.mapAt(0)[i]) * block.Size, Length: block.Size, Err: errBroken})
+		again, err := Open(fault)
+		must(t, err)
+		if _, err := again.Over(primary.Reopen(), Primary{Number: 4}); !errors.Is(err, ErrFailed) {
+			t.Errorf("place %d: %v", i, err)
+		}
+		fault.Clear()
+		if _, err := again.Over(primary.Reopen(), Primary{Number: 4}); err != nil {
+			t.Errorf("place %d, a second time: %v", i, err)
+		}
+		must(t, again.Close())
+		again, err = Open(flash.Reopen())
+		must(t, err)
+		sound(t, again)
+		must(t, again.Forget(4))
+		must(t, again.Close())
+	}
+}

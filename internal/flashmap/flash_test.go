@@ -479,3 +479,43 @@ func TestNoSeeks(t *testing.T) {
 		t.Errorf("from flash: %+v, %v of the drive", n, busy)
 	}
 }
+
+// readOnly is a device that is open for reading only.
+type readOnly struct{ hpdi.Device }
+
+func (r readOnly) Info() hpdi.Info {
+	info := r.Device.Info()
+	info.ReadOnly = true
+	return info
+}
+
+// What is opened for reading only is read, and nothing is written to it.
+func TestReadOnly(t *testing.T) {
+	primary, flash, before, _ := several(t)
+	rot(flash, before.tableAt(0)[0]) // would be mended
+	ops := flash.Clock().Ops()
+	f, err := Open(readOnly{flash})
+	must(t, err)
+	d, err := f.Over(readOnly{primary}, Primary{Number: 3, ID: primaryID})
+	must(t, err)
+	wantRead(t, d, 10*setBlocks, 2)
+	wantRead(t, d, 12*setBlocks, 1)
+	if err := write(t, d, 10*setBlocks, 3, 1); !errors.Is(err, hpdi.ErrReadOnly) {
+		t.Errorf("write: %v", err)
+	}
+	other, err := f.Over(readOnly{blocktest.NewCrash(primarySize, 9)}, Primary{Number: 5})
+	must(t, err)
+	wantRead(t, other, 10*setBlocks, 0)
+	_, in := f.MoveIn(3, 20)
+	_, out := f.MoveOut(3, 10)
+	_, tidy := f.Tidy()
+	for name, err := range map[string]error{"move in": in, "move out": out, "shrink": f.Shrink(1), "forget": f.Forget(3)} {
+		if !errors.Is(err, hpdi.ErrReadOnly) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	n, prove := f.Prove()
+	if must(t, errors.Join(tidy, prove)); n != 1 || flash.Clock().Ops() != ops {
+		t.Errorf("%d blocks are to be mended; %d operations", n, flash.Clock().Ops()-ops)
+	}
+}

@@ -74,7 +74,7 @@ func (f *Flash) format() error {
 	if err := f.io.flush(); err != nil {
 		return err
 	}
-	if err := f.storeAllLocked(f.segmentChanges(0, 0)); err != nil {
+	if err := f.storeNewLocked(f.segmentChanges(0, 0)); err != nil {
 		return err
 	}
 	return f.storeLabelLocked(f.label)
@@ -242,36 +242,29 @@ func (f *Flash) readTable() error {
 	return errors.Join(err, wrong)
 }
 
-// readMap reads which data sets are on flash.
+// readMap reads which data sets are on flash. Pages that are nobody's are not read:
+// whoever gets them has them written anew.
 func (f *Flash) readMap() error {
-	type place struct {
-		p *primary
-		r int
-	}
-	of := make([]place, len(f.maps))
-	for _, p := range f.primaries {
-		for r := 0; p != nil && r < len(p.pages); r++ {
-			of[p.pages[r]] = place{p, r}
-		}
-	}
 	var wrong error
-	err := f.readSheets(f.maps, f.mapAt, func(n int, p []byte) (uint64, error) {
-		return decodePage(p, ondisk.KindFlashMap, f.id, n)
-	}, func(n int, page []byte, why error) {
-		p, r := of[n].p, of[n].r
-		if p == nil {
-			return // a primary that gets it has it written anew
+	for _, r := range f.label.runs {
+		p := f.primaries[r.primary]
+		err := f.readSheets(f.maps[r.page:][:r.count], func(n int) [2]uint64 { return f.mapAt(r.page + n) }, func(n int, page []byte) (uint64, error) {
+			return decodePage(page, ondisk.KindFlashMap, f.id, r.page+n)
+		}, func(n int, page []byte, why error) {
+			if why != nil {
+				p.unknown = append(p.unknown, r.first+n)
+				return
+			}
+			for i := range pageWords {
+				p.bits[(r.first+n)*pageWords+i].Store(word(page, i))
+			}
+			if i := p.bits.next(int(p.sets)); i >= 0 {
+				wrong = &block.CorruptError{What: "page of the map", Where: fmt.Sprintf("block %d of flash device %s", f.mapAt(r.page + n)[0], f.name), Why: fmt.Sprintf("it names data set %d of primary device %d, which has %d", i, p.number, p.sets)}
+			}
+		})
+		if err != nil {
+			return err
 		}
-		if why != nil {
-			p.unknown = append(p.unknown, r)
-			return
-		}
-		for i := range pageWords {
-			p.bits[r*pageWords+i].Store(word(page, i))
-		}
-		if i := p.bits.next(int(p.sets)); i >= 0 {
-			wrong = &block.CorruptError{What: "page of the map", Where: fmt.Sprintf("block %d of flash device %s", f.mapAt(n)[0], f.name), Why: fmt.Sprintf("it names data set %d of primary device %d, which has %d", i, p.number, p.sets)}
-		}
-	})
-	return errors.Join(err, wrong)
+	}
+	return wrong
 }

@@ -286,7 +286,7 @@ func (f *Flash) Grow() (slots int, err error) {
 	f.label = l
 	f.extend()
 	f.unlockAll()
-	if err = f.storeAllLocked(f.segmentChanges(maps, table)); err == nil {
+	if err = f.storeNewLocked(f.segmentChanges(maps, table)); err == nil {
 		err = f.storeLabelLocked(l)
 	}
 	if err != nil {

@@ -80,6 +80,21 @@ func (f *Flash) storeAllLocked(changes []change) error {
 	return nil
 }
 
+// storeNewLocked is storeAllLocked for sheets whose places may hold what was there in
+// an earlier life of theirs: both have to take what is written, durably, before
+// something makes them count.
+func (f *Flash) storeNewLocked(changes []change) error {
+	if err := f.storeAllLocked(changes); err != nil {
+		return err
+	}
+	for _, c := range changes {
+		if c.sheet.behind {
+			return fmt.Errorf("block %d or %d of device %s did not take a new page: %w", c.at[0], c.at[1], f.name, block.ErrInvalid)
+		}
+	}
+	return f.io.flush()
+}
+
 // tableChange is the change of a page of the table in which a slot holds k.
 func (f *Flash) tableChange(n int, slot slotNumber, k key) change {
 	return change{&f.table[n], f.tableAt(n), func(p []byte, generation uint64) {
