@@ -170,8 +170,10 @@ func TestRefused(t *testing.T) {
 			t.Errorf("move from primary %d: %v", number, err)
 		}
 	}
-	if _, err := f.MoveOut(3, 1); !errors.Is(err, block.ErrNotFound) {
-		t.Errorf("move back of what is not there: %v", err)
+	for _, set := range []Set{1, 1 << 50} {
+		if _, err := f.MoveOut(3, set); !errors.Is(err, block.ErrNotFound) {
+			t.Errorf("move back of data set %d, which is not there: %v", set, err)
+		}
 	}
 	for set := range Set(8) {
 		in(t, f, 10+set)

@@ -82,7 +82,10 @@ func (m *Move) markLocked(off, n int64) {
 	m.marks |= ^uint64(0) << first & (^uint64(0) >> (63 - last))
 }
 
-// MoveIn begins to move a data set of a primary to flash.
+// MoveIn begins to move a data set of a primary to flash. It returns ErrFull, ErrFixed,
+// ErrBusy, block.ErrExists when it is there already, block.ErrNotFound when the primary
+// is not, ErrLost while pages of the table are lost, and ErrFailed while the table cannot
+// be written.
 func (f *Flash) MoveIn(number int, set Set) (*Move, error) {
 	m, err := f.newMove(number, set)
 	if err != nil {
@@ -110,15 +113,19 @@ func (f *Flash) MoveIn(number int, set Set) (*Move, error) {
 	return m, nil
 }
 
-// MoveOut begins to move a data set from flash back to its primary.
+// MoveOut begins to move a data set from flash back to its primary. It returns ErrBusy,
+// ErrLost, and block.ErrNotFound when it is not on flash or the primary is not there.
 func (f *Flash) MoveOut(number int, set Set) (*Move, error) {
 	m, err := f.newMove(number, set)
 	if err != nil {
 		return nil, err
 	}
 	m.out = true
-	if f.readOnly || m.d.info.ReadOnly {
+	switch {
+	case f.readOnly || m.d.info.ReadOnly:
 		return nil, m.refuse(hpdi.ErrReadOnly)
+	case set >= m.d.sets:
+		return nil, m.refuse(errNotThere) // its key may be that of another one
 	}
 	if err := m.register(); err != nil {
 		return nil, m.refuse(err)
