@@ -84,7 +84,8 @@
 // 13 to 16 bytes for each data set on flash, and a bit for each data set that a primary
 // has: with 64 KiB, 220 to 260 MiB a TiB of flash and 2 MiB a TiB of primaries; with
 // 1 MiB a sixteenth of that. Looking up takes no lock that all requests share and no
-// memory; data sets are divided among 1024 locks by hash.
+// memory; data sets are divided among 1024 locks by hash. It was measured with 32 ns when
+// 16 thousand data sets are on flash and 64 ns with a million, at random.
 //
 // # Locks
 //

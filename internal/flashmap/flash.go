@@ -112,7 +112,8 @@ func (f *Flash) ID() ID { return f.id }
 func (f *Flash) SetBytes() int64 { return 1 << f.shift }
 
 // Woken returns a channel that yields when a move that waits for requests of clients
-// may be able to go on. It yields for any of the moves.
+// may be able to go on. It yields once, for whichever move: one goroutine should drive
+// all of them.
 func (f *Flash) Woken() <-chan struct{} { return f.wake }
 
 func (f *Flash) wakeUp() {
