@@ -521,3 +521,67 @@ func TestReadOnly(t *testing.T) {
 		t.Errorf("%d blocks are to be mended; %d operations", n, flash.Clock().Ops()-ops)
 	}
 }
+
+// A write to a data set that is held waits, has entered nothing meanwhile, and keeps
+// neither reads nor other writes of its queue; it fails when nobody knows where the data
+// set is, and a queue that is closed waits for it.
+func TestHeldWrite(t *testing.T) {
+	for _, end := range []string{"done", "doubt", "closed"} {
+		primary, flash := disks(t)
+		fault := blocktest.NewFault(flash, 1)
+		f, d := attach(t, primary, fault)
+		m, err := f.MoveIn(3, 10)
+		must(t, err)
+		for range 2 {
+			_, err := m.Step() // it is copied, and that is durable
+			must(t, err)
+		}
+		s := f.lock(m.key)
+		m.held = make(chan struct{})
+		s.mu.Unlock()
+		q, err := d.NewQueue(8)
+		must(t, err)
+		held := &hpdi.Request{Op: hpdi.OpWrite, Offset: 10*setBytes - block.Size, Vec: [][]byte{pattern(7, 2)}}
+		other := &hpdi.Request{Op: hpdi.OpWrite, Offset: 9 * setBytes, Vec: [][]byte{pattern(8, 1)}}
+		look := &hpdi.Request{Op: hpdi.OpRead, Offset: 10 * setBytes, Vec: [][]byte{pattern(9, 1)}}
+		must(t, q.Submit(held, other, look))
+		done, err := q.Wait(2, nil)
+		must(t, err)
+		if len(done) != 2 || other.Err != nil || look.Err != nil {
+			t.Fatalf("%s: %d requests are complete, %v, %v", end, len(done), other.Err, look.Err)
+		}
+		if end == "doubt" {
+			fault.Add(blocktest.Rule{Op: hpdi.OpWrite, Err: errBroken})
+		}
+		waited := make(chan error)
+		go func() {
+			if end == "closed" {
+				waited <- q.Close()
+				return
+			}
+			done, err := q.Wait(1, nil)
+			if len(done) != 1 || done[0] != held {
+				err = errors.Join(err, errors.New("the held write did not come back"))
+			}
+			waited <- err
+		}()
+		p, err := m.Step()
+		if (end == "doubt") != errors.Is(err, ErrFailed) || err == nil && p != Done {
+			t.Fatalf("%s: progress %d, %v", end, p, err)
+		}
+		must(t, <-waited)
+		if end == "doubt" {
+			if !errors.Is(held.Err, ErrFailed) {
+				t.Errorf("the held write: %v", held.Err)
+			}
+			wantRead(t, d, 10*setBlocks-1, 0)
+			fault.Clear()
+			through(t, m, nil)
+		} else {
+			must(t, held.Err)
+			wantRead(t, d, 10*setBlocks-1, 7)
+			wantRead(t, d, 10*setBlocks, 7)
+		}
+		sound(t, f)
+	}
+}
