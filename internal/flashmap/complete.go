@@ -159,5 +159,8 @@ func (q *queue) Close() error {
 	q.await(int(^uint(0) >> 1))
 	q.closed = true
 	q.done = nil
+	if q.observer != nil {
+		q.observer.Close()
+	}
 	return errors.Join(q.sides[onPrimary].Close(), q.sides[onFlash].Close())
 }

@@ -35,9 +35,18 @@ type Primary struct {
 	ID     block.DeviceID // which device it is: another one of this number is refused
 	// Fixed are ranges that are never on flash: labels, superblocks, journal.
 	Fixed []Range
-	// Observe, if set, is told of each request that is well formed, but flushes, by
-	// whoever submits it. It must not block.
-	Observe func(op hpdi.Op, off, n int64)
+	// Observe, if set, is called for each queue that is opened, and returns who is told
+	// of its requests.
+	Observe func() Observer
+}
+
+// Observer is told how a device is used through one queue, by whoever uses the queue.
+type Observer interface {
+	// Record tells of a request that is well formed and no flush, when it is submitted:
+	// n bytes from off on. It must not block.
+	Record(op hpdi.Op, off, n int64)
+	// Close tells that the queue is closed.
+	Close()
 }
 
 // device is a Device.
@@ -49,7 +58,7 @@ type device struct {
 	info    hpdi.Info
 	sets    Set // that can be on flash
 	fixed   []Range
-	observe func(op hpdi.Op, off, n int64)
+	observe func() Observer
 	closed  atomic.Bool
 }
 

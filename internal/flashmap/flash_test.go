@@ -2,7 +2,9 @@ package flashmap
 
 import (
 	"errors"
+	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -583,5 +585,37 @@ func TestHeldWrite(t *testing.T) {
 			wantRead(t, d, 10*setBlocks, 7)
 		}
 		sound(t, f)
+	}
+}
+
+// log is an Observer that writes down what it is told.
+type log []string
+
+func (l *log) Record(op hpdi.Op, off, n int64) { *l = append(*l, fmt.Sprint(op, " ", off, " ", n)) }
+func (l *log) Close()                          { *l = append(*l, "closed") }
+
+// Who wants to know is told of each request of each queue, wherever it goes.
+func TestObserve(t *testing.T) {
+	primary, flash := disks(t)
+	f, err := Open(flash)
+	must(t, err)
+	var logs []*log
+	d, err := f.Over(primary, Primary{Number: 3, ID: primaryID, Observe: func() Observer { logs = append(logs, new(log)); return logs[len(logs)-1] }})
+	must(t, err)
+	in(t, f, 10)
+	p := pattern(1, 2)
+	for _, r := range []*hpdi.Request{
+		{Op: hpdi.OpWrite, Offset: 10*setBytes - block.Size, Vec: [][]byte{p}}, {Op: hpdi.OpFlush}, {Op: hpdi.OpRead, Offset: 7, Vec: [][]byte{p}},
+		{Op: hpdi.OpRead, Offset: 10 * setBytes, Vec: [][]byte{p}},
+	} {
+		_ = do(t, d, r) // one is malformed
+	}
+	var got []string
+	for _, l := range logs {
+		got = append(got, strings.Join(*l, ", "))
+	}
+	want := []string{"write 651264 8192, closed", "closed", "closed", "read 655360 8192, closed"}
+	if !slices.Equal(got, want) {
+		t.Errorf("it was told %q", got)
 	}
 }

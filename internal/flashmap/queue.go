@@ -19,6 +19,8 @@ const (
 type queue struct {
 	d     *device
 	sides [2]side
+	// observer is told of requests; nil when nobody wants to know.
+	observer Observer
 
 	pending int // operations with parts under way
 	// parked are writes to data sets that are held, and wait for nothing else.
@@ -82,6 +84,9 @@ func (d *device) NewQueue(depth int) (hpdi.Queue, error) {
 		// What is not on flash is not disturbed.
 		q.sides[onFlash].Queue = broken{fmt.Errorf("open a queue: %w", err)}
 	}
+	if d.observe != nil {
+		q.observer = d.observe()
+	}
 	return q, nil
 }
 
@@ -107,8 +112,8 @@ func (q *queue) Submit(reqs ...*hpdi.Request) error {
 		case r.Op == hpdi.OpFlush:
 			q.flush(r)
 		default:
-			if q.d.observe != nil {
-				q.d.observe(r.Op, r.Offset, r.Bytes())
+			if q.observer != nil {
+				q.observer.Record(r.Op, r.Offset, r.Bytes())
 			}
 			q.start(r)
 		}
