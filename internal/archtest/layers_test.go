@@ -45,6 +45,8 @@ var layers = [][]layer{
 		{path: "hpdi/...", only: []string{"hpdi"}, by: assemblers, why: "a driver is public and knows only the interface; nobody but who assembles the program knows a driver"},
 		{path: "internal/block/blocktest", only: []string{"hpdi", "internal/block"}, tests: true, why: "faults are injected by tests, never compiled into the program"},
 		{path: "internal/flashmap", only: []string{"hpdi", "internal/block", "internal/ondisk", "internal/planted"}, why: "the flash layer is a device made of devices; volumes and names reach it only as extents and attributes"},
+		{path: "internal/flashmap/collect", only: []string{"hpdi", "internal/block", "internal/config", "internal/ondisk"}, why: "how a device is used is counted the same whatever is decided by it"},
+		{path: "internal/flashmap/policy", only: []string{"internal/config", "internal/flashmap/collect"}, steps: true, why: "what is moved must follow from what was counted, so that a simulation decides as a guest would"},
 		{path: "internal/mirror", only: []string{"hpdi", "internal/block", "internal/ondisk", "internal/planted"}, why: "a mirror is a device made of devices; what is on it is not its business"},
 		{path: "internal/cache", only: []string{"internal/block", "internal/ondisk", "internal/planted", "hpdi"}, why: "a frame is told by its key alone, whoever asks"},
 		{path: "internal/region", only: []string{"internal/block", "internal/ondisk", "internal/planted"}, why: "a region is memory with sections; what is in them is their owners' business"},

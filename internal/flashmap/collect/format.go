@@ -1,0 +1,195 @@
+package collect
+
+import (
+	"cmp"
+	"encoding/binary"
+	"fmt"
+	"math"
+	"slices"
+	"time"
+
+	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/ondisk"
+)
+
+// stateVersion is the version of the format that docs/format/access.md describes.
+const stateVersion = 1
+
+// Sizes of the parts in bytes: what stands before the sets, and a set.
+const (
+	prefixBytes = 60
+	savedBytes  = 44
+)
+
+// Identity says whose state it is: what the header carries.
+type Identity struct {
+	Pool       block.PoolID
+	Epoch      block.Epoch
+	Generation uint64
+}
+
+// Save returns what is counted, for Load: the most used sets that find room in limit bytes,
+// which must be some hundred at least. The history is not part of it.
+func (c *Collector) Save(id Identity, limit int, now time.Time) []byte {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.tickLocked(now)
+	list := make([]entry, len(c.table.entries))
+	for i := range c.table.entries {
+		c.table.roll(&c.table.entries[i], c.window)
+		list[i] = c.table.entries[i]
+	}
+	n := max(0, min(len(list), (limit-ondisk.HeaderSize-prefixBytes)/savedBytes))
+	slices.SortFunc(list, func(a, b entry) int { return cmp.Or(cmp.Compare(b.worth(), a.worth()), cmp.Compare(a.set, b.set)) })
+	list = list[:n]
+	slices.SortFunc(list, func(a, b entry) int { return cmp.Compare(a.set, b.set) })
+
+	le := binary.LittleEndian
+	p := make([]byte, ondisk.HeaderSize, ondisk.HeaderSize+prefixBytes+n*savedBytes)
+	p = le.AppendUint64(p, uint64(c.geometry.SetBytes))
+	p = le.AppendUint64(p, uint64(c.geometry.Size))
+	p = le.AppendUint64(p, uint64(c.p.Window))
+	p = le.AppendUint64(p, math.Float64bits(c.p.Decay))
+	p = le.AppendUint64(p, uint64(max(0, min(now.Sub(c.begun), c.p.Window))))
+	p = le.AppendUint64(p, math.Float64bits(c.age))
+	p = le.AppendUint64(p, c.out)
+	p = le.AppendUint32(p, uint32(n))
+	at := c.seconds(now.UnixNano())
+	for i := range list {
+		e := &list[i]
+		p = le.AppendUint64(p, uint64(e.set))
+		p = le.AppendUint32(p, at-min(e.last, at))
+		for _, m := range [2]counts{e.past, e.current} {
+			for _, v := range [4]float32{m.reads, m.writes, m.runs, m.bytes} {
+				p = le.AppendUint32(p, math.Float32bits(v))
+			}
+		}
+	}
+	ondisk.Seal(p, ondisk.Header{
+		Kind: ondisk.KindAccess, Version: stateVersion, Length: len(p),
+		Pool: id.Pool, Epoch: id.Epoch, Generation: id.Generation,
+	})
+	return p
+}
+
+// Load replaces what is counted by what Save returned. The time since then does not count:
+// while nobody collected, nothing grew cold. A state of windows of another length is scaled
+// to the present one. When the bytes are damaged, of another pool, a newer format or a device
+// of another shape, the collector stays as it is, and the error, of package ondisk's or kind
+// block.ErrCorrupt, block.ErrUnsupported or block.ErrInvalid, says why.
+func (c *Collector) Load(p []byte, pool block.PoolID, now time.Time) error {
+	s, err := decode(p)
+	if err != nil {
+		return fmt.Errorf("saved access information: %w", err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case s.pool != pool:
+		return fmt.Errorf("saved access information is of pool %s: %w", s.pool, block.ErrInvalid)
+	case s.geometry != c.geometry:
+		return fmt.Errorf("saved access information is of a device of %v, which has %v: %w", s.geometry, c.geometry, block.ErrInvalid)
+	}
+	c.tickLocked(now)
+	c.runs.endAll()
+	// The time in front of base is where last accesses before now lie.
+	oldest := uint32(0)
+	for i := range s.entries {
+		oldest = max(oldest, s.entries[i].last)
+	}
+	c.base = now.Add(-time.Duration(oldest) * time.Second)
+	t := newTable(int64(c.p.Memory), c.geometry.Sets(), s.decay)
+	list := s.entries
+	if len(list) > t.most {
+		slices.SortFunc(list, func(a, b entry) int { return cmp.Or(cmp.Compare(b.worth(), a.worth()), cmp.Compare(a.set, b.set)) })
+		list = list[:t.most]
+	}
+	c.window++
+	for i := range list {
+		e := &list[i]
+		e.last, e.window = oldest-e.last, c.window
+	}
+	t.entries = list
+	t.grow(max(64, len(list)))
+	c.table = t
+	c.totals, c.age, c.out = sums{}, s.age, s.counted
+	c.begun = now.Add(-s.elapsed)
+	if s.window != c.p.Window || s.decay != c.p.Decay {
+		f := float64(s.elapsed) / float64(s.window)
+		c.age = restate(t.entries, means{s.window, s.decay, f, s.age}, c.p)
+		c.begun = now
+	}
+	t.decay = float32(c.p.Decay)
+	return nil
+}
+
+// state is what was saved.
+type state struct {
+	pool     block.PoolID
+	geometry Geometry
+	window   time.Duration
+	decay    float64
+	elapsed  time.Duration
+	age      float64
+	counted  uint64
+	entries  []entry // last is the age in seconds
+}
+
+// decode reads what Save has written, of whatever bytes.
+func decode(p []byte) (*state, error) {
+	h, err := ondisk.Open(p, ondisk.KindAccess, stateVersion)
+	if err != nil {
+		return nil, err
+	}
+	d := ondisk.NewDecoder(p[ondisk.HeaderSize:h.Length])
+	s := &state{pool: h.Pool, geometry: Geometry{SetBytes: int64(d.U64()), Size: int64(d.U64())}}
+	s.window = time.Duration(d.U64())
+	s.decay = math.Float64frombits(d.U64())
+	s.elapsed = time.Duration(d.U64())
+	s.age = math.Float64frombits(d.U64())
+	s.counted = d.U64()
+	n := d.Count(savedBytes)
+	if d.Err() == nil {
+		s.check(d)
+	}
+	for i := 0; i < n && d.Err() == nil; i++ {
+		s.entries = append(s.entries, s.entry(d))
+	}
+	return s, d.Err()
+}
+
+// check proves the fields before the sets.
+func (s *state) check(d *ondisk.Decoder) {
+	switch {
+	case s.geometry.Validate() != nil:
+		d.Fail("a device of %d bytes with data sets of %d", s.geometry.Size, s.geometry.SetBytes)
+	case s.window < minWindow || s.window > maxWindow:
+		d.Fail("windows of %d ns", int64(s.window))
+	case !(s.decay >= minDecay && s.decay <= maxDecay):
+		d.Fail("a decay of %v", s.decay)
+	case s.elapsed < 0 || s.elapsed > s.window:
+		d.Fail("%d ns of a window of %d", int64(s.elapsed), int64(s.window))
+	case !(s.age >= 0 && s.age <= steadyAfter):
+		d.Fail("%v windows", s.age)
+	}
+}
+
+// maxCount is more than any count that is counted.
+const maxCount = 1e30
+
+// entry reads a set.
+func (s *state) entry(d *ondisk.Decoder) entry {
+	e := entry{set: Set(d.U64()), last: d.U32()}
+	for _, m := range [2]*counts{&e.past, &e.current} {
+		for _, v := range [4]*float32{&m.reads, &m.writes, &m.runs, &m.bytes} {
+			*v = math.Float32frombits(d.U32())
+			if !(*v >= 0 && *v <= maxCount) {
+				d.Fail("set %d has a count of %v", e.set, *v)
+			}
+		}
+	}
+	if n := len(s.entries); uint64(e.set) >= s.geometry.Sets() || n > 0 && e.set <= s.entries[n-1].set {
+		d.Fail("set %d is not there, or not in order", e.set)
+	}
+	return e
+}
