@@ -372,6 +372,7 @@ func (c *Collector) Snapshot(now time.Time, stats []Stat) Snapshot {
 	return s
 }
 
+// stat tells what the means of a set are.
 func stat(set Set, m counts, age time.Duration) Stat {
 	s := Stat{Set: set, Reads: m.reads, Writes: m.writes, Runs: m.runs, Age: age}
 	if all := m.accesses() + m.runs; all > 0 {

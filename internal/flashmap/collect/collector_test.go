@@ -40,7 +40,7 @@ func random(t *testing.T) *rand.Rand { s := seed(t); return rand.New(rand.NewPCG
 
 func testParams(change func(*Params)) Params {
 	p := Defaults()
-	p.Memory, p.History, p.HistoryWindows = mib, 64*kib, 8
+	p.Decay, p.Memory, p.History, p.HistoryWindows = 0.5, mib, 64*kib, 8
 	if change != nil {
 		change(&p)
 	}

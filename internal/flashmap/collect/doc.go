@@ -21,7 +21,8 @@
 // and recorders they go through, and once a run has transferred Params.Run bytes all of its
 // accesses are counted apart, from its first on: until then they are held back. A run may
 // leave gaps and come a little out of order, as sampling, queues and clients with many
-// requests make it, as long as at least a quarter of what it passes is transferred. Up to 32
+// requests make it, as long as at least a quarter of what it passes is transferred. Random
+// accesses within a MiB of where a run is just then are taken for part of it. Up to 32
 // runs and 64 beginnings are followed at a time.
 //
 // # Windows
