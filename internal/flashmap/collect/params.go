@@ -56,7 +56,7 @@ const (
 // them.
 func Defaults() Params {
 	return Params{
-		Operations: "all", Sample: 1, Window: 10 * time.Minute, Decay: 0.5,
+		Operations: "all", Sample: 1, Window: 10 * time.Minute, Decay: 0.4,
 		Classes: []config.Size{4 << 10, 16 << 10, 64 << 10, 256 << 10},
 		Run:     1 << 20, Pause: 5 * time.Second,
 		Memory: 16 << 20, History: 16 << 20, HistoryWindows: 144,

@@ -1,0 +1,109 @@
+// Command flash measures the policy of the flash layer in virtual time: which data sets of a
+// disk it brings to flash, beside no flash, a cache of the same size that keeps what was used
+// last, and an oracle that knows the accesses of each window before they come.
+//
+//	go run ./bench/flash
+//
+// The disk is the modelled one of package blocktest, flash a fixed time an access. A
+// workload is collected for half of its time without flash; from that the rest is predicted,
+// and then measured. A request waits for no other, nor for moves, so that times are those of
+// an idle device. All numbers go to a JSON file. It fails when something that is wanted is
+// missed; the output tells what.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/pollux-storage/pollux/internal/flashmap/policy"
+)
+
+type options struct {
+	out    string
+	seed   uint64
+	params string
+	only   string
+	scale  scale
+}
+
+// errMissed says that what was wanted is not reached; the output tells what.
+var errMissed = errors.New("not all is as it should be")
+
+func main() {
+	var o options
+	flag.StringVar(&o.out, "out", "out/flash.json", "file for all numbers")
+	flag.Uint64Var(&o.seed, "seed", 1, "what is random is drawn from it")
+	flag.StringVar(&o.params, "params", "", "file with parameters of the policy, instead of the defaults")
+	flag.StringVar(&o.only, "only", "", "the one workload to measure")
+	flag.IntVar(&o.scale.sets, "sets", 4096, "data sets of the disk, of 256 KiB each")
+	flag.IntVar(&o.scale.rate, "rate", 32_000, "requests in a window, about")
+	flag.IntVar(&o.scale.half, "windows", 72, "windows that are collected, and then as many with flash; a day of them has a scan at its end")
+	flag.Parse()
+	o.scale.setBytes, o.scale.day, o.scale.stay = 256*kib, o.scale.half, 12
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, o); err != nil {
+		fmt.Fprintln(os.Stderr, "flash:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, o options) error {
+	var text []byte
+	if o.params != "" {
+		var err error
+		if text, err = os.ReadFile(o.params); err != nil {
+			return err
+		}
+	}
+	p, err := policy.Parse(text)
+	if err != nil {
+		return err
+	}
+	o.scale.window = p.Collect.Window
+	p.Collect.HistoryWindows = max(p.Collect.HistoryWindows, o.scale.half)
+	var all []*outcome
+	for i := range workloads {
+		w := &workloads[i]
+		if o.only != "" && o.only != w.name {
+			continue
+		}
+		begun := time.Now()
+		one, err := measure(ctx, w, o.scale, o.seed, p)
+		if err != nil {
+			return fmt.Errorf("%s: %w", w.name, err)
+		}
+		fmt.Fprintf(os.Stderr, "%s: %v\n", w.name, time.Since(begun).Round(time.Second))
+		all = append(all, one)
+	}
+	if len(all) == 0 {
+		return fmt.Errorf("there is no workload %q", o.only)
+	}
+	good := print(all)
+	if err := write(o.out, all); err != nil {
+		return err
+	}
+	if !good {
+		return errMissed
+	}
+	return nil
+}
+
+func write(path string, all []*outcome) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	b, err := json.MarshalIndent(all, "", "  ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, append(b, '\n'), 0o644)
+}
