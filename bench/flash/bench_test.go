@@ -30,7 +30,7 @@ func seed(t *testing.T) uint64 {
 // Each workload, made small, comes to what is wanted with the defaults.
 func TestWorkloads(t *testing.T) {
 	s := seed(t)
-	size := scale{sets: 128, setBytes: 256 * kib, rate: 1600, day: 8, stay: 4, half: 8}
+	size := scale{sets: 128, setBytes: 256 * kib, rate: 3000, day: 8, stay: 4, half: 8}
 	if os.Getenv("POLLUX_SOAK") == "1" {
 		size = scale{sets: 4096, setBytes: 256 * kib, rate: 32_000, day: 48, stay: 12, half: 48}
 	}

@@ -223,6 +223,28 @@ func TestNoRuns(t *testing.T) {
 	}
 }
 
+// Where a scan ends, accesses are not taken for part of it for ever.
+func TestEndOfScan(t *testing.T) {
+	rnd := random(t)
+	c := newCollector(t, Geometry{gib, 256 * kib}, nil)
+	r := c.NewRecorder()
+	now := start
+	for i := range int64(64) {
+		now = now.Add(10 * time.Millisecond)
+		r.Record(hpdi.OpRead, i*128*kib, 128*kib, now)
+	}
+	c.Tick(now)
+	for range 600 {
+		now = now.Add(100 * time.Millisecond)
+		r.Record(hpdi.OpRead, 31*256*kib+rnd.Int64N(64)*4*kib, 4*kib, now)
+		c.Tick(now)
+	}
+	s := c.Snapshot(now.Add(10*time.Second), nil)
+	if hot, _ := s.Find(31); hot.Runs > 0.2*float32(hot.Accesses()) {
+		t.Errorf("%+v", hot)
+	}
+}
+
 // With sampling, one access counts for all that were not taken.
 func TestSampling(t *testing.T) {
 	rnd := random(t)

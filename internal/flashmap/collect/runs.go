@@ -88,10 +88,14 @@ func (s *runs) access(e *event, pieces []piece) {
 	s.clock++
 	i := s.find(e)
 	r := &s.list[i]
-	r.used, r.at = s.clock, e.at
-	r.end = max(r.end, e.offset+int64(e.size))
-	s.ends[i] = r.end
-	r.bytes += int64(e.size) * int64(e.weight)
+	if end := e.offset + int64(e.size); end > r.end {
+		// A straggler does not keep it alive, nor make it denser than what it passes:
+		// where it ends, accesses may be many.
+		r.used, r.at, r.end = s.clock, e.at, end
+		s.ends[i] = end
+	}
+	size := int64(e.size) * int64(e.weight)
+	r.bytes = max(size, min(r.bytes+size, r.end-r.start))
 	if !r.whole && r.bytes >= s.least {
 		r.whole = true
 		s.release(r)
