@@ -27,8 +27,8 @@ type SSDSpeed struct {
 
 // IntelS3700 is an Intel SSD DC S3700 of 400 GB, a drive for servers of 2012, with
 // capacitors: a flush has nothing to wait for. It reads 75,000 and writes 36,000 blocks of
-// 4 KiB a second at random, 500 and 460 MB/s in sequence, and takes 50 and 65 µs for one
-// (Intel's announcement of 5 November 2012 and product specification 328171).
+// 4 KiB a second at random, 500 and 460 MB/s in sequence, and takes 50 and 65 µs for one,
+// as Intel has published it for the series in November 2012.
 var IntelS3700 = SSDType{
 	Name:  "Intel SSD DC S3700, 400 GB",
 	Size:  400_088_457_216,
