@@ -41,6 +41,7 @@ type plan struct {
 	// sharing says that some volume shares blocks; prints are of one series.
 	sharing bool
 	prints  []dedup.Fingerprint
+	keys    []uint64
 	// moved are places on disks of what is written to memory.
 	moved []block.Physical
 	again []int32 // and blocks of the plan that are such copies
@@ -354,13 +355,15 @@ func (m *Machine) finish(p *plan) error {
 	return m.broken
 }
 
-// touch brings what the index is going to be told of blocks of a plan into the processor's
-// cache, together.
+// touch brings what notePrint looks at for blocks of a plan into the processor's cache,
+// together.
 func (m *Machine) touch(p *plan, blocks []int32) {
-	p.prints = p.prints[:0]
+	p.prints, p.keys = p.prints[:0], p.keys[:0]
 	for _, i := range blocks {
 		p.prints = append(p.prints, p.blocks[i].print)
+		p.keys = append(p.keys, uint64(p.blocks[i].at))
 	}
+	m.prints.active.Touch(p.keys)
 	if m.Index != nil {
 		m.Index.Touch(p.prints)
 	}
