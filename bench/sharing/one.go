@@ -32,8 +32,8 @@ type one struct {
 	Spill  string `json:"spill"` // the device's memory is a file there, and not the process's
 }
 
-// state is how a pool is at a moment. Memory is anonymous, so neither the device's nor
-// that of the region, which is shared.
+// state is how a pool is at a moment. Memory is anonymous, so not the device's, nor that of
+// the region, which is shared; but the index, which lies in the region, is counted.
 type state struct {
 	Memory  int64 `json:"memory"`
 	Most    int64 `json:"most_memory"` // since the state before
@@ -174,6 +174,7 @@ func stateOf(ctx context.Context, p *counting.Pool, most *atomic.Int64, data int
 	now := p.Stats()
 	s.Index, s.Entries, s.Counts = now.Sharing.IndexBytes, now.Sharing.IndexEntries, now.CountsBytes
 	s.Data, s.Pages = data, report.Pages*block.Size
+	s.Memory, s.Most = s.Memory+now.Sharing.IndexKept, s.Most+now.Sharing.IndexKept
 	s.Most = max(s.Most, s.Memory)
 	most.Store(0)
 	return s, nil
