@@ -13,7 +13,6 @@ import (
 	"github.com/pollux-storage/pollux/internal/blockmap"
 	"github.com/pollux-storage/pollux/internal/catalogue"
 	"github.com/pollux-storage/pollux/internal/dedup"
-	"github.com/pollux-storage/pollux/internal/devices"
 )
 
 // ScanOptions say how fast volumes are scanned.
@@ -60,9 +59,8 @@ type ScanStats struct {
 // the log as the cleaner does: a block is written once more, on the condition that nobody
 // has changed it, and the next consistency point finds that it is stored elsewhere, or,
 // where the volume shares nothing any more, stores it anew. So a scan may end anywhere.
-// Where it is stands in a record on the first device, and whoever owns the pool next goes
-// on from there. The record is advice and never synced, but says nothing is done that no
-// consistency point has.
+// Where it is stands in a record, an advice, and whoever owns the pool next goes on from
+// there: it says nothing is done that no consistency point has.
 //
 // A leaf of the map is a step, 1 MiB of the volume: its blocks are read, their
 // fingerprints noted, and what matches a series elsewhere is moved and committed before
@@ -191,10 +189,11 @@ func (s *scan) know() error {
 		s.frame = frame
 	}
 	s.known = true
-	s.recall()
-	if s.rec.generation == 0 {
+	r, ok := recall(s.p, scanBlocks, s.frame, decodeScan)
+	if !ok {
 		return nil
 	}
+	s.rec = *r
 	v, _ := s.p.catalogue.Get(s.rec.id)
 	s.id, s.undo = s.rec.id, s.rec.stats.Undo
 	s.count(func(st *ScanStats) {
@@ -221,38 +220,17 @@ func (s *scan) prove() error {
 	return nil
 }
 
-// recall reads the newest record of scans; nothing that is wrong with it matters.
-func (s *scan) recall() {
-	for _, b := range scanBlocks {
-		rank := func(p []byte) uint64 {
-			r, err := decodeScan(p, s.p.label.Pool)
-			if err != nil {
-				return 0
-			}
-			return r.generation
-		}
-		if s.p.set.ReadBest(block.At(0, b), s.frame, rank) != nil {
-			continue
-		}
-		if r, err := decodeScan(s.frame, s.p.label.Pool); err == nil && r.generation >= s.rec.generation {
-			s.rec = *r
-		}
-	}
-}
-
 // keep writes the record, durably, when somebody has said what the scan shall do.
 func (s *scan) keep() {
 	s.save()
 	_ = s.p.set.Sync() // without it the next owner may have to be told again
 }
 
-// save writes the record to the older of its places. It need not be durable: who finds an
-// older one scans a little twice.
+// save writes the record.
 func (s *scan) save() {
 	s.rec.generation++
 	s.rec.id, s.rec.stats = s.id, s.stats
-	copy(s.frame, s.rec.encode(s.p.label.Pool, s.p.epoch))
-	_ = s.p.set.Do([]*devices.IO{{Op: hpdi.OpWrite, At: block.At(0, scanBlocks[s.rec.generation%2]), Vec: [][]byte{s.frame}}})
+	s.p.advise(scanBlocks, s.frame, &s.rec)
 }
 
 // what says what is done to the volume.

@@ -12,21 +12,22 @@ import (
 
 const scanVersion = 1
 
-// scanBlocks are the places of the record of scans on the first device. It is written to
-// one and the other in turn, by its generation.
+// scanBlocks are the places of the record of scans.
 var scanBlocks = [2]uint64{4, 132}
 
 // scanStates are the states of a scan in the order of their numbers in the record.
 var scanStates = []ScanState{ScanNever, ScanRunning, ScanPaused, ScanStopped, ScanDone}
 
-// scanRecord is what the next owner of a pool is told of its newest scan. It is advice: a
-// pool without one was never scanned, as far as is known.
+// scanRecord is the advice about the newest scan of a pool. A pool without one was never
+// scanned, as far as is known.
 type scanRecord struct {
 	generation uint64
 	id         block.VolumeID
 	leaf       uint64    // of its map, with which the scan goes on
 	stats      ScanStats // without Volume and Why
 }
+
+func (r *scanRecord) number() uint64 { return r.generation }
 
 // encode returns the block that holds the record.
 func (r *scanRecord) encode(pool block.PoolID, epoch block.Epoch) []byte {

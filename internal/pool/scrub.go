@@ -157,7 +157,9 @@ func (s *scrub) know(now time.Time) error {
 	if s.known {
 		return nil
 	}
-	s.recall()
+	if r, ok := recall(s.p, scrubBlocks, s.frame, decodeScrub); ok {
+		s.rec = *r
+	}
 	s.known = true
 	if s.publish(); s.rec.generation == 0 && s.scheduled() {
 		s.rec.since = now

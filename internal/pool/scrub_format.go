@@ -11,8 +11,7 @@ import (
 
 const scrubVersion = 1
 
-// scrubBlocks are the places of the record of scrubs on the first device. It is
-// written to one and the other in turn, by its generation.
+// scrubBlocks are the places of the record of scrubs.
 var scrubBlocks = [2]uint64{3, 131}
 
 // ScrubState says whether a pool is being scrubbed.
@@ -108,6 +107,8 @@ type scrubRecord struct {
 	now        scrubResult // of the newest scrub
 	last       scrubResult // of the newest one that went through
 }
+
+func (r *scrubRecord) number() uint64 { return r.generation }
 
 // encode returns the block that holds the record.
 func (r *scrubRecord) encode(pool block.PoolID, epoch block.Epoch) []byte {

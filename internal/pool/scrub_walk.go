@@ -10,7 +10,6 @@ import (
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/blockmap"
 	"github.com/pollux-storage/pollux/internal/cp"
-	"github.com/pollux-storage/pollux/internal/devices"
 )
 
 const (
@@ -318,29 +317,8 @@ func (s *scrub) structure(f scrubFinding, good func([]byte) bool) {
 	}
 }
 
-// recall reads the newest record of scrubs; nothing that is wrong with it matters.
-func (s *scrub) recall() {
-	for _, b := range scrubBlocks {
-		rank := func(p []byte) uint64 {
-			r, err := decodeScrub(p, s.p.label.Pool)
-			if err != nil {
-				return 0
-			}
-			return r.generation
-		}
-		if s.p.set.ReadBest(block.At(0, b), s.frame, rank) != nil {
-			continue
-		}
-		if r, err := decodeScrub(s.frame, s.p.label.Pool); err == nil && r.generation >= s.rec.generation {
-			s.rec = *r
-		}
-	}
-}
-
-// save writes the record to the older of its places. It need not be durable: who
-// finds an older one scrubs a little twice.
+// save writes the record.
 func (s *scrub) save() {
 	s.rec.generation++
-	copy(s.frame, s.rec.encode(s.p.label.Pool, s.p.epoch))
-	_ = s.p.set.Do([]*devices.IO{{Op: hpdi.OpWrite, At: block.At(0, scrubBlocks[s.rec.generation%2]), Vec: [][]byte{s.frame}}})
+	s.p.advise(scrubBlocks, s.frame, &s.rec)
 }

@@ -9,7 +9,6 @@ import (
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/block/blocktest"
-	"github.com/pollux-storage/pollux/internal/ondisk"
 	spool "github.com/pollux-storage/pollux/internal/pool"
 )
 
@@ -113,11 +112,11 @@ func (pl *pool) members(devs []hpdi.Device) []hpdi.Device {
 			return false
 		}
 		_, err := spool.ReadLabel(dev)
-		if errors.Is(err, ondisk.ErrMagic) || errors.Is(err, block.ErrCorrupt) {
-			_ = dev.Close()
-			return true
+		if !spool.Wiped(err) {
+			return false
 		}
-		return false
+		_ = dev.Close()
+		return true
 	})
 }
 
