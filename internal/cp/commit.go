@@ -168,13 +168,10 @@ func (m *Machine) collect(p *plan) {
 	}
 }
 
-var (
-	zeroBlock [block.Size]byte
-	zeroSum   = ondisk.CRC(zeroBlock[:])
-)
+var zeroBlock [block.Size]byte
 
 func (m *Machine) isZero(s dirty.Slot) bool {
-	return s.Sum == zeroSum && *(*[block.Size]byte)(m.log.Payload(s.Extent, 1)) == zeroBlock
+	return s.Sum == ondisk.ZeroSum && *(*[block.Size]byte)(m.log.Payload(s.Extent, 1)) == zeroBlock
 }
 
 // allocate gives the blocks that are to be written their places.

@@ -62,6 +62,9 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // CRC returns the CRC32C of p, the checksum of all formats here.
 func CRC(p []byte) uint32 { return crc32.Checksum(p, castagnoli) }
 
+// ZeroSum is the checksum of a block of zeroes.
+var ZeroSum = CRC(make([]byte, block.Size))
+
 const checksumAt = 56
 
 // Seal writes the header into the first HeaderSize bytes of p and checksums

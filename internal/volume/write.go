@@ -28,9 +28,6 @@ type staged struct {
 	zeroes int
 }
 
-// zeroSum is the checksum of a block that becomes a hole, or nearly always does.
-var zeroSum = ondisk.CRC(make([]byte, block.Size))
-
 var stagedPool = sync.Pool{New: func() any { return new(staged) }}
 
 // TryStage implements block.Volume.
@@ -202,7 +199,7 @@ func (w *staged) sum() {
 			e := r.First + oplog.Extent(j)
 			payload := w.v.Dirty.Payload(e, 1)
 			r.CRC[j] = ondisk.CRC(payload)
-			if print != nil && r.CRC[j] != zeroSum {
+			if print != nil && r.CRC[j] != ondisk.ZeroSum { // which becomes a hole, or nearly always does
 				w.v.Dirty.SetPrint(e, (*print)(payload))
 			}
 		}
