@@ -1,6 +1,7 @@
 // Package counting has a device for measurements of large pools on small
 // machines: it keeps metadata in memory and of data, whose content follows from a
-// number, that number for each block; and it counts what is written to it.
+// number, that number for each block; and it counts what is written to it. Its pools run
+// in the benchmark's own process, on that device or another one.
 package counting
 
 import (

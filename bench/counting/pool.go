@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
 
 	"github.com/dustin/go-humanize"
 
 	"github.com/pollux-storage/pollux/hpdi"
+	"github.com/pollux-storage/pollux/hpdi/file"
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/cache"
 	"github.com/pollux-storage/pollux/internal/pool"
@@ -19,10 +21,11 @@ import (
 // Track is the size of a track in bytes.
 const Track = block.TrackBytes
 
-// Pool is a pool on a Device, that runs.
+// Pool is a pool that runs, on a Device unless its Options name another one.
 type Pool struct {
 	*pool.Pool
-	Device  *Device
+	Device  *Device // nil for another one
+	on      hpdi.Device
 	dir     string
 	regions string
 	mem     []byte
@@ -34,12 +37,25 @@ type Pool struct {
 
 // Options says what pool to make. Sizes are in bytes.
 type Options struct {
-	Size       int64  // of the device, which has whole tracks
-	Spill      string // folder for what the device keeps, see New
+	Size       int64       // of the device, which has whole tracks
+	Spill      string      // folder for what the device keeps, see New
+	On         hpdi.Device // the device instead of one that counts; it has its own size
 	Log, Cache int64
 	FoldLimit  int   // as cp.Config has it
 	Index      int64 // of fingerprints, as pool.OpenOptions has it
 	Cleaner    pool.CleanerOptions
+}
+
+// NewFile makes a file of so many bytes and opens it as a device for a Pool.
+func NewFile(path string, size int64) (hpdi.Device, error) {
+	if err := file.Create(path, size); err != nil {
+		return nil, err
+	}
+	dev, err := file.Open(path, file.Options{Lock: true})
+	if err == nil {
+		fmt.Fprintf(os.Stderr, "device: %+v\n", dev.Info())
+	}
+	return dev, err
 }
 
 // NewPool makes a pool and runs it. Without an error Close must be called.
@@ -54,18 +70,23 @@ func NewPool(ctx context.Context, o Options) (p *Pool, err error) {
 			err = errors.Join(err, p.remove())
 		}
 	}()
-	if p.Device, err = New(o.Size/Track*Track, o.Spill); err != nil {
+	if p.on = o.On; p.on == nil {
+		if p.Device, err = New(o.Size/Track*Track, o.Spill); err != nil {
+			return nil, err
+		}
+		p.on = p.Device
+	}
+	if _, err := pool.Create(ctx, pool.CreateOptions{Name: "p", Identity: "a", Devices: []hpdi.Device{p.on}, LogBytes: o.Log}); err != nil {
 		return nil, err
 	}
-	if _, err := pool.Create(ctx, pool.CreateOptions{Name: "p", Identity: "a", Devices: []hpdi.Device{p.Device}, LogBytes: o.Log}); err != nil {
-		return nil, err
+	if p.Device != nil {
+		label, err := pool.ReadLabel(p.Device)
+		if err != nil {
+			return nil, err
+		}
+		p.Device.SetFirst(int64(label.Layout.First) * block.Size)
+		p.Device.SetLog(int64(label.Layout.Flush)*block.Size, int64(label.Layout.Flush+label.Layout.FlushBlocks)*block.Size)
 	}
-	label, err := pool.ReadLabel(p.Device)
-	if err != nil {
-		return nil, err
-	}
-	p.Device.SetFirst(int64(label.Layout.First) * block.Size)
-	p.Device.SetLog(int64(label.Layout.Flush)*block.Size, int64(label.Layout.Flush+label.Layout.FlushBlocks)*block.Size)
 	if p.mem, err = hpdi.Alloc(int(o.Cache)); err != nil {
 		return nil, err
 	}
@@ -78,12 +99,12 @@ func (p *Pool) open(ctx context.Context, c pool.CleanerOptions) error {
 	if err != nil {
 		return err
 	}
-	p.Pool, err = pool.Open(ctx, pool.OpenOptions{Devices: []hpdi.Device{p.Device}, RegionPath: filepath.Join(medium.Path, "r"),
+	p.Pool, err = pool.Open(ctx, pool.OpenOptions{Devices: []hpdi.Device{p.on}, RegionPath: filepath.Join(medium.Path, "r"),
 		Cache: cache.New(p.mem), Owner: "a", FoldLimit: p.limit, IndexBytes: p.index, Cleaner: c})
 	if err != nil {
 		return err
 	}
-	loop, end := context.WithCancel(ctx)
+	loop, end := context.WithCancel(context.WithoutCancel(ctx)) // it outlives a signal, so that it can close
 	p.end = end
 	go func() { p.ran <- p.Run(loop) }()
 	return nil
@@ -101,7 +122,7 @@ func (p *Pool) Reopen(ctx context.Context, c pool.CleanerOptions) error {
 // Close closes the pool and removes all that it had outside memory.
 func (p *Pool) Close(ctx context.Context) error {
 	p.end()
-	return errors.Join(<-p.ran, p.Pool.Close(ctx), p.remove())
+	return errors.Join(<-p.ran, p.Pool.Close(context.WithoutCancel(ctx)), p.remove())
 }
 
 func (p *Pool) remove() error { return errors.Join(region.RemoveDir(p.regions), os.RemoveAll(p.dir)) }

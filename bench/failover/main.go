@@ -48,6 +48,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/pollux-storage/pollux/bench/stat"
 	"github.com/pollux-storage/pollux/test/pair"
 )
 
@@ -123,7 +124,7 @@ func run(o options) error {
 	}
 	rep.finish()
 	rep.print(os.Stdout)
-	if err := writeJSON(o.out, rep); err != nil {
+	if err := stat.WriteJSON(o.out, rep); err != nil {
 		return err
 	}
 	if o.check {

@@ -13,16 +13,15 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"syscall"
 	"time"
 
+	"github.com/pollux-storage/pollux/bench/stat"
 	"github.com/pollux-storage/pollux/internal/flashmap/policy"
 )
 
@@ -88,22 +87,11 @@ func run(ctx context.Context, o options) error {
 		return fmt.Errorf("there is no workload %q", o.only)
 	}
 	good := print(all)
-	if err := write(o.out, all); err != nil {
+	if err := stat.WriteJSON(o.out, all); err != nil {
 		return err
 	}
 	if !good {
 		return errMissed
 	}
 	return nil
-}
-
-func write(path string, all []*outcome) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return err
-	}
-	b, err := json.MarshalIndent(all, "", "  ")
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(path, append(b, '\n'), 0o644)
 }

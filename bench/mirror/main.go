@@ -14,7 +14,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -29,6 +28,7 @@ import (
 
 	"github.com/pollux-storage/pollux/bench/counting"
 	"github.com/pollux-storage/pollux/bench/fio"
+	"github.com/pollux-storage/pollux/bench/stat"
 	"github.com/pollux-storage/pollux/internal/control"
 	"github.com/pollux-storage/pollux/test/pair"
 )
@@ -96,14 +96,7 @@ func run(ctx context.Context, o options) (err error) {
 	if err := rigs[1].resilvers(ctx, o, &rep); err != nil {
 		return err
 	}
-	if err := os.MkdirAll(filepath.Dir(o.out), 0o755); err != nil {
-		return err
-	}
-	b, err := json.MarshalIndent(rep, "", "  ")
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(o.out, b, 0o644)
+	return stat.WriteJSON(o.out, rep)
 }
 
 // rig is a running pair with one full volume.

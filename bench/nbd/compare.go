@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -10,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/pollux-storage/pollux/bench/stat"
 )
 
 // cell is a row on a server.
@@ -57,7 +58,7 @@ func compare(ctx context.Context, o options, dir string) error {
 	}
 	rep.finish()
 	rep.print(os.Stdout)
-	if err := writeJSON(o.out, rep); err != nil {
+	if err := stat.WriteJSON(o.out, rep); err != nil {
 		return err
 	}
 	return failed
@@ -148,15 +149,4 @@ func versions(ctx context.Context, o options) map[string]string {
 		}
 	}
 	return v
-}
-
-func writeJSON(path string, v any) error {
-	b, err := json.MarshalIndent(v, "", "  ")
-	if err != nil {
-		return err
-	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return err
-	}
-	return os.WriteFile(path, append(b, '\n'), 0o644)
 }

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/pollux-storage/pollux/bench/stat"
 )
 
 // copied is how often a server copied each byte of its clients.
@@ -92,7 +94,7 @@ func countCopies(ctx context.Context, o options, dir string) error {
 			all = append(all, c)
 		}
 	}
-	return writeJSON(filepath.Join(filepath.Dir(o.out), "copies.json"), all)
+	return stat.WriteJSON(filepath.Join(filepath.Dir(o.out), "copies.json"), all)
 }
 
 // copiesOf counts during one row, and until what it wrote is on disk.

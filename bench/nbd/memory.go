@@ -122,7 +122,7 @@ func watchMemory(ctx context.Context, o options, dir string) error {
 			w.Read.MBps+w.Write.MBps, w.Read.IOPS, w.Read.P50us, w.Read.P99us, w.Read.P999us, w.Write.IOPS, w.Write.P50us, w.Write.P99us, w.Write.P999us, w.Trims)
 	}
 	rep.finish()
-	if err := writeJSON(filepath.Join(filepath.Dir(o.out), "memory.json"), rep); err != nil {
+	if err := stat.WriteJSON(filepath.Join(filepath.Dir(o.out), "memory.json"), rep); err != nil {
 		return err
 	}
 	out, err := output(ctx, 10*time.Minute, p.program, "check", "--dir", p.dir)

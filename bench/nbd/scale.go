@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/pollux-storage/pollux/bench/stat"
 	"github.com/pollux-storage/pollux/internal/config"
 )
 
@@ -70,7 +71,7 @@ func scale(ctx context.Context, o options, dir string) error {
 	if err := rep.many(ctx, o, filepath.Join(dir, "many")); err != nil {
 		return err
 	}
-	return writeJSON(filepath.Join(filepath.Dir(o.out), "scale.json"), rep)
+	return stat.WriteJSON(filepath.Join(filepath.Dir(o.out), "scale.json"), rep)
 }
 
 // many measures one pair with more and more volumes, then one of them with more

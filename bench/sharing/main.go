@@ -24,11 +24,11 @@ import (
 	"io/fs"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"syscall"
 	"time"
 
 	"github.com/pollux-storage/pollux/bench/counting"
+	"github.com/pollux-storage/pollux/bench/stat"
 	"github.com/pollux-storage/pollux/internal/block"
 )
 
@@ -134,7 +134,7 @@ func run(ctx context.Context, o options, names []string) error {
 			return fmt.Errorf("%s: %w", m.name, err)
 		}
 		missed = missed || bad
-		if err := r.write(o.out); err != nil {
+		if err := stat.WriteJSON(o.out, r); err != nil {
 			return err
 		}
 	}
@@ -157,17 +157,6 @@ func (r *report) read(path string) error {
 		return fmt.Errorf("%s is not of this benchmark, remove it or say -out: %w", path, err)
 	}
 	return nil
-}
-
-func (r *report) write(path string) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return err
-	}
-	b, err := json.MarshalIndent(r, "", "  ")
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(path, append(b, '\n'), 0o644)
 }
 
 // say prints whether something wanted is reached, and returns whether it is not.

@@ -17,12 +17,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/pollux-storage/pollux/bench/counting"
 	"github.com/pollux-storage/pollux/hpdi"
-	"github.com/pollux-storage/pollux/hpdi/file"
-	"github.com/pollux-storage/pollux/internal/cache"
 	"github.com/pollux-storage/pollux/internal/export/nbd"
 	"github.com/pollux-storage/pollux/internal/pool"
-	"github.com/pollux-storage/pollux/internal/region"
 )
 
 // served is a pool on files that a process of its own serves over NBD, so that its
@@ -60,21 +58,16 @@ func serve(ctx context.Context, arg string) (err error) {
 	if err := json.Unmarshal([]byte(arg), &c); err != nil {
 		return fmt.Errorf("-serve %s: %w", arg, err)
 	}
-	regions := filepath.Join(c.Dir, "region")
-	defer func() { err = errors.Join(err, region.RemoveDir(regions)) }()
-	p, err := c.open(ctx, regions)
+	dev, err := counting.NewFile(filepath.Join(c.Dir, "disk"), c.Size)
 	if err != nil {
 		return err
 	}
-	loop, end := context.WithCancel(ctx)
-	defer end()
-	ran := make(chan error, 1)
-	go func() { ran <- p.Run(loop) }()
-	defer func() {
-		end()
-		err = errors.Join(err, <-ran, p.Close(context.WithoutCancel(ctx)))
-	}()
-	srv, err := nbd.New(nbd.Config{Exports: volumes{p}, Logger: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))})
+	p, err := counting.NewPool(ctx, counting.Options{On: &slow{Device: dev, rate: c.Rate}, Log: c.Log, Cache: c.Cache})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, p.Close(ctx)) }()
+	srv, err := nbd.New(nbd.Config{Exports: volumes{p.Pool}, Logger: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))})
 	if err != nil {
 		return err
 	}
@@ -83,33 +76,10 @@ func serve(ctx context.Context, arg string) (err error) {
 		return err
 	}
 	defer func() { _ = l.Close() }() // removes the socket
-	go func() { _ = srv.Serve(loop, l) }()
-	return c.obey(ctx, p)
-}
-
-func (c *served) open(ctx context.Context, regions string) (*pool.Pool, error) {
-	image := filepath.Join(c.Dir, "disk")
-	if err := file.Create(image, c.Size); err != nil {
-		return nil, err
-	}
-	dev, err := file.Open(image, file.Options{Lock: true})
-	if err != nil {
-		return nil, err
-	}
-	fmt.Fprintf(os.Stderr, "device: %+v\n", dev.Info())
-	medium, err := region.Dir(regions)
-	if err != nil {
-		return nil, err
-	}
-	devs := []hpdi.Device{&slow{Device: dev, rate: c.Rate}}
-	if _, err := pool.Create(ctx, pool.CreateOptions{Name: "p", Identity: "a", Devices: devs, LogBytes: c.Log}); err != nil {
-		return nil, err
-	}
-	mem, err := hpdi.Alloc(int(c.Cache))
-	if err != nil {
-		return nil, err
-	}
-	return pool.Open(ctx, pool.OpenOptions{Devices: devs, RegionPath: filepath.Join(medium.Path, "r"), Cache: cache.New(mem), Owner: "a"})
+	serving, stop := context.WithCancel(ctx)
+	defer stop()
+	go func() { _ = srv.Serve(serving, l) }()
+	return c.obey(ctx, p.Pool)
 }
 
 func (c *served) obey(ctx context.Context, p *pool.Pool) error {

@@ -20,13 +20,9 @@ import (
 	"runtime/pprof"
 	"syscall"
 
-	"github.com/pollux-storage/pollux/hpdi"
-	"github.com/pollux-storage/pollux/hpdi/file"
+	"github.com/pollux-storage/pollux/bench/counting"
 	"github.com/pollux-storage/pollux/internal/block"
-	"github.com/pollux-storage/pollux/internal/cache"
 	"github.com/pollux-storage/pollux/internal/export/nbd"
-	"github.com/pollux-storage/pollux/internal/pool"
-	"github.com/pollux-storage/pollux/internal/region"
 )
 
 type options struct {
@@ -53,20 +49,15 @@ func main() {
 }
 
 func run(ctx context.Context, o options) (err error) {
-	regions := filepath.Join(o.dir, "region")
-	defer func() { err = errors.Join(err, region.RemoveDir(regions)) }()
-	p, err := open(ctx, o)
+	dev, err := counting.NewFile(filepath.Join(o.dir, "single.img"), 4*o.size+4<<30)
 	if err != nil {
 		return err
 	}
-	// The pool outlives the signal, so that it can close.
-	ran := make(chan error, 1)
-	loop, end := context.WithCancel(context.WithoutCancel(ctx))
-	go func() { ran <- p.Run(loop) }()
-	defer func() {
-		end()
-		err = errors.Join(err, <-ran, p.Close(context.WithoutCancel(ctx)))
-	}()
+	p, err := counting.NewPool(ctx, counting.Options{On: dev, Log: o.log, Cache: o.cache})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, p.Close(ctx)) }()
 	if _, err := p.CreateVolume(ctx, "bench", o.size); err != nil {
 		return err
 	}
@@ -94,34 +85,6 @@ func writeMutexes(path string) error {
 		return err
 	}
 	return errors.Join(pprof.Lookup("mutex").WriteTo(f, 0), f.Close())
-}
-
-// open makes the pool.
-func open(ctx context.Context, o options) (*pool.Pool, error) {
-	image := filepath.Join(o.dir, "single.img")
-	if err := file.Create(image, 4*o.size+4<<30); err != nil {
-		return nil, err
-	}
-	dev, err := file.Open(image, file.Options{Lock: true})
-	if err != nil {
-		return nil, err
-	}
-	fmt.Fprintf(os.Stderr, "device: %+v\n", dev.Info())
-	medium, err := region.Dir(filepath.Join(o.dir, "region"))
-	if err != nil {
-		return nil, err
-	}
-	devs := []hpdi.Device{dev}
-	if _, err := pool.Create(ctx, pool.CreateOptions{Name: "single", Identity: "a", Devices: devs, LogBytes: o.log}); err != nil {
-		return nil, err
-	}
-	mem, err := hpdi.Alloc(int(o.cache))
-	if err != nil {
-		return nil, err
-	}
-	return pool.Open(ctx, pool.OpenOptions{
-		Devices: devs, RegionPath: filepath.Join(medium.Path, "single.region"), Cache: cache.New(mem), Owner: "a",
-	})
 }
 
 // profile starts a CPU profile at SIGUSR1.
