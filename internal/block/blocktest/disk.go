@@ -168,34 +168,9 @@ func (d *Disk) Wrap(dev hpdi.Device) hpdi.Device {
 	if size := dev.Info().Size; size > d.t.Size {
 		panic(fmt.Sprintf("blocktest: device of %d bytes on a disk of %d", size, d.t.Size))
 	}
-	return &spinning{Device: dev, disk: d}
-}
-
-type spinning struct {
-	hpdi.Device
-	disk *Disk
-}
-
-func (s *spinning) NewQueue(depth int) (hpdi.Queue, error) {
-	q, err := s.Device.NewQueue(depth)
-	if err != nil {
-		return nil, err
-	}
-	return &spinningQueue{Queue: q, s: s}, nil
-}
-
-type spinningQueue struct {
-	hpdi.Queue
-	s *spinning
-}
-
-func (q *spinningQueue) Submit(reqs ...*hpdi.Request) error {
-	info := q.s.Info()
-	for _, r := range reqs {
-		if r.Op == hpdi.OpFlush || r.Op == hpdi.OpDiscard || r.Bytes() == 0 || r.Check(info) != nil {
-			continue
+	return &driven{Device: dev, submitted: func(reqs []*hpdi.Request) {
+		for _, r := range reqs {
+			d.serve(r.Offset, r.Bytes())
 		}
-		q.s.disk.serve(r.Offset, r.Bytes())
-	}
-	return q.Queue.Submit(reqs...)
+	}}
 }

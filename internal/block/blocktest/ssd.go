@@ -116,43 +116,17 @@ func (d *SSD) Wrap(dev hpdi.Device) hpdi.Device {
 	if size := dev.Info().Size; size > d.t.Size {
 		panic(fmt.Sprintf("blocktest: device of %d bytes on a drive of %d", size, d.t.Size))
 	}
-	return &flashing{Device: dev, drive: d}
+	return &driven{Device: dev, submitted: d.submit}
 }
 
 // submit carries out the requests of one call.
-func (d *SSD) submit(info hpdi.Info, reqs []*hpdi.Request) {
+func (d *SSD) submit(reqs []*hpdi.Request) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	end := d.now
 	for _, r := range reqs {
-		if r.Op == hpdi.OpFlush || r.Op == hpdi.OpDiscard || r.Bytes() == 0 || r.Check(info) != nil {
-			continue
-		}
 		end = max(end, d.serveLocked(d.now, r.Op, r.Bytes()))
 	}
 	d.n.Busy += end - d.now
 	d.now = end
-}
-
-type flashing struct {
-	hpdi.Device
-	drive *SSD
-}
-
-func (s *flashing) NewQueue(depth int) (hpdi.Queue, error) {
-	q, err := s.Device.NewQueue(depth)
-	if err != nil {
-		return nil, err
-	}
-	return &flashingQueue{Queue: q, s: s}, nil
-}
-
-type flashingQueue struct {
-	hpdi.Queue
-	s *flashing
-}
-
-func (q *flashingQueue) Submit(reqs ...*hpdi.Request) error {
-	q.s.drive.submit(q.s.Info(), reqs)
-	return q.Queue.Submit(reqs...)
 }
