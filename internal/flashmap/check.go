@@ -51,7 +51,7 @@ func (f *Flash) differsLocked(c change) (n int) {
 	want, got := f.page[:block.Size], f.page[block.Size:][:block.Size]
 	c.encode(want, c.sheet.generation)
 	for _, at := range c.at {
-		err := f.io.do(&hpdi.Request{Op: hpdi.OpRead, Offset: int64(at) * block.Size, Vec: [][]byte{got}})
+		err := f.io.Do(&hpdi.Request{Op: hpdi.OpRead, Offset: int64(at) * block.Size, Vec: [][]byte{got}})
 		if err != nil || !bytes.Equal(want, got) {
 			n++
 		}
@@ -96,13 +96,13 @@ func (f *Flash) Check() (problems []string) {
 		if got := f.stripeOf(h).findLocked(f.keys, k, h); got != slot {
 			say("%v is in slot %d, and is looked for in %d", k, slot, got)
 		}
-		if !f.taken.has(slot) {
+		if !f.taken.Has(int(slot)) {
 			say("slot %d is free, and holds %v", slot, k)
 		}
 	}
 	for _, p := range f.primaries {
 		for i := 0; p != nil; i++ {
-			if i = p.bits.next(i); i < 0 {
+			if i = p.bits.Next(i); i < 0 {
 				break
 			}
 			if _, there := in[keyOf(p.number, Set(i))]; !there {
@@ -141,7 +141,7 @@ func (f *Flash) checkSlots(say func(string, ...any), held int) {
 	defer f.slotsMu.Unlock()
 	for i := range f.keys {
 		slot := slotNumber(i)
-		switch taken := f.taken.has(slot); {
+		switch taken := f.taken.Has(int(slot)); {
 		case !taken && slot < f.limit:
 			free++
 		case taken && f.keys[slot] == 0 && f.label.valid(slot) && !f.table[i/pageWords].lost:

@@ -6,6 +6,7 @@ import (
 
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/stack"
 )
 
 // copies is a device of which one side at least keeps several copies. A range is
@@ -19,7 +20,7 @@ var _ hpdi.Copies = (*copies)(nil)
 
 // piece is a range of a request that lies in one place.
 type piece struct {
-	disk     *disk
+	disk     *stack.Queues
 	copies   hpdi.Copies // nil when the side has one copy
 	from, to int64       // of the request
 	at       int64       // on the disk
@@ -66,7 +67,7 @@ func (c *copies) pieces(off, n int64, write bool, fn func([]piece) error) error 
 		if e.slot != none {
 			p.disk, p.at, p.fail = f.io, e.at+at&(1<<shift-1), f.fail
 		}
-		p.copies, _ = p.disk.dev.(hpdi.Copies)
+		p.copies, _ = p.disk.Device.(hpdi.Copies)
 		if last := len(out) - 1; last >= 0 && out[last].disk == p.disk && out[last].at+out[last].to-out[last].from == p.at {
 			out[last].to = p.to
 		} else {
@@ -139,7 +140,7 @@ func (p piece) count() int {
 // read reads copy i of a piece.
 func (p piece) read(i int, vec ...[]byte) error {
 	if p.copies == nil && i == 0 {
-		return p.wrap(p.disk.do(&hpdi.Request{Op: hpdi.OpRead, Offset: p.at, Vec: vec}))
+		return p.wrap(p.disk.Do(&hpdi.Request{Op: hpdi.OpRead, Offset: p.at, Vec: vec}))
 	}
 	if i >= p.count() {
 		return hpdi.ErrNoCopy
@@ -158,7 +159,7 @@ func (p piece) wrap(err error) error {
 // NumCopies returns how many copies the side has that has more.
 func (c *copies) NumCopies() int {
 	n := 1
-	for _, dev := range []hpdi.Device{c.primary, c.f.io.dev} {
+	for _, dev := range []hpdi.Device{c.primary, c.f.io.Device} {
 		if x, ok := dev.(hpdi.Copies); ok {
 			n = max(n, x.NumCopies())
 		}
@@ -209,7 +210,7 @@ func (c *copies) Settle(off int64, p []byte) (written int, err error) {
 // device, see [hpdi.Copies].
 func (c *copies) ProveOwn() (mended int, err error) {
 	var errs []error
-	for _, dev := range []hpdi.Device{c.primary, c.f.io.dev} {
+	for _, dev := range []hpdi.Device{c.primary, c.f.io.Device} {
 		if x, ok := dev.(hpdi.Copies); ok {
 			n, err := x.ProveOwn()
 			mended, errs = mended+n, append(errs, err)

@@ -31,7 +31,7 @@ func several(t *testing.T) (primary, flash *blocktest.Crash, f *Flash, d Device)
 	in(t, f, 10)
 	f.setLimit(none)
 	for i := range pageWords - 1 {
-		f.taken.set(slotNumber(i + 1)) // as if others had them
+		f.taken.Set(i + 1) // as if others had them
 	}
 	in(t, f, 11)
 	must(t, write(t, d, 10*setBlocks, 2, 2*setBlocks))

@@ -9,6 +9,7 @@ import (
 
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/stack"
 )
 
 // Device is a primary device whose data sets may be on flash. It is an [hpdi.Copies]
@@ -54,7 +55,7 @@ type device struct {
 	f       *Flash
 	p       *primary
 	primary hpdi.Device
-	io      *disk // of the primary
+	io      *stack.Queues // of the primary
 	info    hpdi.Info
 	sets    Set // that can be on flash
 	fixed   []Range
@@ -84,7 +85,7 @@ func (f *Flash) Over(dev hpdi.Device, o Primary) (Device, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &device{f: f, p: p, primary: dev, io: newDisk(dev), fixed: slices.Clone(o.Fixed), observe: o.Observe}
+	d := &device{f: f, p: p, primary: dev, io: stack.NewQueues(dev, changesAtOnce), fixed: slices.Clone(o.Fixed), observe: o.Observe}
 	d.sets = min(p.sets, Set(info.Size>>f.shift))
 	d.info = combine(info, f.info)
 	if room := int64(p.sets) << f.shift; room < info.Size-f.SetBytes() {
@@ -95,7 +96,7 @@ func (f *Flash) Over(dev hpdi.Device, o Primary) (Device, error) {
 	}
 	p.dev.Store(d)
 	_, primaryCopies := dev.(hpdi.Copies)
-	_, flashCopies := f.io.dev.(hpdi.Copies)
+	_, flashCopies := f.io.Device.(hpdi.Copies)
 	if primaryCopies || flashCopies {
 		return &copies{d}, nil
 	}
@@ -137,7 +138,7 @@ func (f *Flash) knownLocked(info hpdi.Info, o Primary) (*primary, error) {
 	old := 0
 	if p != nil {
 		old = len(p.pages)
-		next.bits = p.bits.resized(len(next.bits) * 64)
+		next.bits = p.bits.Resized(len(next.bits) * 64)
 	}
 	// The pages are empty before the label makes them count.
 	var changes []change
@@ -173,7 +174,7 @@ func (f *Flash) Forget(number int) error {
 	switch {
 	case f.readOnly:
 		return fmt.Errorf("forget primary device %d of flash device %s: %w", number, f.name, hpdi.ErrReadOnly)
-	case p.dev.Load() != nil || p.bits.next(0) >= 0:
+	case p.dev.Load() != nil || p.bits.Next(0) >= 0:
 		return fmt.Errorf("forget primary device %d of flash device %s, which is in use: %w", number, f.name, ErrBusy)
 	}
 	l := f.label.clone()
@@ -232,7 +233,7 @@ func (d *device) checkLocked() error {
 	if d.p.sets == 0 {
 		return nil
 	}
-	for i := d.p.bits.next(0); i >= 0; i = d.p.bits.next(i + 1) {
+	for i := d.p.bits.Next(0); i >= 0; i = d.p.bits.Next(i + 1) {
 		set := Set(i)
 		switch on := d.f.lookup(keyOf(d.p.number, set)) != none; {
 		case !on && d.isFixed(set):
@@ -258,7 +259,7 @@ func (d *device) Info() hpdi.Info { return d.info }
 
 // Register makes memory known to both devices.
 func (d *device) Register(mem []byte) error {
-	return errors.Join(d.primary.Register(mem), d.f.io.dev.Register(mem))
+	return errors.Join(d.primary.Register(mem), d.f.io.Device.Register(mem))
 }
 
 // Close closes the primary and leaves the flash device open.
@@ -267,7 +268,7 @@ func (d *device) Close() error {
 		return fmt.Errorf("%s: %w", d.info.Name, hpdi.ErrClosed)
 	}
 	d.p.dev.CompareAndSwap(d, nil)
-	return errors.Join(d.io.release(), d.primary.Close())
+	return errors.Join(d.io.Release(), d.primary.Close())
 }
 
 // OnFlash tells whether a byte is on flash.
@@ -280,7 +281,7 @@ func (d *device) OnFlash(off int64) (on bool, end int64) {
 // NextOnFlash returns the first range from off on that is on flash.
 func (d *device) NextOnFlash(off int64) (start, end int64) {
 	shift := d.f.shift
-	i := d.p.bits.next(int(off >> shift))
+	i := d.p.bits.Next(int(off >> shift))
 	if i < 0 || off >= d.info.Size {
 		return d.info.Size, d.info.Size
 	}

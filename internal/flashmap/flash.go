@@ -8,12 +8,13 @@ import (
 
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/stack"
 )
 
 // Flash is an open flash device. Its methods may be called concurrently unless they
 // say otherwise.
 type Flash struct {
-	io       *disk
+	io       *stack.Queues
 	name     string
 	info     hpdi.Info
 	readOnly bool
@@ -26,7 +27,7 @@ type Flash struct {
 	// is written. Of keys it guards every entry, too: who changes one holds it and the
 	// stripe of its data set. The slices themselves, label and primaries change only
 	// with all stripes held.
-	tableLock  ioLock
+	tableLock  stack.Lock
 	label      label
 	labelSheet sheet
 	labelDoubt bool // it is not known whether label is what the device says
@@ -41,10 +42,10 @@ type Flash struct {
 
 	// unwanted are the slots whose data sets were discarded whole; changed with their
 	// stripe held.
-	unwanted bitset
+	unwanted stack.Bits
 
 	slotsMu sync.Mutex // guards the three below
-	taken   bitset     // slots that nothing may be put into
+	taken   stack.Bits // slots that nothing may be put into
 	free    int        // that are not
 	limit   slotNumber // slots from here on are not filled
 
@@ -71,7 +72,7 @@ type primary struct {
 	number int
 	id     block.DeviceID
 	sets   Set // data sets of it that can be on flash
-	bits   bitset
+	bits   stack.Bits
 	pages  []int // of the map, by range of pageSets
 	dev    atomic.Pointer[device]
 	// unknown are ranges of which it is not known which data sets are on flash.
@@ -148,11 +149,11 @@ func (f *Flash) Close() error {
 		_, _ = m.Step() // nobody reads any more; what is in doubt is settled when it is opened
 		_ = hpdi.Free(m.buf)
 	}
-	return errors.Join(f.giveBack(), f.io.dev.Close())
+	return errors.Join(f.giveBack(), f.io.Device.Close())
 }
 
 // giveBack gives back memory and queues.
-func (f *Flash) giveBack() error { return errors.Join(f.io.release(), hpdi.Free(f.page)) }
+func (f *Flash) giveBack() error { return errors.Join(f.io.Release(), hpdi.Free(f.page)) }
 
 // Status describes a flash device.
 type Status struct {
@@ -188,7 +189,7 @@ func (f *Flash) Status() Status {
 	marks := 0
 	for _, p := range primaries {
 		if p != nil {
-			marks += p.bits.count()
+			marks += p.bits.Count()
 		}
 	}
 	for i := range f.stripes {
@@ -208,11 +209,11 @@ func (f *Flash) Status() Status {
 func (f *Flash) take() slotNumber {
 	f.slotsMu.Lock()
 	defer f.slotsMu.Unlock()
-	i := f.taken.gap(0)
+	i := f.taken.Gap(0)
 	if i < 0 || slotNumber(i) >= f.limit {
 		return none
 	}
-	f.taken.set(slotNumber(i))
+	f.taken.Set(i)
 	f.free--
 	return slotNumber(i)
 }
@@ -221,7 +222,7 @@ func (f *Flash) take() slotNumber {
 func (f *Flash) release(slot slotNumber) {
 	f.slotsMu.Lock()
 	defer f.slotsMu.Unlock()
-	f.taken.clear(slot)
+	f.taken.Clear(int(slot))
 	if slot < f.limit {
 		f.free++
 	}

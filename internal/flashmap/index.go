@@ -197,8 +197,8 @@ func (f *Flash) enter(p *primary, set Set, write bool) (e entry) {
 	if e.slot != none {
 		e.at = f.offset(e.slot)
 		a.flash++
-		if write && f.unwanted.has(e.slot) {
-			f.unwanted.clear(e.slot)
+		if write && f.unwanted.Has(int(e.slot)) {
+			f.unwanted.Clear(int(e.slot))
 		}
 	}
 	return e
@@ -222,7 +222,7 @@ func (f *Flash) leave(p *primary, set Set, slot slotNumber, op hpdi.Op, serial u
 		// A data set that was discarded whole, with nothing else beside it, is not
 		// wanted on flash until somebody writes to it.
 		if op == hpdi.OpDiscard && slot != none && n == 1<<f.shift && a.writes == 1 && a.serial == serial {
-			f.unwanted.set(slot)
+			f.unwanted.Set(int(slot))
 		}
 		a.writes--
 	}

@@ -222,7 +222,7 @@ func (m *Move) copy() error {
 	s := m.f.lock(m.key)
 	marks := m.marks
 	m.marks = 0
-	if m.out && m.f.unwanted.has(m.slot) {
+	if m.out && m.f.unwanted.Has(int(m.slot)) {
 		marks = 0 // whatever it reads as will do
 	}
 	s.mu.Unlock()
@@ -253,16 +253,16 @@ func (m *Move) transfer(off, n int64) error {
 	here := hpdi.Request{Offset: int64(m.set)<<f.shift + off, Vec: buf}
 	if m.out {
 		there.Op, here.Op = hpdi.OpRead, hpdi.OpWrite
-		if err := f.io.do(&there); err != nil {
+		if err := f.io.Do(&there); err != nil {
 			return f.fail(err)
 		}
-		return m.d.io.do(&here)
+		return m.d.io.Do(&here)
 	}
 	there.Op, here.Op = hpdi.OpWrite, hpdi.OpRead
-	if err := m.d.io.do(&here); err != nil {
+	if err := m.d.io.Do(&here); err != nil {
 		return err
 	}
-	if err := f.io.do(&there); err != nil {
+	if err := f.io.Do(&there); err != nil {
 		return f.fail(err)
 	}
 	return nil
@@ -277,8 +277,8 @@ func (m *Move) sync() error {
 	}
 	var err error
 	if m.out {
-		err = m.d.io.flush()
-	} else if err = m.f.io.flush(); err != nil {
+		err = m.d.io.Flush()
+	} else if err = m.f.io.Flush(); err != nil {
 		err = m.f.fail(err)
 	}
 	if err != nil {
@@ -331,7 +331,7 @@ func (m *Move) store() (Progress, error) {
 		s.removeLocked(f.keys, m.slot)
 		f.keys[m.slot] = 0
 		m.d.p.drop(m.set)
-		f.unwanted.clear(m.slot)
+		f.unwanted.Clear(int(m.slot))
 		m.stage = leaving
 		return Moving, nil
 	}

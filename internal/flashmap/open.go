@@ -8,6 +8,7 @@ import (
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/ondisk"
+	"github.com/pollux-storage/pollux/internal/stack"
 )
 
 // CreateOptions says how a flash device is to be used.
@@ -67,11 +68,11 @@ func (f *Flash) format() error {
 	defer f.tableLock.Unlock()
 	clear(f.page[:block.Size])
 	for _, b := range labelBlocks {
-		if err := f.io.do(&hpdi.Request{Op: hpdi.OpWrite, Offset: int64(b) * block.Size, Vec: [][]byte{f.page[:block.Size]}}); err != nil {
+		if err := f.io.Do(&hpdi.Request{Op: hpdi.OpWrite, Offset: int64(b) * block.Size, Vec: [][]byte{f.page[:block.Size]}}); err != nil {
 			return err
 		}
 	}
-	if err := f.io.flush(); err != nil {
+	if err := f.io.Flush(); err != nil {
 		return err
 	}
 	if err := f.storeNewLocked(f.segmentChanges(0, 0)); err != nil {
@@ -102,7 +103,7 @@ func (f *Flash) storeLabelLocked(l label) error {
 	if err := f.storeLocked(true, f.labelChange(&l)); err != nil {
 		return err
 	}
-	if err := f.io.flush(); err != nil {
+	if err := f.io.Flush(); err != nil {
 		return err
 	}
 	f.labelDoubt = false
@@ -124,8 +125,8 @@ func (f *Flash) certainLocked() error {
 // newFlash returns a flash device with an empty table for a label.
 func newFlash(dev hpdi.Device, l label) (*Flash, error) {
 	info := dev.Info()
-	f := &Flash{io: newDisk(dev), name: info.Name, info: info, readOnly: info.ReadOnly, id: l.id, shift: l.shift, label: l,
-		tableLock: newIOLock(), abandoned: map[key]struct{}{}, wake: make(chan struct{}, 1)}
+	f := &Flash{io: stack.NewQueues(dev, changesAtOnce), name: info.Name, info: info, readOnly: info.ReadOnly, id: l.id, shift: l.shift, label: l,
+		tableLock: stack.NewLock(), abandoned: map[key]struct{}{}, wake: make(chan struct{}, 1)}
 	f.extend()
 	f.limit = none
 	var err error
@@ -140,13 +141,13 @@ func (f *Flash) extend() {
 	f.table = append(f.table, make([]sheet, pages-old)...)
 	f.maps = append(f.maps, make([]sheet, f.label.mapPages()-len(f.maps))...)
 	f.keys = append(f.keys[:len(f.keys):len(f.keys)], make([]key, pages*pageWords-len(f.keys))...)
-	f.unwanted = f.unwanted.resized(pages * pageWords)
+	f.unwanted = f.unwanted.Resized(pages * pageWords)
 	f.slotsMu.Lock()
 	defer f.slotsMu.Unlock()
 	// The last word of the set may have room for more numbers than there are.
-	f.taken = f.taken.resized(pages * pageWords)
+	f.taken = f.taken.Resized(pages * pageWords)
 	for i := old * pageWords; i < len(f.taken)*64; i++ {
-		f.taken.set(slotNumber(i))
+		f.taken.Set(i)
 	}
 }
 
@@ -214,7 +215,7 @@ func (l *label) primary(m member) *primary {
 			}
 		}
 	}
-	p.bits = newBits(len(p.pages) * pageSets)
+	p.bits = stack.NewBits(len(p.pages) * pageSets)
 	return p
 }
 
@@ -258,7 +259,7 @@ func (f *Flash) readMap() error {
 			for i := range pageWords {
 				p.bits[(r.first+n)*pageWords+i].Store(word(page, i))
 			}
-			if i := p.bits.next(int(p.sets)); i >= 0 {
+			if i := p.bits.Next(int(p.sets)); i >= 0 {
 				wrong = &block.CorruptError{What: "page of the map", Where: fmt.Sprintf("block %d of flash device %s", f.mapAt(r.page + n)[0], f.name), Why: fmt.Sprintf("it names data set %d of primary device %d, which has %d", i, p.number, p.sets)}
 			}
 		})

@@ -80,7 +80,7 @@ func (d *device) NewQueue(depth int) (hpdi.Queue, error) {
 	q := &queue{d: d}
 	q.sides[onPrimary].discards, q.sides[onFlash].discards = d.primary.Info().Discard, d.f.info.Discard
 	q.sides[onPrimary].Queue = primary
-	if q.sides[onFlash].Queue, err = d.f.io.dev.NewQueue(depth); err != nil {
+	if q.sides[onFlash].Queue, err = d.f.io.Device.NewQueue(depth); err != nil {
 		// What is not on flash is not disturbed.
 		q.sides[onFlash].Queue = broken{fmt.Errorf("open a queue: %w", err)}
 	}

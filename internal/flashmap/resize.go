@@ -27,7 +27,7 @@ func (f *Flash) setLimit(limit slotNumber) {
 	f.slotsMu.Lock()
 	defer f.slotsMu.Unlock()
 	f.limit, f.free = limit, 0
-	for i := f.taken.gap(0); i >= 0 && slotNumber(i) < limit; i = f.taken.gap(i + 1) {
+	for i := f.taken.Gap(0); i >= 0 && slotNumber(i) < limit; i = f.taken.Gap(i + 1) {
 		f.free++
 	}
 }
@@ -158,13 +158,13 @@ func (f *Flash) reserve(from slotNumber) bool {
 	f.slotsMu.Lock()
 	defer f.slotsMu.Unlock()
 	for i := int(from); i < len(f.keys); i++ {
-		if f.label.valid(slotNumber(i)) && f.taken.has(slotNumber(i)) {
+		if f.label.valid(slotNumber(i)) && f.taken.Has(i) {
 			return false
 		}
 	}
 	for i := int(from); i < len(f.keys); i++ {
 		if f.label.valid(slotNumber(i)) {
-			f.taken.set(slotNumber(i))
+			f.taken.Set(i)
 			if slotNumber(i) < f.limit {
 				f.free--
 			}
@@ -218,7 +218,7 @@ func (f *Flash) moveSecondsLocked(l *label) error {
 			}
 		}
 	}
-	return f.io.flush()
+	return f.io.Flush()
 }
 
 // copySheetLocked writes a sheet as it is to another place.
@@ -226,11 +226,11 @@ func (f *Flash) copySheetLocked(c change, to uint64) error {
 	buf := f.page[:block.Size]
 	c.encode(buf, max(1, c.sheet.generation))
 	if c.sheet.newest == 1 {
-		if err := f.io.do(&hpdi.Request{Op: hpdi.OpWrite, Offset: int64(c.at[0]) * block.Size, Vec: [][]byte{buf}}); err != nil {
+		if err := f.io.Do(&hpdi.Request{Op: hpdi.OpWrite, Offset: int64(c.at[0]) * block.Size, Vec: [][]byte{buf}}); err != nil {
 			return err
 		}
 	}
-	return f.io.do(&hpdi.Request{Op: hpdi.OpWrite, Offset: int64(to) * block.Size, Vec: [][]byte{buf}})
+	return f.io.Do(&hpdi.Request{Op: hpdi.OpWrite, Offset: int64(to) * block.Size, Vec: [][]byte{buf}})
 }
 
 // mapPageChange is the change of a page of the map to what it is.

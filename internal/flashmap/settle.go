@@ -118,7 +118,7 @@ func (f *Flash) loseLocked(p *primary, dirty map[int]bool) {
 		}
 		return
 	}
-	for i := p.bits.next(0); i >= 0; i = p.bits.next(i + 1) {
+	for i := p.bits.Next(0); i >= 0; i = p.bits.Next(i + 1) {
 		k := keyOf(p.number, Set(i))
 		if !f.twice[k] && f.lookup(k) == none {
 			p.drop(Set(i))
@@ -133,7 +133,7 @@ func (f *Flash) countLocked() {
 	defer f.slotsMu.Unlock()
 	for slot := range f.keys {
 		if f.keys[slot] == 0 && !f.table[slot/pageWords].lost && f.label.valid(slotNumber(slot)) {
-			f.taken.clear(slotNumber(slot))
+			f.taken.Clear(int(slot))
 			f.free++
 		}
 	}

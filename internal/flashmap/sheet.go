@@ -39,11 +39,11 @@ func (f *Flash) storeLocked(flush bool, changes ...change) error {
 		c.encode(buf, c.sheet.tried)
 		reqs = append(reqs, &hpdi.Request{Op: hpdi.OpWrite, Offset: int64(c.at[1-c.sheet.newest]) * block.Size, Vec: [][]byte{buf}})
 	}
-	if err := f.io.do(reqs...); err != nil {
+	if err := f.io.Do(reqs...); err != nil {
 		return err
 	}
 	if flush {
-		if err := f.io.flush(); err != nil {
+		if err := f.io.Flush(); err != nil {
 			return err
 		}
 	}
@@ -54,7 +54,7 @@ func (f *Flash) storeLocked(flush bool, changes ...change) error {
 	}
 	// The change is made. A place that does not take it now will be written first
 	// when it changes next, or by Tidy.
-	if err := f.io.do(reqs...); err != nil {
+	if err := f.io.Do(reqs...); err != nil {
 		for _, c := range changes {
 			c.sheet.behind = true
 		}
@@ -92,7 +92,7 @@ func (f *Flash) storeNewLocked(changes []change) error {
 			return fmt.Errorf("block %d or %d of device %s did not take a new page: %w", c.at[0], c.at[1], f.name, block.ErrInvalid)
 		}
 	}
-	return f.io.flush()
+	return f.io.Flush()
 }
 
 // tableChange is the change of a page of the table in which a slot holds k.
@@ -200,7 +200,7 @@ func (f *Flash) readSheets(sheets []sheet, at func(n int) [2]uint64, decode func
 // readBlocks reads blocks into p, and notes which of them could not be read.
 func (f *Flash) readBlocks(from uint64, p []byte, errs []error) {
 	read := func(at uint64, p []byte) error {
-		return f.io.do(&hpdi.Request{Op: hpdi.OpRead, Offset: int64(at) * block.Size, Vec: [][]byte{p}})
+		return f.io.Do(&hpdi.Request{Op: hpdi.OpRead, Offset: int64(at) * block.Size, Vec: [][]byte{p}})
 	}
 	if read(from, p) == nil {
 		return

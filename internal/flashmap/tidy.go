@@ -73,7 +73,7 @@ func (f *Flash) mend() error {
 func (f *Flash) nextUnwanted(from int) (int, key) {
 	f.tableLock.Lock()
 	defer f.tableLock.Unlock()
-	slot := f.unwanted.next(from)
+	slot := f.unwanted.Next(from)
 	if slot < 0 {
 		return slot, 0
 	}
@@ -89,10 +89,10 @@ func (f *Flash) giveUp(slot slotNumber, k key) (went bool, err error) {
 	}
 	if m.d.primary.Info().Discard {
 		// It may fail: nobody relies on it.
-		_ = m.d.io.do(&hpdi.Request{Op: hpdi.OpDiscard, Offset: int64(m.set) << f.shift, Length: f.SetBytes()})
+		_ = m.d.io.Do(&hpdi.Request{Op: hpdi.OpDiscard, Offset: int64(m.set) << f.shift, Length: f.SetBytes()})
 	}
 	s := f.lock(k)
-	if m.slot != slot || !f.unwanted.has(slot) || s.activeLocked(k, true).writes > 0 {
+	if m.slot != slot || !f.unwanted.Has(int(slot)) || s.activeLocked(k, true).writes > 0 {
 		// Somebody has written to it.
 		s.mu.Unlock()
 		return false, m.Cancel()
@@ -187,7 +187,7 @@ func (f *Flash) restoreLocked() error {
 		if p == nil {
 			continue
 		}
-		for i := p.bits.next(0); i >= 0; i = p.bits.next(i + 1) {
+		for i := p.bits.Next(0); i >= 0; i = p.bits.Next(i + 1) {
 			if f.lookup(keyOf(p.number, Set(i))) == none {
 				return nil
 			}

@@ -19,7 +19,7 @@ func Assemble(devs []hpdi.Device, o Options) ([]hpdi.Device, error) {
 	fail := func(err error) ([]hpdi.Device, error) {
 		for _, group := range groups {
 			for _, f := range group {
-				_ = f.disk.release() // nothing is under way
+				_ = f.disk.queues.Release() // nothing is under way
 			}
 		}
 		for _, d := range append(out, devs...) {

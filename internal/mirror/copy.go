@@ -2,19 +2,16 @@ package mirror
 
 import (
 	"errors"
-	"fmt"
 	"sync"
 	"sync/atomic"
 
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/stack"
 )
 
 // base is where the mirror's first byte lies on each copy.
 const base = reserved * block.Size
-
-// spareQueues is how many queues of a disk are kept for short use.
-const spareQueues = 4
 
 // copyOf is one copy. Its disk is another one after it was replaced or came
 // back.
@@ -40,9 +37,9 @@ func (c *copyOf) present() *disk {
 // disk is an open device that holds a copy. It is closed when it was retired
 // and nobody uses it any more.
 type disk struct {
-	dev   hpdi.Device
-	slot  int // in which the newest header lies; guarded by Mirror.mark
-	spare chan hpdi.Queue
+	dev    hpdi.Device
+	slot   int // in which the newest header lies; guarded by Mirror.mark
+	queues *stack.Queues
 
 	mu      sync.Mutex
 	users   int // guarded by mu, as retired and closeErr
@@ -50,7 +47,7 @@ type disk struct {
 }
 
 func newDisk(dev hpdi.Device) *disk {
-	return &disk{dev: dev, spare: make(chan hpdi.Queue, spareQueues)}
+	return &disk{dev: dev, queues: stack.NewQueues(dev, mapPages+2)}
 }
 
 // use keeps the disk open until unuse, or returns false when it is retired.
@@ -86,16 +83,7 @@ func (d *disk) closeLocked() error {
 	if !d.retired || d.users > 0 {
 		return nil
 	}
-	return errors.Join(d.release(), d.dev.Close())
-}
-
-// release closes the disk's spare queues and leaves the device open.
-func (d *disk) release() error {
-	var errs []error
-	for len(d.spare) > 0 {
-		errs = append(errs, (<-d.spare).Close())
-	}
-	return errors.Join(errs...)
+	return errors.Join(d.queues.Release(), d.dev.Close())
 }
 
 var errRetired = errors.New("the device was taken out of the mirror")
@@ -105,30 +93,8 @@ func (d *disk) do(reqs ...*hpdi.Request) error {
 	if !d.use() {
 		return errRetired
 	}
-	err := d.doOnQueue(reqs)
+	err := d.queues.Do(reqs...)
 	return errors.Join(err, d.unuse())
-}
-
-func (d *disk) doOnQueue(reqs []*hpdi.Request) error {
-	var q hpdi.Queue
-	select {
-	case q = <-d.spare:
-	default:
-		var err error
-		if q, err = d.dev.NewQueue(mapPages + 2); err != nil {
-			return fmt.Errorf("open a queue of device %s: %w", d.dev.Info().Name, err)
-		}
-	}
-	if err := hpdi.Do(q, reqs...); err != nil {
-		// What the queue is good for after an error of its own is unknown.
-		return errors.Join(fmt.Errorf("device %s: %w", d.dev.Info().Name, err), q.Close())
-	}
-	select {
-	case d.spare <- q:
-		return nil
-	default:
-		return q.Close()
-	}
 }
 
 // flush makes all that was written to the disk durable.

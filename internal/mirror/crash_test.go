@@ -6,6 +6,7 @@ import (
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/block/blocktest"
+	"github.com/pollux-storage/pollux/internal/stack"
 )
 
 // life is a scenario with all that can happen to a mirror of two: writes,
@@ -99,7 +100,7 @@ func TestDeathAndOneCopy(t *testing.T) {
 				t.Fatal(err)
 			}
 			state := s.Copies[f.index].State
-			must(t, f.disk.release())
+			must(t, f.disk.queues.Release())
 			d = d.Reopen()
 			m, err := Open(Options{Devices: devices(d), Degraded: true, ReadOnly: true, Known: func(ID) (uint64, error) { return known, nil }})
 			if (err == nil) != (state == InSync) {
@@ -224,7 +225,7 @@ func TestProveOwn(t *testing.T) {
 		}
 		// A map that lacks a mark is whole and wrong.
 		page := make([]byte, block.Size)
-		encodeMapPage(page, m.id, 0, newBits(m.regions()))
+		encodeMapPage(page, m.id, 0, stack.NewBits(m.regions()))
 		must(t, writeBlock(m.copies[victim].disk.Load(), mapStart, page))
 		if n, err := m.ProveOwn(); n != 1 || err != nil {
 			t.Errorf("copy %d, marks gone: %d blocks, %v", victim+1, n, err)
@@ -233,7 +234,7 @@ func TestProveOwn(t *testing.T) {
 		must(t, w.q.Close())
 		disks = shut(t, m, disks...)
 		m = open(t, Options{Devices: devices(disks[victim]), Degraded: true, Known: func(ID) (uint64, error) { return known, nil }})
-		if m.old.next(0) < 0 {
+		if m.old.Next(0) < 0 {
 			t.Error("the map names no region")
 		}
 		w.m = m

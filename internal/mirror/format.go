@@ -6,6 +6,7 @@ import (
 
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/ondisk"
+	"github.com/pollux-storage/pollux/internal/stack"
 )
 
 const (
@@ -159,7 +160,7 @@ func shiftFor(blocks uint64) uint {
 }
 
 // encodeMapPage fills p with page n of the map.
-func encodeMapPage(p []byte, id ID, n int, words bits) {
+func encodeMapPage(p []byte, id ID, n int, words stack.Bits) {
 	le := binary.LittleEndian
 	const perPage = pageBits / 64
 	for i := range perPage {
@@ -174,7 +175,7 @@ func encodeMapPage(p []byte, id ID, n int, words bits) {
 
 // decodeMapPage adds page n of the map to words. A page that is damaged, as by a
 // torn write, is an error.
-func decodeMapPage(p []byte, id ID, n int, words bits) error {
+func decodeMapPage(p []byte, id ID, n int, words stack.Bits) error {
 	h, err := ondisk.Open(p, ondisk.KindMirrorMap, mapVersion)
 	switch {
 	case err != nil:

@@ -12,6 +12,7 @@ import (
 
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/ondisk"
+	"github.com/pollux-storage/pollux/internal/stack"
 )
 
 func example() header {
@@ -24,9 +25,9 @@ func example() header {
 // The bytes of a header and of a page of the map do not change.
 func TestGolden(t *testing.T) {
 	page := make([]byte, block.Size)
-	b := newBits(70)
-	b.set(0)
-	b.set(69)
+	b := stack.NewBits(70)
+	b.Set(0)
+	b.Set(69)
 	encodeMapPage(page, ID{1, 2, 3}, 0, b)
 	for name, got := range map[string][]byte{"header": header1(), "map": page} {
 		path := filepath.Join("testdata", name+".hex")
@@ -105,14 +106,14 @@ func FuzzHeader(f *testing.F) {
 
 func FuzzMapPage(f *testing.F) {
 	p := make([]byte, block.Size)
-	encodeMapPage(p, ID{1}, 2, newBits(3*pageBits))
+	encodeMapPage(p, ID{1}, 2, stack.NewBits(3*pageBits))
 	f.Add(p, 2)
 	f.Fuzz(func(t *testing.T, p []byte, n int) {
 		if n < 0 || n >= mapPages {
 			return
 		}
-		b := newBits(3*pageBits - 7)
-		if decodeMapPage(p, ID{1}, n, b) == nil && n > 2 && b.count() > 0 {
+		b := stack.NewBits(3*pageBits - 7)
+		if decodeMapPage(p, ID{1}, n, b) == nil && n > 2 && b.Count() > 0 {
 			t.Errorf("page %d has set regions that do not exist", n)
 		}
 	})

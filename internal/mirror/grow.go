@@ -22,7 +22,7 @@ func (m *Mirror) growLocked() error {
 		blocks = min(blocks, uint64(d.dev.Info().Size)/block.Size)
 	}
 	blocks -= reserved
-	if shiftFor(blocks) != m.shift && m.stored.next(0) >= 0 {
+	if shiftFor(blocks) != m.shift && m.stored.Next(0) >= 0 {
 		blocks = mapPages * pageBits << m.shift
 	}
 	if blocks <= m.head.blocks {

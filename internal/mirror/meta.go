@@ -202,8 +202,8 @@ func (m *Mirror) markLocked(ranges ...[2]int) error {
 	var pages [mapPages]bool
 	for _, r := range ranges {
 		for i := r[0]; i < r[1]; i++ {
-			if !m.live.has(i) {
-				m.stored.set(i)
+			if !m.live.Has(i) {
+				m.stored.Set(i)
 				pages[i/pageBits] = true
 			}
 		}
@@ -217,7 +217,7 @@ func (m *Mirror) markLocked(ranges ...[2]int) error {
 	}
 	for _, r := range ranges {
 		for i := r[0]; i < r[1]; i++ {
-			m.live.set(i)
+			m.live.Set(i)
 		}
 	}
 	return nil
@@ -267,10 +267,10 @@ func (m *Mirror) Tidy() error {
 	m.mark.Lock()
 	defer m.mark.Unlock()
 	var idle []int
-	for i := m.live.next(0); i >= 0; i = m.live.next(i + 1) {
-		if m.touched.has(i) {
-			m.touched.clear(i)
-		} else if m.writers[i].Load() == 0 && !m.old.has(i) {
+	for i := m.live.Next(0); i >= 0; i = m.live.Next(i + 1) {
+		if m.touched.Has(i) {
+			m.touched.Clear(i)
+		} else if m.writers[i].Load() == 0 && !m.old.Has(i) {
 			idle = append(idle, i)
 		}
 	}
@@ -287,12 +287,12 @@ func (m *Mirror) Tidy() error {
 	for _, i := range idle {
 		// A write that begins now either sees the bit gone, and waits for
 		// mark, or is seen here.
-		m.live.clear(i)
-		if m.writers[i].Load() > 0 || m.touched.has(i) {
-			m.live.set(i)
+		m.live.Clear(i)
+		if m.writers[i].Load() > 0 || m.touched.Has(i) {
+			m.live.Set(i)
 			continue
 		}
-		m.stored.clear(i)
+		m.stored.Clear(i)
 		pages[i/pageBits] = true
 	}
 	if err := m.storeMapLocked(pages); err != nil {

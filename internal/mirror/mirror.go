@@ -8,6 +8,7 @@ import (
 
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/stack"
 )
 
 // Mirror is an open mirror. Its methods may be called concurrently unless they
@@ -20,12 +21,12 @@ type Mirror struct {
 
 	// live are the regions whose bits are durable on all copies that are
 	// there; a bit is set only with mark held and after it is durable.
-	live bits
+	live stack.Bits
 	// old are the regions in which copies may differ.
-	old bits
+	old stack.Bits
 	// touched are the regions that a write began in since Tidy looked, and
 	// writers counts those under way.
-	touched bits
+	touched stack.Bits
 	writers []atomic.Int32
 
 	// verified is where the bytes begin that whoever reads them checks, see
@@ -36,10 +37,10 @@ type Mirror struct {
 
 	stripes stripes
 
-	mark   ioLock
+	mark   stack.Lock
 	head   header                 // the newest durable one; guarded by mark, as all that follows
 	tried  uint64                 // highest generation of a header that was begun
-	stored bits                   // what the map on the copies may hold
+	stored stack.Bits             // what the map on the copies may hold
 	page   []byte                 // memory for what is written: a header, the map
 	shown  atomic.Pointer[header] // a copy of head for Status, which does not hold mark
 	doubts uint64                 // how often something became old since the mirror was opened
@@ -151,7 +152,7 @@ func (m *Mirror) trusted(off int64) bool { return off >= m.verified.Load() }
 // isOld reports whether copies may differ in a range.
 func (m *Mirror) isOld(off, n int64) bool {
 	lo, hi := m.regionsOf(off, n)
-	i := m.old.next(lo)
+	i := m.old.Next(lo)
 	return i >= 0 && i < hi
 }
 
@@ -164,8 +165,8 @@ func (m *Mirror) begin(ranges ...[2]int64) error {
 		for i := lo; i < hi; i++ {
 			// In this order, which Tidy relies on.
 			m.writers[i].Add(1)
-			m.touched.set(i)
-			known = known && m.live.has(i)
+			m.touched.Set(i)
+			known = known && m.live.Has(i)
 		}
 	}
 	if known {
@@ -201,7 +202,7 @@ func (m *Mirror) distrust(off, n int64) {
 	defer m.mark.Unlock()
 	lo, hi := m.regionsOf(off, n)
 	for i := lo; i < hi; i++ {
-		m.old.set(i)
+		m.old.Set(i)
 	}
 	m.doubts++
 }
@@ -229,7 +230,7 @@ type Status struct {
 func (m *Mirror) Status() Status {
 	head := m.shown.Load() // who holds mark may wait for a device
 	region := int64(block.Size) << m.shift
-	s := Status{Generation: head.generation, OldBytes: int64(m.old.count()) * region, MarkedBytes: int64(m.live.count()) * region}
+	s := Status{Generation: head.generation, OldBytes: int64(m.old.Count()) * region, MarkedBytes: int64(m.live.Count()) * region}
 	for i, c := range m.copies {
 		cs := CopyStatus{ID: head.copies[i].id, State: State(c.state.Load()),
 			ReadErrors: c.readErrors.Load(), WriteErrors: c.writeErrors.Load(), Repaired: c.repaired.Load()}

@@ -13,6 +13,7 @@ import (
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/ondisk"
 	"github.com/pollux-storage/pollux/internal/planted"
+	"github.com/pollux-storage/pollux/internal/stack"
 )
 
 // Create makes a mirror of devices, all in sync: what nobody has written yet may
@@ -41,7 +42,7 @@ func Create(devs []hpdi.Device) (ID, error) {
 	defer func() { _ = m.free() }()
 	for i, dev := range devs {
 		d := newDisk(dev)
-		if err := errors.Join(m.formatLocked(d), m.writeHeaderLocked(d, i, h), d.release()); err != nil {
+		if err := errors.Join(m.formatLocked(d), m.writeHeaderLocked(d, i, h), d.queues.Release()); err != nil {
 			return id, fmt.Errorf("make device %s a copy of a mirror: %w", dev.Info().Name, err)
 		}
 	}
@@ -55,7 +56,7 @@ func newDeviceID() (id block.DeviceID) {
 
 // newMirror returns a mirror without copies.
 func newMirror(h header, devs []hpdi.Device) (*Mirror, error) {
-	m := &Mirror{id: h.id, info: describe(devs), head: h, tried: h.generation, mark: newIOLock(), remember: func(ID, uint64) {}, queues: map[*queue]struct{}{}}
+	m := &Mirror{id: h.id, info: describe(devs), head: h, tried: h.generation, mark: stack.NewLock(), remember: func(ID, uint64) {}, queues: map[*queue]struct{}{}}
 	m.fit()
 	m.show()
 	m.stripes.init()
@@ -75,8 +76,8 @@ func (m *Mirror) fit() {
 	m.shift, m.info.Size = m.head.shift, int64(blocks)*block.Size
 	m.verified.Store(m.info.Size)
 	n := int((blocks-1)>>m.shift) + 1
-	for _, b := range []*bits{&m.live, &m.old, &m.touched, &m.stored} {
-		*b = b.resized(n)
+	for _, b := range []*stack.Bits{&m.live, &m.old, &m.touched, &m.stored} {
+		*b = b.Resized(n)
 	}
 	m.writers = make([]atomic.Int32, n)
 }
@@ -118,7 +119,7 @@ func readHeader(dev hpdi.Device) (*found, error) {
 		}
 		switch {
 		case errors.Is(err, ondisk.ErrVersion):
-			return nil, errors.Join(fmt.Errorf("device %s: %w", dev.Info().Name, err), f.disk.release())
+			return nil, errors.Join(fmt.Errorf("device %s: %w", dev.Info().Name, err), f.disk.queues.Release())
 		case err != nil:
 			errs = append(errs, fmt.Errorf("block %d: %w", b, err))
 		case h.generation > f.generation:
@@ -126,7 +127,7 @@ func readHeader(dev hpdi.Device) (*found, error) {
 		}
 	}
 	if f.generation == 0 {
-		return nil, errors.Join(fmt.Errorf("device %s is no copy of a mirror: %w", dev.Info().Name, errors.Join(errs...)), f.disk.release())
+		return nil, errors.Join(fmt.Errorf("device %s is no copy of a mirror: %w", dev.Info().Name, errors.Join(errs...)), f.disk.queues.Release())
 	}
 	return f, nil
 }
@@ -174,7 +175,7 @@ func openFound(founds []*found, o Options) (_ *Mirror, err error) {
 	defer func() {
 		if err != nil {
 			for _, f := range founds {
-				err = errors.Join(err, f.disk.release())
+				err = errors.Join(err, f.disk.queues.Release())
 			}
 		}
 	}()
@@ -218,11 +219,11 @@ func readHeaders(devs []hpdi.Device) ([]*found, error) {
 		f, err := readHeader(dev)
 		if err == nil && len(founds) > 0 && f.id != founds[0].id {
 			err = errors.Join(fmt.Errorf("device %s is a copy of mirror %v, device %s of %v: %w",
-				dev.Info().Name, f.id, devs[0].Info().Name, founds[0].id, block.ErrInvalid), f.disk.release())
+				dev.Info().Name, f.id, devs[0].Info().Name, founds[0].id, block.ErrInvalid), f.disk.queues.Release())
 		}
 		if err != nil {
 			for _, f := range founds {
-				err = errors.Join(err, f.disk.release())
+				err = errors.Join(err, f.disk.queues.Release())
 			}
 			return nil, err
 		}
@@ -363,7 +364,7 @@ func (m *Mirror) placeOf(f *found) (int, error) {
 }
 
 // readMapPageLocked adds page n of the map of a disk to words.
-func (m *Mirror) readMapPageLocked(d *disk, n int, words bits) error {
+func (m *Mirror) readMapPageLocked(d *disk, n int, words stack.Bits) error {
 	buf := m.page[:block.Size]
 	if err := d.do(&hpdi.Request{Op: hpdi.OpRead, Offset: int64(mapStart+n) * block.Size, Vec: [][]byte{buf}}); err != nil {
 		return err
@@ -394,10 +395,10 @@ func (m *Mirror) loadMapLocked() error {
 			}
 		}
 		for i := lo; whole == 0 && i < hi; i++ {
-			m.stored.set(i)
+			m.stored.Set(i)
 		}
 	}
-	m.old.or(m.stored)
-	m.live.or(m.stored)
+	m.old.Or(m.stored)
+	m.live.Or(m.stored)
 	return nil
 }

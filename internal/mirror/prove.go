@@ -6,6 +6,7 @@ import (
 
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/stack"
 )
 
 // ProveOwn reads what each copy keeps of the mirror itself, its newest header and the
@@ -56,12 +57,12 @@ func (m *Mirror) proveHeaderLocked(d *disk, index int) bool {
 // provePageLocked tells whether a disk's page of the map is whole and names all that
 // it has to.
 func (m *Mirror) provePageLocked(d *disk, n int) bool {
-	found := newBits(m.regions())
+	found := stack.NewBits(m.regions())
 	if err := m.readMapPageLocked(d, n, found); err != nil {
 		return false
 	}
-	for i := m.live.next(n * pageBits); i >= 0 && i < (n+1)*pageBits; i = m.live.next(i + 1) {
-		if !found.has(i) {
+	for i := m.live.Next(n * pageBits); i >= 0 && i < (n+1)*pageBits; i = m.live.Next(i + 1) {
+		if !found.Has(i) {
 			return false
 		}
 	}

@@ -61,9 +61,9 @@ func (m *Mirror) enterRegion() bool {
 	m.mark.Lock()
 	defer m.mark.Unlock()
 	s := &m.resync
-	i := m.old.next(s.region + 1)
+	i := m.old.Next(s.region + 1)
 	if i < 0 {
-		i = m.old.next(0)
+		i = m.old.Next(0)
 	}
 	if i < 0 {
 		return false
@@ -80,9 +80,9 @@ func (m *Mirror) leaveRegion() {
 	defer m.mark.Unlock()
 	s := &m.resync
 	if s.begun = false; s.doubts == m.doubts && !s.unread {
-		m.old.clear(s.region)
+		m.old.Clear(s.region)
 		// Marked until Tidy has made the copies durable.
-		m.touched.set(s.region)
+		m.touched.Set(s.region)
 	}
 }
 
@@ -121,7 +121,7 @@ func (m *Mirror) copyTrack(off, n int64) (copied bool, err error) {
 func (m *Mirror) resilvered() (bool, error) {
 	m.mark.Lock()
 	defer m.mark.Unlock()
-	if m.old.next(0) >= 0 {
+	if m.old.Next(0) >= 0 {
 		return false, nil
 	}
 	if !slices.ContainsFunc(m.copies, func(c *copyOf) bool { return c.is(Resilvering) }) {
