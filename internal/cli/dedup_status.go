@@ -23,9 +23,10 @@ func newDedupStatus(s *session) *cobra.Command {
 
 A volume has no saved bytes of its own: what several share belongs to all of
 them. What deleting it would free, and how long the pieces are in which it lies, is
-known when "pollux dedup survey" has found it, and is as of that time. What was shared, written and became holes counts since the pool was
-opened; the rest is the present. Of a pool that cannot tell, as when its counts cannot
-be read, the error is shown, and the exit status is that of a failure.`,
+known when "pollux dedup survey" has found it, and is as of that time. What was shared,
+written and became holes counts since the pool was opened; the rest is the present. Of a
+pool that cannot tell, as when its counts cannot be read, the error is shown, and the exit
+status is that of a failure.`,
 		Args: args(),
 		RunE: func(c *cobra.Command, _ []string) error { return o.run(c.Context()) },
 	}

@@ -212,7 +212,7 @@ func (s *store) Stats() control.PoolStatus {
 			Unequal:     st.Sharing.Unequal, Saved: st.Sharing.Saved,
 			IndexBytes: st.Sharing.IndexBytes, IndexEntries: st.Sharing.IndexEntries,
 			IndexOwn: st.Sharing.IndexOwn, IndexKept: st.Sharing.IndexKept,
-			MeanExtent: st.Survey.MeanExtent(),
+			MeanExtent: s.Surveyed().MeanExtent(),
 		},
 		Cleaner: control.CleanerStatus{
 			State: st.Cleaner.State, Tracks: st.Cleaner.Tracks, Whole: st.Cleaner.Whole, Passes: st.Cleaner.Passes,

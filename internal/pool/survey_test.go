@@ -40,12 +40,12 @@ func (r *rig) surveyAll() SurveyStats {
 	if err := r.Survey(context.Background(), SurveyStart); err != nil {
 		r.t.Fatal(err)
 	}
-	for n := 0; r.Stats().Survey.State == SurveyRunning; n++ {
+	for n := 0; r.Surveyed().State == SurveyRunning; n++ {
 		if r.surveyStep(); n > 10_000 {
-			r.t.Fatalf("the survey does not come to an end: %+v", r.Stats().Survey)
+			r.t.Fatalf("the survey does not come to an end: %+v", r.Surveyed())
 		}
 	}
-	return r.Stats().Survey
+	return r.Surveyed()
 }
 
 // idOf returns the identity of a volume.
@@ -124,7 +124,7 @@ func TestSurvey(t *testing.T) {
 	if freed := stored - r.storedBytes(); freed != 70*block.Size {
 		t.Errorf("%d bytes were freed", freed)
 	}
-	if st = r.Stats().Survey; len(st.Volumes) != 1 || r.surveyOf(st, "w").Frees != 20*block.Size {
+	if st = r.Surveyed(); len(st.Volumes) != 1 || r.surveyOf(st, "w").Frees != 20*block.Size {
 		t.Errorf("%+v", st)
 	}
 	if st = r.surveyAll(); r.surveyOf(st, "w").Frees != 70*block.Size {
@@ -273,17 +273,17 @@ func TestSurveyMeanwhile(t *testing.T) {
 		if err := r.Survey(ctx, SurveyStart); !errors.Is(err, block.ErrInvalid) || !strings.Contains(err.Error(), string(SurveyRunning)) {
 			t.Errorf("two at once: %v", err)
 		}
-		for len(r.Stats().Survey.Volumes) == 0 { // until big's turn
+		for len(r.Surveyed().Volumes) == 0 { // until big's turn
 			r.surveyStep()
 		}
 		r.surveyStep()
 	}
 	begin()
 	r.put(big, 7, content(7777, 1))
-	for r.Stats().Survey.State == SurveyRunning {
+	for r.Surveyed().State == SurveyRunning {
 		r.surveyStep()
 	}
-	st := r.Stats().Survey
+	st := r.Surveyed()
 	if !r.surveyOf(st, "v").Exact || r.surveyOf(st, "big") != (VolumeSurvey{Blocks: 140, Pieces: 70, Frees: 140 * block.Size}) {
 		t.Errorf("%+v", st)
 	}
@@ -292,29 +292,29 @@ func TestSurveyMeanwhile(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.surveyStep()
-	if now := r.Stats().Survey; now.Done != 0 || now.Volumes[r.idOf("big")] != st.Volumes[r.idOf("big")] {
+	if now := r.Surveyed(); now.Done != 0 || now.Volumes[r.idOf("big")] != st.Volumes[r.idOf("big")] {
 		t.Errorf("%+v", now)
 	}
 	if err := r.Survey(ctx, SurveyStop); err != nil {
 		t.Fatal(err)
 	}
-	if now := r.Stats().Survey; now.State != SurveyStopped || now.Why != "somebody has stopped it" || len(now.Volumes) != 2 {
+	if now := r.Surveyed(); now.State != SurveyStopped || now.Why != "somebody has stopped it" || len(now.Volumes) != 2 {
 		t.Errorf("%+v", now)
 	}
 
 	r.die()
 	r.mustOpen()
-	if now := r.Stats().Survey; now.State != SurveyNever || len(now.Volumes) != 0 {
+	if now := r.Surveyed(); now.State != SurveyNever || len(now.Volumes) != 0 {
 		t.Errorf("a pool that was opened anew: %+v", now)
 	}
 	begin()
 	if err := r.DeleteVolume(ctx, "big"); err != nil {
 		t.Fatal(err)
 	}
-	for r.Stats().Survey.State == SurveyRunning {
+	for r.Surveyed().State == SurveyRunning {
 		r.surveyStep()
 	}
-	if now := r.Stats().Survey; now.State != SurveyDone || len(now.Volumes) != 1 {
+	if now := r.Surveyed(); now.State != SurveyDone || len(now.Volumes) != 1 {
 		t.Errorf("%+v", now)
 	}
 	r.shut()
@@ -360,7 +360,7 @@ func TestSurveyUnreadable(t *testing.T) {
 	if err := r.do(ctx, func() error { r.Pool.survey.close(); return nil }); err != nil {
 		t.Fatal(err)
 	}
-	if st = r.Stats().Survey; st.State != SurveyStopped || st.Why != "the pool was closed" {
+	if st = r.Surveyed(); st.State != SurveyStopped || st.Why != "the pool was closed" {
 		t.Errorf("%+v", st)
 	}
 	r.shut()
