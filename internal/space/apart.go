@@ -19,6 +19,9 @@ func (s *Space) AllocApart(n int, runs []Run) []Run {
 		for n > 0 && d.apart && !d.leaving {
 			var got int
 			if got, runs = d.take(i, n, runs); got == 0 {
+				got, runs = d.takeCheap(i, len(cheapSteps)-1, n, runs)
+			}
+			if got == 0 {
 				break
 			}
 			n -= got

@@ -98,6 +98,40 @@ func BenchmarkAlloc(b *testing.B) {
 	}
 }
 
+// BenchmarkAllocCheap allocates as much in cheap ranges, and frees it again. There are
+// 100 GiB of them, a hundredth of the pool, all free, or eight blocks of each track.
+func BenchmarkAllocCheap(b *testing.B) {
+	for name, keep := range map[string]int{"empty": -1, "scattered": 8} {
+		b.Run(name, func(b *testing.B) {
+			var s *Space
+			if keep < 0 {
+				s = New()
+				if err := s.AddDevice(10*tib, 0); err != nil {
+					b.Fatal(err)
+				}
+				b.Cleanup(s.Close)
+			} else {
+				s = fullSpace(b, keep)
+			}
+			for i := range uint64(100) { // 1 GiB each
+				s.SetCheap(0, i*(tib/10/block.TrackBlocks)*block.TrackBlocks, tib/1024, true)
+			}
+			var runs []Run
+			for b.Loop() {
+				runs = s.AllocCheap(1024, runs[:0])
+				if length(runs) < 1024 {
+					b.Fatal("less was to be had")
+				}
+				for _, r := range runs {
+					if err := s.Dec(r); err != nil {
+						b.Fatal(err)
+					}
+				}
+			}
+		})
+	}
+}
+
 // BenchmarkFull overwrites single blocks of a pool of 10 TiB in which nothing but
 // 1,000 blocks is free: each is allocated, and another one freed by the lot.
 func BenchmarkFull(b *testing.B) {

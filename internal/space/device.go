@@ -22,9 +22,10 @@ type Device struct {
 	apart     bool     // only AllocApart takes something of it
 	groups    []group
 	cursor    int      // track to look at first
-	want      int      // only tracks with at least so many free blocks, while there are any
+	want      int      // only tracks with at least so many free blocks that are not cheap, while there are any
 	open      int      // track that was allocated from last, whose rest small allocations get
 	avoid     []uint64 // a bit for each track that is being emptied, see Choose
+	cheap     *cheap   // nil while nothing is cheap
 	twins     twinPlace
 }
 
@@ -35,7 +36,7 @@ const groupTracks = 1024
 
 // group is a summary of groupTracks tracks.
 type group struct {
-	most uint16 // no track has more free blocks; some had so many lately
+	most uint16 // no track has more free blocks that are not cheap; some had so many lately
 	busy uint16 // tracks with blocks in use
 }
 
@@ -80,7 +81,9 @@ func (d *Device) hide(t int) {
 }
 
 // Close frees the memory of a device that was not attached.
-func (d *Device) Close() error { return errors.Join(d.counts.close(), freeWords(d.trackFree)) }
+func (d *Device) Close() error {
+	return errors.Join(d.counts.close(), freeWords(d.trackFree), d.cheap.close())
+}
 
 // size returns the number of blocks that can be allocated.
 func (d *Device) size() int64 { return int64(d.blocks - d.first) }
@@ -123,24 +126,50 @@ func (d *Device) gained(t, n int) {
 			discard(d.counts.refs[lo:hi])
 		}
 	}
+	if d.cheap != nil {
+		now -= d.recount(t)
+	}
 	if n > 0 {
 		g.most = max(g.most, uint16(now))
 		d.want = max(d.want, now)
 	}
 }
 
-// take allocates up to n blocks of one track.
+// take allocates up to n blocks of one track, none that are cheap.
 func (d *Device) take(dev, n int, runs []Run) (int, []Run) {
+	if d.free == d.freeCheap() {
+		return 0, runs
+	}
 	t, ok := d.pickTrack(n)
 	if !ok {
 		return 0, runs
 	}
+	var not *blocks
+	if d.cheap != nil {
+		m := d.cheapOf(t)
+		not = &m
+	}
+	got, runs := d.takeOf(dev, t, n, not, runs)
+	if d.dear(t) > 0 {
+		d.open = t
+	}
+	return got, runs
+}
+
+// takeOf allocates up to n blocks of a track, but for some, or nil for none.
+func (d *Device) takeOf(dev, t, n int, not *blocks, runs []Run) (int, []Run) {
 	used, got, next := d.counts.track(t), 0, -1 // next is the block after the last one taken
 	for w := range used {
-		for got < n && used[w] != ^uint64(0) {
-			i := bits.TrailingZeros64(^used[w])
-			k := min(bits.TrailingZeros64(used[w]>>i), 64-i, n-got)
-			used[w] |= ^uint64(0) >> (64 - k) << i
+		free := ^used[w]
+		if not != nil {
+			free &^= not[w]
+		}
+		for got < n && free != 0 {
+			i := bits.TrailingZeros64(free)
+			k := min(bits.TrailingZeros64(^(free >> i)), n-got)
+			taken := ^uint64(0) >> (64 - k) << i
+			free &^= taken
+			used[w] |= taken
 			got += k
 			if b := w*64 + i; b == next {
 				runs[len(runs)-1].N += k
@@ -151,9 +180,6 @@ func (d *Device) take(dev, n int, runs []Run) (int, []Run) {
 		}
 	}
 	d.gained(t, -got)
-	if d.trackFree[t] > 0 {
-		d.open = t
-	}
 	return got, runs
 }
 
@@ -163,7 +189,7 @@ func (d *Device) take(dev, n int, runs []Run) (int, []Run) {
 // enough free blocks that nobody empties. What counts as enough sinks while no
 // track has it, down to a single block, and rises again when blocks are freed.
 func (d *Device) pickTrack(n int) (int, bool) {
-	if n < block.TrackBlocks && d.trackFree[d.open] > 0 && !bit(d.avoid, d.open) {
+	if n < block.TrackBlocks && d.dear(d.open) > 0 && !bit(d.avoid, d.open) {
 		return d.open, true
 	}
 	for {
@@ -190,10 +216,14 @@ func (d *Device) seek() bool {
 	end := min(begin+groupTracks, len(d.trackFree))
 	if int(g.most) >= d.want {
 		whole, most := d.cursor == begin, uint16(0)
-		for ; d.cursor < end; d.cursor++ {
-			f := d.trackFree[d.cursor]
-			if int(f) >= d.want && !bit(d.avoid, d.cursor) {
-				return true
+		free, want := d.trackFree[:end], uint16(d.want)
+		for t := d.cursor; t < len(free); t++ {
+			f := free[t]
+			if f >= want {
+				if f = uint16(d.dear(t)); f >= want && !bit(d.avoid, t) {
+					d.cursor = t
+					return true
+				}
 			}
 			most = max(most, f)
 		}
@@ -246,5 +276,5 @@ func (d *Device) memory() int64 {
 			n += groupTracks * trackWords * 8
 		}
 	}
-	return n + min(int64(len(d.counts.refs)), shared*groupTracks)*4
+	return n + min(int64(len(d.counts.refs)), shared*groupTracks)*4 + d.cheap.memory()
 }

@@ -37,7 +37,7 @@ func (s *Space) CheckFree() error {
 			for _, w := range d.counts.track(t) {
 				n -= bits.OnesCount64(w)
 			}
-			if n != int(d.trackFree[t]) || n > int(d.groups[t/groupTracks].most) {
+			if n != int(d.trackFree[t]) || d.dear(t) > int(d.groups[t/groupTracks].most) {
 				return &block.CorruptError{What: "free count", Where: fmt.Sprintf("track %d of device %d", t, i),
 					Why: fmt.Sprintf("%d, and at most %d in its group, instead of %d", d.trackFree[t], d.groups[t/groupTracks].most, n)}
 			}
@@ -45,6 +45,9 @@ func (s *Space) CheckFree() error {
 		}
 		if mine != d.free {
 			return &block.CorruptError{What: "free count", Where: fmt.Sprintf("device %d", i), Why: fmt.Sprintf("%d instead of %d", d.free, mine)}
+		}
+		if why := d.cheap.check(d); why != "" {
+			return &block.CorruptError{What: "free count", Where: fmt.Sprintf("device %d", i), Why: why}
 		}
 		free += d.allocatable()
 	}

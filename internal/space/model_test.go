@@ -10,11 +10,13 @@ import (
 	"github.com/pollux-storage/pollux/internal/block"
 )
 
-// model is what a Space of one device must be: a byte for each block.
+// model is what a Space of one device must be: a byte for each block, and whether it is
+// cheap.
 type model struct {
 	*Space
 	first int
 	count []byte
+	cheap []bool
 }
 
 func newModel(t *testing.T, blocks, first int) *model {
@@ -24,7 +26,7 @@ func newModel(t *testing.T, blocks, first int) *model {
 	if err := s.AddDevice(uint64(blocks), uint64(first)); err != nil {
 		t.Fatal(err)
 	}
-	return &model{s, first, make([]byte, blocks)}
+	return &model{s, first, make([]byte, blocks), make([]bool, blocks)}
 }
 
 // step does one random thing to both and says what differs.
@@ -33,9 +35,19 @@ func (m *model) step(rng *rand.Rand) error {
 	n := 1 + rng.IntN(min(1<<rng.IntN(9), block.TrackBlocks-at%block.TrackBlocks))
 	r := Run{block.At(0, uint64(at)), n}
 	inside := at >= m.first && at+n <= len(m.count)
-	switch rng.IntN(8) {
+	switch rng.IntN(11) {
 	case 0:
 		return m.alloc(1 + rng.IntN(600))
+	case 8:
+		return m.allocCheap(1 + rng.IntN(600))
+	case 9, 10:
+		first := rng.IntN(len(m.count)/PieceBlocks+2) * PieceBlocks
+		n := (1 + rng.IntN(1<<rng.IntN(9))) * PieceBlocks
+		on := rng.IntN(2) == 0
+		m.SetCheap(0, uint64(first), uint64(n), on)
+		for b := first; b < min(first+n, len(m.count)); b++ {
+			m.cheap[b] = on
+		}
 	case 1, 2, 3:
 		times := 1
 		if rng.IntN(50) == 0 {
@@ -77,17 +89,54 @@ func (m *model) step(rng *rand.Rand) error {
 	return nil
 }
 
-func (m *model) alloc(n int) error {
-	free := 0
-	for _, c := range m.count[m.first:] {
-		if c == 0 {
-			free++
+// free returns how many blocks are free that are not cheap, and that are.
+func (m *model) free() (dear, cheap int) {
+	for i, c := range m.count[m.first:] {
+		switch {
+		case c > 0:
+		case m.cheap[m.first+i]:
+			cheap++
+		default:
+			dear++
 		}
 	}
+	return dear, cheap
+}
+
+func (m *model) alloc(n int) error {
+	dear, cheap := m.free()
 	runs, err := m.Alloc(n, nil)
-	if (err == nil) != (n <= free) {
-		return fmt.Errorf("Alloc(%d) of %d: %v", n, free, err)
+	if (err == nil) != (n <= dear+cheap) {
+		return fmt.Errorf("Alloc(%d) of %d and %d cheap ones: %v", n, dear, cheap, err)
 	}
+	if err != nil {
+		n = 0
+	}
+	if err := m.took(runs, n); err != nil {
+		return err
+	}
+	if now, left := m.free(); now > 0 && left < cheap {
+		return fmt.Errorf("%d cheap blocks are handed out while %d others are free", cheap-left, now)
+	}
+	return nil
+}
+
+func (m *model) allocCheap(n int) error {
+	dear, cheap := m.free()
+	if got := int(m.FreeCheap()); got != cheap {
+		return fmt.Errorf("FreeCheap: %d instead of %d", got, cheap)
+	}
+	if err := m.took(m.AllocCheap(n, nil), min(n, cheap)); err != nil {
+		return err
+	}
+	if now, _ := m.free(); now != dear {
+		return fmt.Errorf("AllocCheap takes %d blocks that are not cheap", dear-now)
+	}
+	return nil
+}
+
+// took takes note of n blocks that were handed out.
+func (m *model) took(runs []Run, n int) error {
 	for _, r := range runs {
 		at := int(r.At.Block())
 		if at%block.TrackBlocks+r.N > block.TrackBlocks {
@@ -101,7 +150,7 @@ func (m *model) alloc(n int) error {
 		}
 		n -= r.N
 	}
-	if err == nil && n != 0 {
+	if n != 0 {
 		return fmt.Errorf("%d blocks are missing", n)
 	}
 	return nil
@@ -131,6 +180,16 @@ func (m *model) compare(rng *rand.Rand) error {
 	}
 	if err := m.compareReferences(); err != nil {
 		return err
+	}
+	var list []block.Physical
+	for i := lo; i < min(lo+block.TrackBlocks, len(m.count)+2); i++ {
+		list = append(list, block.At(0, uint64(i)))
+	}
+	set := m.AreCheap(list)
+	for i := range list {
+		if b := lo + i; bit(set[:], i) != (b < len(m.count) && m.cheap[b]) {
+			return fmt.Errorf("AreCheap: block %d is cheap: %v", b, bit(set[:], i))
+		}
 	}
 	return m.checkSlabs()
 }

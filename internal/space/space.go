@@ -28,7 +28,8 @@
 // A device that is leaving the pool is emptied: nothing is allocated from it, its
 // free blocks are not counted anywhere, and for what it has in use there is room
 // on the others, which only ReserveOwed gives away. One that is apart is for
-// AllocApart alone, see there.
+// AllocApart alone, see there. Ranges that are cheap count like others, and are for
+// AllocCheap while there are others, see SetCheap.
 //
 // The lock is a leaf: nothing else is taken while it is held.
 package space
@@ -51,14 +52,15 @@ type Run struct {
 
 // Space is the allocator of one pool. Its methods may be called concurrently.
 type Space struct {
-	mu       sync.Mutex
-	devs     []*Device
-	free     int64
-	reserved int64
-	slop     int64
-	more     int64
-	next     int // device to allocate from next
-	nextTwin int // and to allocate blocks with twins from
+	mu        sync.Mutex
+	devs      []*Device
+	free      int64
+	reserved  int64
+	slop      int64
+	more      int64
+	next      int // device to allocate from next
+	nextTwin  int // and to allocate blocks with twins from
+	nextCheap int // and to allocate cheap blocks from
 }
 
 // New returns a Space without devices.
@@ -172,8 +174,9 @@ func (s *Space) Unreserve(n int64) {
 }
 
 // Alloc allocates n blocks with count 1 and appends them to runs, in as few
-// and as long runs as it finds: whole free tracks first. Reservations are not
-// looked at; the caller holds one. It allocates nothing when n are not free.
+// and as long runs as it finds: whole free tracks first, and cheap blocks when nothing
+// else is free. Reservations are not looked at; the caller holds one. It allocates
+// nothing when n are not free.
 func (s *Space) Alloc(n int, runs []Run) ([]Run, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -193,7 +196,9 @@ func (s *Space) Alloc(n int, runs []Run) ([]Run, error) {
 		if misses++; got > 0 {
 			misses = 0
 		} else if misses == len(s.devs) {
-			s.stopEmptyingLocked() // the only free blocks are there
+			s.stopEmptyingLocked() // the only free blocks are there, or cheap
+		} else if misses == 2*len(s.devs) {
+			n, runs = s.allocCheapLocked(n, runs)
 		}
 	}
 	return runs, nil

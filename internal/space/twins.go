@@ -37,7 +37,8 @@ type twinPlace struct {
 
 // AllocTwins allocates up to n blocks, and a twin for each: on another device, or else
 // far away on the same. It takes only devices for which alone returns true, and only what
-// nobody was promised; where that is not to be had it allocates fewer, or none.
+// nobody was promised; where that is not to be had it allocates fewer, or none. Cheap
+// blocks are among them when of others there are no more than what is kept back.
 func (s *Space) AllocTwins(n int, alone func(dev int) bool) (pairs []Pair) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -48,10 +49,20 @@ func (s *Space) AllocTwins(n int, alone func(dev int) bool) (pairs []Pair) {
 		}
 	}
 	n = int(max(0, min(int64(n), (s.free-s.reserved-s.slop-s.owedLocked())/2)))
+	pairs, n = s.allocTwinsLocked(n, devs, false, nil)
+	if cheap := s.freeCheapLocked(); n > 0 && cheap > 0 && s.free-cheap <= s.slop {
+		pairs, _ = s.allocTwinsLocked(n, devs, true, pairs)
+	}
+	return pairs
+}
+
+// allocTwinsLocked allocates up to n blocks with twins on some devices, cheap ones or
+// none of them, and returns how many it did not find.
+func (s *Space) allocTwinsLocked(n int, devs []int, cheap bool, pairs []Pair) (_ []Pair, left int) {
 	for misses := 0; n > 0 && misses < len(devs); {
 		dev := devs[s.nextTwin%len(devs)]
 		s.nextTwin++
-		at, both := s.twinPlaceLocked(dev, devs)
+		at, both := s.twinPlaceLocked(dev, devs, cheap)
 		if at.twin == 0 {
 			misses++
 			continue
@@ -60,14 +71,14 @@ func (s *Space) AllocTwins(n int, alone func(dev int) bool) (pairs []Pair) {
 		got, pairs = s.takeTwinsLocked(dev, at, both, n, pairs)
 		n, misses = n-got, 0
 	}
-	return pairs
+	return pairs, n
 }
 
 // twinPlaceLocked returns a track of a device, of which it returns the free blocks whose
 // twins are free, too.
-func (s *Space) twinPlaceLocked(dev int, devs []int) (at twinPlace, free blocks) {
+func (s *Space) twinPlaceLocked(dev int, devs []int, cheap bool) (at twinPlace, free blocks) {
 	d := s.devs[dev]
-	if free = s.bothFreeLocked(dev, d.twins); free != (blocks{}) {
+	if free = s.bothFreeLocked(dev, d.twins, cheap); free != (blocks{}) {
 		return d.twins, free
 	}
 	var elsewhere, behind []block.Twin
@@ -80,14 +91,14 @@ func (s *Space) twinPlaceLocked(dev int, devs []int) (at twinPlace, free blocks)
 	for i, n := 0, bits.Len(uint(half))-1; i < twinDistances && n >= 0; i, n = i+1, n-1 {
 		behind = append(behind, block.TwinBehind(n))
 	}
-	if at, free = s.seekTwinsLocked(dev, elsewhere); at.twin == 0 {
-		at, free = s.seekTwinsLocked(dev, behind)
+	if at, free = s.seekTwinsLocked(dev, elsewhere, cheap); at.twin == 0 {
+		at, free = s.seekTwinsLocked(dev, behind, cheap)
 	}
 	return at, free
 }
 
 // seekTwinsLocked looks for a track whose twins lie in one of some places.
-func (s *Space) seekTwinsLocked(dev int, choice []block.Twin) (best twinPlace, free blocks) {
+func (s *Space) seekTwinsLocked(dev int, choice []block.Twin, cheap bool) (best twinPlace, free blocks) {
 	if len(choice) == 0 {
 		return best, free
 	}
@@ -97,12 +108,12 @@ func (s *Space) seekTwinsLocked(dev int, choice []block.Twin) (best twinPlace, f
 		if d.twins.track++; d.twins.track >= len(d.trackFree) {
 			d.twins.track = 0
 		}
-		if int(d.trackFree[d.twins.track]) <= most {
+		if int(d.trackFree[d.twins.track]) <= most || !cheap && d.dear(d.twins.track) <= most {
 			continue
 		}
 		for _, twin := range choice {
 			at := twinPlace{d.twins.track, twin}
-			both := s.bothFreeLocked(dev, at)
+			both := s.bothFreeLocked(dev, at, cheap)
 			n := both.count()
 			if n == block.TrackBlocks {
 				if whole.twin == 0 {
@@ -121,19 +132,23 @@ func (s *Space) seekTwinsLocked(dev int, choice []block.Twin) (best twinPlace, f
 	}
 	if whole.twin != 0 {
 		d.twins = whole
-		return whole, s.bothFreeLocked(dev, whole)
+		return whole, s.bothFreeLocked(dev, whole, cheap)
 	}
 	d.twins.twin = 0
 	return best, free
 }
 
-// bothFreeLocked returns the free blocks of a track whose twins are free. Tracks that
-// are being emptied have none.
-func (s *Space) bothFreeLocked(dev int, at twinPlace) (free blocks) {
+// bothFreeLocked returns the free blocks of a track whose twins are free, and without
+// cheap ones if these are not wanted. Tracks that are being emptied have none.
+func (s *Space) bothFreeLocked(dev int, at twinPlace, cheap bool) (free blocks) {
 	other, t := s.twinTrackLocked(dev, at)
 	if d := s.devs[dev]; other != nil && !other.leaving && t < len(other.trackFree) && !bit(d.avoid, at.track) && !bit(other.avoid, t) {
+		var not, notTwin blocks
+		if !cheap {
+			not, notTwin = d.cheapOf(at.track), other.cheapOf(t)
+		}
 		for w, used := range d.counts.track(at.track) {
-			free[w] = ^(used | other.counts.track(t)[w])
+			free[w] = ^(used | other.counts.track(t)[w] | not[w] | notTwin[w])
 		}
 	}
 	return free
