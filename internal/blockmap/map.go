@@ -171,6 +171,17 @@ func (m *Map) lookup(id block.VolumeID, lba block.Logical, dst []block.Pointer, 
 // returns. The blocks are of one leaf of volume id and ascending; the place of
 // a block in dst is that in its leaf.
 func (m *Map) Hidden(id block.VolumeID, lbas []block.Logical, dst *[LeafBlocks]block.Pointer) {
+	m.inMemory(id, lbas, dst, false)
+}
+
+// Known tells where the given blocks are mapped, as far as memory knows, and says of
+// others that they are holes. They are given as to [Map.Hidden].
+func (m *Map) Known(id block.VolumeID, lbas []block.Logical, dst *[LeafBlocks]block.Pointer) {
+	m.inMemory(id, lbas, dst, true)
+}
+
+// inMemory is Known, or Hidden where the active overlay does not count.
+func (m *Map) inMemory(id block.VolumeID, lbas []block.Logical, dst *[LeafBlocks]block.Pointer, active bool) {
 	var missing [Fanout / 64]uint64
 	some := false
 	m.mu.RLock()
@@ -178,7 +189,10 @@ func (m *Map) Hidden(id block.VolumeID, lbas []block.Logical, dst *[LeafBlocks]b
 	for _, lba := range lbas {
 		i := lba % LeafBlocks
 		dst[i] = block.Pointer{}
-		if _, ok := m.active.find(id, lba); ok {
+		if p, ok := m.active.find(id, lba); ok {
+			if active {
+				dst[i] = p
+			}
 			continue
 		}
 		if m.folding != nil {

@@ -181,4 +181,19 @@ func compare(t *testing.T, seed uint64, m *Map, model map[block.Logical]block.Po
 	for b := range model {
 		check(b, 1)
 	}
+	// All pages are in memory, so that it knows as much.
+	var known [LeafBlocks]block.Pointer
+	first := block.Logical(rng.IntN(3) * LeafBlocks)
+	var lbas []block.Logical
+	for i := range block.Logical(LeafBlocks) {
+		if rng.IntN(2) == 0 {
+			lbas = append(lbas, first+i)
+		}
+	}
+	m.Known(1, lbas, &known)
+	for _, lba := range lbas {
+		if p := known[lba%LeafBlocks]; p != model[lba] {
+			t.Fatalf("seed %d: block %d is known to be at %v instead of %v", seed, lba, p, model[lba])
+		}
+	}
 }

@@ -409,7 +409,8 @@ func TestLookupOrder(t *testing.T) {
 	want(t, m, 5*parentBlocks, at(5*parentBlocks, 1))
 }
 
-// Hidden tells what lies below the active overlay, and only of what is asked.
+// Hidden tells what lies below the active overlay, and only of what is asked. Known has
+// what lies in it, too.
 func TestHidden(t *testing.T) {
 	m, f := newMap(t)
 	set(m, 2, 1, 2)
@@ -430,6 +431,12 @@ func TestHidden(t *testing.T) {
 			t.Errorf("block %d: %v", lba, got[lba])
 		}
 	}
+	m.Known(1, []block.Logical{0, 1, 2, 6, 7, 200}, &got)
+	for lba, p := range map[block.Logical]block.Pointer{0: at(0, 1), 1: at(1, 2), 2: at(2, 3), 7: at(7, 3), 100: rest} {
+		if got[lba] != p {
+			t.Errorf("block %d is known to be at %v instead of %v", lba, got[lba], p)
+		}
+	}
 	// What is not in memory stays unknown, as does what no volume has.
 	leaf, err := FindLeaf(f, m.Trees()[1].Root, 1)
 	if err != nil {
@@ -439,6 +446,9 @@ func TestHidden(t *testing.T) {
 	for _, id := range []block.VolumeID{1, 9} {
 		if m.Hidden(id, []block.Logical{300}, &got); !got[300%LeafBlocks].IsHole() {
 			t.Errorf("volume %d: block 300: %v", id, got[300%LeafBlocks])
+		}
+		if m.Known(id, []block.Logical{300}, &got); !got[300%LeafBlocks].IsHole() {
+			t.Errorf("volume %d: block 300 is known to be at %v", id, got[300%LeafBlocks])
 		}
 	}
 	delete(f.uncached, leaf)

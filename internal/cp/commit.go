@@ -47,6 +47,7 @@ type plan struct {
 	again []int32 // and blocks of the plan that are such copies
 	// evacuated are those that leave memory.
 	evacuated []evacuation
+	hot       []int32 // which of blocks are written to cheap ranges
 
 	batch []*devices.IO // under way at once
 	vecs  [][]byte      // what they write
@@ -59,7 +60,7 @@ func (m *Machine) newPlan() *plan {
 	}
 	p := m.plan
 	p.commit = commit{Holes: p.Holes[:0], Runs: p.Runs[:0]}
-	p.single, p.moved, p.again, p.evacuated = p.single[:0], p.moved[:0], p.again[:0], p.evacuated[:0]
+	p.single, p.moved, p.again, p.evacuated, p.hot = p.single[:0], p.moved[:0], p.again[:0], p.evacuated[:0], p.hot[:0]
 	p.gen, p.blocks, p.runs, p.shared, p.sums, p.marks, p.zeros, p.sharing = nil, p.blocks[:0], p.runs[:0], p.shared[:0], p.sums[:0], p.marks[:0], p.zeros[:0], false
 	return p
 }
@@ -82,6 +83,7 @@ type planned struct {
 	shared bool
 	known  bool // the index has candidates
 	single bool // it is written to memory
+	hot    bool // its old place is cheap, see hot.go
 	taken  bool // it belongs to no series: memory has it, or had it
 }
 
@@ -348,6 +350,7 @@ func (m *Machine) finish(p *plan) error {
 	m.noteMoved(p)
 	m.saveIndexes()
 	m.stats.commits.Add(1)
+	m.stats.hot.Add(uint64(len(p.hot)))
 	m.count(p)
 	return m.broken
 }

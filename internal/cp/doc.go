@@ -32,6 +32,11 @@
 // The fingerprints of blocks that were written lie in memory and in the journal until a
 // fold brings them into trees of their own, see prints.go.
 //
+// # Flash
+//
+// Where a layer below keeps ranges of devices on flash, the new places of blocks whose old
+// ones lie in such ranges are to lie there, too, see hot.go.
+//
 // # Fold
 //
 // The journal is finite and the overlay lies in memory, so [Machine.Fold]

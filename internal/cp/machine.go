@@ -115,7 +115,7 @@ type Machine struct {
 }
 
 type statistics struct {
-	commits, folds, blocks, shared, zeros, unequal, transferred atomic.Uint64
+	commits, folds, blocks, shared, zeros, unequal, transferred, hot atomic.Uint64
 }
 
 // Recover brings catalogue, map and journal to the last durable consistency
@@ -375,6 +375,7 @@ type Stats struct {
 	Zeros          uint64 // data blocks of zeroes that became holes
 	Unequal        uint64 // series that seemed to be stored already and were not
 	Transferred    uint64 // of Blocks, those written to memory because there were so many of them
+	Hot            uint64 // of Blocks, those that took the place of one in a cheap range, and lie in one
 }
 
 // VolumeStats are those of Stats that are about one volume.
@@ -386,7 +387,7 @@ func (m *Machine) VolumeStats(id block.VolumeID) VolumeStats { return m.byVolume
 // Stats returns the counters.
 func (m *Machine) Stats() Stats {
 	return Stats{Commits: m.stats.commits.Load(), Folds: m.stats.folds.Load(), Blocks: m.stats.blocks.Load(),
-		Shared: m.stats.shared.Load(), Zeros: m.stats.zeros.Load(), Unequal: m.stats.unequal.Load(), Transferred: m.stats.transferred.Load()}
+		Shared: m.stats.shared.Load(), Zeros: m.stats.zeros.Load(), Unequal: m.stats.unequal.Load(), Transferred: m.stats.transferred.Load(), Hot: m.stats.hot.Load()}
 }
 
 // EstimatedUse returns how many blocks are in use, before LoadCounts knows

@@ -491,8 +491,10 @@ func (m *Machine) settle(p *plan) error {
 	return m.place(p, more)
 }
 
-// place allocates blocks of the plan and adds them to those to be written.
+// place allocates blocks of the plan and adds them to those to be written. The list of
+// blocks is used up.
 func (m *Machine) place(p *plan, blocks []int32) (err error) {
+	blocks = m.placeHot(p, blocks)
 	first := len(p.runs)
 	if p.runs, err = m.Space.Alloc(len(blocks), p.runs); err != nil {
 		return err
