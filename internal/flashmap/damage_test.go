@@ -186,7 +186,7 @@ func TestLabelLost(t *testing.T) {
 	for _, at := range labelBlocks {
 		rot(flash, at)
 	}
-	if _, err := Open(flash); !errors.Is(err, block.ErrCorrupt) || !strings.Contains(err.Error(), "ssd") || !strings.Contains(err.Error(), "block 128") {
+	if _, err := Open(flash); !errors.Is(err, block.ErrCorrupt) || !strings.Contains(err.Error(), "ssd") || !strings.Contains(err.Error(), "block 192") {
 		t.Errorf("open without a label: %v", err)
 	}
 }
@@ -195,7 +195,7 @@ func TestLabelLost(t *testing.T) {
 func TestNewerVersion(t *testing.T) {
 	_, flash, before, _ := several(t)
 	l := before.label
-	for kind, at := range map[ondisk.Kind]uint64{ondisk.KindFlashMap: before.mapAt(0)[1], ondisk.KindFlashTable: before.tableAt(1)[0], ondisk.KindFlash: 128} {
+	for kind, at := range map[ondisk.Kind]uint64{ondisk.KindFlashMap: before.mapAt(0)[1], ondisk.KindFlashTable: before.tableAt(1)[0], ondisk.KindFlash: labelBlocks[1]} {
 		p := make([]byte, block.Size)
 		copy(p, l.encode())
 		ondisk.Seal(p, ondisk.Header{Kind: kind, Version: 2, Length: block.Size, Pool: l.id, Generation: 1})

@@ -13,7 +13,8 @@ const (
 	labelVersion = 1
 	pageVersion  = 1
 
-	// reserved is what a flash device keeps at its front for labels, in blocks.
+	// reserved is what lies at the front of a flash device, in blocks: its labels, and
+	// whatever says whose device it is.
 	reserved = block.TrackBlocks
 
 	// MinSetBytes and MaxSetBytes bound the size of a data set, in bytes.
@@ -35,8 +36,10 @@ const (
 	pageSets = pageWords * 64
 )
 
-// labelBlocks are the blocks in which the two labels lie.
-var labelBlocks = [2]uint64{0, 128}
+// labelBlocks are the blocks in which the two labels lie. Blocks 0 and 128 are those of
+// the label of whatever the device belongs to, as on each of its devices: nothing here
+// reads or writes them.
+var labelBlocks = [2]uint64{64, 192}
 
 // ID is the random identity of a flash device.
 type ID = block.PoolID

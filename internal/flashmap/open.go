@@ -21,8 +21,8 @@ type CreateOptions struct {
 	Reach int64
 }
 
-// Create makes a flash device on which nothing is. What was there is lost. The device
-// remains open.
+// Create makes a flash device on which nothing is. What was there is lost, but for
+// blocks 0 to 63 and 128 to 191, which are left alone. The device remains open.
 func Create(dev hpdi.Device, o CreateOptions) (ID, error) {
 	info := dev.Info()
 	l := label{}
