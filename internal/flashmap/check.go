@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/internal/block"
 )
 
@@ -51,8 +50,11 @@ func (f *Flash) differsLocked(c change) (n int) {
 	want, got := f.page[:block.Size], f.page[block.Size:][:block.Size]
 	c.encode(want, c.sheet.generation)
 	for _, at := range c.at {
-		err := f.io.Do(&hpdi.Request{Op: hpdi.OpRead, Offset: int64(at) * block.Size, Vec: [][]byte{got}})
-		if err != nil || !bytes.Equal(want, got) {
+		wrong := false
+		f.eachCopy(int64(at)*block.Size, got, func(err error) {
+			wrong = wrong || err != nil || !bytes.Equal(want, got)
+		})
+		if wrong {
 			n++
 		}
 	}

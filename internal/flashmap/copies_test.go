@@ -40,7 +40,7 @@ func TestCopies(t *testing.T) {
 			if tt.flash {
 				flash, ssds = mirrored(t, "xy", flashSize)
 			}
-			_, err := Create(flash, CreateOptions{SetBytes: setBytes, Reach: reach})
+			_, err := Create(flash, CreateOptions{SetBytes: setBytes, Reach: reach, Notes: notes})
 			must(t, err)
 			f, dev := attach(t, primary, flash)
 			d, ok := dev.(hpdi.Copies)
@@ -129,7 +129,7 @@ func TestCopies(t *testing.T) {
 func TestRepairBesideMove(t *testing.T) {
 	primary, disks := mirrored(t, "ab", primarySize)
 	flash := blocktest.NewCrash(flashSize, 2)
-	_, err := Create(flash, CreateOptions{SetBytes: setBytes, Reach: reach})
+	_, err := Create(flash, CreateOptions{SetBytes: setBytes, Reach: reach, Notes: notes})
 	must(t, err)
 	f, dev := attach(t, primary, flash)
 	d := dev.(hpdi.Copies)

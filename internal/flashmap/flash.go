@@ -37,6 +37,8 @@ type Flash struct {
 	keys       []key  // by slot; 0 for none
 	page       []byte // memory for what is read and written
 
+	notes [noteCount]noteState
+
 	primaries [MaxPrimaries]*primary // known by the label
 	twice     map[key]bool           // data sets with two entries; guarded by tableLock
 

@@ -41,7 +41,7 @@ func TestConformance(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			hpditest.Run(t, func(t *testing.T) hpdi.Device {
 				flash := bare(tt.flash)
-				_, err := Create(flash, CreateOptions{SetBytes: setBytes, Reach: reach})
+				_, err := Create(flash, CreateOptions{SetBytes: setBytes, Reach: reach, Notes: notes})
 				must(t, err)
 				f, err := Open(flash)
 				must(t, err)
@@ -268,8 +268,8 @@ func TestMapFull(t *testing.T) {
 func TestCreateRefused(t *testing.T) {
 	dev := blocktest.NewCrash(flashSize, 1)
 	for name, o := range map[string]CreateOptions{
-		"small": {SetBytes: MinSetBytes / 2, Reach: reach}, "large": {SetBytes: 2 * MaxSetBytes, Reach: reach},
-		"odd": {SetBytes: 3 * MinSetBytes, Reach: reach}, "none": {Reach: reach}, "reach": {SetBytes: setBytes, Reach: -1},
+		"small": {SetBytes: MinSetBytes / 2, Reach: reach, Notes: notes}, "large": {SetBytes: 2 * MaxSetBytes, Reach: reach, Notes: notes},
+		"odd": {SetBytes: 3 * MinSetBytes, Reach: reach, Notes: notes}, "none": {Reach: reach, Notes: notes}, "reach": {SetBytes: setBytes, Reach: -1},
 		"room": {SetBytes: setBytes, Reach: 1 << 50},
 	} {
 		if _, err := Create(dev, o); !errors.Is(err, block.ErrInvalid) {
@@ -279,7 +279,7 @@ func TestCreateRefused(t *testing.T) {
 	if _, err := Open(dev); err == nil || !strings.Contains(err.Error(), "no such structure here") {
 		t.Errorf("open of what is no flash device: %v", err)
 	}
-	_, err := Create(dev, CreateOptions{SetBytes: setBytes, Reach: reach})
+	_, err := Create(dev, CreateOptions{SetBytes: setBytes, Reach: reach, Notes: notes})
 	must(t, err)
 	if _, err := Open(dev.Resize(flashSize - 16*block.Size)); err == nil || !strings.Contains(err.Error(), "shrunk") {
 		t.Errorf("open of a device that has shrunk: %v", err)

@@ -12,6 +12,7 @@ import (
 const (
 	labelVersion = 1
 	pageVersion  = 1
+	noteVersion  = 1
 
 	// reserved is what lies at the front of a flash device, in blocks: its labels, and
 	// whatever says whose device it is.
@@ -24,6 +25,9 @@ const (
 	// MaxPrimaries is how many primary devices a flash device serves; their
 	// numbers are less.
 	MaxPrimaries = 64
+
+	// maxNotes bounds the bytes of each place of a note.
+	maxNotes = 1 << 30
 
 	maxSegments = 16
 	maxRuns     = 96
@@ -40,6 +44,27 @@ const (
 // the label of whatever the device belongs to, as on each of its devices: nothing here
 // reads or writes them.
 var labelBlocks = [2]uint64{64, 192}
+
+// The policy lies behind the labels, in what the front has left.
+const policyBlocks = 62
+
+// front returns the block behind what lies in front of the segments: the labels, and
+// the notes.
+func (l *label) front() uint64 {
+	if l.notes == 0 {
+		return reserved
+	}
+	return reserved + 2*uint64(1+l.notes)
+}
+
+// noteAt returns the blocks in which the headers of a note lie, and how many blocks for
+// its content follow each of them.
+func (l *label) noteAt(kind Note) (at [2]uint64, blocks int) {
+	if kind == NotePolicy {
+		return [2]uint64{labelBlocks[0] + 1, labelBlocks[1] + 1}, policyBlocks
+	}
+	return [2]uint64{reserved, reserved + 1 + uint64(l.notes)}, l.notes
+}
 
 // ID is the random identity of a flash device.
 type ID = block.PoolID
@@ -71,6 +96,7 @@ type label struct {
 	id         ID
 	generation uint64
 	shift      uint // log2 of the bytes of a data set
+	notes      int  // blocks of each place of what was collected
 	segments   []segment
 	primaries  []member
 	runs       []run
@@ -177,6 +203,7 @@ func (l *label) encode() []byte {
 	le := binary.LittleEndian
 	b := make([]byte, ondisk.HeaderSize, block.Size)
 	b = le.AppendUint32(b, uint32(l.shift))
+	b = le.AppendUint32(b, uint32(l.notes))
 	b = le.AppendUint32(b, uint32(len(l.segments)))
 	for _, s := range l.segments {
 		b = le.AppendUint64(b, s.start)
@@ -215,7 +242,7 @@ func decodeLabel(b []byte) (label, error) {
 		return label{}, err
 	}
 	d := ondisk.NewDecoder(b[ondisk.HeaderSize:oh.Length])
-	l := label{id: oh.Pool, generation: oh.Generation, shift: uint(d.U32())}
+	l := label{id: oh.Pool, generation: oh.Generation, shift: uint(d.U32()), notes: int(d.U32())}
 	for range d.Count(segmentSize) {
 		l.segments = append(l.segments, segment{d.U64(), int(d.U32()), int(d.U32()), int(d.U32())})
 	}
@@ -246,13 +273,15 @@ func (l *label) wrong() string {
 		return "generation 0"
 	case 1<<l.shift < MinSetBytes || 1<<l.shift > MaxSetBytes:
 		return fmt.Sprintf("data sets of 2^%d bytes", l.shift)
+	case l.notes > maxNotes/block.Size:
+		return fmt.Sprintf("notes of %d blocks", l.notes)
 	case len(l.segments) == 0 || len(l.segments) > maxSegments:
 		return fmt.Sprintf("%d segments", len(l.segments))
 	case len(l.primaries) > MaxPrimaries || len(l.runs) > maxRuns:
 		return fmt.Sprintf("%d primary devices in %d runs", len(l.primaries), len(l.runs))
 	}
 	for i, s := range l.segments {
-		after := uint64(reserved)
+		after := l.front()
 		if i > 0 {
 			after = l.segments[i-1].end(l.shift)
 		}
@@ -332,4 +361,53 @@ func decodePage(p []byte, kind ondisk.Kind, id ID, number int) (uint64, error) {
 		return 0, fmt.Errorf("it is page %d: %w", n, block.ErrCorrupt)
 	}
 	return h.Generation, nil
+}
+
+// noteHead says what the content of a note is that lies behind it.
+type noteHead struct {
+	kind       Note
+	generation uint64
+	length     int // bytes
+	sum        uint32
+}
+
+// noteHeadSize is what the header of a note has behind the common one.
+const noteHeadSize = 16
+
+// encode fills a block with the header.
+func (h noteHead) encode(p []byte, id ID) {
+	b := p[ondisk.HeaderSize:]
+	clear(b)
+	le := binary.LittleEndian
+	le.PutUint32(b, uint32(h.kind))
+	le.PutUint32(b[4:], h.sum)
+	le.PutUint64(b[8:], uint64(h.length))
+	ondisk.Seal(p, ondisk.Header{Kind: ondisk.KindFlashNote, Version: noteVersion, Length: ondisk.HeaderSize + noteHeadSize, Pool: id, Generation: h.generation})
+}
+
+// decodeNote returns the header of a note of so many bytes at most. What another flash
+// device has left there is ondisk.ErrMagic.
+func decodeNote(p []byte, id ID, kind Note, limit int) (noteHead, error) {
+	oh, err := ondisk.Open(p, ondisk.KindFlashNote, noteVersion)
+	switch {
+	case err != nil:
+		return noteHead{}, err
+	case oh.Pool != id:
+		return noteHead{}, fmt.Errorf("of flash device %v: %w", oh.Pool, ondisk.ErrMagic)
+	}
+	d := ondisk.NewDecoder(p[ondisk.HeaderSize:oh.Length])
+	h := noteHead{kind: Note(d.U32()), generation: oh.Generation, sum: d.U32()}
+	length := d.U64()
+	switch {
+	case d.Err() != nil:
+	case h.kind != kind || h.generation == 0:
+		d.Fail("note %d of generation %d", h.kind, h.generation)
+	case length > uint64(limit):
+		d.Fail("%d bytes where %d have room", length, limit)
+	}
+	if err := d.Err(); err != nil {
+		return noteHead{}, fmt.Errorf("header of a note: %w", err)
+	}
+	h.length = int(length)
+	return h, nil
 }

@@ -15,8 +15,8 @@ import (
 )
 
 func exampleLabel() label {
-	l := label{id: ID{1, 2, 3}, generation: 7, shift: 16}
-	first := fit(reserved, 1<<18, 12, l.shift)
+	l := label{id: ID{1, 2, 3}, generation: 7, shift: 16, notes: 300}
+	first := fit(l.front(), 1<<18, 12, l.shift)
 	l.segments = []segment{first, fit(first.end(l.shift)+5, 1<<19, 3, l.shift)}
 	l.primaries = []member{{0, block.DeviceID{4}, 3 * pageSets}, {9, block.DeviceID{5}, 70}}
 	l.runs = []run{{0, 0, 0, 2}, {9, 0, 2, 1}, {0, 2, 5, 1}}
@@ -31,10 +31,16 @@ func examplePage(kind ondisk.Kind) []byte {
 	return p
 }
 
-// The bytes of a label and of pages do not change.
+func exampleNote() []byte {
+	p := make([]byte, block.Size)
+	noteHead{kind: NoteAccess, generation: 6, length: 300*block.Size - 7, sum: 0x12345678}.encode(p, ID{1, 2, 3})
+	return p
+}
+
+// The bytes of a label, of pages and of the header of a note do not change.
 func TestGolden(t *testing.T) {
 	l := exampleLabel()
-	for name, got := range map[string][]byte{"label": l.encode(), "table": examplePage(ondisk.KindFlashTable), "map": examplePage(ondisk.KindFlashMap)} {
+	for name, got := range map[string][]byte{"label": l.encode(), "table": examplePage(ondisk.KindFlashTable), "map": examplePage(ondisk.KindFlashMap), "note": exampleNote()} {
 		path := filepath.Join("testdata", name+".hex")
 		text := hex.Dump(bytes.TrimRight(got, "\x00"))
 		if os.Getenv("POLLUX_UPDATE_GOLDEN") != "" {
@@ -62,7 +68,7 @@ func TestLabelRoundTrip(t *testing.T) {
 
 // The largest label that can be fits into its block.
 func TestLabelFits(t *testing.T) {
-	if n := ondisk.HeaderSize + 4*4 + maxSegments*segmentSize + MaxPrimaries*memberSize + maxRuns*runSize; n > block.Size {
+	if n := ondisk.HeaderSize + 5*4 + maxSegments*segmentSize + MaxPrimaries*memberSize + maxRuns*runSize; n > block.Size {
 		t.Errorf("a label may have %d bytes", n)
 	}
 }
@@ -74,7 +80,9 @@ func TestLabelRefused(t *testing.T) {
 		"large data sets":    func(l *label) { l.shift = 21 },
 		"huge data sets":     func(l *label) { l.shift = 255 },
 		"no segment":         func(l *label) { l.segments = nil },
-		"segment in front":   func(l *label) { l.segments[0].start = reserved - 1 },
+		"segment in front":   func(l *label) { l.segments[0].start = l.front() - 1 },
+		"segment in notes":   func(l *label) { l.notes++ },
+		"large notes":        func(l *label) { l.notes = maxNotes/block.Size + 1 },
 		"segments overlap":   func(l *label) { l.segments[1].start--; l.segments[1].start -= 5 },
 		"segment far away":   func(l *label) { l.segments[1].start = 1 << 63 },
 		"too many slots":     func(l *label) { l.segments[1].slots = l.segments[1].tablePages*pageWords + 1 },
@@ -119,6 +127,28 @@ func TestPageRefused(t *testing.T) {
 	} {
 		if _, err := decode(); err == nil {
 			t.Errorf("another %s was taken", name)
+		}
+	}
+}
+
+func TestNoteRefused(t *testing.T) {
+	const limit = 300 * block.Size
+	p := exampleNote()
+	if h, err := decodeNote(p, ID{1, 2, 3}, NoteAccess, limit); h.generation != 6 || h.length != limit-7 || h.sum != 0x12345678 || err != nil {
+		t.Fatalf("header %+v, %v", h, err)
+	}
+	for name, tt := range map[string]struct {
+		id    ID
+		kind  Note
+		limit int
+		want  error
+	}{
+		"another device": {ID{1}, NoteAccess, limit, ondisk.ErrMagic},
+		"another note":   {ID{1, 2, 3}, NotePolicy, limit, block.ErrCorrupt},
+		"no room":        {ID{1, 2, 3}, NoteAccess, limit - 8, block.ErrCorrupt},
+	} {
+		if _, err := decodeNote(p, tt.id, tt.kind, tt.limit); !errors.Is(err, tt.want) {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }
@@ -199,6 +229,31 @@ func FuzzPages(f *testing.F) {
 			if !strings.Contains(problem, "is in slots") && !strings.Contains(problem, "is looked for in") && !strings.Contains(problem, "the index has") {
 				t.Error(problem)
 			}
+		}
+	})
+}
+
+func FuzzNote(f *testing.F) {
+	f.Add(exampleNote(), 300*block.Size)
+	f.Add(exampleNote()[:ondisk.HeaderSize+3], 300*block.Size)
+	f.Fuzz(func(t *testing.T, p []byte, limit int) {
+		// Most inputs would fail at the checksum.
+		if len(p) >= ondisk.HeaderSize {
+			p = bytes.Clone(p)
+			ondisk.Seal(p, ondisk.Header{Kind: ondisk.KindFlashNote, Version: noteVersion, Length: len(p), Pool: ID{1}, Generation: 3})
+		}
+		limit = max(0, limit)
+		h, err := decodeNote(p, ID{1}, NoteAccess, limit)
+		if err != nil {
+			return
+		}
+		if h.length < 0 || h.length > limit {
+			t.Errorf("%d bytes where %d have room", h.length, limit)
+		}
+		again := make([]byte, block.Size)
+		h.encode(again, ID{1})
+		if other, err := decodeNote(again, ID{1}, NoteAccess, limit); err != nil || other != h {
+			t.Errorf("%+v became %+v, %v", h, other, err)
 		}
 	})
 }

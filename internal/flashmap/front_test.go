@@ -15,7 +15,7 @@ func TestFrontLeftAlone(t *testing.T) {
 	for _, at := range front {
 		must(t, writeAt(t, flash, at, pattern(at+7, 1)))
 	}
-	_, err := Create(flash, CreateOptions{SetBytes: setBytes, Reach: reach})
+	_, err := Create(flash, CreateOptions{SetBytes: setBytes, Reach: reach, Notes: notes})
 	must(t, err)
 	f, d := attach(t, primary, flash)
 	in(t, f, 10)

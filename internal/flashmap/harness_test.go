@@ -19,6 +19,10 @@ const (
 	flashSize   = 1<<20 + 26*block.Size + 8*setBytes
 )
 
+// notes is what was collected at most: so little that the first slot lies where it would
+// without.
+const notes = 2 * block.Size
+
 // reach makes the map one page, and those that are spare.
 const reach = 1 << 20
 
@@ -59,7 +63,7 @@ func disksOf(t testing.TB, slots int64) (primary, flash *blocktest.Crash) {
 	clock := blocktest.NewClock()
 	primary = blocktest.NewCrashWith(blocktest.CrashOptions{Name: "disk", Size: primarySize, Seed: 1, Clock: clock})
 	flash = blocktest.NewCrashWith(blocktest.CrashOptions{Name: "ssd", Size: flashSize + (slots-8)*setBytes, Seed: 2, Clock: clock})
-	_, err := Create(flash, CreateOptions{SetBytes: setBytes, Reach: reach})
+	_, err := Create(flash, CreateOptions{SetBytes: setBytes, Reach: reach, Notes: notes})
 	must(t, err)
 	return primary, flash
 }

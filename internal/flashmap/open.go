@@ -19,13 +19,28 @@ type CreateOptions struct {
 	// Reach is how many bytes of primary devices the map has room for; 0 is 64 times
 	// the size of the flash device.
 	Reach int64
+	// Notes is how many bytes what was collected may have, see WriteNote; 0 is 1/256 of the
+	// device, 1 MiB at least and 64 MiB at most, as far as that takes no more than an
+	// eighth of a small one. They are kept twice.
+	Notes int64
+}
+
+// notesOf returns how many blocks are kept for what was collected on a device.
+func (o CreateOptions) notesOf(size int64) int {
+	n := o.Notes
+	if n == 0 {
+		// There are two places.
+		n = max(0, min(max(size/256, 1<<20), 64<<20, (size-reserved*block.Size)/16-block.Size))
+		return int(n / block.Size)
+	}
+	return int((n + block.Size - 1) / block.Size)
 }
 
 // Create makes a flash device on which nothing is. What was there is lost, but for
 // blocks 0 to 63 and 128 to 191, which are left alone. The device remains open.
 func Create(dev hpdi.Device, o CreateOptions) (ID, error) {
 	info := dev.Info()
-	l := label{}
+	l := label{notes: o.notesOf(info.Size)}
 	for l.shift = block.Shift; int64(1)<<l.shift < o.SetBytes; {
 		l.shift++
 	}
@@ -34,6 +49,8 @@ func Create(dev hpdi.Device, o CreateOptions) (ID, error) {
 		return ID{}, fmt.Errorf("data sets of %d bytes; powers of two from %d to %d are possible: %w", o.SetBytes, MinSetBytes, MaxSetBytes, block.ErrInvalid)
 	case o.Reach < 0:
 		return ID{}, fmt.Errorf("a map for %d bytes: %w", o.Reach, block.ErrInvalid)
+	case o.Notes < 0 || o.Notes > maxNotes:
+		return ID{}, fmt.Errorf("notes of %d bytes; up to %d are possible: %w", o.Notes, maxNotes, block.ErrInvalid)
 	case info.ReadOnly:
 		return ID{}, fmt.Errorf("make %s a flash device: %w", info.Name, hpdi.ErrReadOnly)
 	case block.Size%info.BlockSize != 0:
@@ -43,9 +60,9 @@ func Create(dev hpdi.Device, o CreateOptions) (ID, error) {
 	}
 	// Each primary begins a page, wherever the one before has ended.
 	mapPages := rangesOf(Set(min(o.Reach>>l.shift, maxSets))) + sparePages
-	seg := fit(reserved, uint64(info.Size)/block.Size, mapPages, l.shift)
+	seg := fit(l.front(), uint64(info.Size)/block.Size, mapPages, l.shift)
 	if seg.slots == 0 {
-		return ID{}, fmt.Errorf("make %s a flash device: its %d bytes have no room for labels, a map for %d bytes and one data set: %w", info.Name, info.Size, o.Reach, block.ErrInvalid)
+		return ID{}, fmt.Errorf("make %s a flash device: its %d bytes have no room for labels, notes, a map for %d bytes and one data set: %w", info.Name, info.Size, o.Reach, block.ErrInvalid)
 	}
 	l.segments = []segment{seg}
 	_, _ = crand.Read(l.id[:]) // documented never to fail
@@ -127,6 +144,9 @@ func newFlash(dev hpdi.Device, l label) (*Flash, error) {
 	info := dev.Info()
 	f := &Flash{io: stack.NewQueues(dev, changesAtOnce), name: info.Name, info: info, readOnly: info.ReadOnly, id: l.id, shift: l.shift, label: l,
 		tableLock: stack.NewLock(), abandoned: map[key]struct{}{}, wake: make(chan struct{}, 1)}
+	for i := range f.notes {
+		f.notes[i].lock = stack.NewLock()
+	}
 	f.extend()
 	f.limit = none
 	var err error

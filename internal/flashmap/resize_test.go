@@ -117,7 +117,7 @@ func TestResize(t *testing.T) {
 func TestPrimaryGrows(t *testing.T) {
 	clock := blocktest.NewClock()
 	flash := blocktest.NewCrashWith(blocktest.CrashOptions{Name: "ssd", Size: flashSize, Seed: 2, Clock: clock})
-	_, err := Create(flash, CreateOptions{SetBytes: setBytes, Reach: reach})
+	_, err := Create(flash, CreateOptions{SetBytes: setBytes, Reach: reach, Notes: notes})
 	must(t, err)
 	a, b := blocktest.NewCrashWith(blocktest.CrashOptions{Size: primarySize, Seed: 3, Clock: clock}), blocktest.NewCrashWith(blocktest.CrashOptions{Size: primarySize, Seed: 4, Clock: clock})
 	for round := range 3 {

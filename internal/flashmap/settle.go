@@ -1,6 +1,10 @@
 package flashmap
 
-import "fmt"
+import (
+	"fmt"
+
+	"github.com/pollux-storage/pollux/internal/planted"
+)
 
 // settleLocked makes table and map one after they were read: a data set is on flash
 // when both say so. Where only one does, a move was interrupted, and the primary has
@@ -43,6 +47,14 @@ func (f *Flash) settleLocked() {
 			if dirtyMap[p.pages[r]] {
 				changes = append(changes, f.mapChange(p, r, Set(len(p.bits)*64), false))
 			}
+		}
+	}
+	// What a guest has left that died may be in the memory of the device only: of two
+	// places that are alike nobody knows which one would survive, and one is written next.
+	if !planted.Has(planted.FlashTableUnsure) {
+		if err := f.io.Flush(); err != nil {
+			f.unsettled = f.fail(fmt.Errorf("make its table durable: %w", err)) // Status tells
+			return
 		}
 	}
 	// What says too much would be believed once a data set is moved again: without

@@ -183,7 +183,10 @@ func (f *Flash) readSheets(sheets []sheet, at func(n int) [2]uint64, decode func
 		}
 		var errs [2][half]error
 		for i := range 2 {
-			f.readBlocks(first[i], f.page[i*half*block.Size:][:k*block.Size], errs[i][:])
+			err := f.readBlocks(first[i], f.page[i*half*block.Size:][:k*block.Size], errs[i][:k], func(i int, p []byte) (uint64, error) { return decode(n+i, p) })
+			if err != nil {
+				f.unsettled = f.fail(err) // Status tells
+			}
 		}
 		for i := range k {
 			p, why, err := choose(&sheets[n+i], first, i, f.page, errs[0][i], errs[1][i], func(p []byte) (uint64, error) { return decode(n+i, p) })
@@ -195,19 +198,6 @@ func (f *Flash) readSheets(sheets []sheet, at func(n int) [2]uint64, decode func
 		n += k
 	}
 	return nil
-}
-
-// readBlocks reads blocks into p, and notes which of them could not be read.
-func (f *Flash) readBlocks(from uint64, p []byte, errs []error) {
-	read := func(at uint64, p []byte) error {
-		return f.io.Do(&hpdi.Request{Op: hpdi.OpRead, Offset: int64(at) * block.Size, Vec: [][]byte{p}})
-	}
-	if read(from, p) == nil {
-		return
-	}
-	for i := range len(p) / block.Size {
-		errs[i] = read(from+uint64(i), p[i*block.Size:][:block.Size])
-	}
 }
 
 // choose decides which of the two places of a sheet holds the newest. They are the

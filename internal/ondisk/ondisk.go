@@ -35,6 +35,7 @@ const (
 	KindFlash      Kind = "PLXremap" // label of a flash device
 	KindFlashTable Kind = "PLXrmtab" // page of its table: what is in which slot
 	KindFlashMap   Kind = "PLXrmmap" // page of its map: which data sets are on it
+	KindFlashNote  Kind = "PLXrmnot" // note that is kept on it
 	KindAccess     Kind = "PLXacces" // how the data sets of a device are used
 )
 

@@ -101,4 +101,8 @@ const (
 	FlashMarkForgotten   Fault = "flash-mark-forgotten"
 	FlashCopyNotSynced   Fault = "flash-copy-not-synced"
 	FlushLeavesOutFlash  Fault = "flush-leaves-out-flash"
+	FlashNoteEarly       Fault = "flash-note-early"
+	FlashNoteInPlace     Fault = "flash-note-in-place"
+	FlashNoteUnsure      Fault = "flash-note-unsure"
+	FlashTableUnsure     Fault = "flash-table-unsure"
 )

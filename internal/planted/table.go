@@ -92,5 +92,9 @@ var table = []Info{
 	{string(FlashMarkForgotten), "what is written to a data set while it is copied is not copied again", "internal/flashmap: Move.copy", durability},
 	{string(FlashCopyNotSynced), "no sync between a copy and the entry that makes it the only one", "internal/flashmap: Move.sync", durability},
 	{string(FlushLeavesOutFlash), "a flush covers the primary device and not the flash device", "internal/flashmap: queue.flush", durability},
+	{string(FlashNoteEarly), "a note counts as written before its header is durable: a power cut while the next one is written leaves none", "internal/flashmap: NoteWriter.seal", durability},
+	{string(FlashNoteInPlace), "a note is written over the newest one, not over the one before", "internal/flashmap: NoteWriter.find", durability},
+	{string(FlashNoteUnsure), "a note is written over the one before although nobody knows whether the newest, which was read, is durable", "internal/flashmap: NoteWriter.find", durability},
+	{string(FlashTableUnsure), "a page of the table is written over while the other place, which a guest has left that died, may not be durable", "internal/flashmap: Flash.settleLocked", durability},
 	{string(LateWatcher), "a guest that was late itself takes the partner's silence for its death", "internal/partner: Machine.Tick", ownership},
 }
