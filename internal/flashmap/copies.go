@@ -12,8 +12,9 @@ import (
 // copies is a device of which one side at least keeps several copies. A range is
 // asked of the side that it is on; a side that is no hpdi.Copies has one copy.
 //
-// Nothing is said to the flash device of what is verified: its own pages lie between
-// the data. So copies of it are made equal after a crash, as those of labels are.
+// A mirror that is the flash device is told nothing here of what is verified: it serves
+// several devices. Whoever opens it may do so, if all of them are verified from their
+// first byte on: the flash device looks for its own pages on each copy.
 type copies struct{ *device }
 
 var _ hpdi.Copies = (*copies)(nil)
@@ -25,6 +26,13 @@ type piece struct {
 	from, to int64       // of the request
 	at       int64       // on the disk
 	fail     func(error) error
+}
+
+// newPiece returns n bytes from at on of a disk, whose errors fail names.
+func newPiece(disk *stack.Queues, at, n int64, fail func(error) error) piece {
+	p := piece{disk: disk, at: at, to: n, fail: fail}
+	p.copies, _ = disk.Device.(hpdi.Copies)
+	return p
 }
 
 // pieces calls fn with the pieces of a range while nothing is moved between them; as a
@@ -227,9 +235,6 @@ func (c *copies) Verified(off int64) {
 	}
 }
 
-// Unused tells the primary what nobody reads, see [hpdi.Copies].
-func (c *copies) Unused(unused func(off, n int64) bool) {
-	if x, ok := c.primary.(hpdi.Copies); ok {
-		x.Unused(unused)
-	}
-}
+// Unused says what nobody reads, see [hpdi.Copies] and Primary.Unused, which it replaces.
+// The primary passes that over when it fills a copy, and what is on flash.
+func (c *copies) Unused(unused func(off, n int64) bool) { c.unused.Store(&unused) }

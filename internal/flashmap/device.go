@@ -36,6 +36,10 @@ type Primary struct {
 	ID     block.DeviceID // which device it is: another one of this number is refused
 	// Fixed are ranges that are never on flash: labels, superblocks, journal.
 	Fixed []Range
+	// Unused, if set, says of a range, in bytes, that nobody reads it before it is written
+	// again: then the copies of a mirror need not be alike there when it is moved. It is
+	// asked for blocks of 4 KiB and more, and must not use the device.
+	Unused func(off, n int64) bool
 	// Observe, if set, is called for each queue that is opened, and returns who is told
 	// of its requests.
 	Observe func() Observer
@@ -60,6 +64,7 @@ type device struct {
 	sets    Set // that can be on flash
 	fixed   []Range
 	observe func() Observer
+	unused  atomic.Pointer[func(off, n int64) bool] // Primary.Unused, or what came in its place
 	closed  atomic.Bool
 }
 
@@ -94,8 +99,12 @@ func (f *Flash) Over(dev hpdi.Device, o Primary) (Device, error) {
 	if err := d.checkLocked(); err != nil {
 		return nil, err
 	}
+	d.unused.Store(&o.Unused)
 	p.dev.Store(d)
-	_, primaryCopies := dev.(hpdi.Copies)
+	mirror, primaryCopies := dev.(hpdi.Copies)
+	if primaryCopies {
+		mirror.Unused(d.unread)
+	}
 	_, flashCopies := f.io.Device.(hpdi.Copies)
 	if primaryCopies || flashCopies {
 		return &copies{d}, nil

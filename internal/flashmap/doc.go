@@ -68,8 +68,16 @@
 // hangs is worse: a queue waits for it while it has requests there, since devices can
 // only be waited for one at a time. It is to be watched as all devices are.
 //
-// What is copied is not verified: checksums are known to who reads. A mirror gives the
-// mover one of its copies, so whoever moves data sets of mirrors proves them first.
+// What is copied is not verified: checksums are known to who reads. Of a mirror every
+// copy is read, because rot in one of them would become all that there is. Where they
+// differ although nobody writes, the move ends with ErrCopiesDiffer, and the data set
+// stays where a reader can still choose the copy that is right; unless nobody reads that
+// block before it is written again.
+//
+// A mirror that fills a copy passes over what nobody reads: of the flash device slots
+// that are free, of a primary what is on flash. Slots that are being filled and data sets
+// on their way back are filled in: of what a move has written already the copy may lack
+// what was written before it came.
 //
 // # Invariants
 //

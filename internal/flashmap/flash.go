@@ -102,6 +102,9 @@ var (
 	ErrFixed = fmt.Errorf("the data set has to stay on the primary device: %w", block.ErrInvalid)
 	// ErrLost: the page of the table that said where the data set is can not be read.
 	ErrLost = fmt.Errorf("its place on flash is lost: %w", block.ErrCorrupt)
+	// ErrCopiesDiffer: the copies of a mirror are not alike in what is to be moved, and
+	// which of them is right only who knows its checksum can tell.
+	ErrCopiesDiffer = fmt.Errorf("the copies differ: %w", block.ErrCorrupt)
 	// ErrFailed: the flash device failed a request. Data sets that are on it can not
 	// be reached where it fails, and nothing more is moved to it while its table
 	// cannot be written. It is for an alert.
@@ -149,7 +152,7 @@ func (f *Flash) Close() error {
 	}
 	for _, m := range f.lingering {
 		_, _ = m.Step() // nobody reads any more; what is in doubt is settled when it is opened
-		_ = hpdi.Free(m.buf)
+		m.free()
 	}
 	return errors.Join(f.giveBack(), f.io.Device.Close())
 }

@@ -37,6 +37,7 @@ type Move struct {
 	stage stage
 	turns int // how often pieces were copied again
 	buf   []byte
+	other []byte // for what another copy has, from when it is needed
 
 	// What follows is guarded by the stripe of the data set.
 
@@ -147,7 +148,7 @@ func (f *Flash) newMove(number int, set Set) (*Move, error) {
 
 // refuse ends a move that has not begun, with an error that names its data set.
 func (m *Move) refuse(err error) error {
-	_ = hpdi.Free(m.buf) // it was mapped
+	m.free()
 	return fmt.Errorf("move %v: %w", m.key, err)
 }
 
@@ -180,7 +181,8 @@ func (m *Move) register() error {
 }
 
 // Step does a bounded part of the move: it waits for devices, never for clients. After
-// an error the move can be stepped again, or given up with Cancel.
+// an error the move can be stepped again, or given up with Cancel. ErrCopiesDiffer says
+// that somebody has to decide first which copy is right.
 //
 // A data set whose move fails while the table is written takes no writes until a step
 // has gone well, or the flash device is opened anew: nobody knows where the table says
@@ -234,7 +236,11 @@ func (m *Move) copy() error {
 		first := mathbits.TrailingZeros64(rest)
 		n := mathbits.TrailingZeros64(^(rest >> first))
 		rest &^= (^uint64(0) >> (64 - n)) << first
-		if err := m.transfer(int64(first)<<shift, int64(n)<<shift); err != nil {
+		differ, err := m.transfer(int64(first)<<shift, int64(n)<<shift)
+		if err == nil && len(differ) > 0 {
+			err = m.judge(differ)
+		}
+		if err != nil {
 			s.mu.Lock()
 			defer s.mu.Unlock()
 			m.marks |= marks
@@ -245,27 +251,26 @@ func (m *Move) copy() error {
 	return nil
 }
 
-// transfer copies n bytes of the data set from off on.
-func (m *Move) transfer(off, n int64) error {
+// transfer copies n bytes of the data set from off on. It returns the blocks, as offsets
+// in the data set, that are not alike on all copies of where they come from.
+func (m *Move) transfer(off, n int64) (differ []int64, err error) {
+	from, to := m.sides(off, n)
+	buf := m.buf[off:][:n]
+	if differ, err = m.read(from, off, buf); err != nil {
+		return nil, err
+	}
+	return differ, to.wrap(to.disk.Do(&hpdi.Request{Op: hpdi.OpWrite, Offset: to.at, Vec: [][]byte{buf}}))
+}
+
+// sides returns where n bytes of the data set from off on come from, and where they go.
+func (m *Move) sides(off, n int64) (from, to piece) {
 	f := m.f
-	buf := [][]byte{m.buf[off:][:n]}
-	there := hpdi.Request{Offset: m.at + off, Vec: buf}
-	here := hpdi.Request{Offset: int64(m.set)<<f.shift + off, Vec: buf}
+	from = newPiece(m.d.io, int64(m.set)<<f.shift+off, n, func(err error) error { return err })
+	to = newPiece(f.io, m.at+off, n, f.fail)
 	if m.out {
-		there.Op, here.Op = hpdi.OpRead, hpdi.OpWrite
-		if err := f.io.Do(&there); err != nil {
-			return f.fail(err)
-		}
-		return m.d.io.Do(&here)
+		from, to = to, from
 	}
-	there.Op, here.Op = hpdi.OpWrite, hpdi.OpRead
-	if err := m.d.io.Do(&here); err != nil {
-		return err
-	}
-	if err := f.io.Do(&there); err != nil {
-		return f.fail(err)
-	}
-	return nil
+	return from, to
 }
 
 // sync makes durable what was copied. What a sync that failed has left behind is
@@ -374,8 +379,12 @@ func (m *Move) endLocked(s *stripe) {
 	a := s.activeLocked(m.key, true)
 	a.move = nil
 	s.restLocked(a)
-	_ = hpdi.Free(m.buf) // it was mapped
-	m.buf = nil
+	m.free()
+}
+
+func (m *Move) free() {
+	_, _ = hpdi.Free(m.buf), hpdi.Free(m.other) // they were mapped
+	m.buf, m.other = nil, nil
 }
 
 // Cancel gives a move up that has not come to the table yet; the data set stays where

@@ -430,7 +430,7 @@ func afterDeath(t testing.TB, primary, flash *blocktest.Crash, outcome uint64) e
 	}
 	for set := range 3 {
 		if v, err := read(t, d, (10+set)*setBlocks); v != 1 || err != nil {
-			return fmt.Errorf("data set %d holds write %d, %w", 10+set, v, err)
+			return fmt.Errorf("data set %d holds write %d, %v", 10+set, v, err)
 		}
 	}
 	if problems := f.Check(); len(problems) > 0 {

@@ -182,6 +182,9 @@ func Open(dev hpdi.Device) (*Flash, error) {
 	f, err := newFlash(dev, label{})
 	if err == nil {
 		if err = f.load(); err == nil {
+			if c, ok := dev.(hpdi.Copies); ok {
+				c.Unused(f.Unused)
+			}
 			return f, nil
 		}
 	}

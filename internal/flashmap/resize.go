@@ -70,7 +70,8 @@ func (e *Evacuation) Left() (n int) {
 }
 
 // Step does a bounded part of the evacuation, as Move.Step does. When Done comes with
-// an error, data sets are left that cannot be moved.
+// an error, data sets are left that cannot be moved. A data set whose copies differ is
+// an error each time its turn comes.
 func (e *Evacuation) Step() (Progress, error) {
 	if e.move == nil {
 		slot, k := e.following()
@@ -90,6 +91,13 @@ func (e *Evacuation) Step() (Progress, error) {
 		e.move = m
 	}
 	p, err := e.move.Step()
+	if errors.Is(err, ErrCopiesDiffer) {
+		// Others can be moved meanwhile; it has its turn again after them.
+		if e.move.Cancel() == nil {
+			e.move = nil
+		}
+		return Moving, err
+	}
 	if err == nil && p == Done {
 		e.move, p = nil, Moving
 	}

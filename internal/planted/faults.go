@@ -101,6 +101,8 @@ const (
 	FlashMarkForgotten   Fault = "flash-mark-forgotten"
 	FlashCopyNotSynced   Fault = "flash-copy-not-synced"
 	FlushLeavesOutFlash  Fault = "flush-leaves-out-flash"
+	FlashCopyUnseen      Fault = "flash-copy-unseen"
+	FlashReturnUnseen    Fault = "flash-return-unseen"
 	FlashNoteEarly       Fault = "flash-note-early"
 	FlashNoteInPlace     Fault = "flash-note-in-place"
 	FlashNoteUnsure      Fault = "flash-note-unsure"

@@ -92,6 +92,8 @@ var table = []Info{
 	{string(FlashMarkForgotten), "what is written to a data set while it is copied is not copied again", "internal/flashmap: Move.copy", durability},
 	{string(FlashCopyNotSynced), "no sync between a copy and the entry that makes it the only one", "internal/flashmap: Move.sync", durability},
 	{string(FlushLeavesOutFlash), "a flush covers the primary device and not the flash device", "internal/flashmap: queue.flush", durability},
+	{string(FlashCopyUnseen), "a move reads one copy of a mirror: rot in it becomes all that there is", "internal/flashmap: Move.read", integrity},
+	{string(FlashReturnUnseen), "a copy that comes back is not filled with what is moved back from flash meanwhile", "internal/flashmap: Flash.restsOnFlash", integrity},
 	{string(FlashNoteEarly), "a note counts as written before its header is durable: a power cut while the next one is written leaves none", "internal/flashmap: NoteWriter.seal", durability},
 	{string(FlashNoteInPlace), "a note is written over the newest one, not over the one before", "internal/flashmap: NoteWriter.find", durability},
 	{string(FlashNoteUnsure), "a note is written over the one before although nobody knows whether the newest, which was read, is durable", "internal/flashmap: NoteWriter.find", durability},

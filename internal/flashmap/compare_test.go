@@ -1,0 +1,542 @@
+package flashmap
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/pollux-storage/pollux/hpdi"
+	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/block/blocktest"
+	"github.com/pollux-storage/pollux/internal/mirror"
+)
+
+// twins are a primary and a flash device, each a mirror of two, and what they are made of.
+type twins struct {
+	primary, flash hpdi.Device
+	disks, ssds    []*blocktest.Crash
+	f              *Flash
+	d              Device
+}
+
+// newTwins returns twins whose readers verify what they read, as those of pools.
+func newTwins(t testing.TB, o Primary) *twins {
+	t.Helper()
+	return twinsOf(t, primarySize, flashSize, setBytes, o)
+}
+
+// largeSets are as large as the tracks that a mirror fills as a whole.
+const largeSets = block.TrackBytes
+
+// largeTwins are twins with large data sets, of which the primary has 12.
+func largeTwins(t testing.TB, o Primary) *twins {
+	t.Helper()
+	return twinsOf(t, 12*largeSets, 16*largeSets, largeSets, o)
+}
+
+func twinsOf(t testing.TB, primary, flash, set int64, o Primary) *twins {
+	t.Helper()
+	w := &twins{}
+	w.primary, w.disks = mirrored(t, "ab", primary)
+	w.flash, w.ssds = mirrored(t, "xy", flash)
+	w.primary.(hpdi.Copies).Verified(0)
+	w.flash.(hpdi.Copies).Verified(0)
+	_, err := Create(w.flash, CreateOptions{SetBytes: set, Reach: reach, Notes: notes})
+	must(t, err)
+	w.f, err = Open(w.flash)
+	must(t, err)
+	o.Number, o.ID = 3, primaryID
+	w.d, err = w.f.Over(w.primary, o)
+	must(t, err)
+	return w
+}
+
+// stepped steps a move to its end or first error.
+func stepped(m *Move, err error) error {
+	for p := Moving; err == nil && p != Done; {
+		p, err = m.Step()
+	}
+	return err
+}
+
+// Rot in a copy ends a move, whichever copy it is in and wherever the data set is. It
+// stays, can be read from the good copy, and moves once that was done.
+func TestRotEndsMove(t *testing.T) {
+	for copyNumber := range 2 {
+		w := newTwins(t, Primary{})
+		f, d := w.f, w.d
+		must(t, write(t, d, 10*setBlocks, 1, 2*setBlocks))
+		for _, back := range []bool{false, true} {
+			rotten, at, name := w.disks[copyNumber], int64(10*setBlocks+5)*block.Size, "mirror of a, b"
+			start := f.MoveIn
+			if back {
+				rotten, at, name = w.ssds[copyNumber], f.offset(f.lookup(keyOf(3, 10)))+5*block.Size, "mirror of x, y"
+				start = f.MoveOut
+			}
+			rotten.Corrupt(block.TrackBytes+at+9, 0x55)
+			m, err := start(3, 10)
+			must(t, err)
+			for range 2 {
+				err := stepped(m, nil)
+				if !errors.Is(err, ErrCopiesDiffer) || !errors.Is(err, block.ErrCorrupt) || !strings.Contains(err.Error(), fmt.Sprintf("device %s at byte %d", name, at)) {
+					t.Errorf("back %t, copy %d: %v", back, copyNumber, err)
+				}
+			}
+			if onFlashNow(d, 10) != back {
+				t.Error("it was moved")
+			}
+			must(t, m.Cancel())
+			p := make([]byte, block.Size)
+			if n, err := d.(hpdi.Copies).ReadGood(int64(10*setBlocks+5)*block.Size, p, func(p []byte) bool { return bytes.Equal(p, pattern(1, 1)) }); n != 1 || err != nil {
+				t.Errorf("%d repaired, %v", n, err)
+			}
+			m, err = start(3, 10)
+			must(t, stepped(m, err))
+			for b := range setBlocks {
+				wantRead(t, d, 10*setBlocks+b, 1)
+			}
+		}
+		sound(t, f)
+	}
+}
+
+// An evacuation goes on with others when copies of one data set differ.
+func TestEvacuateBesideRot(t *testing.T) {
+	w := newTwins(t, Primary{})
+	for set := range Set(4) {
+		in(t, w.f, 10+set)
+	}
+	w.ssds[1].Corrupt(block.TrackBytes+w.f.offset(w.f.lookup(keyOf(3, 11))), 1)
+	e := w.f.Evacuate(0)
+	failures := 0
+	for range 100 {
+		if _, err := e.Step(); errors.Is(err, ErrCopiesDiffer) {
+			failures++
+		} else {
+			must(t, err)
+		}
+	}
+	if e.Left() != 1 || !onFlashNow(w.d, 11) || failures < 2 {
+		t.Errorf("%d data sets are left, %d failures", e.Left(), failures)
+	}
+	must(t, e.Cancel())
+	sound(t, w.f)
+}
+
+// Blocks that nobody reads may differ, those beside them may not. What is told later
+// takes the place of what was told first.
+func TestRotWhereUnused(t *testing.T) {
+	free := int64(10*setBlocks + 5) // a block that nobody uses
+	unused := func(off, n int64) bool { return off >= free*block.Size && off+n <= (free+1)*block.Size }
+	for _, later := range []bool{false, true} {
+		o := Primary{Unused: unused}
+		if later {
+			o.Unused = func(off, n int64) bool { return true }
+		}
+		w := newTwins(t, o)
+		if later {
+			w.d.(hpdi.Copies).Unused(unused)
+		}
+		must(t, write(t, w.d, 10*setBlocks, 1, setBlocks))
+		for _, back := range []bool{false, true} {
+			rotten, at, start := w.disks[1], int64(10*setBytes), w.f.MoveIn
+			if back {
+				rotten, at, start = w.ssds[1], w.f.offset(w.f.lookup(keyOf(3, 10))), w.f.MoveOut
+			}
+			for b, want := range map[int64]error{4: ErrCopiesDiffer, 6: ErrCopiesDiffer, 5: nil} {
+				rotten.Corrupt(block.TrackBytes+at+b*block.Size, 1)
+				m, err := start(3, 10)
+				if err := stepped(m, err); !errors.Is(err, want) {
+					t.Errorf("later %t, back %t, block %d: %v", later, back, b, err)
+				}
+				if want != nil {
+					must(t, m.Cancel())
+					rotten.Corrupt(block.TrackBytes+at+b*block.Size, 1)
+					continue
+				}
+				// Moved: the other direction sees what this one has copied.
+				m, err = w.f.MoveOut(3, 10)
+				if back {
+					m, err = w.f.MoveIn(3, 10)
+				}
+				must(t, stepped(m, err))
+				rotten.Corrupt(block.TrackBytes+at+b*block.Size, 1)
+				must(t, write(t, w.d, 10*setBlocks, 1, setBlocks))
+			}
+			if !back {
+				in(t, w.f, 10)
+			}
+		}
+		sound(t, w.f)
+	}
+}
+
+// A copy that is away is passed over.
+func TestMoveWithoutCopy(t *testing.T) {
+	w := newTwins(t, Primary{})
+	must(t, write(t, w.d, 10*setBlocks, 1, 2*setBlocks))
+	m := w.primary.(*mirror.Mirror)
+	must(t, m.Detach(0))
+	w.disks[0].Corrupt(block.TrackBytes+10*setBytes, 1)
+	in(t, w.f, 10)
+	wantRead(t, w.d, 10*setBlocks, 1)
+	must(t, w.flash.(*mirror.Mirror).Detach(1))
+	out(t, w.f, 10)
+	wantRead(t, w.d, 10*setBlocks, 1)
+	sound(t, w.f)
+}
+
+// A copy that cannot be read is read around.
+func TestMoveBesideReadError(t *testing.T) {
+	primary, copies := mirrored(t, "ab", primarySize)
+	must(t, primary.Close())
+	fault := blocktest.NewFault(copies[0].Reopen(), 1)
+	primary, err := mirror.Open(mirror.Options{Devices: []hpdi.Device{fault, copies[1].Reopen()}})
+	must(t, err)
+	_, flash := disks(t)
+	f, d := attach(t, primary, flash)
+	must(t, write(t, d, 10*setBlocks, 2, setBlocks))
+	fault.Add(blocktest.Rule{Op: hpdi.OpRead, Offset: block.TrackBytes + 10*setBytes, Length: block.Size, Err: errBroken})
+	in(t, f, 10)
+	wantRead(t, d, 10*setBlocks, 2)
+	sound(t, f)
+}
+
+// Clients write beside moves of mirrors in both directions. That copies are read at
+// different moments ends no move; rot in a block that nobody writes does, each time.
+func TestTrafficBesideRot(t *testing.T) {
+	seed := seedOf(t)
+	const owners, rounds, enough = 4, 1200, 20
+	const rotten = 10*setBlocks + owners - 1 // of the one that writes nothing
+	unsure := func(names string, size int64) (hpdi.Device, []*blocktest.Crash) {
+		m, disks := mirrored(t, names, size)
+		must(t, m.Close())
+		var devs []hpdi.Device
+		for i := range disks {
+			disks[i] = disks[i].Reopen()
+			devs = append(devs, late(disks[i]))
+		}
+		again, err := mirror.Open(mirror.Options{Devices: devs})
+		must(t, err)
+		again.Verified(0)
+		return again, disks
+	}
+	for _, back := range []bool{false, true} {
+		primary, disks := unsure("ab", primarySize)
+		flash, ssds := unsure("xy", flashSize+30*setBytes)
+		_, err := Create(flash, CreateOptions{SetBytes: setBytes, Reach: reach, Notes: notes})
+		must(t, err)
+		f, d := attach(t, primary, flash)
+		if back {
+			in(t, f, 10)
+			ssds[1].Corrupt(block.TrackBytes+f.offset(f.lookup(keyOf(3, 10)))+(owners-1)*block.Size, 1)
+		} else {
+			disks[1].Corrupt(block.TrackBytes+rotten*block.Size, 1)
+		}
+		var moved, refused atomic.Int32
+		stop := make(chan struct{})
+		var clients, movers sync.WaitGroup
+		for c := range owners - 1 {
+			clients.Go(func() {
+				more := func(n int) bool { return n < rounds || moved.Load() < enough || refused.Load() < 3 }
+				if err := client(d, rand.New(rand.NewPCG(seed, uint64(c))), c, owners, more); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		movers.Go(func() {
+			rng := rand.New(rand.NewPCG(seed, 9))
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				set := Set(3 + rng.IntN(worldBlocks/setBlocks-3))
+				m, err := f.MoveIn(3, set)
+				if err != nil {
+					m, err = f.MoveOut(3, set)
+				}
+				must(t, err)
+				for p := Moving; err == nil && p != Done; {
+					if p, err = m.Step(); p == Waiting {
+						<-f.Woken()
+					}
+				}
+				switch {
+				case err == nil:
+					moved.Add(1)
+				case set == 10 && errors.Is(err, ErrCopiesDiffer):
+					refused.Add(1)
+					must(t, m.Cancel())
+				default:
+					t.Errorf("data set %d: %v", set, err)
+					must(t, m.Cancel())
+				}
+			}
+		})
+		clients.Wait()
+		close(stop)
+		movers.Wait()
+		if onFlashNow(d, 10) != back {
+			t.Error("the data set with the rotten block was moved")
+		}
+		sound(t, f)
+	}
+}
+
+// filled lets a mirror fill a copy that was replaced to its end.
+func filled(t testing.TB, dev hpdi.Device) {
+	t.Helper()
+	m := dev.(*mirror.Mirror)
+	for done := false; !done; {
+		var err error
+		done, err = m.Resync(8)
+		must(t, err)
+	}
+}
+
+// A copy of a mirrored flash device is filled with all but free slots; of a primary with
+// all that is not on flash.
+func TestFillPassesOver(t *testing.T) {
+	const size, slots, sets, per = largeSets, 6, 12, largeSets / block.Size
+	w := largeTwins(t, Primary{})
+	f, d, primary, flash := w.f, w.d, w.primary, w.flash
+	d.(hpdi.Copies).Unused(func(off, n int64) bool { return off >= 2*size && off+n <= 3*size })
+	must(t, write(t, d, 0, 7, sets*per))
+	for set := range Set(slots) {
+		m, err := f.MoveIn(3, 4+set)
+		through(t, m, err)
+	}
+	for set := range Set(2) { // these leave what they held in slots that are free
+		m, err := f.MoveOut(3, 5+set)
+		through(t, m, err)
+	}
+	must(t, write(t, d, 4*per, 8, 2*per))
+	disk, ssd := blocktest.NewCrash((sets+1)*size, 5), blocktest.NewCrash(17*size, 6)
+	must(t, primary.(*mirror.Mirror).Replace(1, disk))
+	must(t, flash.(*mirror.Mirror).Replace(1, ssd))
+	filled(t, primary)
+	filled(t, flash)
+	first := func(dev *blocktest.Crash, at int64) byte {
+		p := make([]byte, block.Size)
+		must(t, do(t, dev, &hpdi.Request{Op: hpdi.OpRead, Offset: block.TrackBytes + at, Vec: [][]byte{p}}))
+		return p[0]
+	}
+	for set := range Set(sets) {
+		want := byte(7)
+		switch {
+		case onSet(f, d, set), set == 2:
+			want = 0 // passed over
+		case set == 5:
+			want = 8
+		}
+		if got := first(disk, int64(set)*size); got != want {
+			t.Errorf("the new copy of the primary holds write %d of data set %d instead of %d", got, set, want)
+		}
+	}
+	used := 0
+	for slot, k := range f.keys {
+		if !f.label.valid(slotNumber(slot)) {
+			continue
+		}
+		want := byte(0)
+		if k != 0 {
+			used++
+			if want = 7; k.set() == 4 {
+				want = 8
+			}
+		}
+		if got := first(ssd, f.offset(slotNumber(slot))); got != want {
+			t.Errorf("the new copy of the flash device holds write %d in slot %d instead of %d", got, slot, want)
+		}
+	}
+	if used != slots-2 {
+		t.Errorf("%d slots are in use", used)
+	}
+	// All that counts can be read from the new copies alone.
+	must(t, primary.(*mirror.Mirror).Detach(0))
+	must(t, flash.(*mirror.Mirror).Detach(0))
+	sound(t, f)
+	for set := range sets {
+		if set != 2 {
+			want := uint64(7)
+			if set == 4 || set == 5 {
+				want = 8
+			}
+			wantRead(t, d, set*per, want)
+		}
+	}
+	if f.Unused(0, block.Size) || f.Unused(15*size, 2*size) || f.Unused(f.offset(0), 0) {
+		t.Error("what is no slot is unused")
+	}
+}
+
+func onSet(f *Flash, d Device, set Set) bool {
+	on, _ := d.OnFlash(int64(set) << f.shift)
+	return on
+}
+
+// A copy that comes back while data sets are moved gets what had been copied before.
+func TestFillBesideMove(t *testing.T) { must(t, fillBesideMove(t)) }
+
+func fillBesideMove(t testing.TB) error {
+	const set, per = 10, largeSets / block.Size
+	for _, back := range []bool{false, true} {
+		for steps := range 3 { // nothing, copied, and durable
+			w := largeTwins(t, Primary{})
+			must(t, write(t, w.d, set*per, 1, per))
+			m, err := w.f.MoveIn(3, set)
+			to := w.flash.(*mirror.Mirror)
+			if back {
+				through(t, m, err)
+				must(t, write(t, w.d, set*per, 2, per))
+				m, err = w.f.MoveOut(3, set)
+				to = w.primary.(*mirror.Mirror)
+			}
+			must(t, err)
+			must(t, to.Detach(1))
+			for range steps {
+				_, err := m.Step()
+				must(t, err)
+			}
+			must(t, to.Replace(1, blocktest.NewCrash(to.Info().Size+block.TrackBytes, 5)))
+			filled(t, to)
+			through(t, m, nil)
+			must(t, to.Detach(0))
+			for b := range per {
+				want := uint64(1)
+				if back {
+					want = 2
+				}
+				if v, err := read(t, w.d, set*per+b); v != want || err != nil {
+					return fmt.Errorf("back %t, after %d steps: the copy that came holds write %d, %v", back, steps, v, err)
+				}
+			}
+			sound(t, w.f)
+		}
+	}
+	return nil
+}
+
+// Rot in the copy that is read first does not become all that there is.
+func TestRotIsSeen(t *testing.T) { must(t, rotIsSeen(t)) }
+
+func rotIsSeen(t testing.TB) error {
+	w := newTwins(t, Primary{})
+	must(t, write(t, w.d, 10*setBlocks, 1, setBlocks))
+	w.disks[0].Corrupt(block.TrackBytes+10*setBytes, 0xff)
+	m, err := w.f.MoveIn(3, 10)
+	if stepped(m, err) != nil {
+		must(t, m.Cancel())
+	}
+	p := make([]byte, block.Size)
+	_, err = w.d.(hpdi.Copies).ReadGood(10*setBytes, p, func(p []byte) bool { return bytes.Equal(p, pattern(1, 1)) })
+	return err
+}
+
+// Pages of a mirrored flash device whose copies a power cut has left different are read
+// alike ever after, whichever copy is there; and so are notes.
+func TestPowerCutMirrored(t *testing.T) {
+	seed := seedOf(t)
+	stride := int64(5)
+	if soak {
+		stride = 1
+	}
+	cuts := 0
+	for cut := 1 + int64(seed%uint64(stride)); ; cut += stride {
+		flash, ssds := mirrored(t, "xy", flashSize)
+		flash.(hpdi.Copies).Verified(0)
+		primary := blocktest.NewCrash(primarySize, 1)
+		_, err := Create(flash, CreateOptions{SetBytes: setBytes, Reach: reach, Notes: notes})
+		must(t, err)
+		f, d := attach(t, primary, flash)
+		must(t, write(t, d, 10*setBlocks, 1, 4*setBlocks))
+		must(t, do(t, d, &hpdi.Request{Op: hpdi.OpFlush}))
+		must(t, note(f, NotePolicy, content(1, 5000)))
+		ssds[0].Clock().CutAfter(ssds[0].Clock().Ops() + cut)
+		err = nil
+		for i := 0; i < 4 && err == nil; i++ {
+			m, e := f.MoveIn(3, 10+Set(i))
+			if i == 3 {
+				m, e = f.MoveOut(3, 10)
+			}
+			if err = stepped(m, e); err == nil {
+				err = note(f, NotePolicy, content(uint64(i)+2, 5000))
+			}
+		}
+		if !ssds[0].Clock().IsOff() {
+			must(t, err)
+			break
+		}
+		cuts++
+		for outcome := range uint64(3) {
+			clock := blocktest.NewClock()
+			primary := primary.CutTo(blocktest.NewClock(), blocktest.CutRandom, outcome)
+			var left []hpdi.Device
+			for i := range ssds {
+				left = append(left, ssds[i].CutTo(clock, blocktest.CutRandom, seed+outcome*10+uint64(i)))
+			}
+			if err := alike(t, primary, left); err != nil {
+				t.Fatalf("cut %d, outcome %d: %v", cut, outcome, err)
+			}
+		}
+	}
+	if cuts < 4 {
+		t.Errorf("power was cut %d times", cuts)
+	}
+}
+
+// alike opens a mirrored flash device with both copies, then with each of them alone, and
+// compares what it says.
+func alike(t testing.TB, primary *blocktest.Crash, ssds []hpdi.Device) error {
+	var said []string
+	for _, which := range [][]int{{0, 1}, {0}, {1}} {
+		var devs []hpdi.Device
+		for _, i := range which {
+			devs = append(devs, ssds[i].(*blocktest.Crash).Reopen())
+		}
+		if len(which) > 1 {
+			ssds = devs
+		} else {
+			// A copy, so that the other one can be opened alone, too.
+			clock := blocktest.NewClock()
+			devs[0] = ssds[which[0]].(*blocktest.Crash).CutTo(clock, blocktest.KeepAll, 0)
+		}
+		m, err := mirror.Open(mirror.Options{Devices: devs, Degraded: true})
+		if err != nil {
+			return err
+		}
+		m.Verified(0)
+		f, err := Open(m)
+		if err != nil {
+			return fmt.Errorf("copies %v: %w", which, err)
+		}
+		d, err := f.Over(primary.Reopen(), Primary{Number: 3, ID: primaryID, Fixed: fixed})
+		if err != nil {
+			return fmt.Errorf("copies %v: %w", which, err)
+		}
+		if problems := f.Check(); len(problems) > 0 {
+			return fmt.Errorf("copies %v: %q", which, problems)
+		}
+		p, err := f.ReadNote(NotePolicy)
+		if err != nil {
+			return fmt.Errorf("copies %v: %w", which, err)
+		}
+		says := fmt.Sprintf("note %x", p[:4])
+		for set := Set(10); set < 14; set++ {
+			says += fmt.Sprintf(", data set %d on flash: %t", set, onFlashNow(d, set))
+			wantRead(t, d, int(set)*setBlocks, 1)
+		}
+		said = append(said, says)
+	}
+	if said[1] != said[0] || said[2] != said[0] {
+		return fmt.Errorf("it says %q", said)
+	}
+	return nil
+}
