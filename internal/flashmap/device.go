@@ -143,6 +143,9 @@ func (f *Flash) knownLocked(info hpdi.Info, o Primary) (*primary, error) {
 	}
 	l := f.label.clone()
 	sets = l.admit(member{o.Number, o.ID, sets})
+	if p != nil && sets == p.sets {
+		return p, nil // it is larger, and the map has room for no more of it
+	}
 	next := l.primary(member{o.Number, o.ID, sets})
 	old := 0
 	if p != nil {

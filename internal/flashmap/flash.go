@@ -65,6 +65,9 @@ type Flash struct {
 	// how many of them are durable.
 	written, flushed atomic.Uint64
 
+	// moved is told of data sets that have come and gone, see OnMoved.
+	moved atomic.Pointer[func(number int, set Set, on bool)]
+
 	wake   chan struct{}
 	closed atomic.Bool
 }
@@ -126,6 +129,26 @@ func (f *Flash) wakeUp() {
 	select {
 	case f.wake <- struct{}{}:
 	default:
+	}
+}
+
+// OnMoved has fn called for each data set of a primary that has come to flash, when its
+// move is over, and for each that has left it: moved back, or given up by Tidy. It takes
+// the place of the function that was there; nil is none. fn is called by whoever calls
+// Step or Tidy, with no locks held; so calls come in order if one goroutine does both.
+// What is on flash before, Device.NextOnFlash tells.
+func (f *Flash) OnMoved(fn func(number int, set Set, on bool)) {
+	if fn == nil {
+		f.moved.Store(nil)
+		return
+	}
+	f.moved.Store(&fn)
+}
+
+// tell says that a data set has come to flash or left it.
+func (f *Flash) tell(k key, on bool) {
+	if fn := f.moved.Load(); fn != nil {
+		(*fn)(k.primary(), k.set(), on)
 	}
 }
 

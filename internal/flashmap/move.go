@@ -196,6 +196,9 @@ func (m *Move) Step() (Progress, error) {
 			m.turns = 0
 			return p, fmt.Errorf("move %v: %w", m.key, err)
 		}
+		if m.stage == over && before != over {
+			m.f.tell(m.key, !m.out)
+		}
 		// Writes that are kept out do not wait for the caller to come again.
 		if p != Moving || m.held == nil || before == storing {
 			return p, nil

@@ -17,8 +17,8 @@ func (f *Flash) abandon(k key) {
 // Tidy gives up the slot of one data set that was discarded whole and not written to
 // since, and makes one usable again that was lost and is not needed any more; without
 // either it writes pages anew that have one place left. It returns true when there is
-// nothing more to do. What was discarded before the flash device
-// was opened stays on it.
+// nothing more to do. What was discarded before the flash device was opened stays on it
+// until it is discarded once more. Nothing of what is given up is read or copied.
 func (f *Flash) Tidy() (done bool, err error) {
 	if f.readOnly {
 		return true, nil
@@ -27,7 +27,11 @@ func (f *Flash) Tidy() (done bool, err error) {
 		return false, err
 	}
 	if k, ok := f.anyAbandoned(); ok {
-		return false, f.recover(k)
+		went, err := f.recover(k)
+		if went {
+			f.tell(k, false)
+		}
+		return false, err
 	}
 	for slot, from := -1, 0; ; from = slot + 1 {
 		var k key
@@ -148,15 +152,15 @@ func (f *Flash) anyAbandoned() (key, bool) {
 
 // recover makes a data set one of the primary whose place on flash is lost, and which
 // nobody needs. What it reads as is undefined. When the last one is, the pages of the
-// table that are lost are written anew.
-func (f *Flash) recover(k key) error {
+// table that are lost are written anew. It returns whether the data set was lost.
+func (f *Flash) recover(k key) (went bool, err error) {
 	f.tableLock.Lock()
 	defer f.tableLock.Unlock()
 	p := f.primaries[k.primary()]
 	if f.lookup(k) != none || !p.has(k.set()) {
-		return nil
+		return false, nil
 	}
-	err := f.certainLocked()
+	err = f.certainLocked()
 	if err == nil {
 		err = f.storeLocked(true, f.mapChange(p, int(k.set()/pageSets), k.set(), false))
 	}
@@ -173,12 +177,12 @@ func (f *Flash) recover(k key) error {
 	}
 	if err != nil {
 		f.abandon(k)
-		return f.failedLocked(fmt.Errorf("give up %v: %w", k, err))
+		return false, f.failedLocked(fmt.Errorf("give up %v: %w", k, err))
 	}
 	s := f.lock(k)
 	p.drop(k.set())
 	s.mu.Unlock()
-	return f.restoreLocked()
+	return true, f.restoreLocked()
 }
 
 // restoreLocked writes lost pages of the table anew if no data set is lost any more.
