@@ -1,6 +1,7 @@
 package flashmap
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"runtime"
@@ -8,6 +9,7 @@ import (
 
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/hpdi/hpditest"
+	"github.com/pollux-storage/pollux/hpdi/mem"
 	"github.com/pollux-storage/pollux/internal/block"
 )
 
@@ -161,6 +163,27 @@ func BenchmarkDevice(b *testing.B) {
 	_, d := voids(b, 1<<20)
 	b.Run("read", func(b *testing.B) { hpditest.Bench(b, d, hpdi.OpRead, block.Size, 8) })
 	b.Run("write", func(b *testing.B) { hpditest.Bench(b, d, hpdi.OpWrite, block.Size, 8) })
+}
+
+// BenchmarkMemory is the same with devices of memory, every second data set on flash.
+func BenchmarkMemory(b *testing.B) {
+	const sets = 256
+	primary, err := mem.New("primary", sets*setBytes)
+	must(b, err)
+	flash, err := mem.New("flash", 2<<20+sets*setBytes)
+	must(b, err)
+	_, err = Create(flash, CreateOptions{SetBytes: setBytes, Reach: reach, Notes: notes})
+	must(b, err)
+	f, err := Open(flash)
+	must(b, err)
+	d, err := f.Over(primary, Primary{Number: 3, ID: primaryID})
+	must(b, err)
+	for set := Set(0); set < sets; set += 2 {
+		in(b, f, set)
+	}
+	b.Run("read", func(b *testing.B) { hpditest.Bench(b, d, hpdi.OpRead, block.Size, 8) })
+	b.Run("write", func(b *testing.B) { hpditest.Bench(b, d, hpdi.OpWrite, block.Size, 8) })
+	must(b, errors.Join(d.Close(), f.Close()))
 }
 
 // BenchmarkMove moves a data set to flash and back.

@@ -61,6 +61,7 @@ func (q *queue) collect(block bool) {
 		}
 		least := 0
 		if block {
+			q.settle()
 			least, block = 1, false
 		}
 		q.reap(i, least)
@@ -103,6 +104,9 @@ func (q *queue) fail(i int, err error) {
 func (q *queue) complete(p *part) {
 	f, op := q.d.f, p.op
 	err := p.Err
+	if p == q.tally.sampled {
+		q.sampled(p)
+	}
 	switch {
 	case p.side != onFlash:
 	case err != nil:
@@ -157,6 +161,7 @@ func (q *queue) Close() error {
 		return fmt.Errorf("%s: queue: %w", q.d.info.Name, hpdi.ErrClosed)
 	}
 	q.await(int(^uint(0) >> 1))
+	q.settle()
 	q.closed = true
 	q.done = nil
 	if q.observer != nil {

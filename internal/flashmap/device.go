@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/internal/block"
@@ -40,6 +41,9 @@ type Primary struct {
 	// again: then the copies of a mirror need not be alike there when it is moved. It is
 	// asked for blocks of 4 KiB and more, and must not use the device.
 	Unused func(off, n int64) bool
+	// Clock tells the time, from any moment on, for how long requests take; nil is the
+	// system's monotonic clock.
+	Clock func() time.Duration
 	// Observe, if set, is called for each queue that is opened, and returns who is told
 	// of its requests.
 	Observe func() Observer
@@ -64,6 +68,7 @@ type device struct {
 	sets    Set // that can be on flash
 	fixed   []Range
 	observe func() Observer
+	clock   func() time.Duration
 	unused  atomic.Pointer[func(off, n int64) bool] // Primary.Unused, or what came in its place
 	closed  atomic.Bool
 }
@@ -100,6 +105,10 @@ func (f *Flash) Over(dev hpdi.Device, o Primary) (Device, error) {
 		return nil, err
 	}
 	d.unused.Store(&o.Unused)
+	if d.clock = o.Clock; d.clock == nil {
+		start := time.Now()
+		d.clock = func() time.Duration { return time.Since(start) }
+	}
 	p.dev.Store(d)
 	mirror, primaryCopies := dev.(hpdi.Copies)
 	if primaryCopies {
@@ -139,7 +148,7 @@ func (f *Flash) knownLocked(info hpdi.Info, o Primary) (*primary, error) {
 		return p, nil
 	}
 	if f.readOnly {
-		return &primary{number: o.Number, id: o.ID}, nil
+		return &primary{number: o.Number, id: o.ID, use: &use{}}, nil
 	}
 	l := f.label.clone()
 	sets = l.admit(member{o.Number, o.ID, sets})
@@ -150,7 +159,7 @@ func (f *Flash) knownLocked(info hpdi.Info, o Primary) (*primary, error) {
 	old := 0
 	if p != nil {
 		old = len(p.pages)
-		next.bits = p.bits.Resized(len(next.bits) * 64)
+		next.bits, next.use = p.bits.Resized(len(next.bits)*64), p.use
 	}
 	// The pages are empty before the label makes them count.
 	var changes []change

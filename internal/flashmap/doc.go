@@ -66,7 +66,9 @@
 //
 // A flash device that fails is an error for what is on it, and for nothing else. One that
 // hangs is worse: a queue waits for it while it has requests there, since devices can
-// only be waited for one at a time. It is to be watched as all devices are.
+// only be waited for one at a time. It is to be watched as all devices are. A goroutine
+// that waits for one of them is no way out: nothing may be submitted to a queue that
+// somebody waits for, so that disks would get no new requests before an old one is over.
 //
 // What is copied is not verified: checksums are known to who reads. Of a mirror every
 // copy is read, because rot in one of them would become all that there is. Where they

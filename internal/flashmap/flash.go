@@ -80,6 +80,7 @@ type primary struct {
 	bits   stack.Bits
 	pages  []int // of the map, by range of pageSets
 	dev    atomic.Pointer[device]
+	use    *use
 	// unknown are ranges of which it is not known which data sets are on flash.
 	unknown []int
 }

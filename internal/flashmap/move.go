@@ -262,6 +262,9 @@ func (m *Move) transfer(off, n int64) (differ []int64, err error) {
 	if differ, err = m.read(from, off, buf); err != nil {
 		return nil, err
 	}
+	if !m.out {
+		m.d.p.use.moved.Add(uint64(n))
+	}
 	return differ, to.wrap(to.disk.Do(&hpdi.Request{Op: hpdi.OpWrite, Offset: to.at, Vec: [][]byte{buf}}))
 }
 

@@ -230,7 +230,7 @@ func (f *Flash) load() error {
 
 // primary returns a primary of which nothing is known but what the label says.
 func (l *label) primary(m member) *primary {
-	p := &primary{number: m.number, id: m.id, sets: m.sets}
+	p := &primary{number: m.number, id: m.id, sets: m.sets, use: &use{}}
 	for _, r := range l.runs {
 		for i := range r.count {
 			if r.primary == m.number {

@@ -22,6 +22,7 @@ type queue struct {
 	// observer is told of requests; nil when nobody wants to know.
 	observer Observer
 
+	tally   tally
 	pending int // operations with parts under way
 	// parked are writes to data sets that are held, and wait for nothing else.
 	parked []parked
@@ -138,7 +139,6 @@ func (q *queue) flush(r *hpdi.Request) {
 func (q *queue) start(r *hpdi.Request) {
 	f, shift := q.d.f, q.d.f.shift
 	op := q.operation(r)
-	cur := cursor{vec: r.Vec}
 	first, end := r.Offset, r.Offset+r.Bytes()
 	var last *part
 	for off := first; off < end; {
@@ -171,10 +171,26 @@ func (q *queue) start(r *hpdi.Request) {
 		q.finish(op)
 		return
 	}
-	q.fill(op, r, &cur)
+	if op.left == 1 { // as most are: all of it is in one place
+		q.prepare(last, r)
+		last.Vec = r.Vec
+		return
+	}
+	q.fill(op, r, &cursor{vec: r.Vec})
 }
 
-// fill gives the parts of an operation, which were added last, what to do.
+// prepare says what a part has to do, but for its vectors.
+func (q *queue) prepare(p *part, r *hpdi.Request) {
+	p.Op, p.Durable = r.Op, r.Durable
+	if r.Op == hpdi.OpDiscard || r.Op == hpdi.OpWriteZeroes {
+		p.Length = p.n
+	}
+	if q.tally.count(p, r.Op) {
+		q.sample(p)
+	}
+}
+
+// fill gives the several parts of an operation, which were added last, what to do.
 func (q *queue) fill(op *operation, r *hpdi.Request, cur *cursor) {
 	var at [2]int
 	for i := range at {
@@ -193,13 +209,8 @@ func (q *queue) fill(op *operation, r *hpdi.Request, cur *cursor) {
 		}
 		p := q.sides[i].flying[at[i]]
 		at[i]++
-		p.Op, p.Durable = r.Op, r.Durable
-		switch {
-		case r.Op == hpdi.OpDiscard || r.Op == hpdi.OpWriteZeroes:
-			p.Length = p.n
-		case op.left == 1:
-			p.Vec = r.Vec
-		default:
+		q.prepare(p, r)
+		if len(r.Vec) > 0 {
 			p.mem = cur.take(p.mem[:0], p.n)
 			p.Vec = p.mem
 		}
@@ -261,10 +272,13 @@ func (q *queue) add(op *operation, i int) *part {
 		p, q.parts = q.parts[n-1], q.parts[:n-1]
 	} else {
 		p = &part{}
+		p.User = p
 	}
 	s := &q.sides[i]
-	*p = part{op: op, side: i, place: len(s.flying), mem: p.mem}
-	p.User = p
+	// Field by field: what a range needs is set by start, and vectors were dropped by
+	// keep. Zeroing all of it took a tenth of a request's time.
+	p.op, p.side, p.place, p.count = op, i, len(s.flying), 0
+	p.Offset, p.Length, p.Durable, p.Err = 0, 0, false, nil
 	op.left++
 	s.flying = append(s.flying, p)
 	s.batch = append(s.batch, &p.Request)

@@ -1,0 +1,145 @@
+package flashmap
+
+import (
+	"sync/atomic"
+	"time"
+
+	"github.com/pollux-storage/pollux/hpdi"
+)
+
+// OpUse says how requests of a kind have used a device.
+type OpUse struct {
+	Requests uint64 // as the device got them
+	Bytes    uint64
+	// Latency is the mean time from submission to the end, of Samples of them.
+	Latency time.Duration
+	Samples uint64
+}
+
+// TierUse is what requests have made of one of the two devices.
+type TierUse struct {
+	Reads  OpUse
+	Writes OpUse // also of zeroes
+}
+
+// PrimaryUse is how a primary device was used since the flash device was opened. A
+// request that has to do with both devices counts at both. A queue adds what it has
+// counted when it waits for a device, every 64 requests of a kind, and when it is closed.
+type PrimaryUse struct {
+	Number  int
+	Name    string // of the device that is open, empty without one
+	Primary TierUse
+	Flash   TierUse
+	// Moved are bytes that moves have written to flash: beside Flash.Writes.Bytes all
+	// that is written there but for the table.
+	Moved uint64
+}
+
+// Use returns how each primary that is known was used.
+func (f *Flash) Use() (all []PrimaryUse) {
+	f.stripes[0].mu.Lock()
+	primaries := f.primaries // who changes them has all stripes
+	f.stripes[0].mu.Unlock()
+	for _, p := range primaries {
+		if p == nil {
+			continue
+		}
+		u := PrimaryUse{Number: p.number, Moved: p.use.moved.Load(),
+			Primary: p.use.ops[onPrimary].tier(), Flash: p.use.ops[onFlash].tier()}
+		if d := p.dev.Load(); d != nil {
+			u.Name = d.info.Name
+		}
+		all = append(all, u)
+	}
+	return all
+}
+
+// sampleEvery is how many requests of a kind there are in a queue to one whose time is
+// taken: to ask for the time costs a third of what a request costs here.
+const sampleEvery = 64
+
+// The kinds of request that are counted.
+const (
+	reads = iota
+	writes
+	kinds
+)
+
+// use counts what a primary and its queues do.
+type use struct {
+	ops   [2]tier // by side
+	moved atomic.Uint64
+}
+
+// tier counts by kind.
+type tier [kinds]struct{ requests, bytes, samples, nanos atomic.Uint64 }
+
+func (t *tier) tier() TierUse {
+	get := func(kind int) OpUse {
+		c := &t[kind]
+		o := OpUse{Requests: c.requests.Load(), Bytes: c.bytes.Load(), Samples: c.samples.Load()}
+		if o.Samples > 0 {
+			o.Latency = time.Duration(c.nanos.Load() / o.Samples)
+		}
+		return o
+	}
+	return TierUse{Reads: get(reads), Writes: get(writes)}
+}
+
+// tally is what a queue counts by itself, so that requests share no memory that others
+// write.
+type tally struct {
+	ops [2][8]count // by side and hpdi.Op
+	// sampled is the part whose time is taken, which began at begun; nil for none.
+	sampled *part
+	begun   time.Duration
+}
+
+// count is how much a queue has counted, and how much of it is added to what is known of
+// the primary.
+type count struct{ requests, bytes, addedRequests, addedBytes uint64 }
+
+// count counts a part of a request, and tells whether its time is to be taken.
+func (t *tally) count(p *part, op hpdi.Op) bool {
+	c := &t.ops[p.side&1][op&7]
+	c.bytes += uint64(p.n)
+	c.requests++
+	return c.requests%sampleEvery == 1
+}
+
+// settle adds what the queue has counted to what is known of the primary.
+func (q *queue) settle() {
+	for side := range q.tally.ops {
+		for _, op := range [...]hpdi.Op{hpdi.OpRead, hpdi.OpWrite, hpdi.OpWriteZeroes} {
+			c, sum := &q.tally.ops[side][op], &q.d.p.use.ops[side][kindOf(op)]
+			if c.requests > c.addedRequests {
+				sum.requests.Add(c.requests - c.addedRequests)
+				sum.bytes.Add(c.bytes - c.addedBytes)
+				c.addedRequests, c.addedBytes = c.requests, c.bytes
+			}
+		}
+	}
+}
+
+func kindOf(op hpdi.Op) int {
+	if op == hpdi.OpRead {
+		return reads
+	}
+	return writes
+}
+
+// sample begins to take the time of a part, unless that of another one is being taken.
+func (q *queue) sample(p *part) {
+	q.settle()
+	if q.tally.sampled == nil && p.Op != hpdi.OpDiscard {
+		q.tally.sampled, q.tally.begun = p, q.d.clock()
+	}
+}
+
+// sampled notes how long the part took.
+func (q *queue) sampled(p *part) {
+	sum := &q.d.p.use.ops[p.side][kindOf(p.Op)]
+	sum.samples.Add(1)
+	sum.nanos.Add(uint64(max(0, q.d.clock()-q.tally.begun)))
+	q.tally.sampled = nil
+}
