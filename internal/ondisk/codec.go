@@ -69,6 +69,17 @@ func (d *Decoder) U64() uint64 {
 	return 0
 }
 
+// Uvarint returns the next number of as many bytes as it needs, as encoding/binary has it.
+func (d *Decoder) Uvarint() uint64 {
+	v, n := binary.Uvarint(d.b)
+	if n <= 0 {
+		d.Fail("number of variable length with %d left", len(d.b))
+		return 0
+	}
+	d.b = d.b[n:]
+	return v
+}
+
 // Count returns the next four bytes as the number of elements that follow, of
 // at least size bytes each: never more than the buffer can hold.
 func (d *Decoder) Count(size int) int {

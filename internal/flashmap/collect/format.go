@@ -15,10 +15,12 @@ import (
 // stateVersion is the version of the format that docs/format/access.md describes.
 const stateVersion = 1
 
-// Sizes of the parts in bytes: what stands before the sets, and a set.
+// Sizes of the parts in bytes: what stands before the sets, a set, and the count of windows
+// behind them.
 const (
-	prefixBytes = 60
+	prefixBytes = 84
 	savedBytes  = 44
+	countBytes  = 4
 )
 
 // Identity says whose state it is: what the header carries.
@@ -28,43 +30,70 @@ type Identity struct {
 	Generation uint64
 }
 
-// Save returns what is counted, for Load: the most used sets that find room in limit bytes,
-// which must be some hundred at least. The history is not part of it.
+// Save returns what is counted, for Load, and the history, in limit bytes, which must be some
+// hundred at least. Sets and history have a half each of what there is, and what one of them
+// does not need the other one gets. Where that is too little, the least used sets are left
+// out, and of the history the oldest windows and the least used sets of each.
 func (c *Collector) Save(id Identity, limit int, now time.Time) []byte {
+	return c.state(now).encode(id, limit)
+}
+
+// state returns all that is saved.
+func (c *Collector) state(now time.Time) *state {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.tickLocked(now)
-	list := make([]entry, len(c.table.entries))
+	s := &state{
+		geometry: c.geometry, window: c.p.Window, decay: c.p.Decay,
+		elapsed: max(0, min(now.Sub(c.begun), c.p.Window)), age: c.age, counted: c.out, totals: c.totals,
+		entries: make([]entry, len(c.table.entries)),
+		windows: slices.Clone(c.history.windows), // their sets are never changed
+	}
+	at := c.seconds(now.UnixNano())
 	for i := range c.table.entries {
 		c.table.roll(&c.table.entries[i], c.window)
-		list[i] = c.table.entries[i]
+		e := c.table.entries[i]
+		e.last = at - min(e.last, at)
+		s.entries[i] = e
 	}
-	n := max(0, min(len(list), (limit-ondisk.HeaderSize-prefixBytes)/savedBytes))
-	slices.SortFunc(list, func(a, b entry) int { return cmp.Or(cmp.Compare(b.worth(), a.worth()), cmp.Compare(a.set, b.set)) })
-	list = list[:n]
+	return s
+}
+
+// encode writes as much of the state as finds room.
+func (s *state) encode(id Identity, limit int) []byte {
+	list := s.entries
+	room := max(0, limit-ondisk.HeaderSize-prefixBytes-countBytes)
+	past := appendHistory(nil, s.windows, max(room/2, room-len(list)*savedBytes))
+	if n := (room - (len(past) - countBytes)) / savedBytes; n < len(list) {
+		sortByWorth(list)
+		list = list[:n]
+	}
 	slices.SortFunc(list, func(a, b entry) int { return cmp.Compare(a.set, b.set) })
 
 	le := binary.LittleEndian
-	p := make([]byte, ondisk.HeaderSize, ondisk.HeaderSize+prefixBytes+n*savedBytes)
-	p = le.AppendUint64(p, uint64(c.geometry.SetBytes))
-	p = le.AppendUint64(p, uint64(c.geometry.Size))
-	p = le.AppendUint64(p, uint64(c.p.Window))
-	p = le.AppendUint64(p, math.Float64bits(c.p.Decay))
-	p = le.AppendUint64(p, uint64(max(0, min(now.Sub(c.begun), c.p.Window))))
-	p = le.AppendUint64(p, math.Float64bits(c.age))
-	p = le.AppendUint64(p, c.out)
-	p = le.AppendUint32(p, uint32(n))
-	at := c.seconds(now.UnixNano())
+	p := make([]byte, ondisk.HeaderSize, ondisk.HeaderSize+prefixBytes+len(list)*savedBytes+len(past))
+	p = le.AppendUint64(p, uint64(s.geometry.SetBytes))
+	p = le.AppendUint64(p, uint64(s.geometry.Size))
+	p = le.AppendUint64(p, uint64(s.window))
+	p = le.AppendUint64(p, math.Float64bits(s.decay))
+	p = le.AppendUint64(p, uint64(s.elapsed))
+	p = le.AppendUint64(p, math.Float64bits(s.age))
+	p = le.AppendUint64(p, s.counted)
+	for _, v := range [3]float64{s.totals.reads, s.totals.writes, s.totals.runs} {
+		p = le.AppendUint64(p, math.Float64bits(v))
+	}
+	p = le.AppendUint32(p, uint32(len(list)))
 	for i := range list {
 		e := &list[i]
 		p = le.AppendUint64(p, uint64(e.set))
-		p = le.AppendUint32(p, at-min(e.last, at))
+		p = le.AppendUint32(p, e.last)
 		for _, m := range [2]counts{e.past, e.current} {
 			for _, v := range [4]float32{m.reads, m.writes, m.runs, m.bytes} {
 				p = le.AppendUint32(p, math.Float32bits(v))
 			}
 		}
 	}
+	p = append(p, past...)
 	ondisk.Seal(p, ondisk.Header{
 		Kind: ondisk.KindAccess, Version: stateVersion, Length: len(p),
 		Pool: id.Pool, Epoch: id.Epoch, Generation: id.Generation,
@@ -72,9 +101,14 @@ func (c *Collector) Save(id Identity, limit int, now time.Time) []byte {
 	return p
 }
 
-// Load replaces what is counted by what Save returned. The time since then does not count:
-// while nobody collected, nothing grew cold. A state of windows of another length is scaled
-// to the present one. When the bytes are damaged, of another pool, a newer format or a device
+// sortByWorth brings those in front whose loss would be greatest.
+func sortByWorth(list []entry) {
+	slices.SortFunc(list, func(a, b entry) int { return cmp.Or(cmp.Compare(b.worth(), a.worth()), cmp.Compare(a.set, b.set)) })
+}
+
+// Load replaces what is counted, and the history, by what Save returned. The time since then
+// does not count: while nobody collected, nothing grew cold. A state of windows of another
+// length is scaled to the present one, and has no history. When the bytes are damaged, of another pool, a newer format or a device
 // of another shape, the collector stays as it is, and the error, of package ondisk's or kind
 // block.ErrCorrupt, block.ErrUnsupported or block.ErrInvalid, says why.
 func (c *Collector) Load(p []byte, pool block.PoolID, now time.Time) error {
@@ -101,7 +135,7 @@ func (c *Collector) Load(p []byte, pool block.PoolID, now time.Time) error {
 	t := newTable(int64(c.p.Memory), c.geometry.Sets(), s.decay)
 	list := s.entries
 	if len(list) > t.most {
-		slices.SortFunc(list, func(a, b entry) int { return cmp.Or(cmp.Compare(b.worth(), a.worth()), cmp.Compare(a.set, b.set)) })
+		sortByWorth(list)
 		list = list[:t.most]
 	}
 	c.window++
@@ -112,18 +146,23 @@ func (c *Collector) Load(p []byte, pool block.PoolID, now time.Time) error {
 	t.entries = list
 	t.grow(max(64, len(list)))
 	c.table = t
-	c.totals, c.age, c.out = sums{}, s.age, s.counted
+	c.totals, c.age, c.out = s.totals, s.age, s.counted
 	c.begun = now.Add(-s.elapsed)
+	c.history.windows = s.windows
 	if s.window != c.p.Window || s.decay != c.p.Decay {
 		f := float64(s.elapsed) / float64(s.window)
 		c.age = restate(t.entries, means{s.window, s.decay, f, s.age}, c.p)
-		c.begun = now
+		c.begun, c.totals = now, sums{}
 	}
+	if s.window != c.p.Window {
+		c.history.clear()
+	}
+	c.history.bound(int64(c.p.History), c.p.HistoryWindows)
 	t.decay = float32(c.p.Decay)
 	return nil
 }
 
-// state is what was saved.
+// state is what is saved.
 type state struct {
 	pool     block.PoolID
 	geometry Geometry
@@ -132,7 +171,9 @@ type state struct {
 	elapsed  time.Duration
 	age      float64
 	counted  uint64
-	entries  []entry // last is the age in seconds
+	totals   sums
+	entries  []entry  // last is the age in seconds
+	windows  []Window // the oldest first
 }
 
 // decode reads what Save has written, of whatever bytes.
@@ -148,12 +189,18 @@ func decode(p []byte) (*state, error) {
 	s.elapsed = time.Duration(d.U64())
 	s.age = math.Float64frombits(d.U64())
 	s.counted = d.U64()
+	for _, v := range [3]*float64{&s.totals.reads, &s.totals.writes, &s.totals.runs} {
+		*v = math.Float64frombits(d.U64())
+	}
 	n := d.Count(savedBytes)
 	if d.Err() == nil {
 		s.check(d)
 	}
 	for i := 0; i < n && d.Err() == nil; i++ {
 		s.entries = append(s.entries, s.entry(d))
+	}
+	if d.Err() == nil {
+		s.past(d)
 	}
 	return s, d.Err()
 }
@@ -171,11 +218,15 @@ func (s *state) check(d *ondisk.Decoder) {
 		d.Fail("%d ns of a window of %d", int64(s.elapsed), int64(s.window))
 	case !(s.age >= 0 && s.age <= steadyAfter):
 		d.Fail("%v windows", s.age)
+	case !isCount(s.totals.reads) || !isCount(s.totals.writes) || !isCount(s.totals.runs):
+		d.Fail("sums of %v, %v and %v accesses", s.totals.reads, s.totals.writes, s.totals.runs)
 	}
 }
 
 // maxCount is more than any count that is counted.
 const maxCount = 1e30
+
+func isCount(v float64) bool { return v >= 0 && v <= maxCount }
 
 // entry reads a set.
 func (s *state) entry(d *ondisk.Decoder) entry {
@@ -183,7 +234,7 @@ func (s *state) entry(d *ondisk.Decoder) entry {
 	for _, m := range [2]*counts{&e.past, &e.current} {
 		for _, v := range [4]*float32{&m.reads, &m.writes, &m.runs, &m.bytes} {
 			*v = math.Float32frombits(d.U32())
-			if !(*v >= 0 && *v <= maxCount) {
+			if !isCount(float64(*v)) {
 				d.Fail("set %d has a count of %v", e.set, *v)
 			}
 		}
