@@ -108,6 +108,7 @@ type Info struct {
 	Zeroes    bool   // OpWriteZeroes is supported without writing data
 	Durable   bool   // writes may be Durable
 	ReadOnly  bool   // only OpRead and OpFlush are served
+	Rotates   bool   // going from one place to another costs a seek, or nobody knows that it does not
 	Note      string // why a faster way was not taken, empty when none was missed
 }
 

@@ -150,6 +150,7 @@ func (d *device) setUp(opts Options) error {
 		notes = append(notes, note)
 	}
 	d.probeDeallocate()
+	d.probeMedium()
 	d.info.Note = strings.Join(notes, "; ")
 	return nil
 }

@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -144,11 +143,9 @@ func (d *device) chooseDirect(want Direct) (note string, err error) {
 // tryDirect switches direct I/O on and reads a block to see it work: some file
 // systems take the flag and refuse the read.
 func (d *device) tryDirect() error {
-	var fs unix.Statfs_t
-	if err := unix.Fstatfs(d.fd, &fs); err != nil {
+	if inMemory, err := d.inMemory(); err != nil {
 		return err
-	}
-	if !d.block && (fs.Type == unix.TMPFS_MAGIC || fs.Type == unix.RAMFS_MAGIC || fs.Type == unix.HUGETLBFS_MAGIC) {
+	} else if inMemory {
 		return errors.New("the file lives in memory")
 	}
 	var stx unix.Statx_t
@@ -207,27 +204,14 @@ func (d *device) probeDeallocate() {
 	d.info.Discard, d.info.Zeroes = err == nil, err == nil
 }
 
-// queueLimit reads a limit of the block device's request queue; for a
-// partition, of the disk that it is on.
+// queueLimit reads a limit of the block device's request queue, 0 if there is none.
 func (d *device) queueLimit(name string) int64 {
 	var st unix.Stat_t
 	if unix.Fstat(d.fd, &st) != nil {
 		return 0
 	}
-	dir := fmt.Sprintf("/sys/dev/block/%d:%d/", unix.Major(st.Rdev), unix.Minor(st.Rdev))
-	for _, queue := range []string{"queue/", "../queue/"} {
-		// Not filepath.Join: ".." is the disk only after the link is followed.
-		text, err := os.ReadFile(dir + queue + name)
-		if err != nil {
-			continue
-		}
-		n, err := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64)
-		if err != nil {
-			return 0
-		}
-		return n
-	}
-	return 0
+	n, _ := queueAttribute(sysfs, st.Rdev, name)
+	return n
 }
 
 // ignoringEINTR calls f again while a signal interrupts it.

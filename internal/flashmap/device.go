@@ -275,8 +275,13 @@ func (d *device) isFixed(set Set) bool {
 	return slices.ContainsFunc(d.fixed, func(r Range) bool { return r.Offset < to && from < r.Offset+r.Length })
 }
 
-// Info describes the primary, with what both devices can do.
-func (d *device) Info() hpdi.Info { return d.info }
+// Info describes the primary, with what both devices can do. Whether it rotates is as the
+// primary has it now: a range that is on flash has no seeks, and OnFlash tells which.
+func (d *device) Info() hpdi.Info {
+	info := d.info
+	info.Rotates = d.primary.Info().Rotates
+	return info
+}
 
 // Register makes memory known to both devices.
 func (d *device) Register(mem []byte) error {

@@ -461,6 +461,9 @@ func TestNoSeeks(t *testing.T) {
 	must(t, err)
 	d, err := f.Over(disk.Wrap(blocktest.NewCrash(size, 1)), Primary{Number: 3, ID: primaryID})
 	must(t, err)
+	if !d.Info().Rotates || f.Status().Info.Rotates {
+		t.Error("what rotates is not the disk alone")
+	}
 	sets := make([]Set, 8)
 	for i := range sets {
 		sets[i] = Set(i) * (size / setBytes / 8) // as far apart as can be

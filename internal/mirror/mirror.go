@@ -57,8 +57,17 @@ type Mirror struct {
 
 var _ hpdi.Copies = (*Mirror)(nil)
 
-// Info describes the mirror. It does not change while the mirror is open.
-func (m *Mirror) Info() hpdi.Info { return m.info }
+// Info describes the mirror. It does not change while the mirror is open, but for Rotates: it
+// does as long as one of the copies that are there does.
+func (m *Mirror) Info() hpdi.Info {
+	info := m.info
+	for _, c := range m.copies {
+		if d := c.disk.Load(); d != nil {
+			info.Rotates = info.Rotates || d.dev.Info().Rotates
+		}
+	}
+	return info
+}
 
 // ID returns the mirror's identity.
 func (m *Mirror) ID() ID { return m.id }

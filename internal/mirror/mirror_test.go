@@ -57,6 +57,21 @@ func TestConformance(t *testing.T) {
 	}
 }
 
+// A mirror rotates while a copy that is there does.
+func TestRotates(t *testing.T) {
+	disks := crashes(3)
+	create(t, devices(disks[:2]...))
+	m := open(t, Options{Devices: []hpdi.Device{disks[0], blocktest.NewDisk(blocktest.BarracudaES2).Wrap(disks[1])}})
+	if !m.Info().Rotates {
+		t.Error("one of two disks rotates, the mirror does not")
+	}
+	must(t, m.Replace(1, disks[2]))
+	if m.Info().Rotates {
+		t.Error("the mirror rotates without the disk")
+	}
+	must(t, m.Close())
+}
+
 // all reads the whole of a device past the mirror.
 func all(t testing.TB, dev hpdi.Device, from int64, n int64) []byte {
 	t.Helper()

@@ -168,7 +168,7 @@ func (d *Disk) Wrap(dev hpdi.Device) hpdi.Device {
 	if size := dev.Info().Size; size > d.t.Size {
 		panic(fmt.Sprintf("blocktest: device of %d bytes on a disk of %d", size, d.t.Size))
 	}
-	return &driven{Device: dev, submitted: func(reqs []*hpdi.Request) {
+	return &driven{Device: dev, rotates: true, submitted: func(reqs []*hpdi.Request) {
 		for _, r := range reqs {
 			d.serve(r.Offset, r.Bytes())
 		}

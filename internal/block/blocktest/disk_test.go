@@ -104,6 +104,9 @@ func TestDiskRandomReads(t *testing.T) {
 func TestDiskBelowDevice(t *testing.T) {
 	d := NewDisk(small)
 	dev := d.Wrap(NewCrash(small.Size, 1))
+	if !dev.Info().Rotates {
+		t.Error("it does not rotate")
+	}
 	must(t, write(t, dev, 0, fill(1, 4*block.Size)))
 	must(t, flush(t, dev))
 	must(t, io(t, dev, &hpdi.Request{Op: hpdi.OpDiscard, Offset: 50 * block.Size, Length: block.Size}))

@@ -6,7 +6,15 @@ import "github.com/pollux-storage/pollux/hpdi"
 // device in one call: the reads, writes and writes of zeroes that are well formed.
 type driven struct {
 	hpdi.Device
+	rotates   bool
 	submitted func(reqs []*hpdi.Request)
+}
+
+// Info describes the device, with the drive that is below it.
+func (d *driven) Info() hpdi.Info {
+	info := d.Device.Info()
+	info.Rotates = d.rotates
+	return info
 }
 
 func (d *driven) NewQueue(depth int) (hpdi.Queue, error) {

@@ -70,6 +70,9 @@ func TestSSDParallelism(t *testing.T) {
 func TestSSDWrap(t *testing.T) {
 	d := NewSSD(IntelS3700)
 	dev := d.Wrap(NewCrash(1<<30, 1))
+	if dev.Info().Rotates {
+		t.Error("it rotates")
+	}
 	q, err := dev.NewQueue(8)
 	must(t, err)
 	p := make([]byte, block.Size)
