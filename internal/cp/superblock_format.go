@@ -114,6 +114,7 @@ type DeviceClass uint8
 const (
 	ClassDisk   DeviceClass = iota // data and metadata
 	ClassMemory                    // LLRRM, low-latency random read memory: single blocks that are shared
+	ClassFlash                     // data sets of the disks, see package flashmap
 )
 
 // String returns the word that people use for the class.
@@ -123,6 +124,8 @@ func (c DeviceClass) String() string {
 		return "disk"
 	case ClassMemory:
 		return "llrrm"
+	case ClassFlash:
+		return "flash"
 	}
 	return fmt.Sprintf("class %d", uint8(c))
 }
@@ -294,7 +297,7 @@ func (d *DeviceRoot) wrong(i int) string {
 	switch {
 	case d.State > DeviceGone:
 		return fmt.Sprintf("is in state %d", d.State)
-	case d.Class > ClassMemory:
+	case d.Class > ClassFlash:
 		return fmt.Sprintf("is of class %d", d.Class)
 	case d.Class != ClassDisk && i == 0:
 		return fmt.Sprintf("is of class %v, and holds the superblock", d.Class)

@@ -31,6 +31,7 @@ type Stats struct {
 	Removal   RemovalStats
 	Scan      ScanStats
 	Memory    TransferStats
+	Flash     FlashStats
 }
 
 // SharingCounts tell what a pool has shared since it was opened, and what that is worth.
