@@ -103,7 +103,7 @@ func (w *pageWriter) allocateTwins(wanted bool) (p block.Pointer, ok bool) {
 
 // pairsOf allocates up to n blocks with twins.
 func (w *pageWriter) pairsOf(n int) []space.Pair {
-	pairs := w.m.Space.AllocTwins(n, func(dev int) bool { return w.m.Devices.Copies(dev) == 1 })
+	pairs := w.m.Space.AllocTwins(n, func(dev int) bool { return w.m.Devices.LeastCopies(dev) == 1 })
 	for _, p := range pairs {
 		w.m.unprint(p.Run)
 		w.m.unprint(p.Second())

@@ -48,6 +48,7 @@ type Set struct {
 type member struct {
 	use   sync.RWMutex // guards gone, and keeps dev open
 	gone  bool         // dev is not the set's any more, or nil
+	other bool         // and another member is in its place
 	dev   hpdi.Device
 	index int
 	free  chan *queue
@@ -104,6 +105,21 @@ func (m *member) enter() error {
 
 func (m *member) leave() { m.use.RUnlock() }
 
+// enter keeps device d open until leave of its member is called.
+func (s *Set) enter(d int) (*member, error) {
+	for {
+		m, err := s.member(d)
+		if err != nil {
+			return nil, err
+		}
+		if err := m.enter(); err == nil {
+			return m, nil
+		} else if !m.other {
+			return nil, err
+		}
+	}
+}
+
 func (m *member) releaseQueues() error {
 	var errs []error
 	for len(m.free) > 0 {
@@ -147,6 +163,27 @@ func (s *Set) Fill(i int, d hpdi.Device) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.setLocked(i, newMember(d, i))
+}
+
+// Exchange puts another device into the place of one, which reaches the same blocks, and
+// returns once nobody uses the old one any more. Queues that Queue has opened are not the
+// set's: they stay with the old one.
+func (s *Set) Exchange(i int, d hpdi.Device) error {
+	s.mu.Lock()
+	old := s.devs[i]
+	m := newMember(d, i)
+	m.errs.reads.Store(old.errs.reads.Load())
+	m.errs.writes.Store(old.errs.writes.Load())
+	m.errs.corrupt.Store(old.errs.corrupt.Load())
+	s.setLocked(i, m)
+	s.mu.Unlock()
+	old.use.Lock()
+	defer old.use.Unlock()
+	old.gone, old.other = true, true
+	if old.dirty.Load() {
+		m.dirty.Store(true)
+	}
+	return old.releaseQueues()
 }
 
 // setLocked changes a copy, for others look at devs without the lock.
@@ -254,8 +291,9 @@ func (s *Set) doOn(d int, ios []*IO) {
 	for _, io := range ios {
 		io.prepare()
 	}
-	m, err := s.member(d)
+	m, err := s.enter(d)
 	if err == nil {
+		defer m.leave()
 		if ios[0].Op != hpdi.OpRead {
 			m.dirty.Store(true)
 		}
@@ -311,12 +349,9 @@ func (s *Set) member(d int) (*member, error) {
 
 var errLost = errors.New("request did not complete")
 
-// run executes prepared ios on a queue that is this call's own meanwhile.
+// run executes prepared ios on a queue that is this call's own meanwhile. The caller has
+// entered the member.
 func (m *member) run(ios []*IO) error {
-	if err := m.enter(); err != nil {
-		return err
-	}
-	defer m.leave()
 	q, err := m.take()
 	if err != nil {
 		return err
@@ -408,11 +443,8 @@ func (s *Set) ReadGood(at block.Physical, buf []byte, good func([]byte) bool) bo
 // Repair is ReadGood that tells how many copies it has repaired. A device that
 // keeps one copy has none to repair it from.
 func (s *Set) Repair(at block.Physical, buf []byte, good func([]byte) bool) (repaired int, err error) {
-	m, err := s.member(at.Device())
+	m, err := s.enter(at.Device())
 	if err != nil {
-		return 0, err
-	}
-	if err := m.enter(); err != nil {
 		return 0, err
 	}
 	defer m.leave()
@@ -472,24 +504,29 @@ func (s *Set) Copies(i int) int {
 	return 1
 }
 
+// LeastCopies returns how many copies device i keeps of each block at least: one that has
+// several kinds of places may keep fewer in some than in others.
+func (s *Set) LeastCopies(i int) int {
+	if d, ok := s.Device(i).(interface{ LeastCopies() int }); ok {
+		return d.LeastCopies()
+	}
+	return s.Copies(i)
+}
+
 // ReadCopy reads consecutive blocks from one copy alone, from 0. The error is of
 // kind hpdi.ErrNoCopy when it is away or the device keeps fewer.
 func (s *Set) ReadCopy(i int, at block.Physical, vec ...[]byte) error {
-	m, err := s.member(at.Device())
+	m, err := s.enter(at.Device())
 	if err != nil {
 		return err
 	}
-	if _, ok := m.dev.(hpdi.Copies); ok || i > 0 {
-		if err := m.enter(); err != nil {
-			return err
-		}
-		defer m.leave()
-	}
 	c, ok := m.dev.(hpdi.Copies)
-	switch {
-	case !ok && i == 0:
+	if !ok && i == 0 {
+		m.leave() // who enters once more might wait for who waits for this call
 		return s.Do([]*IO{{Op: hpdi.OpRead, At: at, Vec: vec}})
-	case !ok || i >= c.NumCopies():
+	}
+	defer m.leave()
+	if !ok || i >= c.NumCopies() {
 		return fmt.Errorf("copy %d of device %s: %w", i+1, m.dev.Info().Name, hpdi.ErrNoCopy)
 	}
 	n := (&hpdi.Request{Op: hpdi.OpRead, Vec: vec}).Bytes()
@@ -538,7 +575,12 @@ func (s *Set) Sync() error {
 		sync := func() {
 			io := &IO{Op: hpdi.OpFlush}
 			io.prepare()
-			err := m.run([]*IO{io})
+			now, err := s.enter(i)
+			if err == nil {
+				m = now // another one may have taken its place
+				err = m.run([]*IO{io})
+				m.leave()
+			}
 			if err == nil {
 				err = io.req.Err
 			}
@@ -560,10 +602,7 @@ func (s *Set) Sync() error {
 
 // Queue opens a queue of device i for the caller's own use.
 func (s *Set) Queue(i int) (hpdi.Queue, error) {
-	m, err := s.member(i)
-	if err == nil {
-		err = m.enter()
-	}
+	m, err := s.enter(i)
 	if err != nil {
 		return nil, err
 	}

@@ -166,13 +166,7 @@ func (p piece) wrap(err error) error {
 
 // NumCopies returns how many copies the side has that has more.
 func (c *copies) NumCopies() int {
-	n := 1
-	for _, dev := range []hpdi.Device{c.primary, c.f.io.Device} {
-		if x, ok := dev.(hpdi.Copies); ok {
-			n = max(n, x.NumCopies())
-		}
-	}
-	return n
+	return max(numCopies(c.primary), numCopies(c.f.io.Device))
 }
 
 // ReadCopy reads copy i alone, see [hpdi.Copies]. Where the range has fewer copies it

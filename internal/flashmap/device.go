@@ -3,6 +3,7 @@ package flashmap
 import (
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -26,6 +27,11 @@ type Device interface {
 	// looks for free blocks in cheap places goes from one to the next. Data sets that
 	// are lost count as well: they are no place for anything, and writes to them fail.
 	NextOnFlash(off int64) (start, end int64)
+	// LeastCopies returns how many copies there are of each block at least, wherever its
+	// data set is.
+	LeastCopies() int
+	// Detach is Close that leaves the primary open, and returns it.
+	Detach() (hpdi.Device, error)
 }
 
 // Range is a range of bytes of a device.
@@ -290,11 +296,38 @@ func (d *device) Register(mem []byte) error {
 
 // Close closes the primary and leaves the flash device open.
 func (d *device) Close() error {
+	primary, err := d.Detach()
+	if primary == nil {
+		return err
+	}
+	return errors.Join(err, primary.Close())
+}
+
+// Detach ends the device and leaves both devices open. Without the primary it has been
+// ended before.
+func (d *device) Detach() (hpdi.Device, error) {
 	if d.closed.Swap(true) {
-		return fmt.Errorf("%s: %w", d.info.Name, hpdi.ErrClosed)
+		return nil, fmt.Errorf("%s: %w", d.info.Name, hpdi.ErrClosed)
 	}
 	d.p.dev.CompareAndSwap(d, nil)
-	return errors.Join(d.io.Release(), d.primary.Close())
+	return d.primary, d.io.Release()
+}
+
+// LeastCopies returns how many copies the side has that has fewer.
+func (d *device) LeastCopies() int {
+	n := math.MaxInt
+	for _, dev := range []hpdi.Device{d.primary, d.f.io.Device} {
+		n = min(n, numCopies(dev))
+	}
+	return n
+}
+
+// numCopies returns how many copies a device keeps.
+func numCopies(dev hpdi.Device) int {
+	if x, ok := dev.(hpdi.Copies); ok {
+		return x.NumCopies()
+	}
+	return 1
 }
 
 // OnFlash tells whether a byte is on flash.

@@ -174,11 +174,24 @@ func (f *Flash) Close() error {
 	if f.closed.Swap(true) {
 		return fmt.Errorf("flash device %s: %w", f.name, hpdi.ErrClosed)
 	}
+	return errors.Join(f.end(), f.io.Device.Close())
+}
+
+// Detach is Close that leaves the device open.
+func (f *Flash) Detach() error {
+	if f.closed.Swap(true) {
+		return fmt.Errorf("flash device %s: %w", f.name, hpdi.ErrClosed)
+	}
+	return f.end()
+}
+
+// end ends what still goes on, and gives back memory and queues.
+func (f *Flash) end() error {
 	for _, m := range f.lingering {
 		_, _ = m.Step() // nobody reads any more; what is in doubt is settled when it is opened
 		m.free()
 	}
-	return errors.Join(f.giveBack(), f.io.Device.Close())
+	return f.giveBack()
 }
 
 // giveBack gives back memory and queues.
