@@ -17,6 +17,7 @@ func (q *queue) Wait(min int, done []*hpdi.Request) ([]*hpdi.Request, error) {
 		return done, fmt.Errorf("%s: queue: %w", q.d.info.Name, hpdi.ErrClosed)
 	}
 	q.await(min)
+	q.noteBusy()
 	done = append(done, q.done...)
 	clear(q.done) // the application owns the requests again
 	q.done = q.done[:0]
@@ -164,6 +165,9 @@ func (q *queue) Close() error {
 	q.settle()
 	q.closed = true
 	q.done = nil
+	q.d.queuesMu.Lock()
+	delete(q.d.queues, q)
+	q.d.queuesMu.Unlock()
 	if q.observer != nil {
 		q.observer.Close()
 	}

@@ -15,7 +15,7 @@ const lifeSteps = 160
 // life lets clients and moves do what the seed says, cuts the power at operation cut of
 // the devices, and proves what is left. It returns whether the power was cut before
 // the life ended. With trouble the flash device fails some requests, too, of which it
-// has carried out a half.
+// has carried out a half, and data sets are copied in smaller pieces.
 func life(t testing.TB, seed uint64, cut int64, trouble bool) (was bool, err error) {
 	defer func() {
 		if p, ok := recover().(problem); ok {
@@ -25,7 +25,11 @@ func life(t testing.TB, seed uint64, cut int64, trouble bool) (was bool, err err
 	primary, flash := disksOf(t, 4) // so that slots are used again soon
 	clock := flash.Clock()
 	fault := blocktest.NewFault(flash, seed)
-	f, d := attach(t, primary, fault)
+	below := hpdi.Device(primary)
+	if trouble {
+		below = drive{primary}
+	}
+	f, d := attach(t, below, fault)
 	w := newWorld(seed, f, d, clock.IsOff)
 	if w.lax = trouble; trouble {
 		fault.Add(blocktest.Rule{Probability: 0.04, Err: errBroken})
@@ -132,7 +136,7 @@ func TestPowerCut(t *testing.T) {
 // Power is cut while a slot is filled again. Of the data set that was in it nothing is
 // lost, whichever of the operations that were not made durable have come through.
 func TestPowerCutReuse(t *testing.T) {
-	for _, steps := range []int{1, 2} { // when it is copied, and when that is durable
+	for steps := range 2 { // when it is copied, and when that is durable
 		primary, flash := disksOf(t, 1)
 		f, d := attach(t, primary, flash)
 		must(t, write(t, d, 10*setBlocks, 1, setBlocks))
@@ -143,6 +147,7 @@ func TestPowerCutReuse(t *testing.T) {
 		out(t, f, 10)
 		m, err := f.MoveIn(3, 11)
 		must(t, err)
+		copyAll(t, m)
 		for range steps {
 			_, err := m.Step()
 			must(t, err)

@@ -6,6 +6,7 @@ import (
 	"math"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -32,6 +33,9 @@ type Device interface {
 	LeastCopies() int
 	// Detach is Close that leaves the primary open, and returns it.
 	Detach() (hpdi.Device, error)
+	// Busy reports whether requests of users, those of moves apart, are under way at the
+	// primary. Moves that wait until none are delay users least.
+	Busy() bool
 }
 
 // Range is a range of bytes of a device.
@@ -77,6 +81,9 @@ type device struct {
 	clock   func() time.Duration
 	unused  atomic.Pointer[func(off, n int64) bool] // Primary.Unused, or what came in its place
 	closed  atomic.Bool
+
+	queuesMu sync.Mutex // guards queues
+	queues   map[*queue]struct{}
 }
 
 // Over returns a device that is primary with the data sets that are on flash there. It
@@ -101,7 +108,7 @@ func (f *Flash) Over(dev hpdi.Device, o Primary) (Device, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &device{f: f, p: p, primary: dev, io: stack.NewQueues(dev, changesAtOnce), fixed: slices.Clone(o.Fixed), observe: o.Observe}
+	d := &device{queues: map[*queue]struct{}{}, f: f, p: p, primary: dev, io: stack.NewQueues(dev, changesAtOnce), fixed: slices.Clone(o.Fixed), observe: o.Observe}
 	d.sets = min(p.sets, Set(info.Size>>f.shift))
 	d.info = combine(info, f.info)
 	if room := int64(p.sets) << f.shift; room < info.Size-f.SetBytes() {
@@ -335,6 +342,18 @@ func (d *device) OnFlash(off int64) (on bool, end int64) {
 	set := Set(off >> d.f.shift)
 	end = min(int64(set+1)<<d.f.shift, d.info.Size)
 	return d.f.onFlash(d.p, set), end
+}
+
+// Busy reports whether requests are under way at the primary.
+func (d *device) Busy() bool {
+	d.queuesMu.Lock()
+	defer d.queuesMu.Unlock()
+	for q := range d.queues {
+		if q.busy.Load() {
+			return true
+		}
+	}
+	return false
 }
 
 // NextOnFlash returns the first range from off on that is on flash.

@@ -42,7 +42,9 @@
 //
 // # Moves
 //
-// A [Move] copies a data set piece by piece. Writes go on where the data set is, and
+// A [Move] copies a data set piece by piece, as little in a step as the medium is worth
+// asking for, so that who drives it can leave clients time between steps; [Device.Busy]
+// tells when they need it. Writes go on where the data set is, and
 // mark what they have changed when they complete; what is marked is copied again. When
 // nothing is marked and no write is under way, or after some turns in any case, new
 // writes to this one data set are held, and the table is written:
@@ -101,8 +103,8 @@
 //
 // tableLock is held while the table, the map or the label is written, by moves and by
 // what resizes. A stripe is held for some tens of nanoseconds, never across I/O, but by
-// [Flash.Check]. tableLock is taken before stripes, stripes before slotsMu; tidyMu
-// is alone. A move in its last step holds writes, not locks: who waits for it has entered
+// [Flash.Check]. tableLock is taken before stripes, stripes before slotsMu; tidyMu,
+// and the queuesMu of a device, are alone. A move in its last step holds writes, not locks: who waits for it has entered
 // nothing, so nobody waits in a circle.
 //
 // The package starts no goroutines: its owner calls Step, and Tidy.

@@ -537,10 +537,9 @@ func TestHeldWrite(t *testing.T) {
 		f, d := attach(t, primary, fault)
 		m, err := f.MoveIn(3, 10)
 		must(t, err)
-		for range 2 {
-			_, err := m.Step() // it is copied, and that is durable
-			must(t, err)
-		}
+		copyAll(t, m)
+		_, err = m.Step() // that is durable
+		must(t, err)
 		s := f.lock(m.key)
 		m.held = make(chan struct{})
 		s.mu.Unlock()
@@ -589,6 +588,174 @@ func TestHeldWrite(t *testing.T) {
 		}
 		sound(t, f)
 	}
+}
+
+// asked are the sizes of reads and writes that a device is asked for.
+type asked struct {
+	hpdi.Device
+	rotates bool
+	kib     []int64 // reads above 0, writes below
+}
+
+func (a *asked) Info() hpdi.Info {
+	info := a.Device.Info()
+	info.Rotates = a.rotates
+	return info
+}
+
+func (a *asked) NewQueue(depth int) (hpdi.Queue, error) {
+	q, err := a.Device.NewQueue(depth)
+	return &askedQueue{q, a}, err
+}
+
+type askedQueue struct {
+	hpdi.Queue
+	a *asked
+}
+
+func (q *askedQueue) Submit(reqs ...*hpdi.Request) error {
+	for _, r := range reqs {
+		switch r.Op {
+		case hpdi.OpRead:
+			q.a.kib = append(q.a.kib, r.Bytes()>>10)
+		case hpdi.OpWrite:
+			q.a.kib = append(q.a.kib, -r.Bytes()>>10)
+		}
+	}
+	return q.Queue.Submit(reqs...)
+}
+
+// A step asks a disk for as much as an arm's way is worth, and flash for little at once.
+// What is written meanwhile is copied, whether its piece was or was not.
+func TestPieces(t *testing.T) {
+	const large = 1 << 20
+	for _, rotates := range []bool{true, false} {
+		primary := &asked{Device: blocktest.NewCrash(4*large, 1), rotates: rotates}
+		flash := &asked{Device: blocktest.NewCrash(8*large, 2)}
+		_, err := Create(flash, CreateOptions{SetBytes: large, Reach: reach})
+		must(t, err)
+		f, err := Open(flash)
+		must(t, err)
+		d, err := f.Over(primary, Primary{Number: 3, ID: primaryID})
+		must(t, err)
+		for b := range large / block.Size {
+			must(t, write(t, d, 2*large/block.Size+b, uint64(b), 1))
+		}
+		for _, move := range []func(int, Set) (*Move, error){f.MoveIn, f.MoveOut} {
+			m, err := move(3, 2)
+			must(t, err)
+			primary.kib, flash.kib = nil, nil
+			most := int64(16)
+			if rotates {
+				most = 256
+			}
+			for steps := int64(1); m.stage == copying; steps++ {
+				_, err := m.Step()
+				must(t, err)
+				if m.Copied() != steps*most<<10 {
+					t.Fatalf("%d KiB are copied in %d steps of %d", m.Copied()>>10, steps, most)
+				}
+			}
+			if n := int64(len(primary.kib)); n != 1024/most || len(flash.kib) != 64 {
+				t.Errorf("%d requests to the primary, %d to flash", n, len(flash.kib))
+			}
+			for i, k := range append(slices.Clone(primary.kib), flash.kib...) {
+				want := int64(16)
+				if i < len(primary.kib) {
+					want = most
+				}
+				if k != want && k != -want {
+					t.Errorf("request %d of %d KiB", i, k)
+				}
+			}
+			through(t, m, nil)
+		}
+		m, err := f.MoveIn(3, 2)
+		must(t, err)
+		_, err = m.Step()
+		must(t, err)
+		must(t, write(t, d, 2*large/block.Size, 1000, 1))   // copied already
+		must(t, write(t, d, 3*large/block.Size-1, 1001, 1)) // not yet
+		through(t, m, nil)
+		wantRead(t, d, 2*large/block.Size, 1000)
+		wantRead(t, d, 3*large/block.Size-1, 1001)
+		for b := 1; b < large/block.Size-1; b++ {
+			wantRead(t, d, 2*large/block.Size+b, uint64(b))
+		}
+		// What fails in the middle is copied again, and nothing is left out.
+		m, err = f.MoveOut(3, 2)
+		must(t, err)
+		_, err = m.Step()
+		must(t, err)
+		must(t, write(t, d, 2*large/block.Size, 1002, 1))
+		primary.Device = blocktest.NewFault(primary.Device, 1)
+		must(t, m.d.io.Release())
+		remove := primary.Device.(*blocktest.Fault).Add(blocktest.Rule{Op: hpdi.OpWrite, Count: 1, Err: errBroken})
+		if _, err = m.Step(); err == nil {
+			t.Fatal("a write that failed was not told")
+		}
+		remove()
+		through(t, m, nil)
+		for b, v := range map[int]uint64{0: 1002, 100: 100, large/block.Size - 1: 1001} {
+			wantRead(t, d, 2*large/block.Size+b, v)
+		}
+		sound(t, f)
+	}
+}
+
+// A device is busy while requests of its users are under way at the primary, and for no
+// other.
+func TestBusy(t *testing.T) {
+	primary, flash := disks(t)
+	slow := blocktest.NewFault(primary, 1)
+	f, d := attach(t, slow, flash)
+	in(t, f, 11)
+	q, err := d.NewQueue(4)
+	must(t, err)
+	idle, err := d.NewQueue(4)
+	must(t, err)
+	p := make([]byte, 2*block.Size)
+	read := func(set int64) *hpdi.Request {
+		return &hpdi.Request{Op: hpdi.OpRead, Offset: set * setBytes, Vec: [][]byte{p[:block.Size]}}
+	}
+	must(t, q.Submit(read(11)))
+	if d.Busy() {
+		t.Error("busy with what is on flash")
+	}
+	_, err = q.Wait(1, nil)
+	must(t, err)
+	gate := blocktest.NewGate()
+	slow.Add(blocktest.Rule{Op: hpdi.OpRead, Count: 1, Hold: gate.Hold})
+	must(t, q.Submit(read(10)))
+	<-gate.Arrived()
+	if !d.Busy() {
+		t.Error("not busy with what is under way")
+	}
+	gate.Open()
+	_, err = q.Wait(1, nil)
+	must(t, err)
+	if d.Busy() {
+		t.Error("busy with what is complete")
+	}
+	gate = blocktest.NewGate()
+	slow.Add(blocktest.Rule{Op: hpdi.OpRead, Count: 1, Hold: gate.Hold})
+	m, err := f.MoveIn(3, 12)
+	must(t, err)
+	stepped := make(chan error)
+	go func() {
+		_, err := m.Step()
+		stepped <- err
+	}()
+	<-gate.Arrived()
+	if d.Busy() {
+		t.Error("busy with a move")
+	}
+	gate.Open()
+	must(t, <-stepped)
+	through(t, m, nil)
+	must(t, q.Close())
+	must(t, idle.Close())
+	sound(t, f)
 }
 
 // log is an Observer that writes down what it is told.

@@ -61,11 +61,20 @@ func disks(t testing.TB) (primary, flash *blocktest.Crash) {
 func disksOf(t testing.TB, slots int64) (primary, flash *blocktest.Crash) {
 	t.Helper()
 	clock := blocktest.NewClock()
-	primary = blocktest.NewCrashWith(blocktest.CrashOptions{Name: "disk", Size: primarySize, Seed: 1, Clock: clock})
+	primary = blocktest.NewCrashWith(blocktest.CrashOptions{Name: "disk", Size: primarySize, Seed: 1, Clock: clock, Rotates: true})
 	flash = blocktest.NewCrashWith(blocktest.CrashOptions{Name: "ssd", Size: flashSize + (slots-8)*setBytes, Seed: 2, Clock: clock})
 	_, err := Create(flash, CreateOptions{SetBytes: setBytes, Reach: reach, Notes: notes})
 	must(t, err)
 	return primary, flash
+}
+
+// drive is a device that does not rotate.
+type drive struct{ hpdi.Device }
+
+func (d drive) Info() hpdi.Info {
+	info := d.Device.Info()
+	info.Rotates = false
+	return info
 }
 
 // fixed is the first data set, and half of the third.
@@ -137,6 +146,15 @@ func through(t testing.TB, m *Move, err error) {
 		}
 	}
 	t.Fatal("the move does not end")
+}
+
+// copyAll steps a move until all is copied that was marked.
+func copyAll(t testing.TB, m *Move) {
+	t.Helper()
+	for m.stage == copying {
+		_, err := m.Step()
+		must(t, err)
+	}
 }
 
 func in(t testing.TB, f *Flash, set Set) {

@@ -38,6 +38,12 @@ type Move struct {
 	turns int // how often pieces were copied again
 	buf   []byte
 	other []byte // for what another copy has, from when it is needed
+	// todo are the pieces that are still to be copied in this turn, and copied the bytes
+	// that were, in all turns.
+	todo   uint64
+	copied int64
+	// most are the bytes of one request to the side that is read and that which is written.
+	most [2]int64
 
 	// What follows is guarded by the stripe of the data set.
 
@@ -66,6 +72,21 @@ const (
 // maxTurns is how often what was written meanwhile is copied before new writes are
 // held until the last of it is.
 const maxTurns = 8
+
+// Most bytes that a move asks of a device in one request. What clients ask for meanwhile
+// waits behind it. A disk's arm has come for it, which takes several times as long as 256 KiB
+// do; flash takes longer for each block.
+const (
+	mostOfDisk  = 256 << 10
+	mostOfFlash = 16 << 10
+)
+
+func mostOf(info hpdi.Info) int64 {
+	if info.Rotates {
+		return mostOfDisk
+	}
+	return mostOfFlash
+}
 
 // pieceShift is log2 of the bytes of a piece, of which a data set has up to 64.
 func (f *Flash) pieceShift() uint { return max(block.Shift, f.shift-6) }
@@ -122,6 +143,7 @@ func (f *Flash) MoveOut(number int, set Set) (*Move, error) {
 		return nil, err
 	}
 	m.out = true
+	m.most[0], m.most[1] = m.most[1], m.most[0]
 	switch {
 	case f.readOnly || m.d.info.ReadOnly:
 		return nil, m.refuse(hpdi.ErrReadOnly)
@@ -141,6 +163,7 @@ func (f *Flash) newMove(number int, set Set) (*Move, error) {
 		return nil, fmt.Errorf("primary device %d of flash device %s is not there: %w", number, f.name, block.ErrNotFound)
 	}
 	m := &Move{f: f, d: f.primaries[number].dev.Load(), set: set, key: keyOf(number, set), slot: none}
+	m.most = [2]int64{mostOf(m.d.Info()), mostOf(f.info)}
 	var err error
 	m.buf, err = hpdi.Alloc(1 << f.shift)
 	return m, err
@@ -180,7 +203,10 @@ func (m *Move) register() error {
 	return nil
 }
 
-// Step does a bounded part of the move: it waits for devices, never for clients. After
+// Step does a bounded part of the move: it waits for devices, never for clients. It copies
+// at most what is asked of a disk at once, 256 KiB, or 16 KiB where no side rotates, unless
+// writes are held: then it goes on until they are not. Who calls it decides how much time
+// is left for clients between steps. After
 // an error the move can be stepped again, or given up with Cancel. ErrCopiesDiffer says
 // that somebody has to decide first which copy is right.
 //
@@ -222,23 +248,26 @@ func (m *Move) step() (Progress, error) {
 	return Done, nil
 }
 
-// copy copies what is marked.
+// Copied returns how many bytes the steps have copied so far.
+func (m *Move) Copied() int64 { return m.copied }
+
+// copy copies some of what is marked.
 func (m *Move) copy() error {
 	s := m.f.lock(m.key)
-	marks := m.marks
-	m.marks = 0
-	if m.out && m.f.unwanted.Has(int(m.slot)) {
-		marks = 0 // whatever it reads as will do
+	if m.todo == 0 {
+		m.todo, m.marks = m.marks, 0
+		if m.out && m.f.unwanted.Has(int(m.slot)) {
+			m.todo = 0 // whatever it reads as will do
+		}
 	}
 	s.mu.Unlock()
 	if m.turns > 0 && planted.Has(planted.FlashMarkForgotten) {
-		marks = 0
+		m.todo = 0
 	}
-	shift := m.f.pieceShift()
-	for rest := marks; rest != 0; {
-		first := mathbits.TrailingZeros64(rest)
-		n := mathbits.TrailingZeros64(^(rest >> first))
-		rest &^= (^uint64(0) >> (64 - n)) << first
+	if m.todo != 0 {
+		shift := m.f.pieceShift()
+		first := mathbits.TrailingZeros64(m.todo)
+		n := min(mathbits.TrailingZeros64(^(m.todo >> first)), int(max(m.most[0], m.most[1])>>shift))
 		differ, err := m.transfer(int64(first)<<shift, int64(n)<<shift)
 		if err == nil && len(differ) > 0 {
 			err = m.judge(differ)
@@ -246,26 +275,42 @@ func (m *Move) copy() error {
 		if err != nil {
 			s.mu.Lock()
 			defer s.mu.Unlock()
-			m.marks |= marks
+			m.marks |= m.todo
+			m.todo = 0
 			return err
 		}
+		m.copied += int64(n) << shift
+		m.todo &^= (^uint64(0) >> (64 - n)) << first
 	}
-	m.stage = syncing
+	if m.todo == 0 {
+		m.stage = syncing
+	}
 	return nil
 }
 
 // transfer copies n bytes of the data set from off on. It returns the blocks, as offsets
 // in the data set, that are not alike on all copies of where they come from.
 func (m *Move) transfer(off, n int64) (differ []int64, err error) {
-	from, to := m.sides(off, n)
-	buf := m.buf[off:][:n]
-	if differ, err = m.read(from, off, buf); err != nil {
-		return nil, err
+	for at := off; at < off+n; at += m.most[0] {
+		k := min(m.most[0], off+n-at)
+		from, _ := m.sides(at, k)
+		some, err := m.read(from, at, m.buf[at:][:k])
+		if err != nil {
+			return nil, err
+		}
+		differ = append(differ, some...)
 	}
 	if !m.out {
 		m.d.p.use.moved.Add(uint64(n))
 	}
-	return differ, to.wrap(to.disk.Do(&hpdi.Request{Op: hpdi.OpWrite, Offset: to.at, Vec: [][]byte{buf}}))
+	for at := off; at < off+n; at += m.most[1] {
+		k := min(m.most[1], off+n-at)
+		_, to := m.sides(at, k)
+		if err := to.wrap(to.disk.Do(&hpdi.Request{Op: hpdi.OpWrite, Offset: to.at, Vec: [][]byte{m.buf[at:][:k]}})); err != nil {
+			return nil, err
+		}
+	}
+	return differ, nil
 }
 
 // sides returns where n bytes of the data set from off on come from, and where they go.

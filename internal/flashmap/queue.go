@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync/atomic"
 
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/internal/planted"
@@ -31,6 +32,16 @@ type queue struct {
 	ops    []*operation    // to be used again
 	parts  []*part         // to be used again
 	closed bool
+
+	// busy says whether requests are under way at the primary, for whoever asks the device.
+	busy atomic.Bool
+}
+
+// noteBusy sets busy. It is what others read of a queue, so it is not written without need.
+func (q *queue) noteBusy() {
+	if b := len(q.sides[onPrimary].flying) > 0; b != q.busy.Load() {
+		q.busy.Store(b)
+	}
 }
 
 // side is a queue of the primary or of the flash device.
@@ -88,6 +99,9 @@ func (d *device) NewQueue(depth int) (hpdi.Queue, error) {
 	if d.observe != nil {
 		q.observer = d.observe()
 	}
+	d.queuesMu.Lock()
+	defer d.queuesMu.Unlock()
+	d.queues[q] = struct{}{}
 	return q, nil
 }
 
@@ -120,6 +134,7 @@ func (q *queue) Submit(reqs ...*hpdi.Request) error {
 		}
 	}
 	q.send()
+	q.noteBusy()
 	return nil
 }
 

@@ -31,6 +31,8 @@ type CrashOptions struct {
 	// Direct makes the device refuse vectors whose memory is not aligned to
 	// BlockSize, as direct I/O does.
 	Direct bool
+	// Rotates is what it says of its medium.
+	Rotates bool
 }
 
 // Crash is a handle to a device in memory whose power can be cut. See the
@@ -153,6 +155,7 @@ func (d *Crash) Info() hpdi.Info {
 	return hpdi.Info{
 		Name: d.opts.Name, Driver: "crash", Size: d.opts.Size, BlockSize: d.opts.BlockSize,
 		Direct: d.opts.Direct, Discard: !d.opts.NoDiscard, Zeroes: !d.opts.NoZeroes, Durable: true,
+		Rotates: d.opts.Rotates,
 	}
 }
 
