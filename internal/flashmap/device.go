@@ -211,6 +211,10 @@ func (f *Flash) Forget(number int) error {
 	case p.dev.Load() != nil || p.bits.Next(0) >= 0:
 		return fmt.Errorf("forget primary device %d of flash device %s, which is in use: %w", number, f.name, ErrBusy)
 	}
+	return f.forgetLocked(number)
+}
+
+func (f *Flash) forgetLocked(number int) error {
 	l := f.label.clone()
 	l.primaries = slices.DeleteFunc(l.primaries, func(m member) bool { return m.number == number })
 	l.runs = slices.DeleteFunc(l.runs, func(r run) bool { return r.primary == number })

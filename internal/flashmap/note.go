@@ -272,7 +272,7 @@ func (f *Flash) readNoteLocked(kind Note) ([]byte, error) {
 	}
 	n.known, n.newest = true, -1
 	if len(errs) > 0 {
-		return nil, fmt.Errorf("it is damaged at each of its places: %w: %v", block.ErrNotFound, errors.Join(errs...))
+		return nil, fmt.Errorf("it is damaged at each of its places: %w: %w", block.ErrNotFound, errors.Join(errs...))
 	}
 	return nil, fmt.Errorf("it was never written: %w", block.ErrNotFound)
 }

@@ -207,8 +207,8 @@ func (p *Pool) load(ctx context.Context) error {
 // one. Whatever the pool would find on its devices after a crash is not free.
 func (p *Pool) tellUnused() {
 	for i := range p.set.Len() {
-		if c, ok := p.set.Device(i).(hpdi.Copies); ok {
-			c.Unused(func(off, n int64) bool { return p.space.Unused(i, uint64(off)/block.Size, int(n/block.Size)) })
+		if c, ok := p.set.Device(i).(hpdi.Copies); ok && !p.flash.is(i) { // which tells by itself
+			c.Unused(func(off, n int64) bool { return p.unused(i, off, n) })
 		}
 	}
 }

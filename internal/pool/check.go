@@ -207,6 +207,9 @@ func (c *checker) still(ctx context.Context) error {
 	if err := c.recount(ctx); err != nil {
 		return err
 	}
+	for _, p := range c.flash.check() {
+		c.problem("flash device: %s", p)
+	}
 	c.records()
 	return ctx.Err()
 }

@@ -39,9 +39,9 @@ type FlashStats struct {
 	Stopped           string // the limit for which more moves wait, see policy.Status
 	// Worn is how many bytes were written to flash in 24 hours, and Written since the pool
 	// was opened: by clients, and by moves.
-	Worn                            int64
-	WrittenByClients, WrittenByMove uint64
-	Failures                        []policy.Failure
+	Worn                             int64
+	WrittenByClients, WrittenByMoves uint64
+	Failures                         []policy.Failure
 	// RulesEvaluated and RulesBroken are how often rules were evaluated and could not be,
 	// RuleError is why, of the newest one.
 	RulesEvaluated, RulesBroken uint64

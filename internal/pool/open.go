@@ -68,6 +68,7 @@ type OpenOptions struct {
 	Removal   RemovalOptions
 	Scan      ScanOptions
 	Transfer  TransferOptions
+	Flash     FlashOptions
 	// BootID identifies the boot of the host, which decides whether a region
 	// can still exist. region.BootID() if empty.
 	BootID string
@@ -120,6 +121,7 @@ func Open(ctx context.Context, o OpenOptions) (*Pool, error) {
 		o.Interval = DefaultInterval
 	}
 	p := &Pool{opts: o, kick: make(chan struct{}, 1), jobs: make(chan job), volumes: map[string]*volume.Volume{}, stopped: make(chan struct{})}
+	p.flash = newFlash(p, o.Flash)
 	op := &opener{Pool: p, o: o, begun: time.Now()}
 	if err := op.open(ctx); err != nil {
 		return nil, errors.Join(err, op.undo())
@@ -150,6 +152,10 @@ func (op *opener) open(ctx context.Context) error {
 	}
 	op.grow()
 	op.step("labels and superblock")
+	if err := op.openFlash(true); err != nil {
+		return err
+	}
+	op.step("flash")
 	if err := op.buildLayers(); err != nil {
 		return err
 	}
@@ -270,7 +276,7 @@ func (op *opener) leftover(dev hpdi.Device, l Label, root cp.DeviceRoot) error {
 func (op *opener) grow() {
 	for i := range op.sb.Devices {
 		d, dev := &op.sb.Devices[i], op.set.Device(i)
-		if d.State != cp.DeviceUsed {
+		if d.State != cp.DeviceUsed || d.Class == cp.ClassFlash {
 			continue
 		}
 		n := min(uint64(dev.Info().Size)/block.Size, block.MaxDeviceBlocks) / block.TrackBlocks * block.TrackBlocks
@@ -583,6 +589,7 @@ func (op *opener) start(ctx context.Context) error {
 	for _, d := range op.gone {
 		p.remover.add(d, op.sb.Generation)
 	}
+	p.flash.serve()
 	p.region.SetState(region.StateServing)
 	return ctx.Err()
 }
@@ -594,7 +601,7 @@ func (op *opener) undo() error {
 		errs = append(errs, op.flushQueue.Close())
 	}
 	if op.set != nil {
-		errs = append(errs, op.set.ReleaseQueues())
+		errs = append(errs, op.set.ReleaseQueues(), op.flash.close())
 	}
 	if op.region != nil {
 		errs = append(errs, op.region.Close())

@@ -56,6 +56,7 @@ type Pool struct {
 	scan     *scan
 	transfer *transfer
 	survey   *survey
+	flash    *flash
 	index    indexFigures // that others may see
 	indexOwn string       // why the newest index has memory that does not outlive the guest
 
@@ -173,6 +174,7 @@ func (p *Pool) Run(ctx context.Context) error {
 	defer p.scan.close()
 	defer p.transfer.close()
 	defer p.survey.close()
+	defer p.flash.timer.Stop()
 	defer p.indexer.timer.Stop()
 	rested := time.NewTimer(0)
 	defer rested.Stop()
@@ -219,6 +221,7 @@ func (p *Pool) Run(ctx context.Context) error {
 		p.scan.arm()
 		p.transfer.arm()
 		p.survey.arm()
+		p.flash.arm()
 		p.indexer.arm()
 		select {
 		case <-ctx.Done():
@@ -238,6 +241,9 @@ func (p *Pool) Run(ctx context.Context) error {
 		case <-p.scan.timer.C:
 		case <-p.transfer.timer.C:
 		case <-p.survey.timer.C:
+		case <-p.flash.timer.C:
+		case <-p.flash.woken():
+			p.flash.next = time.Time{}
 		case <-p.indexer.timer.C:
 		}
 	}
@@ -369,6 +375,7 @@ func (p *Pool) work(ctx context.Context, t *timing) error {
 	p.scan.work(now)
 	p.transfer.work(now)
 	p.survey.work(now)
+	p.flash.work(now)
 	if p.remover.work(now); now.Before(p.retryAt) {
 		return nil // it has failed
 	}
@@ -556,7 +563,7 @@ func (p *Pool) Release(ctx context.Context) error {
 }
 
 func (p *Pool) free() error {
-	errs := []error{p.remover.close(), p.flusher.Close(), p.machine.Close(), p.flushQueue.Close(), p.set.Close(), p.reader.Close(), p.region.Close()}
+	errs := []error{p.remover.close(), p.flusher.Close(), p.machine.Close(), p.flushQueue.Close(), p.flash.close(), p.set.Close(), p.reader.Close(), p.region.Close()}
 	p.scrub.close()
 	p.space.Close()
 	return errors.Join(errs...)

@@ -55,11 +55,12 @@ const (
 type removerPhase int
 
 const (
-	removerFolds   removerPhase = iota // waits for the fold that brings everything into the trees
-	removerMoves                       // walks the maps and moves blocks
-	removerCommits                     // waits until all moved blocks are committed
-	removerSettles                     // waits for folds, which also move pages
-	removerRests                       // the last pass did not help
+	removerFolds     removerPhase = iota // waits for the fold that brings everything into the trees
+	removerMoves                         // walks the maps and moves blocks
+	removerCommits                       // waits until all moved blocks are committed
+	removerSettles                       // waits for folds, which also move pages
+	removerRests                         // the last pass did not help
+	removerEvacuates                     // waits until nothing is on flash any more
 )
 
 // remover is the machine. All but Stats belongs to Run's goroutine, and so to jobs.
@@ -143,6 +144,10 @@ func (r *remover) begin(dev int) {
 	r.count(func(s *RemovalStats) {
 		*s = RemovalStats{Device: r.p.set.Info(dev).Name, Moved: s.Moved, Total: int64(was) * block.Size, Left: int64(was) * block.Size}
 	})
+	if r.p.flash.is(dev) {
+		r.phase = removerEvacuates
+		return
+	}
 	r.await(removerFolds, "waits for a fold")
 }
 
@@ -195,6 +200,10 @@ func (r *remover) work(now time.Time) {
 	if !r.active() {
 		return
 	}
+	if r.phase == removerEvacuates {
+		r.evacuate(now)
+		return
+	}
 	used := r.p.space.InUse(r.dev)
 	r.count(func(s *RemovalStats) { s.Left = used * block.Size })
 	switch m := r.p.machine; r.phase {
@@ -216,6 +225,23 @@ func (r *remover) work(now time.Time) {
 		}
 	case removerRests:
 		r.await(removerFolds, "waits for a fold")
+	}
+}
+
+// evacuate removes the flash device when nothing is on it any more.
+func (r *remover) evacuate(now time.Time) {
+	f := r.p.flash
+	s := f.Stats()
+	r.count(func(x *RemovalStats) {
+		x.State, x.Stuck = "moves data sets back", s.Why
+		x.Total, x.Left = int64(s.Total)*s.SetBytes, int64(s.Left)*s.SetBytes
+	})
+	if !f.evacuated {
+		return
+	}
+	if err := r.remove(now); err != nil {
+		r.p.failed(fmt.Errorf("remove a device: %w", err))
+		r.say(err.Error())
 	}
 }
 
@@ -314,11 +340,15 @@ func (r *remover) remove(now time.Time) error {
 	if err != nil {
 		return err
 	}
-	d, err := p.set.Remove(dev)
+	if p.flash.is(dev) {
+		err = p.flash.uncover()
+	}
+	d, e := p.set.Remove(dev)
+	d, e2 := p.flash.part(d, dev)
 	r.next = now
 	r.add(d, p.machine.Superblock().Generation)
 	r.forget()
-	return errors.Join(err, p.space.Gone(dev))
+	return errors.Join(err, e, e2, p.space.Gone(dev))
 }
 
 // wipe takes the label from a device that is gone, once no superblock wants it.

@@ -51,6 +51,7 @@ const (
 	ScrubJournal                     // of the metadata journal
 	ScrubMirror                      // what a mirror keeps for itself
 	ScrubPrints                      // page of fingerprints
+	ScrubFlash                       // what a flash device keeps for itself
 	scrubKinds
 )
 

@@ -99,6 +99,8 @@ func (s *scrub) describe(f scrubFinding) string {
 		return fmt.Sprintf("superblock at block %v", f.at)
 	case ScrubPrints:
 		return fmt.Sprintf("page of fingerprints at block %v", f.at)
+	case ScrubFlash:
+		return fmt.Sprintf("label or table of flash device %d", f.at.Device()+1)
 	case ScrubMirror:
 		return fmt.Sprintf("header or map of mirror %d", f.at.Device()+1)
 	default:

@@ -271,6 +271,10 @@ func (s *scrub) structures(sb *cp.Superblock) {
 		}
 		// What cannot be written anew has made the mirror lose that copy.
 		mended, _ := s.p.set.ProveOwn(i)
+		if s.p.flash.is(i) {
+			n, _ := s.p.flash.layer.Prove() // what cannot be written is told by its state
+			s.repaired(scrubFinding{kind: ScrubFlash, at: block.At(i, 0)}, n)
+		}
 		s.repaired(scrubFinding{kind: ScrubMirror, at: block.At(i, 0)}, mended)
 		for _, b := range labelBlocks {
 			s.structure(scrubFinding{kind: ScrubLabel, at: block.At(i, b)}, func(frame []byte) bool {

@@ -58,8 +58,11 @@ type DeviceStats struct {
 
 // classOf returns the class of a device.
 func (p *Pool) classOf(i int) cp.DeviceClass {
-	if p.space.IsApart(i) {
+	switch {
+	case p.space.IsApart(i):
 		return cp.ClassMemory
+	case p.flash.isNow(i):
+		return cp.ClassFlash
 	}
 	return cp.ClassDisk
 }
@@ -77,7 +80,7 @@ func (p *Pool) Stats() Stats {
 			Written: m.Blocks, Shared: m.Shared, Zeros: m.Zeros, Unequal: m.Unequal, Saved: u.More * block.Size,
 			IndexBytes: p.index.bytes.Load(), IndexEntries: p.index.entries.Load(), IndexOwn: p.index.own.Load(), IndexKept: p.index.kept.Load(),
 		},
-		Cleaner: p.cleaner.Stats(), Scrub: p.scrub.Stats(), Removal: p.remover.Stats(), Scan: p.scan.Stats(), Memory: p.transfer.Stats(),
+		Cleaner: p.cleaner.Stats(), Scrub: p.scrub.Stats(), Removal: p.remover.Stats(), Scan: p.scan.Stats(), Memory: p.transfer.Stats(), Flash: p.flash.Stats(),
 	}
 	for i := range p.set.Len() {
 		if d := p.set.Device(i); d != nil { // it may be removed just now

@@ -54,13 +54,16 @@ func OpenView(o ViewOptions) (*View, error) {
 		return nil, err
 	}
 	v := &View{p: &Pool{}, mem: mem}
+	v.p.flash = newFlash(v.p, FlashOptions{})
 	op := &opener{Pool: v.p, o: OpenOptions{
 		Devices: o.Devices, RegionPath: o.RegionPath, BootID: o.BootID, BatteryBacked: o.BatteryBacked,
 		Cache: cache.New(mem),
 	}}
 	if err = op.findDevices(); err == nil {
 		op.set.LookOnly(true)
-		err = op.buildLayers()
+		if err = op.openFlash(false); err == nil {
+			err = op.buildLayers()
+		}
 	}
 	if err == nil {
 		err = v.openLog(op)
@@ -130,7 +133,7 @@ func newerRegion(op *opener, epoch block.Epoch) error {
 // Close closes the devices and unmaps the region.
 func (v *View) Close() error {
 	p := v.p
-	errs := []error{p.machine.Close(), p.set.Close(), p.reader.Close()}
+	errs := []error{p.machine.Close(), p.flash.close(), p.set.Close(), p.reader.Close()}
 	if v.region != nil {
 		errs = append(errs, v.region.Close())
 	}

@@ -189,76 +189,90 @@ func (p *Pool) DeleteVolume(ctx context.Context, name string) error {
 // AddDevice makes a device, opened under its lock, part of the pool. After an
 // error it may be called again with the same device.
 func (p *Pool) AddDevice(ctx context.Context, dev hpdi.Device) error {
-	return p.addDevice(ctx, dev, cp.ClassDisk)
+	return p.do(ctx, func() error { return p.addDevice(dev, cp.ClassDisk, nil) })
 }
 
 // AddMemory is AddDevice for LLRRM, low-latency random read memory: from now on blocks
 // that many volumes share one by one move there.
 func (p *Pool) AddMemory(ctx context.Context, dev hpdi.Device) error {
-	return p.addDevice(ctx, dev, cp.ClassMemory)
+	return p.do(ctx, func() error { return p.addDevice(dev, cp.ClassMemory, nil) })
 }
 
-func (p *Pool) addDevice(ctx context.Context, dev hpdi.Device, class cp.DeviceClass) error {
-	return p.do(ctx, func() error {
-		if p.machine.Folding() {
-			if err := p.foldAll(); err != nil {
-				return err
-			}
-		}
-		l, err := p.labelFor(dev)
-		if err != nil {
+// addDevice adds a device of a class. prepare, if it is not nil, makes of it what it is to
+// be, before the pool names it.
+func (p *Pool) addDevice(dev hpdi.Device, class cp.DeviceClass, prepare func() error) error {
+	if p.machine.Folding() {
+		if err := p.foldAll(); err != nil {
 			return err
 		}
-		root := cp.DeviceRoot{ID: l.Device, Blocks: l.Blocks, First: l.Layout.First, Class: class}
-		free, err := newSpace(root)
-		if err != nil {
+	}
+	l, err := p.labelFor(dev, class)
+	if err != nil {
+		return err
+	}
+	if prepare != nil {
+		if err := prepare(); err != nil {
 			return err
 		}
-		// Wherever this ends, Open leaves out a device that is joining until a
-		// superblock names it.
-		l.Joining = true
-		if err := writeLabel(dev, l); err != nil {
-			return errors.Join(err, free.Close())
-		}
-		reused := l.Index < p.set.Len() // the number of a device that was removed
+	}
+	root := cp.DeviceRoot{ID: l.Device, Blocks: l.Blocks, First: l.Layout.First, Class: class}
+	free, err := newSpace(root)
+	if err != nil {
+		return errors.Join(err, p.flash.refuse(l.Index, class))
+	}
+	// Wherever this ends, Open leaves out a device that is joining until a
+	// superblock names it.
+	l.Joining = true
+	if err := writeLabel(dev, l); err != nil {
+		return errors.Join(err, p.flash.refuse(l.Index, class), free.Close())
+	}
+	member, err := p.flash.join(dev, l.Index, root)
+	if err != nil {
+		return errors.Join(err, free.Close())
+	}
+	reused := l.Index < p.set.Len() // the number of a device that was removed
+	if reused {
+		p.set.Fill(l.Index, member)
+	} else {
+		p.set.Add(member)
+	}
+	err = p.machine.Rewrite(func(sb *cp.Superblock) {
 		if reused {
-			p.set.Fill(l.Index, dev)
+			sb.Devices[l.Index] = root
 		} else {
-			p.set.Add(dev)
+			sb.Devices = append(sb.Devices, root)
 		}
-		err = p.machine.Rewrite(func(sb *cp.Superblock) {
-			if reused {
-				sb.Devices[l.Index] = root
-			} else {
-				sb.Devices = append(sb.Devices, root)
-			}
-		})
-		if err != nil {
-			if reused {
-				_, _ = p.set.Remove(l.Index) // its queues were not used
-			} else {
-				p.set.RemoveLast()
-			}
-			// The superblock may be there all the same, and the pool would
-			// not open without a device that nobody knows to be part of it.
-			return errors.Join(err, p.machine.Rewrite(func(*cp.Superblock) {}), free.Close())
-		}
-		if reused {
-			p.space.Replace(l.Index, free)
-		} else {
-			p.space.Attach(free)
-		}
-		p.tellUnused()
-		l.Joining = false
-		_ = writeLabel(dev, l) // or Open does it
-		return nil
 	})
+	if err != nil {
+		if reused {
+			_, _ = p.set.Remove(l.Index) // its queues were not used
+		} else {
+			p.set.RemoveLast()
+		}
+		// The superblock may be there all the same, and the pool would
+		// not open without a device that nobody knows to be part of it.
+		return errors.Join(err, p.machine.Rewrite(func(*cp.Superblock) {}), p.flash.refuse(l.Index, class), free.Close())
+	}
+	if reused {
+		p.space.Replace(l.Index, free)
+	} else {
+		p.space.Attach(free)
+	}
+	if class == cp.ClassFlash {
+		p.flash.setLayer(p.flash.layer, l.Index)
+		p.flash.cover()
+		p.flash.serve()
+	}
+	p.tellUnused()
+	l.Joining = false
+	_ = writeLabel(dev, l) // or Open does it
+	return nil
 }
 
 // labelFor returns the label of a device that is about to join the pool. One
 // that an earlier AddDevice has labelled without finishing keeps its identity,
 // which a superblock may name by now.
-func (p *Pool) labelFor(dev hpdi.Device) (Label, error) {
+func (p *Pool) labelFor(dev hpdi.Device, class cp.DeviceClass) (Label, error) {
 	sb := p.machine.Superblock()
 	index := len(sb.Devices)
 	if index >= maxDevices {
@@ -278,6 +292,9 @@ func (p *Pool) labelFor(dev hpdi.Device) (Label, error) {
 		p.label.Pool, index, dev)
 	if unfinished {
 		l.Device = old.Device
+	}
+	if class == cp.ClassFlash {
+		l.Blocks, l.Layout = flashBlocks, Layout{First: flashBlocks}
 	}
 	return l, err
 }

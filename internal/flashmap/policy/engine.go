@@ -264,6 +264,13 @@ func benefit(p *Pattern, st *collect.Stat) float64 {
 	return (float64(st.Reads) + p.WriteWeight*float64(st.Writes)) * float64(p.Saves) / float64(time.Millisecond)
 }
 
+// Benefit returns the time in milliseconds that flash saves in a window where a set of a type
+// of device is used so.
+func (p *Params) Benefit(typ string, st *collect.Stat) float64 {
+	q, _ := p.pattern(typ)
+	return benefit(&q, st)
+}
+
 // fits reports whether a set is within the limits of a pattern, of each of which a part
 // suffices.
 func fits(p *Pattern, st *collect.Stat, part float64) bool {

@@ -35,6 +35,9 @@ type Params struct {
 // AnyType is the pattern of devices whose type has none of its own.
 const AnyType = "default"
 
+// MaxTypeName is how many bytes the name of a type of device may have.
+const MaxTypeName = 64
+
 // Pattern are the pattern parameters of one type of device: what a data set must show. A
 // limit of 0 limits nothing.
 type Pattern struct {
@@ -141,7 +144,6 @@ func Parse(b []byte) (Params, error) {
 const (
 	minInterval  = 100 * time.Millisecond
 	maxTypes     = 64
-	maxTypeName  = 64
 	maxReference = 1 << 30
 )
 
@@ -178,7 +180,7 @@ func (p *Params) compile() (map[string]rules, error) {
 	}
 	all := map[string]rules{}
 	for _, typ := range slices.SortedFunc(maps.Keys(p.Patterns), cmp.Compare) {
-		if typ == "" || len(typ) > maxTypeName {
+		if typ == "" || len(typ) > MaxTypeName {
 			return nil, fmt.Errorf("patterns: %q is no type of device", typ)
 		}
 		q := p.Patterns[typ]

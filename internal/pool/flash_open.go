@@ -1,0 +1,239 @@
+package pool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/pollux-storage/pollux/hpdi"
+	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/cp"
+	"github.com/pollux-storage/pollux/internal/flashmap"
+	"github.com/pollux-storage/pollux/internal/flashmap/collect"
+	"github.com/pollux-storage/pollux/internal/flashmap/policy"
+)
+
+// A flash device is one of the pool's, with a label and a root in the superblock, so that a
+// pool does not open without it. To everything else it is a device without any blocks but
+// those of its label: what it holds belongs to the devices that the layer is over.
+
+// flashBlocks is how many blocks the pool itself has of a flash device.
+const flashBlocks = block.TrackBlocks
+
+// flashDevice returns the index of the flash device, and false if there is none.
+func flashDevice(sb *cp.Superblock) (dev int, ok bool) {
+	dev = slices.IndexFunc(sb.Devices, func(d cp.DeviceRoot) bool { return d.Class == cp.ClassFlash && d.State != cp.DeviceGone })
+	return dev, dev >= 0
+}
+
+// openFlash puts the layer over the devices of a pool that is being opened. Collectors are
+// for who serves it.
+func (op *opener) openFlash(collects bool) error {
+	dev, ok := flashDevice(op.sb)
+	if !ok {
+		return nil
+	}
+	f := op.flash
+	layer, err := flashmap.Open(op.set.Device(dev))
+	if err != nil {
+		return fmt.Errorf("open pool %s: %w", op.label.Name, err)
+	}
+	f.setLayer(layer, dev)
+	if err := f.readKept(); err != nil {
+		return fmt.Errorf("open pool %s: %w", op.label.Name, err)
+	}
+	if f.engine, err = policy.New(f.kept.Policy); err != nil {
+		return fmt.Errorf("open pool %s: %w", op.label.Name, err)
+	}
+	if err := f.overAll(op.sb.Devices, collects); err != nil {
+		return fmt.Errorf("open pool %s: %w", op.label.Name, err)
+	}
+	f.cover()
+	return nil
+}
+
+// overAll makes the devices of the layer, which nobody uses yet.
+func (f *flash) overAll(roots []cp.DeviceRoot, collects bool) error {
+	for i, root := range roots {
+		if root.Class != cp.ClassDisk || root.State == cp.DeviceGone {
+			continue
+		}
+		if err := f.over(f.p.set.Device(i), i, root, collects); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// over makes a device of the pool one whose data sets may be on flash.
+func (f *flash) over(dev hpdi.Device, i int, root cp.DeviceRoot, collects bool) error {
+	info := dev.Info()
+	d := &flashDisk{dev: i, id: root.ID, name: info.Name, rotates: info.Rotates, fixed: int64(root.First) * block.Size, raw: dev}
+	o := flashmap.Primary{
+		Number: i, ID: root.ID, Fixed: []flashmap.Range{{Offset: 0, Length: d.fixed}},
+		Unused: func(off, n int64) bool { return f.p.unused(i, off, n) },
+	}
+	var err error
+	if collects {
+		if d.collector, err = collect.New(collect.Geometry{Size: info.Size, SetBytes: f.layer.SetBytes()}, f.kept.Policy.Collect, time.Now()); err != nil {
+			return fmt.Errorf("device %s: %w", info.Name, err)
+		}
+		o.Observe = func() flashmap.Observer { return &observer{d.collector.NewRecorder(), d.fixed} }
+	}
+	if d.device, err = f.layer.Over(dev, o); err != nil {
+		return err
+	}
+	f.disks = append(f.disks, d)
+	slices.SortFunc(f.disks, func(x, y *flashDisk) int { return x.dev - y.dev })
+	return nil
+}
+
+// unused reports whether nobody needs what a range of a device holds, as far as is known.
+func (p *Pool) unused(dev int, off, n int64) bool {
+	return p.loaded.Load() && p.space.Unused(dev, uint64(off)/block.Size, int(n/block.Size))
+}
+
+// cover puts the layer over the devices of the set, which others may use. Nothing may move
+// before.
+func (f *flash) cover() {
+	for _, d := range f.disks {
+		_ = f.p.set.Exchange(d.dev, d.device) // queues of the old one that do not close are in nobody's way
+	}
+}
+
+// uncover takes the layer off the devices, on which others may go on, and leaves all open.
+// Nothing may be on flash, unless nobody uses the pool any more.
+func (f *flash) uncover() error {
+	for _, d := range f.disks {
+		_ = f.p.set.Exchange(d.dev, d.raw)
+	}
+	return f.detach()
+}
+
+// close takes the layer off devices that nobody uses any more.
+func (f *flash) close() error {
+	if f.layer == nil {
+		return nil
+	}
+	return errors.Join(f.p.set.ReleaseQueues(), f.uncover())
+}
+
+// detach ends the layer, whose devices nobody uses, and leaves the others open.
+func (f *flash) detach() error {
+	var errs []error
+	if f.now != nil {
+		_ = f.now.move.Cancel() // what is in doubt is settled when the flash device is opened
+	}
+	for _, d := range f.disks {
+		_, err := d.device.Detach()
+		errs = append(errs, err)
+	}
+	layer := f.layer
+	f.setLayer(nil, -1)
+	f.disks, f.now, f.queue, f.evacuation, f.note = nil, nil, nil, nil, nil
+	return errors.Join(append(errs, layer.Detach())...)
+}
+
+// setLayer changes the layer, at which others look.
+func (f *flash) setLayer(l *flashmap.Flash, dev int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.layer, f.dev = l, dev
+}
+
+// AddFlash makes a device the flash of the pool: hot data sets of the others move there. There
+// may be one, which may be a mirror; without a mirror whatever is on it is lost with it.
+// setBytes is the size of a data set, 0 for DefaultSetBytes. Kinds of error: block.ErrExists
+// for a second one, block.ErrInvalid for a device that is too small.
+func (p *Pool) AddFlash(ctx context.Context, dev hpdi.Device, setBytes int64) error {
+	if setBytes == 0 {
+		setBytes = DefaultSetBytes
+	}
+	return p.do(ctx, func() error {
+		sb := p.machine.Superblock()
+		if has, ok := flashDevice(&sb); ok {
+			return fmt.Errorf("pool %s has a flash device already, %s; make that larger, or a mirror: %w", p.label.Name, p.set.Info(has).Name, block.ErrExists)
+		}
+		return p.addDevice(dev, cp.ClassFlash, func() error { return p.flash.make(dev, setBytes, sb.Devices) })
+	})
+}
+
+// DefaultSetBytes is the size of data sets unless another one is asked for.
+const DefaultSetBytes = 256 << 10
+
+// make makes the layer of a device that is about to become the flash of the pool.
+func (f *flash) make(dev hpdi.Device, setBytes int64, roots []cp.DeviceRoot) error {
+	if _, err := flashmap.Create(dev, flashmap.CreateOptions{SetBytes: setBytes}); err != nil {
+		return err
+	}
+	layer, err := flashmap.Open(dev)
+	if err != nil {
+		return err
+	}
+	f.kept, f.pins, f.evacuated, f.failed = defaultKept(), pinWalk{f: f}, false, false
+	f.setLayer(layer, -1) // it has no number yet
+	if f.engine, err = policy.New(f.kept.Policy); err == nil {
+		err = f.overAll(roots, true)
+	}
+	if err != nil {
+		return errors.Join(err, f.detach())
+	}
+	return nil
+}
+
+// serve begins the work when the layer is over the devices.
+func (f *flash) serve() {
+	if f.layer == nil {
+		return
+	}
+	n := uint64(f.layer.SetBytes() / block.Size)
+	for _, d := range f.disks {
+		for _, set := range d.on(f.layer.SetBytes()) {
+			f.p.space.SetCheap(d.dev, uint64(set)*n, n, true)
+		}
+	}
+	f.layer.OnMoved(f.moved)
+	f.recalled, f.tickAt, f.decideAt = false, time.Time{}, time.Time{}
+	f.look(f.input(time.Now()))
+}
+
+// join puts the layer over a device that is about to become part of the pool, and returns
+// what is to take its place.
+func (f *flash) join(dev hpdi.Device, i int, root cp.DeviceRoot) (hpdi.Device, error) {
+	if f.layer == nil || root.Class != cp.ClassDisk {
+		return dev, nil
+	}
+	if err := f.over(dev, i, root, true); err != nil {
+		return nil, err
+	}
+	return f.disk(i).device, nil
+}
+
+// refuse takes back what was made for a device that does not become part of the pool.
+func (f *flash) refuse(i int, class cp.DeviceClass) error {
+	if class == cp.ClassFlash {
+		return f.detach()
+	}
+	if f.disk(i) == nil {
+		return nil
+	}
+	_, err := f.part(nil, i)
+	return err
+}
+
+// part takes the layer off a device that is no part of the pool any more, on which nothing
+// is in use, and returns what it was over.
+func (f *flash) part(dev hpdi.Device, i int) (hpdi.Device, error) {
+	d := f.disk(i)
+	if d == nil {
+		return dev, nil
+	}
+	f.disks = slices.DeleteFunc(f.disks, func(x *flashDisk) bool { return x == d })
+	if _, err := d.device.Detach(); err != nil {
+		return d.raw, err
+	}
+	// Until its number is another device's nobody asks for what it has on flash.
+	return d.raw, f.layer.Drop(i)
+}
