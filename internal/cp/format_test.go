@@ -211,6 +211,24 @@ func TestGoldenSuperblock5(t *testing.T) {
 	}
 }
 
+// Flash needs version 6.
+func TestGoldenSuperblock6(t *testing.T) {
+	s := leavingSuperblock()
+	s.Devices[1].Class, s.Devices[1].Blocks = ClassFlash, s.Devices[1].First
+	b := s.Encode()
+	if got, err := DecodeSuperblock(b); err != nil || !reflect.DeepEqual(got, s) {
+		t.Errorf("%v: %+v", err, got)
+	}
+	if dev, ok := s.Flash(); dev != 1 || !ok {
+		t.Errorf("flash is device %d", dev)
+	}
+	golden(t, "testdata/superblock-6.hex", b)
+	s.Devices[1].State, s.Devices[1].Blocks, s.Devices[1].Was = DeviceGone, 0, 0
+	if dev, ok := s.Flash(); ok {
+		t.Errorf("flash is device %d, which is gone", dev)
+	}
+}
+
 // leavingSuperblock has a device in each state.
 func leavingSuperblock() *Superblock {
 	s := testSuperblock()
@@ -222,7 +240,15 @@ func leavingSuperblock() *Superblock {
 // States that no pool can be in are refused.
 func TestImpossibleDevices(t *testing.T) {
 	for name, spoil := range map[string]func(d []DeviceRoot){
-		"unknown class":         func(d []DeviceRoot) { d[1].Class = ClassMemory + 1 },
+		"unknown class":      func(d []DeviceRoot) { d[1].Class = ClassFlash + 1 },
+		"first is flash":     func(d []DeviceRoot) { d[0].Class = ClassFlash },
+		"flash, with blocks": func(d []DeviceRoot) { d[1].Class = ClassFlash },
+		"flash, with counts": func(d []DeviceRoot) { d[1].Class, d[1].Blocks, d[1].Counts = ClassFlash, d[1].First, d[0].Counts },
+		"two flash devices": func(d []DeviceRoot) {
+			d[1].Class, d[1].Blocks = ClassFlash, d[1].First
+			d[2] = d[1]
+			d[2].State, d[2].Was = DeviceUsed, 0
+		},
 		"first of memory":       func(d []DeviceRoot) { d[0].Class = ClassMemory },
 		"unknown state":         func(d []DeviceRoot) { d[1].State = DeviceGone + 1 },
 		"first leaves":          func(d []DeviceRoot) { d[0].State = DeviceLeaving },

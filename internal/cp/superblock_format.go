@@ -13,7 +13,7 @@ import (
 
 // superblockVersion is the newest version of superblocks; docs/format/superblock.md
 // describes all.
-const superblockVersion = 5
+const superblockVersion = 6
 
 // MaxDevices is the number of devices that a pool can have.
 const MaxDevices = 64
@@ -137,6 +137,12 @@ func (s *Superblock) Leaving() (dev int, ok bool) {
 	return dev, dev >= 0
 }
 
+// Flash returns the index of the flash device; ok is false when there is none.
+func (s *Superblock) Flash() (dev int, ok bool) {
+	dev = slices.IndexFunc(s.Devices, DeviceRoot.isFlash)
+	return dev, dev >= 0
+}
+
 // Shares reports whether volumes of the pool may share blocks, or have done so.
 func (s *Superblock) Shares() bool { return s.Secret != 0 }
 
@@ -159,12 +165,15 @@ const (
 
 // version returns the version that s is written in: 1 as long as no device has ever
 // left the pool and no page has a twin, so that the programs that know no other can open
-// it, 2 as long as no page has a twin, 3 as long as no volume has shared blocks, and 4 as
-// long as no device is of another class than disk and nothing was set.
+// it, 2 as long as no page has a twin, 3 as long as no volume has shared blocks, 4 as
+// long as no device is of another class than disk and nothing was set, and 5 as long as
+// there is no flash: who does not know that would read what is there no more.
 func (s *Superblock) version() uint16 {
 	switch {
-	case s.Settings != Settings{} || slices.ContainsFunc(s.Devices, func(d DeviceRoot) bool { return d.Class != ClassDisk }):
+	case slices.ContainsFunc(s.Devices, DeviceRoot.isFlash):
 		return superblockVersion
+	case s.Settings != Settings{} || slices.ContainsFunc(s.Devices, func(d DeviceRoot) bool { return d.Class != ClassDisk }):
+		return 5
 	case s.Shares():
 		return 4
 	case s.Twins:
@@ -263,6 +272,9 @@ func DecodeSuperblock(b []byte) (*Superblock, error) {
 		if why := dev.wrong(i); why != "" {
 			d.Fail("device %d %s", i, why)
 		}
+		if dev.isFlash() && slices.ContainsFunc(s.Devices, DeviceRoot.isFlash) {
+			d.Fail("device %d is a second flash device", i)
+		}
 		s.Devices = append(s.Devices, dev)
 	}
 	if h.Version > 3 {
@@ -292,6 +304,9 @@ func DecodeSuperblock(b []byte) (*Superblock, error) {
 	return s, nil
 }
 
+// isFlash reports whether a device is the pool's flash.
+func (d DeviceRoot) isFlash() bool { return d.Class == ClassFlash && d.State != DeviceGone }
+
 // wrong says what makes the state of device i impossible.
 func (d *DeviceRoot) wrong(i int) string {
 	switch {
@@ -305,6 +320,8 @@ func (d *DeviceRoot) wrong(i int) string {
 		return "leaves, and holds the superblock"
 	case d.State == DeviceGone && (d.Blocks != 0 || !d.Counts.IsHole()):
 		return "is gone and has blocks"
+	case d.isFlash() && (d.Blocks != d.First || !d.Counts.IsHole()):
+		return "is flash, and has blocks of its own"
 	case d.State != DeviceLeaving && d.Was != 0:
 		return "does not leave, and had blocks in use when it began to"
 	}

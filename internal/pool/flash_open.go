@@ -22,16 +22,10 @@ import (
 // flashBlocks is how many blocks the pool itself has of a flash device.
 const flashBlocks = block.TrackBlocks
 
-// flashDevice returns the index of the flash device, and false if there is none.
-func flashDevice(sb *cp.Superblock) (dev int, ok bool) {
-	dev = slices.IndexFunc(sb.Devices, func(d cp.DeviceRoot) bool { return d.Class == cp.ClassFlash && d.State != cp.DeviceGone })
-	return dev, dev >= 0
-}
-
 // openFlash puts the layer over the devices of a pool that is being opened. Collectors are
 // for who serves it.
 func (op *opener) openFlash(collects bool) error {
-	dev, ok := flashDevice(op.sb)
+	dev, ok := op.sb.Flash()
 	if !ok {
 		return nil
 	}
@@ -153,7 +147,7 @@ func (p *Pool) AddFlash(ctx context.Context, dev hpdi.Device, setBytes int64) er
 	}
 	return p.do(ctx, func() error {
 		sb := p.machine.Superblock()
-		if has, ok := flashDevice(&sb); ok {
+		if has, ok := sb.Flash(); ok {
 			return fmt.Errorf("pool %s has a flash device already, %s; make that larger, or a mirror: %w", p.label.Name, p.set.Info(has).Name, block.ErrExists)
 		}
 		return p.addDevice(dev, cp.ClassFlash, func() error { return p.flash.make(dev, setBytes, sb.Devices) })
