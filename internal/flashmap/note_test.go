@@ -335,12 +335,12 @@ func noteLife(t testing.TB, trouble, cut int64, dies bool, outcome uint64) (was 
 }
 
 // notesCut cuts the power at every operation of writing notes, without trouble before
-// and with trouble at every step-th request.
-func notesCut(t testing.TB, step int64) (cuts int, err error) {
+// and with trouble at every step-th request, and looks at so many outcomes.
+func notesCut(t testing.TB, step int64, outcomes uint64) (cuts int, err error) {
 	for trouble := int64(0); trouble < 30; trouble += step {
 		for cut := int64(1); ; cut++ {
 			was := false
-			for outcome := range uint64(4) {
+			for outcome := range outcomes {
 				if was, err = noteLife(t, trouble, cut, outcome%2 == 0, outcome); err != nil {
 					return cuts, err
 				}
@@ -355,11 +355,11 @@ func notesCut(t testing.TB, step int64) (cuts int, err error) {
 }
 
 func TestNotePowerCut(t *testing.T) {
-	step := int64(9)
+	step, outcomes := int64(11), uint64(2)
 	if soak {
-		step = 1
+		step, outcomes = 1, 20
 	}
-	cuts, err := notesCut(t, step)
+	cuts, err := notesCut(t, step, outcomes)
 	must(t, err)
 	t.Logf("power was cut %d times", cuts)
 }

@@ -32,9 +32,9 @@ func TestPlantedHere(t *testing.T) {
 
 // hunts are for faults of what lives do not do.
 var hunts = map[planted.Fault]func(t testing.TB) (cuts int, err error){
-	planted.FlashNoteEarly:    func(t testing.TB) (int, error) { return notesCut(t, 1) },
-	planted.FlashNoteInPlace:  func(t testing.TB) (int, error) { return notesCut(t, 1) },
-	planted.FlashNoteUnsure:   func(t testing.TB) (int, error) { return notesCut(t, 1) },
+	planted.FlashNoteEarly:    func(t testing.TB) (int, error) { return notesCut(t, 1, 4) },
+	planted.FlashNoteInPlace:  func(t testing.TB) (int, error) { return notesCut(t, 1, 4) },
+	planted.FlashNoteUnsure:   func(t testing.TB) (int, error) { return notesCut(t, 1, 4) },
 	planted.FlashTableUnsure:  deathThenCut,
 	planted.FlashCopyUnseen:   func(t testing.TB) (int, error) { return 0, rotIsSeen(t) },
 	planted.FlashReturnUnseen: func(t testing.TB) (int, error) { return 0, fillBesideMove(t) },
