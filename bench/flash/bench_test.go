@@ -100,8 +100,19 @@ func TestRun(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var all []outcome
-	if err := json.Unmarshal(b, &all); err != nil || len(all) != 1 || all[0].Slots == 0 || all[0].Policy.Hits == 0 {
+	var all results
+	if err := json.Unmarshal(b, &all); err != nil || len(all.Workloads) != 1 || len(all.Latencies) != 0 || all.Workloads[0].Slots == 0 || all.Workloads[0].Policy.Hits == 0 {
+		t.Errorf("%v, %+v", err, all)
+	}
+	o.only, o.part = latencies, 500
+	if err := run(t.Context(), o); err != nil && err != errMissed {
+		t.Fatal(err)
+	}
+	if b, err = os.ReadFile(o.out); err != nil {
+		t.Fatal(err)
+	}
+	all = results{}
+	if err := json.Unmarshal(b, &all); err != nil || len(all.Workloads) != 0 || len(all.Latencies) != 2 || all.Latencies[0].Rows[2].Primary.Requests == 0 {
 		t.Errorf("%v, %+v", err, all)
 	}
 	for name, change := range map[string]func(*options){
@@ -118,6 +129,37 @@ func TestRun(t *testing.T) {
 	cancel()
 	if err := run(ctx, o); err == nil {
 		t.Error("a run that was ended has ended well")
+	}
+}
+
+// Moves that are paced hardly hold clients up; those that are not do, so that it would be
+// seen if they were.
+func TestLatencies(t *testing.T) {
+	part := 12
+	if os.Getenv("POLLUX_SOAK") == "1" {
+		part = 1
+	}
+	all, err := measureLatencies(t.Context(), part, seed(t), policy.Defaults().Budget)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Of fewer requests the tail is less certain.
+	limit := tailLimit
+	if part > 1 {
+		limit += 0.1
+	}
+	for _, l := range all {
+		none, burst, paced := l.Rows[0], l.Rows[1], l.Rows[2]
+		t.Logf("%s: %+v", l.Drive, l.Rows)
+		if none.Busy < 0.5 || none.Busy > 0.6 {
+			t.Errorf("%s: busy for %.2f of the time", l.Drive, none.Busy)
+		}
+		if r := max(ratio(paced.Primary, none.Primary), ratio(paced.Flash, none.Flash)); r > limit || paced.Moved < 30 {
+			t.Errorf("%s: with %d moves p99 is %.2f times as long", l.Drive, paced.Moved, r)
+		}
+		if r := ratio(burst.Primary, none.Primary); r < 1.2 || burst.Moved <= paced.Moved {
+			t.Errorf("%s: with %d moves that nobody paces p99 is %.2f times as long", l.Drive, burst.Moved, r)
+		}
 	}
 }
 

@@ -43,6 +43,9 @@ func (o *outcome) verdicts() []verdict {
 
 // print writes a table of all outcomes and what is reached, and returns whether all is.
 func print(all []*outcome) bool {
+	if len(all) == 0 {
+		return true
+	}
 	fmt.Println("| workload | flash | no flash | policy | LRU | oracle | time: no flash | policy | LRU | sets moved: policy | LRU |")
 	fmt.Println("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
 	for _, o := range all {

@@ -37,7 +37,8 @@
 //
 // All copying, in both directions, is within Budget.Migrate. What promotions and clients
 // write to flash together is within Budget.Wear in any 24 hours; clients are not held up by
-// it, promotions are.
+// it, promotions are. When the steps of a move may be taken, so that clients hardly wait for
+// them, [Pace] says.
 //
 // # Failures
 //
