@@ -37,10 +37,6 @@ const (
 	flashKeep = time.Minute
 	// flashWait is how long a step that failed waits, and what waits for clients at most.
 	flashWait = time.Second
-	// flashYield is when a step looks again whether clients want something of a device, and
-	// flashPatience how long it waits for that at most, so that moves get on.
-	flashYield    = time.Millisecond
-	flashPatience = 100 * time.Millisecond
 	// pinPause is how long what is pinned is taken to lie where it was found: whatever was
 	// written meanwhile is found by the next look.
 	pinPause = time.Minute
@@ -60,10 +56,10 @@ type flash struct {
 	disks  []*flashDisk // the devices that the layer is over, in their order
 	kept   flashKept
 	engine *policy.Engine
+	pace   policy.Pace
 
 	tickAt, decideAt, keepAt time.Time
 	next                     time.Time // no step of a move before
-	waits                    time.Time // since when a step waits until clients want nothing of the device
 	queue                    []policy.Move
 	now                      *flashMove           // under way
 	evacuation               *flashmap.Evacuation // keeps slots free while everything goes back
@@ -307,19 +303,15 @@ func (f *flash) step(now time.Time) {
 			return
 		}
 	}
-	if f.now.disk.device.Busy() {
-		if f.waits.IsZero() {
-			f.waits = now
-		}
-		if now.Sub(f.waits) < flashPatience {
-			f.next = now.Add(flashYield)
-			return
-		}
+	if wait := f.pace.Wait(now, f.now.disk.device.Busy()); wait > 0 {
+		f.next = now.Add(wait)
+		return
 	}
-	f.waits = time.Time{}
-	copied := f.now.move.Copied()
+	begun, copied := time.Now(), f.now.move.Copied() // now may lie before other work of this round
 	progress, err := f.now.move.Step()
-	copied = f.now.move.Copied() - copied
+	end := time.Now()
+	f.pace.Stepped(end, end.Sub(begun), f.now.move.Copied()-copied)
+	f.next = now
 	switch {
 	case err != nil:
 		if e := f.now.move.Cancel(); e != nil {
@@ -329,23 +321,11 @@ func (f *flash) step(now time.Time) {
 			return
 		}
 		f.done(err, now)
-		f.next = now
 	case progress == flashmap.Waiting:
 		f.next = now.Add(flashWait) // or when the layer wakes Run
-		return
 	case progress == flashmap.Done:
 		f.done(nil, now)
 	}
-	f.next = now.Add(f.pause(copied))
-}
-
-// pause returns how long to rest after so many bytes were copied.
-func (f *flash) pause(bytes int64) time.Duration {
-	rate := int64(f.kept.Policy.Budget.Migrate)
-	if rate == 0 {
-		return 0
-	}
-	return pace(bytes, rate)
 }
 
 // begin begins a move. Where it cannot be begun the engine hears why.

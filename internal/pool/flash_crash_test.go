@@ -176,4 +176,3 @@ func (r *rig) pin2(name string) {
 		r.pin(name)
 	}
 }
-

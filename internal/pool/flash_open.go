@@ -189,6 +189,8 @@ func (f *flash) serve() {
 		}
 	}
 	f.layer.OnMoved(f.moved)
+	f.pace = policy.Pace{}
+	f.pace.Use(f.kept.Policy.Budget)
 	f.recalled, f.tickAt, f.decideAt = false, time.Time{}, time.Time{}
 	f.look(f.input(time.Now()))
 }

@@ -117,6 +117,7 @@ func (f *flash) change(c FlashChange) ([]policy.Change, error) {
 			err = d.collector.Use(k.Policy.Collect, now)
 		}
 	}
+	f.pace.Use(k.Policy.Budget)
 	f.decideAt = now
 	return changes, err
 }
