@@ -37,9 +37,12 @@ const (
 	flashKeep = time.Minute
 	// flashWait is how long a step that failed waits, and what waits for clients at most.
 	flashWait = time.Second
-	// pinPause is how long what is pinned is taken to lie where it was found: whatever was
-	// written meanwhile is found by the next look.
-	pinPause = time.Minute
+	// pressedRest is how many times as long as a step took the next one waits while clients
+	// need what it would take.
+	pressedRest = 24
+	// pinLeast and pinMost are how long what is pinned is taken to lie where it was found:
+	// whatever was written meanwhile is found by the next look.
+	pinLeast, pinMost = time.Second, time.Minute
 )
 
 // flash is the flash layer of a pool: it has the engine decide which data sets move, and
@@ -57,6 +60,8 @@ type flash struct {
 	kept   flashKept
 	engine *policy.Engine
 	pace   policy.Pace
+	ended  time.Time     // when the newest step did
+	took   time.Duration // how long that took
 
 	tickAt, decideAt, keepAt time.Time
 	next                     time.Time // no step of a move before
@@ -190,11 +195,13 @@ func (f *flash) work(now time.Time) {
 		f.decide(now)
 	}
 	if f.moves() && !now.Before(f.next) {
-		if f.p.pressed() {
-			f.next = now.Add(f.p.soon())
-			return
+		// Clients that need room in the log need what moves take, and what they bring even
+		// more: some are made in any case.
+		if at := f.ended.Add(pressedRest * f.took); f.p.pressed() && now.Before(at) {
+			f.next = at
+		} else {
+			f.step(now)
 		}
-		f.step(now)
 	}
 	f.pins.work(now)
 	f.keep(now)
@@ -310,7 +317,8 @@ func (f *flash) step(now time.Time) {
 	begun, copied := time.Now(), f.now.move.Copied() // now may lie before other work of this round
 	progress, err := f.now.move.Step()
 	end := time.Now()
-	f.pace.Stepped(end, end.Sub(begun), f.now.move.Copied()-copied)
+	f.ended, f.took = end, end.Sub(begun)
+	f.pace.Stepped(end, f.took, f.now.move.Copied()-copied)
 	f.next = now
 	switch {
 	case err != nil:

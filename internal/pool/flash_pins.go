@@ -15,19 +15,19 @@ import (
 // pinWalk finds the data sets in which what is pinned lies. Volumes are written elsewhere all
 // the time, so it comes by again and again; hot rewrites stay on flash by themselves.
 //
-// A walk looks up some leaves of the maps in a step and rests after it as a survey does. It
-// remembers no more data sets than flash has room for, and some: others have no place
+// A walk looks up some leaves of the maps in a step and rests after it as a survey does, and
+// longer when it is through. It remembers no more data sets than flash has room for, and some: others have no place
 // anyway.
 type pinWalk struct {
 	f     *flash
 	found []policy.Pin // of the newest walk that came to its end; Name is that of the pin
-	sets  []pinnedSet  // the same, in order
 
 	next  time.Time // no step before
 	walks bool
 	rest  []keptPin // still to be looked at; the first from lba on
 	lba   block.Logical
 	now   []pinnedSet
+	took  time.Duration // the steps of this walk
 }
 
 // pinnedSet is a data set that holds something of a pin.
@@ -61,21 +61,22 @@ func (w *pinWalk) work(now time.Time) {
 	if now.Before(w.next) || len(w.f.kept.Pins) == 0 && len(w.found) == 0 || !p.loaded.Load() {
 		return
 	}
-	if p.pressed() {
-		w.next = now.Add(p.soon())
-		return
-	}
 	if !w.walks {
-		w.walks, w.rest, w.now = true, slices.Clone(w.f.kept.Pins), nil
+		w.walks, w.rest, w.now, w.took = true, slices.Clone(w.f.kept.Pins), nil, 0
 		w.lba = 0
 	}
 	begun := time.Now() // now may lie before other work of this round
-	if !w.step() {
+	more := w.step()
+	end, rest := time.Now(), time.Duration(surveyRest)
+	if w.took += end.Sub(begun); !more {
 		w.end(now)
+		w.next = end.Add(min(max(pressedRest*w.took, pinLeast), pinMost))
 		return
 	}
-	end := time.Now()
-	w.next = end.Add(surveyRest * end.Sub(begun))
+	if p.pressed() {
+		rest = pressedRest // as moves do
+	}
+	w.next = end.Add(rest * end.Sub(begun))
 }
 
 // step looks up some blocks. It returns false when all pins are through.
@@ -149,7 +150,6 @@ func (w *pinWalk) end(now time.Time) {
 		w.found = append(w.found, policy.Pin{Name: w.f.kept.Pins[s.pin].key(), Device: s.dev, Offset: int64(s.set) * bytes, Length: bytes})
 	}
 	w.walks, w.now = false, nil
-	w.next = now.Add(pinPause)
 	if len(w.found) > 0 {
 		w.f.decideAt = now
 	}

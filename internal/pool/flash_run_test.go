@@ -128,65 +128,68 @@ func mustParams(t *testing.T, r *rig) policy.Params {
 // A flash device is added, filled, evacuated and removed while clients go on, who lose
 // nothing and are told no error.
 func TestFlashBesideClients(t *testing.T) {
-	ctx := context.Background()
-	r := newRig(t, 2, testSize)
-	r.interval = 20 * time.Millisecond
-	stop := r.run()
-	const clients, blocks = 3, 256
-	v := r.volume("v", 16<<20)
-	quit := make(chan struct{})
-	var wg sync.WaitGroup
-	for c := range int64(clients) {
-		wg.Go(func() {
-			rng := rand.New(rand.NewPCG(uint64(c), 9))
-			var holds [blocks]byte
-			got := make([]byte, block.Size)
-			for {
-				select {
-				case <-quit:
-					return
-				default:
-				}
-				b := rng.Int64N(blocks)
-				off := (c*blocks + b) * block.Size
-				if rng.IntN(2) == 0 {
-					x := byte(rng.IntN(255) + 1)
-					if err := write(v, off, pattern(x)); err != nil {
-						t.Error(err)
+	synctest.Test(t, func(t *testing.T) {
+		ctx := context.Background()
+		r := newRig(t, 2, testSize)
+		r.interval = 20 * time.Millisecond
+		stop := r.run()
+		const clients, blocks = 3, 256
+		v := r.volume("v", 16<<20)
+		quit := make(chan struct{})
+		var wg sync.WaitGroup
+		for c := range int64(clients) {
+			wg.Go(func() {
+				rng := rand.New(rand.NewPCG(uint64(c), 9))
+				var holds [blocks]byte
+				got := make([]byte, block.Size)
+				for {
+					select {
+					case <-quit:
 						return
+					default:
 					}
-					holds[b] = x
-				} else if holds[b] != 0 {
-					if err := v.Read(ctx, got, off); err != nil || !bytes.Equal(got, pattern(holds[b])) {
-						t.Errorf("block %d of client %d holds %d instead of %d: %v", b, c, got[0], holds[b], err)
-						return
+					time.Sleep(time.Millisecond)
+					b := rng.Int64N(blocks)
+					off := (c*blocks + b) * block.Size
+					if rng.IntN(2) == 0 {
+						x := byte(rng.IntN(255) + 1)
+						if err := write(v, off, pattern(x)); err != nil {
+							t.Error(err)
+							return
+						}
+						holds[b] = x
+					} else if holds[b] != 0 {
+						if err := v.Read(ctx, got, off); err != nil || !bytes.Equal(got, pattern(holds[b])) {
+							t.Errorf("block %d of client %d holds %d instead of %d: %v", b, c, got[0], holds[b], err)
+							return
+						}
 					}
 				}
+			})
+		}
+		for range 2 {
+			r.addFlash(16 << 20)
+			if _, err := r.ChangeFlash(ctx, FlashChange{Params: func(p policy.Params) (policy.Params, error) {
+				p.Interval, p.Budget.Migrate = 100*time.Millisecond, 0
+				return p, nil
+			}, Pin: []FlashPin{{Volume: "v"}}}); err != nil {
+				t.Fatal(err)
 			}
-		})
-	}
-	for range 2 {
-		r.addFlash(16 << 20)
-		if _, err := r.ChangeFlash(ctx, FlashChange{Params: func(p policy.Params) (policy.Params, error) {
-			p.Interval, p.Budget.Migrate = 100*time.Millisecond, 0
-			return p, nil
-		}, Pin: []FlashPin{{Volume: "v"}}}); err != nil {
-			t.Fatal(err)
+			await(t, func() bool { s := r.Flash(); return len(s.Pins) == 1 && s.Pins[0].On >= 8 })
+			if err := r.RemoveDevice(ctx, "ssd"); err != nil {
+				t.Fatal(err)
+			}
+			await(t, func() bool { return r.Flash().Device == "" && r.Stats().Removal.Device == "" })
+			r.devs = slices.DeleteFunc(r.devs, func(d *blocktest.Crash) bool { return d.Info().Name == "ssd" })
 		}
-		await(t, func() bool { s := r.Flash(); return len(s.Pins) == 1 && s.Pins[0].On >= 8 })
-		if err := r.RemoveDevice(ctx, "ssd"); err != nil {
-			t.Fatal(err)
+		close(quit)
+		wg.Wait()
+		r.mustCheck()
+		stop()
+		if err := r.Pool.Close(ctx); err != nil {
+			t.Error(err)
 		}
-		await(t, func() bool { return r.Flash().Device == "" && r.Stats().Removal.Device == "" })
-		r.devs = slices.DeleteFunc(r.devs, func(d *blocktest.Crash) bool { return d.Info().Name == "ssd" })
-	}
-	close(quit)
-	wg.Wait()
-	r.mustCheck()
-	stop()
-	if err := r.Pool.Close(ctx); err != nil {
-		t.Error(err)
-	}
+	})
 }
 
 // await waits for something that Run does.
