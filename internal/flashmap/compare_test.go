@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"strings"
 	"sync"
@@ -422,6 +423,60 @@ func fillBesideMove(t testing.TB) error {
 		}
 	}
 	return nil
+}
+
+// Copies of both mirrors are replaced and filled again and again while clients write and
+// data sets come and go; whichever copy answers, clients find what they wrote last.
+func TestFillBesideTraffic(t *testing.T) {
+	seed := seedOf(t)
+	const clients, rounds, enough = 3, 400, 3
+	w := largeTwins(t, Primary{})
+	var fills atomic.Int32
+	var moved atomic.Int32
+	stop := make(chan struct{})
+	var writers, others sync.WaitGroup
+	for c := range clients {
+		writers.Go(func() {
+			more := func(n int) bool { return n < rounds || fills.Load() < enough || moved.Load() < enough }
+			if err := client(w.d, rand.New(rand.NewPCG(seed, uint64(c))), c, clients, more); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	others.Go(func() { churn(w.f, 3, math.MaxInt32, &moved, stop) }) // of which clients use the first
+	others.Go(func() {
+		for i := 0; ; i++ {
+			for _, dev := range []hpdi.Device{w.primary, w.flash} {
+				m := dev.(*mirror.Mirror)
+				must(t, m.Replace(i%2, blocktest.NewCrash(m.Info().Size+block.TrackBytes, uint64(i))))
+				for done := false; !done; {
+					select {
+					case <-stop:
+						return
+					default:
+					}
+					var err error
+					if done, err = m.Resync(1); err != nil {
+						t.Errorf("fill: %v", err)
+						return
+					}
+					w.f.Check()
+				}
+			}
+			fills.Add(1)
+		}
+	})
+	writers.Wait()
+	close(stop)
+	others.Wait()
+	for done := false; !done; {
+		var err error
+		done, err = w.f.Tidy()
+		must(t, err)
+	}
+	filled(t, w.primary)
+	filled(t, w.flash)
+	sound(t, w.f)
 }
 
 // Rot in the copy that is read first does not become all that there is.

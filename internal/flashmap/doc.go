@@ -83,6 +83,13 @@
 // on their way back are filled in: of what a move has written already the copy may lack
 // what was written before it came.
 //
+// # Notes
+//
+// Whoever decides what is moved keeps what it knows where the data are, so that it comes
+// with them to whoever opens them next ([Flash.WriteNote]). A note is replaced as a
+// whole, at the place that does not hold the newest one; it counts from its header on,
+// which is written when its content is durable. Both places are in front of all slots.
+//
 // # Invariants
 //
 //	a slot holds at most one data set, and a data set is in at most one slot
@@ -90,6 +97,7 @@
 //	a slot is free  =>  the table says so, durably, and nobody reads from it
 //	a write is under way to a data set  =>  it is where the data set is
 //	a data set of which table and map do not say the same has no writes under way
+//	a place of a note is written  =>  the other one is whole and durable, if one was
 //
 // # Memory
 //

@@ -173,6 +173,9 @@ func (f *Flash) extend() {
 
 // Open opens a flash device, which Close closes. After an error it is the caller's.
 //
+// Of a mirror label, table and map are read from every copy, because its copies need not
+// be alike after a crash, and it is told which slots are free, see Unused.
+//
 // Data sets whose entries cannot be read are not taken for sets of the primary: see
 // the package comment. Without writing to it a device is opened that is open for
 // reading only.
