@@ -283,19 +283,22 @@ func TestNoteSteps(t *testing.T) {
 }
 
 // noteLife writes both notes again and again. Request trouble of the device fails, if it
-// is not 0, and the guest reads the notes, or dies, and goes on; at operation cut power
+// is not 0, for some outcomes after it was carried out, and the guest reads the notes, or dies, and goes on; at operation cut power
 // is cut. It proves that each note is one that was written last or was being written,
 // and returns whether power was cut in time.
 func noteLife(t testing.TB, trouble, cut int64, dies bool, outcome uint64) (was bool, err error) {
-	const n = noteStep + 3*block.Size
-	flash := noteDevice(t, n)
+	n := 5 * block.Size
+	if trouble == 0 {
+		n += noteStep // in two pieces
+	}
+	flash := noteDevice(t, int64(n))
 	fault := blocktest.NewFault(flash, 1)
 	f, err := Open(fault)
 	must(t, err)
 	version, durable := map[Note]uint64{}, map[Note]uint64{}
 	size := func(kind Note) int { return map[Note]int{NotePolicy: 5000, NoteAccess: n}[kind] }
 	if trouble > 0 {
-		fault.Add(blocktest.Rule{Skip: int(trouble) - 1, Count: 1, Err: errBroken, Late: trouble%2 == 0})
+		fault.Add(blocktest.Rule{Skip: int(trouble) - 1, Count: 1, Err: errBroken, Late: outcome%4 > 1})
 	}
 	clock := flash.Clock()
 	clock.CutAfter(clock.Ops() + cut)
@@ -367,12 +370,12 @@ func TestNotePowerCut(t *testing.T) {
 // A guest dies, and power is cut while the next one moves something back: of two places that
 // were alike neither need be durable then.
 func TestDeathThenPowerCut(t *testing.T) {
-	cuts, err := deathThenCut(t)
+	cuts, err := deathThenCut(t, 8)
 	must(t, err)
 	t.Logf("power was cut %d times", cuts)
 }
 
-func deathThenCut(t testing.TB) (cuts int, err error) {
+func deathThenCut(t testing.TB, outcomes uint64) (cuts int, err error) {
 	const skip = pageWords / 4 // slots that are left out, so that what changes is in several sectors
 	for moves := 1; moves <= 3; moves++ {
 		for cut := int64(1); ; cut++ {
@@ -406,7 +409,7 @@ func deathThenCut(t testing.TB) (cuts int, err error) {
 				must(t, err)
 				break
 			}
-			for outcome := range uint64(40) {
+			for outcome := range outcomes {
 				cuts++
 				if err := afterDeath(t, primary, flash, outcome); err != nil {
 					return cuts, fmt.Errorf("%d moves, cut %d, outcome %d: %w", moves, cut, outcome, err)
