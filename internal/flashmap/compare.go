@@ -130,8 +130,8 @@ func (f *Flash) restsOnFlash(p *primary, set Set) bool {
 
 // Unused reports whether nobody reads a range of the flash device, in bytes, before it is
 // written again: whether it lies in slots that are free. A mirror that is the flash
-// device is told so, see [hpdi.Copies]; whoever tells it something else in its place has
-// to ask here.
+// device is told so, and goes by it where what it holds is verified, see [hpdi.Copies];
+// whoever tells it something else in its place has to ask here.
 func (f *Flash) Unused(off, n int64) bool {
 	if !f.stripes[0].mu.TryLock() {
 		return false // as for restsOnFlash

@@ -50,6 +50,7 @@ type noteState struct {
 }
 
 // NoteLimit returns how many bytes a note may have.
+// It is 0 where a label keeps no room for what was collected.
 func (f *Flash) NoteLimit(kind Note) int {
 	_, blocks := f.noteAt(kind)
 	return blocks * block.Size
@@ -93,7 +94,7 @@ func (f *Flash) WriteNote(kind Note, content []byte) (*NoteWriter, error) {
 	switch {
 	case f.readOnly:
 		return nil, fmt.Errorf("write %v to flash device %s: %w", kind, f.name, hpdi.ErrReadOnly)
-	case len(content) > limit:
+	case len(content) > limit || limit == 0: // without room not even a header has any
 		return nil, fmt.Errorf("write %v to flash device %s: %d bytes are more than the %d that it has room for: %w", kind, f.name, len(content), limit, block.ErrInvalid)
 	}
 	n := &f.notes[kind]
@@ -240,6 +241,9 @@ func (f *Flash) ReadNote(kind Note) ([]byte, error) {
 func (f *Flash) readNoteLocked(kind Note) ([]byte, error) {
 	n := &f.notes[kind]
 	places, blocks := f.noteAt(kind)
+	if blocks == 0 {
+		return nil, fmt.Errorf("the flash device has no room for it: %w", block.ErrNotFound)
+	}
 	var heads [2]noteHead
 	var errs []error
 	for i, at := range places {

@@ -135,6 +135,18 @@ func TestNoteRoom(t *testing.T) {
 		must(t, note(f, NoteAccess, content(1, f.NoteLimit(NoteAccess))))
 		sound(t, f)
 	}
+	// Without room nothing is written, least of all to what lies there.
+	_, flash := disks(t)
+	f, err := Open(flash)
+	must(t, err)
+	f.label.notes = 0
+	if _, err := f.ReadNote(NoteAccess); f.NoteLimit(NoteAccess) != 0 || !errors.Is(err, block.ErrNotFound) {
+		t.Errorf("there is room for %d bytes, %v", f.NoteLimit(NoteAccess), err)
+	}
+	if err := note(f, NoteAccess, nil); !errors.Is(err, block.ErrInvalid) {
+		t.Errorf("a note without room: %v", err)
+	}
+	must(t, note(f, NotePolicy, content(1, 100)))
 	for name, o := range map[string]CreateOptions{
 		"room": {SetBytes: setBytes, Reach: reach, Notes: 2 * mib}, "negative": {SetBytes: setBytes, Reach: reach, Notes: -1},
 		"huge": {SetBytes: setBytes, Reach: reach, Notes: maxNotes + 1},
