@@ -232,7 +232,7 @@ func (x *world) advance(now time.Duration) {
 // step asks the engine for moves.
 func (x *world) step(now time.Duration) {
 	x.stepped = now
-	s := x.collector.Snapshot(epoch.Add(now), x.stats)
+	s := x.collector.SnapshotAbove(x.engine.Least("disk"), epoch.Add(now), x.stats)
 	x.ticked, x.stats = now, s.Stats
 	idle := len(x.moves) == 0
 	x.moves = append(x.moves, x.engine.Step(x.input(s, now))...)

@@ -80,7 +80,7 @@ func BenchmarkTick(b *testing.B) {
 			for i := 0; i < b.N; {
 				b.StopTimer()
 				for range 2000 {
-					now = now.Add(20 * time.Microsecond)
+					now = now.Add(time.Second / enough)
 					if at += 64 * kib; kind == "random" {
 						at = rand.Int64N(1<<26) << 12
 					}

@@ -22,7 +22,8 @@ type Collector struct {
 	closing   []*Recorder // to be forgotten after one more tick
 	made      uint64      // recorders ever
 	cursors   []cursor
-	batch     []event // at most batchSize
+	batch     []event           // at most batchSize
+	order     [batchSize]uint64 // of the batch
 	pieces    []piece
 
 	runs   runs
@@ -37,6 +38,10 @@ type Collector struct {
 	classes []Class
 	lost    uint64 // by recorders that are closed
 	out     uint64 // accesses taken
+
+	measured time.Time // when it was last looked how many there are
+	before   uint64    // accesses until then
+	every    int64     // one in so many is taken
 }
 
 // sums are the accesses of all sets, outside of runs and in them. They are more than the
@@ -56,6 +61,7 @@ type Status struct {
 	Bytes   int64  // memory of table, recorders and history
 	Counted uint64 // accesses
 	Lost    uint64 // accesses that found a recorder full
+	Sample  int    // one access in so many is taken at present
 	// Classes are the requests by size, as Params.Classes has them.
 	Classes []Class
 }
@@ -63,6 +69,14 @@ type Status struct {
 // batchSize is how many accesses are brought into the order of their places. With many more,
 // random accesses to few MiB would look like a sequence.
 const batchSize = 32
+
+// sectorSize is what places are multiples of; within one their order does not matter.
+const sectorSize = 512
+
+// enough is how many accesses a second are counted each; of more, one in several is taken. A
+// tick takes about a thousandth of a processor's time for so many, and in a window of ten
+// minutes they are more than a million.
+const enough = 2000
 
 // steadyAfter is how many windows count as many enough for means to be steady.
 const steadyAfter = 1000
@@ -87,11 +101,40 @@ func New(g Geometry, p Params, now time.Time) (*Collector, error) {
 func (c *Collector) adopt(p Params) {
 	c.p = p
 	c.p.Classes = slices.Clone(p.Classes)
-	c.taking.Store(&taking{p.operations(), int64(p.Sample)})
+	c.take(int64(p.Sample))
 	c.runs.least, c.runs.pause = int64(p.Run), int64(p.Pause)
 	c.table.decay = float32(p.Decay)
 	c.history.bound(int64(p.History), p.HistoryWindows)
 	c.classes = make([]Class, len(p.Classes)+1)
+}
+
+// take has recorders take one access in so many.
+func (c *Collector) take(every int64) {
+	c.every = every
+	c.taking.Store(&taking{c.p.operations(), every})
+}
+
+// measure looks, once a second, how many accesses there are, and has the more of them left out
+// the more there are.
+func (c *Collector) measure(now time.Time) {
+	took := now.Sub(c.measured)
+	if 0 <= took && took < time.Second {
+		return
+	}
+	all := c.out + c.lost
+	for _, r := range c.recorders {
+		all += r.lost.Load()
+	}
+	if n := all - c.before; took > 0 && n > 0 {
+		rate := float64(n) / took.Seconds()
+		every := int64(min(math.Ceil(rate/enough), maxSample))
+		every = max(every, int64(c.p.Sample))
+		// It does not follow each little change.
+		if every > c.every || every < c.every*3/4 {
+			c.take(every)
+		}
+	}
+	c.measured, c.before = now, all
 }
 
 // Use makes other parameters count from now on. What was counted stays: with a window of
@@ -204,6 +247,7 @@ func (c *Collector) tickLocked(now time.Time) {
 		c.recorders = slices.DeleteFunc(c.recorders, func(o *Recorder) bool { return o == r })
 	}
 	c.closing = c.closing[:0]
+	c.measure(now)
 	c.runs.rest(now.UnixNano())
 	c.closeUntil(now)
 }
@@ -238,9 +282,13 @@ func (c *Collector) countBatch() {
 		return
 	}
 	c.closeUntil(time.Unix(0, c.batch[0].at))
-	slices.SortStableFunc(c.batch, func(a, b event) int { return cmp.Compare(a.offset, b.offset) })
+	order := c.order[:len(c.batch)]
 	for i := range c.batch {
-		c.count(&c.batch[i])
+		order[i] = uint64(c.batch[i].offset)/sectorSize*batchSize | uint64(i)
+	}
+	slices.Sort(order)
+	for _, k := range order {
+		c.count(&c.batch[k%batchSize])
 	}
 	c.batch = c.batch[:0]
 }
@@ -302,14 +350,21 @@ func (c *Collector) share(now time.Time) float64 {
 	return max(0, min(float64(now.Sub(c.begun))/float64(c.p.Window), 1))
 }
 
-// estimate returns the means of an entry of the present window, of which the share f has
-// passed.
-func (c *Collector) estimate(e *entry, f float64) counts {
-	return blend(e.past, e.current, c.p.Decay, f, c.age)
-}
-
 // blend returns means of a window of which the share f has passed, after so many windows.
 func blend(past, current counts, decay, f, windows float64) counts {
+	return blending(decay, f, windows).of(past, current)
+}
+
+// blended are the parts of past and present that means consist of.
+type blended struct{ past, current float32 }
+
+func (b blended) of(past, current counts) counts {
+	return past.times(b.past).plus(current.times(b.current))
+}
+
+// blending returns of what the means of a window consist, of which the share f has passed, after
+// so many windows.
+func blending(decay, f, windows float64) blended {
 	ln := math.Log(decay)
 	kept := math.Exp(f * ln)
 	fresh := -ln
@@ -319,9 +374,9 @@ func blend(past, current counts, decay, f, windows float64) counts {
 	// Windows before the first one were empty only because nobody counted.
 	seen := 1 - math.Exp((windows+f)*ln)
 	if seen < 1e-9 {
-		return counts{}
+		return blended{}
 	}
-	return past.times(float32(kept / seen)).plus(current.times(float32(fresh / seen)))
+	return blended{float32(kept / seen), float32(fresh / seen)}
 }
 
 // Stat is how a data set is used. Accesses are those in a window, in the mean, each of the
@@ -357,16 +412,25 @@ type Snapshot struct {
 // Snapshot returns the use of all data sets that are known. It fills stats, which may be
 // that of an earlier snapshot, as far as it is large enough.
 func (c *Collector) Snapshot(now time.Time, stats []Stat) Snapshot {
+	return c.SnapshotAbove(0, now, stats)
+}
+
+// SnapshotAbove is Snapshot without the sets that have fewer accesses outside of runs in a
+// window. Few sets of many are found fast.
+func (c *Collector) SnapshotAbove(least float64, now time.Time, stats []Stat) Snapshot {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.tickLocked(now)
 	f := c.share(now)
 	s := Snapshot{At: now, Window: c.p.Window, Windows: c.age + f, Geometry: c.geometry, Stats: stats[:0]}
-	at := c.seconds(now.UnixNano())
+	at, parts := c.seconds(now.UnixNano()), blending(c.p.Decay, f, c.age)
 	for i := range c.table.entries {
 		e := &c.table.entries[i]
 		c.table.roll(e, c.window)
-		s.Stats = append(s.Stats, stat(e.set, c.estimate(e, f), time.Duration(at-min(e.last, at))*time.Second))
+		if float64(e.past.accesses()*parts.past+e.current.accesses()*parts.current) < least {
+			continue
+		}
+		s.Stats = append(s.Stats, stat(e.set, parts.of(e.past, e.current), time.Duration(at-min(e.last, at))*time.Second))
 	}
 	slices.SortFunc(s.Stats, func(a, b Stat) int { return cmp.Compare(a.Set, b.Set) })
 	return s
@@ -405,7 +469,7 @@ func (c *Collector) Status() Status {
 	s := Status{
 		Sets: len(c.table.entries), Most: c.table.most, Evicted: c.table.evicted,
 		Bytes:   c.table.bytes() + c.history.bytes() + int64(len(c.recorders))*recorderBytes,
-		Counted: c.out, Lost: c.lost, Classes: slices.Clone(c.classes),
+		Counted: c.out, Lost: c.lost, Sample: int(c.every), Classes: slices.Clone(c.classes),
 	}
 	for _, r := range c.recorders {
 		s.Lost += r.lost.Load()

@@ -5,6 +5,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"strconv"
 	"sync"
 	"testing"
@@ -261,6 +262,97 @@ func TestSampling(t *testing.T) {
 	}
 	c.Tick(now)
 	near(t, "accesses", float64(c.Status().Counted), n, 0.05)
+}
+
+// Of very many accesses only some are taken, which count for all, and all of fewer again.
+func TestThinned(t *testing.T) {
+	rnd := random(t)
+	c := newCollector(t, Geometry{32 * gib, 256 * kib}, func(p *Params) { p.Memory = 8 * mib })
+	var rs [8]*Recorder
+	for i := range rs {
+		rs[i] = c.NewRecorder()
+	}
+	now := start
+	true_ := map[Set]float64{}
+	const rate, hot = 20 * enough, 20
+	use := func(n, rate int) {
+		for i := range n {
+			set := Set(rnd.IntN(60_000))
+			if rnd.IntN(2) == 0 {
+				set = Set(hot*rnd.IntN(hot) + 1_000*rnd.IntN(2))
+			}
+			true_[set]++
+			now = now.Add(time.Second / time.Duration(rate))
+			rs[rnd.IntN(len(rs))].Record(hpdi.OpRead, int64(set)*256*kib+rnd.Int64N(64)*4*kib, 4*kib, now)
+			if i%5000 == 0 {
+				c.Tick(now)
+			}
+		}
+	}
+	use(20*rate, rate)
+	c.Tick(now)
+	st := c.Status()
+	near(t, "accesses", float64(st.Counted), 20*rate, 0.02)
+	if st.Sample < 16 || st.Sample > 28 || st.Lost != 0 {
+		t.Errorf("at %d accesses a second %+v", rate, st)
+	}
+	f := float64(now.Sub(start)) / float64(c.Params().Window)
+	s := c.Snapshot(now, nil)
+	all, runs := sum(s)
+	near(t, "in a window", all*f, 20*rate, 0.03)
+	if runs > 0.03*all {
+		t.Errorf("of random accesses %.0f are runs, %.0f are not", runs, all)
+	}
+	for i := range hot {
+		one, _ := s.Find(Set(hot * i))
+		near(t, fmt.Sprintf("hot set %d", hot*i), one.Accesses()*f, true_[Set(hot*i)], 0.2)
+	}
+	// What is read in sequence as fast is still found to be.
+	at := int64(0)
+	for range 10 {
+		for range rate / 2 {
+			now = now.Add(2 * time.Second / rate)
+			rs[rnd.IntN(len(rs))].Record(hpdi.OpRead, 16*gib+at, 4*kib, now)
+			at = (at + 4*kib) % (2 * gib)
+			if at%(1000*4*kib) == 0 {
+				c.Tick(now)
+			}
+		}
+	}
+	random, runs := 0.0, 0.0
+	s = c.Snapshot(now.Add(10*time.Second), s.Stats)
+	for i := range s.Stats {
+		if one := &s.Stats[i]; one.Set >= 16*gib/(256*kib) {
+			random, runs = random+one.Accesses(), runs+float64(one.Runs)
+		}
+	}
+	if random > 0.02*runs {
+		t.Errorf("of a fast scan %.0f accesses count as random, %.0f as runs", random, runs)
+	}
+	use(5*enough/4, enough/4)
+	if st := c.Status(); st.Sample != 1 {
+		t.Errorf("at %d accesses a second one in %d is taken", enough/4, st.Sample)
+	}
+	if err := c.Use(testParams(func(p *Params) { p.Sample = 3 }), now); err != nil {
+		t.Fatal(err)
+	}
+	use(5*enough/4, enough/4)
+	if st := c.Status(); st.Sample != 3 {
+		t.Errorf("one in %d is taken, one in 3 is wanted", st.Sample)
+	}
+}
+
+// A snapshot of what is used more is the part of the whole.
+func TestSnapshotAbove(t *testing.T) {
+	c, now := filled(t, 300)
+	whole := c.Snapshot(now, nil)
+	for _, least := range []float64{0, 5, 10, 1e9} {
+		want := slices.DeleteFunc(slices.Clone(whole.Stats), func(s Stat) bool { return s.Accesses() < least })
+		got := c.SnapshotAbove(least, now, nil)
+		if !slices.Equal(got.Stats, want) || got.Windows != whole.Windows || least == 5 && (len(want) == 0 || len(want) == len(whole.Stats)) {
+			t.Errorf("above %v: %d sets of %d, want %d", least, len(got.Stats), len(whole.Stats), len(want))
+		}
+	}
 }
 
 // Where nobody ticks, a recorder thins out what it takes and then loses it, and says so.

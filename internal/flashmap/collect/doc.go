@@ -10,9 +10,11 @@
 //
 // Each owner of a queue has a [Recorder], which it alone calls. Record puts the access into
 // a ring and takes no lock; nothing of it is shared with other recorders. [Collector.Tick]
-// empties all rings in the order of time. Where ticks are late and a ring is more than half
-// full, only one access in eight is taken, which counts for eight; what finds the ring full
-// is lost, and [Status] tells how many were.
+// empties all rings in the order of time. Of more than 2,000 accesses a second only some are
+// taken, at random, each of which counts for several: so the processor's time that counting
+// takes has a bound, and what is used much is known as well. Where ticks are late and a ring
+// is more than half full, only one in eight of those is taken; what finds the ring full is
+// lost, and [Status] tells how many were.
 //
 // # Runs
 //

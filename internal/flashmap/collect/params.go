@@ -13,7 +13,8 @@ import (
 type Params struct {
 	// Operations is what is counted: "all", "reads" or "writes".
 	Operations string `yaml:"operations" json:"operations"`
-	// Sample counts one access in so many, drawn at random, for all of them. 1 counts each.
+	// Sample counts one access in so many, drawn at random, for all of them. 1 counts each,
+	// as long as there are no more than some thousand a second.
 	Sample int `yaml:"sample" json:"sample"`
 	// Window is the time that counts are means of.
 	Window time.Duration `yaml:"window" json:"window"`

@@ -42,12 +42,15 @@ const (
 const sampled = 16
 
 // table holds a bounded number of data sets. Entries are dense, and found by an index of
-// open addressing that holds their numbers, 0 for none.
+// open addressing that holds their numbers, from 1 on, 0 for none. Above the number a place
+// has as much of the set's hash as fits, so that hardly an entry of another set is looked at:
+// each would have to be fetched from memory.
 type table struct {
 	entries []entry
-	index   []uint32 // number of the entry + 1
-	most    int      // entries
-	hand    int      // where the next entry to go is looked for
+	index   []uint32
+	number  uint32 // mask of the number in a place
+	most    int    // entries
+	hand    int    // where the next entry to go is looked for
 	decay   float32
 	evicted uint64
 }
@@ -65,6 +68,7 @@ func (t *table) bound(bytes int64, sets uint64) {
 	// The index is a power of two of places, up to four for an entry.
 	most := bytes / (entryBytes + 4*indexBytes)
 	t.most = int(max(1, min(uint64(most), sets)))
+	t.number = 1<<bits.Len(uint(t.most)) - 1
 }
 
 // bytes returns the memory of the table.
@@ -80,28 +84,36 @@ func (t *table) grow(n int) {
 	t.entries = entries
 	t.index = make([]uint32, 1<<bits.Len(uint(2*n-1)))
 	for i := range t.entries {
-		t.index[t.place(t.entries[i].set)] = uint32(i + 1)
+		t.point(i)
 	}
 }
+
+// point makes the index name entry i.
+func (t *table) point(i int) {
+	set := t.entries[i].set
+	t.index[t.place(set)] = hashed(set)&^t.number | uint32(i+1)
+}
+
+// entry returns the entry that a place of the index names.
+func (t *table) entry(k uint32) *entry { return &t.entries[k&t.number-1] }
 
 // place returns the place of the index that has a set, or the empty one where it would be.
 func (t *table) place(set Set) int {
 	mask := len(t.index) - 1
-	for i := t.home(set); ; i = (i + 1) & mask {
-		if k := t.index[i]; k == 0 || t.entries[k-1].set == set {
+	h := hashed(set)
+	for i := int(h) & mask; ; i = (i + 1) & mask {
+		if k := t.index[i]; k == 0 || (k^h)&^t.number == 0 && t.entry(k).set == set {
 			return i
 		}
 	}
 }
 
-func (t *table) home(set Set) int {
-	return int(uint64(set) * 0x9e3779b97f4a7c15 >> 32 & uint64(len(t.index)-1))
-}
+func hashed(set Set) uint32 { return uint32(uint64(set) * 0x9e3779b97f4a7c15 >> 32) }
 
 // find returns the entry of a set, or nil.
 func (t *table) find(set Set) *entry {
 	if k := t.index[t.place(set)]; k != 0 {
-		return &t.entries[k-1]
+		return t.entry(k)
 	}
 	return nil
 }
@@ -112,15 +124,18 @@ func (t *table) at(set Set, window uint32) *entry {
 		t.roll(e, window)
 		return e
 	}
-	carry := float32(0)
-	if len(t.entries) == t.most {
-		carry = t.evict(window)
-	} else if len(t.entries) == cap(t.entries) {
-		t.grow(2 * cap(t.entries))
+	i, carry := len(t.entries), float32(0)
+	if i == t.most {
+		i, carry = t.evict(window)
+	} else {
+		if i == cap(t.entries) {
+			t.grow(2 * cap(t.entries))
+		}
+		t.entries = t.entries[:i+1]
 	}
-	t.entries = append(t.entries, entry{set: set, window: window, carry: carry})
-	t.index[t.place(set)] = uint32(len(t.entries))
-	return &t.entries[len(t.entries)-1]
+	t.entries[i] = entry{set: set, window: window, carry: carry}
+	t.point(i)
+	return &t.entries[i]
 }
 
 // roll closes the windows of an entry that have ended.
@@ -143,32 +158,23 @@ func (e *entry) worth() float32 {
 	return e.past.accesses() + e.current.accesses() + e.carry + (e.past.runs+e.current.runs)/16
 }
 
-// evict removes the least worth of some entries, and returns what it was worth.
-func (t *table) evict(window uint32) float32 {
+// evict takes the least worth of some entries out of the index, and returns which one that is
+// and what it was worth.
+func (t *table) evict(window uint32) (int, float32) {
 	least, worth := -1, float32(0)
 	for range min(sampled, len(t.entries)) {
-		t.hand = (t.hand + 1) % len(t.entries)
+		if t.hand++; t.hand == len(t.entries) {
+			t.hand = 0
+		}
 		e := &t.entries[t.hand]
 		t.roll(e, window)
 		if w := e.worth(); least < 0 || w < worth {
 			least, worth = t.hand, w
 		}
 	}
-	t.remove(least)
+	t.unindex(t.entries[least].set)
 	t.evicted++
-	return worth
-}
-
-// remove removes an entry; the last one moves to its place.
-func (t *table) remove(i int) {
-	t.unindex(t.entries[i].set)
-	last := len(t.entries) - 1
-	if i != last {
-		t.entries[i] = t.entries[last]
-		at := t.place(t.entries[last].set) // finds the number that it has had
-		t.index[at] = uint32(i + 1)
-	}
-	t.entries = t.entries[:last]
+	return least, worth
 }
 
 // unindex takes a set out of the index and closes the gap that it leaves.
@@ -177,7 +183,7 @@ func (t *table) unindex(set Set) {
 	hole := t.place(set)
 	for i := (hole + 1) & mask; t.index[i] != 0; i = (i + 1) & mask {
 		// What lies behind its home may move into the hole unless its home lies between.
-		home := t.home(t.entries[t.index[i]-1].set)
+		home := int(hashed(t.entry(t.index[i]).set)) & mask
 		if (i-home)&mask >= (i-hole)&mask {
 			t.index[hole] = t.index[i]
 			hole = i

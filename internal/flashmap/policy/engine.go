@@ -112,6 +112,17 @@ func (e *Engine) Use(p Params) ([]Change, error) {
 // Params returns the parameters that count.
 func (e *Engine) Params() Params { return e.p }
 
+// Least returns how many accesses in a window, those in runs apart, a data set of a type of
+// device has at least that makes a difference to Step, on flash or not: snapshots need no sets
+// with fewer.
+func (e *Engine) Least(typ string) float64 {
+	p, typ := e.p.pattern(typ)
+	if e.rules[typ].demote != nil {
+		return 0 // it may ask for anything
+	}
+	return p.MinAccesses * e.p.Hysteresis.Keep
+}
+
 // Step returns the next moves. They are to be done in their order: a set may get the slot of
 // one that is demoted before it. Done is to be called once for each.
 func (e *Engine) Step(in Input) []Move {

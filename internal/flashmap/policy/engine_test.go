@@ -514,6 +514,43 @@ func TestExplain(t *testing.T) {
 }
 
 // Parameters change while the engine works, and are told with old and new values.
+// Sets that are used less than Least says make no difference to what moves to flash, and for
+// those on flash only to which of them leaves first.
+func TestLeast(t *testing.T) {
+	e := newEngine(t, "patterns: {disk: {min_accesses: 8}, tape: {min_accesses: 0}, drum: {demote: 'reads < 1.0'}}")
+	for typ, want := range map[string]float64{"disk": 2, "tape": 0, "drum": 0, "other": 1} {
+		if got := e.Least(typ); got != want {
+			t.Errorf("%s: %v, want %v", typ, got, want)
+		}
+	}
+	rnd := random(t)
+	in := testInput(30, 400, func(int) float64 { return rnd.ExpFloat64() * 5 })
+	for set := collect.Set(0); set < 400; set += 16 {
+		in.Devices[0].On = append(in.Devices[0].On, set)
+	}
+	some := in
+	some.Devices = slices.Clone(in.Devices)
+	d := &some.Devices[0]
+	d.Snapshot.Stats = slices.DeleteFunc(slices.Clone(d.Snapshot.Stats), func(s collect.Stat) bool { return s.Accesses() < e.Least("disk") })
+	if len(d.Snapshot.Stats) > 300 {
+		t.Fatalf("%d sets are left", len(d.Snapshot.Stats))
+	}
+	kinds := func(in Input) (promoted []collect.Set, demoted int) {
+		for _, m := range newEngine(t, "patterns: {disk: {min_accesses: 8}}").Step(in) {
+			if m.Kind == Promote {
+				promoted = append(promoted, m.Set)
+			} else {
+				demoted++
+			}
+		}
+		return promoted, demoted
+	}
+	all, out := kinds(in)
+	if less, n := kinds(some); !slices.Equal(all, less) || n != out || len(all) < 10 || out < 5 {
+		t.Errorf("moved %v to flash for %d, with less %v for %d", all, out, less, n)
+	}
+}
+
 func TestUse(t *testing.T) {
 	e := newEngine(t, "")
 	in := testInput(8, 4, func(i int) float64 { return float64(i) })
