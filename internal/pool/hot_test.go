@@ -2,6 +2,7 @@ package pool
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -10,6 +11,7 @@ import (
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/block/blocktest"
+	"github.com/pollux-storage/pollux/internal/catalogue"
 )
 
 // places returns where a volume has its blocks, holes left out.
@@ -19,9 +21,15 @@ func (r *rig) places(name string) map[block.Logical]block.Physical {
 	if !ok {
 		r.t.Fatalf("no volume %s", name)
 	}
+	return r.placesFrom(v, 0)
+}
+
+// placesFrom is places from the leaf of a block on.
+func (r *rig) placesFrom(v catalogue.Volume, from block.Logical) map[block.Logical]block.Physical {
+	r.t.Helper()
 	at := map[block.Logical]block.Physical{}
 	var ptrs [256]block.Pointer
-	for lba := block.Logical(0); lba < block.Logical(v.Size/block.Size); lba += 256 {
+	for lba := from / 256 * 256; lba < block.Logical(v.Size/block.Size); lba += 256 {
 		if err := r.bmap.Lookup(v.ID, lba, ptrs[:]); err != nil {
 			r.t.Fatal(err)
 		}
@@ -34,7 +42,7 @@ func (r *rig) places(name string) map[block.Logical]block.Physical {
 	return at
 }
 
-// cheap reports whether a block lies in a cheap range.
+// isCheap reports whether a block lies in a cheap range.
 func (r *rig) isCheap(p block.Physical) bool {
 	set := r.space.AreCheap([]block.Physical{p})
 	return set[0] != 0
@@ -60,7 +68,7 @@ func TestHotStaysCheap(t *testing.T) {
 			rng := rand.New(rand.NewPCG(seed, 11))
 			r := newRigWithLog(t, 1+int(seed%2), 64<<20, 8<<20)
 			r.mustOpen()
-			v := r.volume("v", 1<<30)
+			v := r.volume("v", 256<<20)
 			if seed%2 == 1 {
 				if err := r.SetSharing(ctx, "v", 4); err != nil {
 					t.Fatal(err)
@@ -136,28 +144,11 @@ func TestHotStaysCheap(t *testing.T) {
 			if n := r.machine.Stats().Hot - before; n != uint64(written) {
 				t.Errorf("%d of %d blocks found a cheap place", n, written)
 			}
-			// Then the pool fills, and takes all that it takes of cold data without flash.
-			for {
-				err := write(v, cold*block.Size, unlike(cold, 7))
-				if errors.Is(err, block.ErrNoSpace) {
-					break
-				}
-				if err != nil {
-					t.Fatal(err)
-				}
-				holds[cold] = 7
-				if cold++; cold%100 == 0 {
-					if err := r.Pool.Commit(ctx); err != nil {
-						t.Fatal(err)
-					}
-				}
-			}
-			if err := r.Pool.Commit(ctx); err != nil {
+			if err := r.Fold(ctx); err != nil {
 				t.Fatal(err)
 			}
-			if u := r.space.Usage(); r.space.FreeCheap() > u.Slop+u.Reserved {
-				t.Errorf("%+v, and %d cheap blocks are free", u, r.space.FreeCheap())
-			}
+			r.space.SetCheap(0, 40<<20/block.Size, 24<<20/block.Size, true)
+			r.fillsCheapLast(v, cold, holds)
 			got := make([]byte, block.Size)
 			for b, kind := range holds {
 				if err := v.Read(ctx, got, b*block.Size); err != nil || string(got) != string(unlike(b, kind)) {
@@ -169,13 +160,44 @@ func TestHotStaysCheap(t *testing.T) {
 	}
 }
 
+// fillsCheapLast fills a pool by writing to volume "v" from a block on, and takes note of
+// that. Cold data take the room of cheap ranges last.
+func (r *rig) fillsCheapLast(v block.Volume, cold int64, holds map[int64]byte) {
+	r.t.Helper()
+	const some = 100
+	for full := false; !full; {
+		first := cold
+		for ; cold < first+some; cold++ {
+			err := write(v, cold*block.Size, unlike(cold, 7))
+			if full = errors.Is(err, block.ErrNoSpace); full {
+				break
+			}
+			if err != nil {
+				r.t.Fatal(err)
+			}
+			holds[cold] = 7
+		}
+		others := r.space.Usage().Free - r.space.FreeCheap()
+		if err := r.Pool.Commit(context.Background()); err != nil {
+			r.t.Fatal(err)
+		}
+		c, _ := r.catalogue.ByName("v")
+		for lba, p := range r.placesFrom(c, block.Logical(first)) {
+			if others > 2*some && lba >= block.Logical(first) && r.isCheap(p) {
+				r.t.Fatalf("block %d lies at %v, in a cheap range, and %d others were free", lba, p, others)
+			}
+		}
+	}
+	if u := r.space.Usage(); r.space.FreeCheap() > u.Slop+some || u.Free-r.space.FreeCheap() > some {
+		r.t.Errorf("%+v, and %d cheap blocks are free", u, r.space.FreeCheap())
+	}
+}
+
 // unlike returns a block that is like no other of another number or kind.
 func unlike(b int64, kind byte) []byte {
-	rng := rand.New(rand.NewPCG(uint64(b), uint64(kind)))
 	p := make([]byte, block.Size)
-	for i := range p {
-		p[i] = byte(rng.Uint32())
-	}
+	binary.LittleEndian.PutUint64(p, uint64(b)<<8|uint64(kind))
+	p[8] = 1 // and not like one of zeroes
 	return p
 }
 
@@ -185,7 +207,7 @@ func TestLongRunsAreNotHot(t *testing.T) {
 	ctx := context.Background()
 	r := newRigWithLog(t, 1, 128<<20, 16<<20)
 	r.mustOpen()
-	v := r.volume("v", 1<<30)
+	v := r.volume("v", 256<<20)
 	fill := func(from, n int64) {
 		t.Helper()
 		for b := from; b < from+n; b++ {
@@ -226,7 +248,7 @@ func TestHotGivenBack(t *testing.T) {
 	r := newRig(t, 1, 48<<20)
 	faults := r.faulty()
 	r.mustOpen()
-	v := r.volume("v", 1<<30)
+	v := r.volume("v", 256<<20)
 	put := func(kind byte) {
 		t.Helper()
 		for b := range int64(100) {
