@@ -20,12 +20,12 @@ type Device struct {
 	free      int64    // their sum
 	leaving   bool     // it is emptied, and nothing is allocated from it
 	apart     bool     // only AllocApart takes something of it
+	cheap     *cheap   // nil while nothing is cheap
 	groups    []group
 	cursor    int      // track to look at first
 	want      int      // only tracks with at least so many free blocks that are not cheap, while there are any
 	open      int      // track that was allocated from last, whose rest small allocations get
 	avoid     []uint64 // a bit for each track that is being emptied, see Choose
-	cheap     *cheap   // nil while nothing is cheap
 	twins     twinPlace
 }
 
@@ -216,16 +216,18 @@ func (d *Device) seek() bool {
 	end := min(begin+groupTracks, len(d.trackFree))
 	if int(g.most) >= d.want {
 		whole, most := d.cursor == begin, uint16(0)
-		free, want := d.trackFree[:end], uint16(d.want)
-		for t := d.cursor; t < len(free); t++ {
-			f := free[t]
+		want := uint16(d.want)
+		for i, f := range d.trackFree[d.cursor:end] {
 			if f >= want {
+				t := d.cursor + i
 				if f = uint16(d.dear(t)); f >= want && !bit(d.avoid, t) {
 					d.cursor = t
 					return true
 				}
 			}
-			most = max(most, f)
+			if f > most {
+				most = f
+			}
 		}
 		if whole {
 			g.most = most
