@@ -274,12 +274,18 @@ func (p *plan) assign(first int, blocks []int32) (rest []int32) {
 	return blocks
 }
 
-// writeFailed looks whether it was memory that could not be written: without it the next
-// attempt succeeds.
+// writeFailed looks whether it was memory or flash that could not be written: without it the
+// next attempt succeeds.
 func (m *Machine) writeFailed(ios []*devices.IO) {
 	for _, io := range ios {
-		if io.Err != nil && m.inMemory(io.At) {
+		switch {
+		case io.Err == nil:
+		case m.inMemory(io.At):
 			m.memoryFailed.Store(true)
+		default:
+			if cheap := m.Space.AreCheap([]block.Physical{io.At}); cheap[0] != 0 {
+				m.Space.ShunCheap(true)
+			}
 		}
 	}
 }

@@ -40,6 +40,9 @@ const (
 	// pressedRest is how many times as long as a step took the next one waits while clients
 	// need what it would take.
 	pressedRest = 24
+	// flashRetry is how long consistency points write nothing hot to flash after it has
+	// failed, and how long it must have gone well then.
+	flashRetry = time.Minute
 	// pinLeast and pinMost are how long what is pinned is taken to lie where it was found:
 	// whatever was written meanwhile is found by the next look.
 	pinLeast, pinMost = time.Second, time.Minute
@@ -72,7 +75,8 @@ type flash struct {
 	pins                     pinWalk
 	note                     *flashmap.NoteWriter // what was collected is being written
 	recalled                 bool                 // what was collected before was looked for
-	failed                   bool                 // somebody was told
+	failed                   error                // why it fails, as somebody was told
+	shunned                  time.Time            // since when nothing hot is written to flash, see shun
 
 	mu    sync.Mutex // guards stats, and layer and dev where others look at them
 	stats FlashStats // of the newest decision
@@ -235,7 +239,24 @@ func (f *flash) decide(now time.Time) {
 		}
 	}
 	f.tidy()
+	f.shun(now)
 	f.look(in)
+}
+
+// shun looks whether consistency points have given up to write to flash, and lets them try
+// it again after a while.
+func (f *flash) shun(now time.Time) {
+	switch shunned := f.p.space.CheapShunned(); {
+	case shunned && f.shunned.IsZero():
+		f.shunned = now
+		f.mishap(fmt.Errorf("what clients have written could not be written to it: %w", flashmap.ErrFailed))
+	case shunned && now.Sub(f.shunned) >= flashRetry:
+		f.p.space.ShunCheap(false)
+		f.shunned = now
+	case !shunned && !f.shunned.IsZero() && now.Sub(f.shunned) >= flashRetry:
+		f.shunned = time.Time{}
+		f.mishap(nil)
+	}
 }
 
 // tidy lets the layer do what is left over.
@@ -426,19 +447,17 @@ func (f *flash) check() []string {
 
 // mishap tells of it once when the flash device fails, and when it works again.
 func (f *flash) mishap(err error) {
-	failed := errors.Is(err, flashmap.ErrFailed) || f.layer.Status().Failure != nil
-	switch {
-	case failed && !f.failed:
-		if err == nil {
-			err = f.layer.Status().Failure
-		}
-		f.tell("flash-failed", "flash device %s of pool %s fails: %v", f.name(), f.p.label.Name, err)
-	case !failed && f.failed && err == nil:
-		f.tell("flash-works", "flash device %s of pool %s works again", f.name(), f.p.label.Name)
-	case failed == f.failed || err != nil:
-		return
+	if failure := f.layer.Status().Failure; err == nil && failure != nil {
+		err = failure
 	}
-	f.failed = failed
+	switch failed := errors.Is(err, flashmap.ErrFailed); {
+	case failed && f.failed == nil:
+		f.failed = err
+		f.tell("flash-failed", "flash device %s of pool %s fails: %v", f.name(), f.p.label.Name, err)
+	case err == nil && f.failed != nil && f.shunned.IsZero():
+		f.failed = nil
+		f.tell("flash-works", "flash device %s of pool %s works again", f.name(), f.p.label.Name)
+	}
 }
 
 // evacuate queues some of what is to go back, or finds that nothing is left.

@@ -57,15 +57,15 @@ func (f *flash) look(in policy.Input) {
 		s.Primaries, s.Pins, s.Top = primaries, pins, top
 		s.Queued, s.Stopped, s.Worn, s.Failures = len(f.queue), e.Stopped, e.Worn, e.Failures
 		s.RulesEvaluated, s.RulesBroken, s.RuleError = e.Evaluated, e.Broken, e.RuleError
-		s.State, s.Why = f.state(l.Failure, l.LostPages)
+		s.State, s.Why = f.state(l.LostPages)
 	})
 }
 
 // state says what the flash device does, and what is wrong.
-func (f *flash) state(failure error, lostPages int) (FlashState, string) {
+func (f *flash) state(lostPages int) (FlashState, string) {
 	switch {
-	case failure != nil:
-		return FlashFailed, failure.Error()
+	case f.failed != nil:
+		return FlashFailed, f.failed.Error()
 	case lostPages > 0:
 		return FlashFailed, fmt.Sprintf("%d pages of its table cannot be read, and nothing more moves to it", lostPages)
 	case f.evacuated:

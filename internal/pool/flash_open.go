@@ -166,7 +166,7 @@ func (f *flash) make(dev hpdi.Device, setBytes int64, roots []cp.DeviceRoot) err
 	if err != nil {
 		return err
 	}
-	f.kept, f.pins, f.evacuated, f.failed = defaultKept(), pinWalk{f: f}, false, false
+	f.kept, f.pins, f.evacuated, f.failed, f.shunned = defaultKept(), pinWalk{f: f}, false, nil, time.Time{}
 	f.setLayer(layer, -1) // it has no number yet
 	if f.engine, err = policy.New(f.kept.Policy); err == nil {
 		err = f.overAll(roots, true)

@@ -352,3 +352,92 @@ func (r *rig) flashGoes() {
 	}
 	r.t.Fatalf("the flash device never left: %+v", r.Stats().Removal)
 }
+
+// flaky puts a device that misbehaves by rule in the place of the flash device, from when the
+// pool is opened next.
+func (r *rig) flaky() (fault func() *blocktest.Fault) {
+	var f *blocktest.Fault
+	r.wrap = func(i int, d hpdi.Device) hpdi.Device {
+		if d.Info().Name != "ssd" {
+			return d
+		}
+		f = blocktest.NewFault(d, 5)
+		return f
+	}
+	return func() *blocktest.Fault { return f }
+}
+
+// A flash device that fails is an error for what is on it, and for nothing else: clients
+// write on, wherever that was before, and when it works again it is used again.
+func TestFlashFails(t *testing.T) {
+	ctx := context.Background()
+	r := newRig(t, 1, 64<<20)
+	r.mustOpen()
+	v, w := r.volume("v", 16<<20), r.volume("w", 16<<20)
+	r.fill(v, 128, 1)
+	r.fill(w, 128, 2)
+	r.fold()
+	r.addFlash(16 << 20)
+	r.pin("v")
+	r.die()
+	fault := r.flaky()
+	var told []string
+	o := r.options()
+	o.Flash.Tell = func(e FlashEvent) { told = append(told, e.Kind) }
+	if err := r.openWith(o); err != nil {
+		t.Fatal(err)
+	}
+	v, _ = r.Volume("v")
+	w, _ = r.Volume("w")
+	r.wantFilled(w, 128, 2)
+	if err := r.flashStep(); err != nil {
+		t.Fatal(err)
+	}
+	fault().Add(blocktest.Rule{Err: hpdi.ErrClosed})
+	got := make([]byte, block.Size)
+	if err := v.Read(ctx, got, 0); err == nil || !strings.Contains(err.Error(), "ssd") {
+		t.Fatalf("what is on flash reads as %v, %v", got[0], err)
+	}
+	r.cache.DropPool(0)
+	r.wantFilled(w, 128, 2)
+	// What was on flash is written anew: the point fails once, and goes elsewhere then.
+	for b := range int64(128) {
+		if err := write(v, b*block.Size, pattern(byte(b)+3)); err != nil {
+			t.Fatal(err)
+		}
+		if b%32 != 31 {
+			continue
+		}
+		var err error
+		for range 3 {
+			if err = r.Commit(ctx); err == nil {
+				break
+			}
+		}
+		if err != nil {
+			t.Fatalf("block %d: %v", b, err)
+		}
+	}
+	r.cache.DropPool(0)
+	r.wantFilled(v, 128, 3)
+	r.flashUntil("failed", func(s FlashStats) bool { return s.State == FlashFailed && s.Why != "" })
+	if !slices.Equal(told, []string{"flash-failed"}) {
+		t.Fatal(told)
+	}
+	fault().Clear()
+	if err := r.do(ctx, func() error {
+		r.Pool.flash.shunned = time.Now().Add(-flashRetry)
+		r.space.ShunCheap(false)
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	r.flashUntil("works", func(s FlashStats) bool { return s.State == FlashInUse })
+	if !slices.Equal(told, []string{"flash-failed", "flash-works"}) {
+		t.Fatal(told)
+	}
+	// Data sets that could not be moved are not tried again for a while.
+	r.flashUntil("pinned again", func(s FlashStats) bool { return len(s.Pins) == 1 && s.Pins[0].On >= s.Pins[0].Sets/2 })
+	r.wantFilled(v, 128, 3)
+	r.shut()
+}

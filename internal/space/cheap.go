@@ -283,7 +283,9 @@ func (s *Space) setCheap(dev int, first, end uint64, cheap bool) bool {
 func (s *Space) AllocCheap(n int, runs []Run) []Run {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	_, runs = s.allocCheapLocked(n, runs)
+	if !s.shunned {
+		_, runs = s.allocCheapLocked(n, runs)
+	}
 	return runs
 }
 
@@ -307,10 +309,28 @@ func (s *Space) allocCheapLocked(n int, runs []Run) (left int, _ []Run) {
 	return n, runs
 }
 
+// ShunCheap makes AllocCheap find nothing, because writes to cheap ranges fail, or something
+// again. Whatever cannot do without goes on to take them when all else is in use.
+func (s *Space) ShunCheap(on bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.shunned = on
+}
+
+// CheapShunned reports whether AllocCheap finds nothing because of that.
+func (s *Space) CheapShunned() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.shunned
+}
+
 // FreeCheap returns how many cheap blocks are free that AllocCheap may take.
 func (s *Space) FreeCheap() int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.shunned {
+		return 0
+	}
 	return s.freeCheapLocked()
 }
 

@@ -58,9 +58,10 @@ type Space struct {
 	reserved  int64
 	slop      int64
 	more      int64
-	next      int // device to allocate from next
-	nextTwin  int // and to allocate blocks with twins from
-	nextCheap int // and to allocate cheap blocks from
+	next      int  // device to allocate from next
+	nextTwin  int  // and to allocate blocks with twins from
+	nextCheap int  // and to allocate cheap blocks from
+	shunned   bool // see ShunCheap
 }
 
 // New returns a Space without devices.
