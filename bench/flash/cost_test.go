@@ -62,7 +62,6 @@ type costs struct {
 	collector *collect.Collector
 	engine    *policy.Engine
 	stats     []collect.Stat
-	written   uint64
 }
 
 // kind is how much of the layer there is.

@@ -77,6 +77,7 @@ type world struct {
 
 	disk, bare, behind *blocktest.Disk // below the policy, alone, below the LRU cache
 	random, runs       tier            // accesses of the disk alone
+	streams            tier            // those of runs that went on where the disk was
 	lru                *lru
 	promoted, demoted  int
 
@@ -185,10 +186,13 @@ func (x *world) count(out *window, part *tier, set int, off, n int64, a access) 
 		}
 		t.add(this)
 	}
-	before := out.None.Time
+	before, jumps := out.None.Time, x.bare.Count().Jumps
 	serve(&out.None, false, x.bare)
 	if took := (tier{All: 1, Time: out.None.Time - before}); a.run {
 		x.runs.add(took)
+		if x.bare.Count().Jumps == jumps {
+			x.streams.add(took)
+		}
 	} else {
 		x.random.add(took)
 	}
@@ -291,7 +295,7 @@ func (x *world) moved() {
 func (x *world) predict() (policy.Predicted, error) {
 	return policy.Simulate(policy.Trial{
 		Params: x.p, Slots: x.slots, SetBytes: x.s.setBytes,
-		Latencies: policy.Latencies{Primary: x.random.mean(), Run: x.runs.mean(), Flash: flashTime},
+		Latencies: policy.Latencies{Primary: x.random.mean(), Run: x.runs.mean(), Stream: x.streams.mean(), Flash: flashTime},
 		Devices: []policy.Past{{
 			Number: 1, Type: "disk", Windows: x.collector.History(),
 			Geometry: collect.Geometry{Size: int64(x.s.sets) * x.s.setBytes, SetBytes: x.s.setBytes},

@@ -9,11 +9,15 @@ import (
 	"github.com/pollux-storage/pollux/internal/flashmap/collect"
 )
 
-// Latencies are the mean times of accesses.
+// Latencies are the mean times of accesses, as they were measured in the time of the history.
 type Latencies struct {
 	Primary time.Duration // of one outside of runs
 	Run     time.Duration // of one in a run
 	Flash   time.Duration
+	// Stream is the time of one in a run before which nothing else moves the arm of the
+	// primary device away. Where others are served by flash, runs come to it; with 0 they
+	// stay as they were.
+	Stream time.Duration
 }
 
 // Past is how a device was used.
@@ -26,9 +30,24 @@ type Past struct {
 	Attributes func(collect.Set) Attributes
 }
 
-// of returns the time of what happens in a window.
-func (l *Latencies) of(w *PredictedWindow) time.Duration {
-	return time.Duration((w.Accesses-w.Hits)*float64(l.Primary) + (w.Runs-w.RunHits)*float64(l.Run) + (w.Hits+w.RunHits)*float64(l.Flash))
+// of returns the time of what happens in a window on one device. apart is the share of the
+// primary's accesses that were outside of runs when the times were measured.
+func (l *Latencies) of(w *PredictedWindow, apart float64) time.Duration {
+	run := float64(l.Run)
+	if now := share(w.Accesses-w.Hits, w.Runs-w.RunHits); l.Stream > 0 && apart > 0 {
+		// What comes before an access in a run is one outside of runs as often as these are
+		// of all.
+		run = float64(l.Stream) + (run-float64(l.Stream))*now/apart
+	}
+	return time.Duration((w.Accesses-w.Hits)*float64(l.Primary) + (w.Runs-w.RunHits)*run + (w.Hits+w.RunHits)*float64(l.Flash))
+}
+
+// share returns the part of a in both.
+func share(a, b float64) float64 {
+	if a+b <= 0 {
+		return 0
+	}
+	return a / (a + b)
 }
 
 // Trial is what Simulate plays.
@@ -144,15 +163,18 @@ func (r *replay) window(w int, start time.Time) PredictedWindow {
 	for _, d := range r.devices {
 		d.begin(w, steps)
 	}
+	each := make([]PredictedWindow, len(r.devices))
 	for s := range steps {
-		for _, d := range r.devices {
-			out.add(d.play(s, &r.Latencies))
+		for i, d := range r.devices {
+			each[i].add(d.play(s))
 		}
 		f := float64(s+1) / float64(steps)
 		r.step(start.Add(time.Duration(f*float64(r.length))), f)
 	}
-	for _, d := range r.devices {
-		out.add(d.rest(&r.Latencies))
+	for i, d := range r.devices {
+		each[i].add(d.rest())
+		each[i].Time = r.Latencies.of(&each[i], d.apart)
+		out.add(each[i])
 		d.end(r.Params.Collect.Decay)
 	}
 	return out
@@ -194,6 +216,7 @@ type replayed struct {
 	on      []collect.Set
 	sets    collect.Means
 	arrives []arrival // of each set of the window
+	apart   float64   // share of the primary's accesses in the history that are outside of runs
 }
 
 // arrival is how the accesses of a set come, step by step.
@@ -203,7 +226,18 @@ type arrival struct {
 }
 
 func newReplayed(p *Past, skip int) *replayed {
-	return &replayed{past: p, skip: skip, on: slices.Clone(p.On)}
+	accesses, runs := 0.0, 0.0
+	for i := range p.Windows {
+		w := &p.Windows[i]
+		accesses, runs = accesses+w.Reads+w.Writes, runs+w.Runs
+		for k := range w.Sets {
+			u := &w.Sets[k]
+			if _, on := slices.BinarySearch(p.On, u.Set); on {
+				accesses, runs = accesses-float64(u.Reads+u.Writes), runs-float64(u.Runs)
+			}
+		}
+	}
+	return &replayed{past: p, skip: skip, on: slices.Clone(p.On), apart: share(max(0, accesses), max(0, runs))}
 }
 
 // begin spreads the accesses of a window over its steps.
@@ -227,7 +261,7 @@ func (d *replayed) begin(w, steps int) {
 }
 
 // play has the accesses of a step happen.
-func (d *replayed) play(step int, l *Latencies) (out PredictedWindow) {
+func (d *replayed) play(step int) (out PredictedWindow) {
 	if d.window == nil {
 		return out
 	}
@@ -246,14 +280,13 @@ func (d *replayed) play(step int, l *Latencies) (out PredictedWindow) {
 		if len(on) > 0 && on[0] == a.used.Set {
 			w.Hits, w.RunHits = w.Accesses, w.Runs
 		}
-		w.Time = l.of(&w)
 		out.add(w)
 	}
 	return out
 }
 
 // rest returns the accesses of the window to sets that the history left out.
-func (d *replayed) rest(l *Latencies) (out PredictedWindow) {
+func (d *replayed) rest() (out PredictedWindow) {
 	if d.window == nil {
 		return out
 	}
@@ -264,7 +297,6 @@ func (d *replayed) rest(l *Latencies) (out PredictedWindow) {
 		out.Runs -= float64(u.Runs)
 	}
 	out.Accesses, out.Runs = max(0, out.Accesses), max(0, out.Runs)
-	out.Time = l.of(&out)
 	return out
 }
 

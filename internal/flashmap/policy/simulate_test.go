@@ -31,6 +31,48 @@ func testTrial(windows, slots int) Trial {
 	}
 }
 
+// Where flash serves what keeps moving the arm away, runs are as fast as they can be.
+func TestSimulateStreams(t *testing.T) {
+	for slots, want := range map[int]float64{
+		0:  600*8e6 + 20*6e6,
+		10: 50*8e6 + 550*1e5 + 20*1e5, // set 0 has the runs, and is on flash
+	} {
+		trial := testTrial(6, slots)
+		trial.Latencies.Run, trial.Latencies.Stream = 6*time.Millisecond, time.Millisecond
+		if slots == 0 {
+			trial.Latencies.Stream = 0
+		}
+		for range 2 { // with nothing on flash it makes no difference
+			p, err := Simulate(trial)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, mean := p.Over(3); math.Abs(float64(mean)-want/620) > 1e3 {
+				t.Errorf("%d slots, %+v: %v an access, want %v", slots, trial.Latencies, mean, time.Duration(want/620))
+			}
+			trial.Latencies.Stream = time.Millisecond
+		}
+	}
+	// Set 9, which nobody reads outside of runs, has them, and stays.
+	trial := testTrial(6, 9)
+	trial.Latencies.Run, trial.Latencies.Stream = 6*time.Millisecond, time.Millisecond
+	for i := range trial.Devices[0].Windows {
+		w := &trial.Devices[0].Windows[i]
+		w.Reads -= 10
+		w.Sets[0].Runs, w.Sets[9].Runs, w.Sets[9].Reads = 0, 20, 0
+	}
+	p, err := Simulate(trial)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// 590 of 610 accesses were outside of runs, and 50 of 70 are.
+	run := 1e6 + 5e6*(50.0/70)/(590.0/610)
+	want := 50*8e6 + 540*1e5 + 20*run
+	if _, mean := p.Over(3); math.Abs(float64(mean)-want/610) > 1e3 {
+		t.Errorf("%v an access, want %v", mean, time.Duration(want/610))
+	}
+}
+
 func TestSimulate(t *testing.T) {
 	for _, tt := range []struct {
 		slots int
