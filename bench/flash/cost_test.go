@@ -46,13 +46,23 @@ func (q foldedQueue) Submit(reqs ...*hpdi.Request) error {
 	return q.Queue.Submit(reqs...)
 }
 
-// observer gives a collector what a device is asked for, at a time that the benchmark sets.
+// observer gives a collector what a device is asked for. It asks for the time, as a pool has
+// to, and uses that which the benchmark sets.
 type observer struct {
 	*collect.Recorder
-	now *time.Time
+	clock func() time.Time
 }
 
-func (o observer) Record(op hpdi.Op, off, n int64) { o.Recorder.Record(op, off, n, *o.now) }
+func newObserver(r *collect.Recorder, now *time.Time) observer {
+	return observer{r, func() time.Time {
+		asked = time.Now()
+		return *now
+	}}
+}
+
+var asked time.Time
+
+func (o observer) Record(op hpdi.Op, off, n int64) { o.RecordBy(op, off, n, o.clock) }
 
 // costs is a device with what is over it.
 type costs struct {
@@ -104,7 +114,7 @@ func newCosts(t testing.TB, k kind, sets int64) *costs {
 		must(err)
 		o := flashmap.Primary{Number: 1, ID: block.DeviceID{1}}
 		if k == collected {
-			o.Observe = func() flashmap.Observer { return observer{c.collector.NewRecorder(), &c.now} }
+			o.Observe = func() flashmap.Observer { return newObserver(c.collector.NewRecorder(), &c.now) }
 		}
 		dev, err = f.Over(dev, o)
 		must(err)

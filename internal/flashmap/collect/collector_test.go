@@ -381,6 +381,23 @@ func TestFullRing(t *testing.T) {
 	}
 }
 
+// The clock is asked for accesses that are taken alone.
+func TestRecordBy(t *testing.T) {
+	c := newCollector(t, Geometry{gib, 256 * kib}, func(p *Params) { p.Sample = 8 })
+	r := c.NewRecorder()
+	asked := 0
+	clock := func() time.Time { asked++; return start.Add(time.Duration(asked) * time.Millisecond) }
+	const n = 8000
+	for i := range int64(n) {
+		r.RecordBy(hpdi.OpRead, i%4096*256*kib, 4*kib, clock)
+	}
+	r.RecordBy(hpdi.OpFlush, 0, 0, clock)
+	c.Tick(clock())
+	if s := c.Status(); s.Counted != uint64(8*(asked-1)) || asked < n/10 || asked > n/6 {
+		t.Errorf("asked %d times for %d accesses: %+v", asked, n, s)
+	}
+}
+
 // What is not to be counted is not.
 func TestIgnored(t *testing.T) {
 	c := newCollector(t, Geometry{gib, 256 * kib}, func(p *Params) { p.Operations = "writes" })

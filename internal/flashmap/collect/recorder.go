@@ -51,26 +51,46 @@ type Recorder struct {
 // Record notes an access of bytes at offset. It allocates nothing and waits for nobody.
 // Flushes, discards and what lies outside of the device are not noted.
 func (r *Recorder) Record(op hpdi.Op, offset, bytes int64, now time.Time) {
+	if every := r.takes(op, offset, bytes); every > 0 {
+		r.put(op, offset, bytes, now, every)
+	}
+}
+
+// RecordBy is Record with the time that a clock tells, which is asked only for an access that
+// is taken: where there are many, asking takes longer than all the rest.
+func (r *Recorder) RecordBy(op hpdi.Op, offset, bytes int64, clock func() time.Time) {
+	if every := r.takes(op, offset, bytes); every > 0 {
+		r.put(op, offset, bytes, clock(), every)
+	}
+}
+
+// takes returns for how many accesses one counts, 0 when it is not taken.
+func (r *Recorder) takes(op hpdi.Op, offset, bytes int64) (every int64) {
 	t := r.c.taking.Load()
 	if t.operations>>op&1 == 0 || bytes <= 0 || offset < 0 || offset > r.c.geometry.Size-bytes {
-		return
+		return 0
 	}
-	head := r.head.Load()
-	used := head - r.tail.Load()
-	every := t.every
+	used := r.head.Load() - r.tail.Load()
+	every = t.every
 	if used >= ringSize/2 {
 		every *= crowded
 	}
 	if every > 1 {
 		if r.skip--; r.skip > 0 {
-			return
+			return 0
 		}
 		r.skip = r.next(every)
 	}
 	if used == ringSize {
 		r.lost.Add(uint64(every))
-		return
+		return 0
 	}
+	return every
+}
+
+// put puts an access into the ring, which has room.
+func (r *Recorder) put(op hpdi.Op, offset, bytes int64, now time.Time, every int64) {
+	head := r.head.Load()
 	r.ring[head%ringSize] = event{offset, now.UnixNano(), uint32(min(bytes, maxEvent)), uint16(every), op == hpdi.OpWrite}
 	r.head.Store(head + 1)
 }
