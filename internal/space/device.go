@@ -217,17 +217,19 @@ func (d *Device) seek() bool {
 	if int(g.most) >= d.want {
 		whole, most := d.cursor == begin, uint16(0)
 		want := uint16(d.want)
-		for i, f := range d.trackFree[d.cursor:end] {
+		for t := d.cursor; t < end; t++ {
+			if t%4 == 0 && t+4 <= end && *(*uint64)(unsafe.Pointer(&d.trackFree[t])) == 0 {
+				t += 3 // four tracks without a free block, as nearly all of a full pool are
+				continue
+			}
+			f := d.trackFree[t]
 			if f >= want {
-				t := d.cursor + i
 				if f = uint16(d.dear(t)); f >= want && !bit(d.avoid, t) {
 					d.cursor = t
 					return true
 				}
 			}
-			if f > most {
-				most = f
-			}
+			most = max(most, f)
 		}
 		if whole {
 			g.most = most
