@@ -230,7 +230,7 @@ func (f *flash) turn(now time.Time) {
 // now.
 func (f *flash) decide(now time.Time) {
 	f.decideAt = now.Add(f.kept.Policy.Interval)
-	in := f.input(now)
+	in := f.input(now, false)
 	if len(f.queue) == 0 && f.now == nil && f.p.loaded.Load() {
 		if f.leaves() {
 			f.evacuate()
@@ -269,11 +269,15 @@ func (f *flash) tidy() {
 	}
 }
 
-// input is what the engine decides by.
-func (f *flash) input(now time.Time) policy.Input {
+// input is what the engine decides by, and with all also what makes no difference to it.
+func (f *flash) input(now time.Time, all bool) policy.Input {
 	in := policy.Input{Now: now, SetBytes: f.layer.SetBytes(), Slots: f.layer.Status().Slots, Pins: f.pins.found}
 	for _, d := range f.disks {
-		s := d.collector.Snapshot(now, d.use)
+		least := f.engine.Least(f.class(d))
+		if all {
+			least = 0
+		}
+		s := d.collector.SnapshotAbove(least, now, d.use)
 		d.use = s.Stats
 		in.Devices = append(in.Devices, policy.Device{
 			Number: d.dev, Type: f.class(d), Snapshot: s, On: d.on(f.layer.SetBytes()), Attributes: func(set collect.Set) policy.Attributes { return f.attributes(d, set) },
@@ -497,7 +501,7 @@ type observer struct {
 // Record implements flashmap.Observer.
 func (o *observer) Record(op hpdi.Op, off, n int64) {
 	if off >= o.from {
-		o.Recorder.Record(op, off, n, time.Now())
+		o.RecordBy(op, off, n, time.Now)
 	}
 }
 

@@ -152,7 +152,7 @@ func (f *flash) explain(volume string, offset int64) (x FlashExplanation, err er
 		x.Movable = "it lies among labels, superblocks and logs"
 		return x, nil
 	}
-	x.Explanation, err = f.engine.Explain(f.input(time.Now()), d.dev, f.setOf(at))
+	x.Explanation, err = f.engine.Explain(f.input(time.Now(), true), d.dev, f.setOf(at))
 	return x, err
 }
 

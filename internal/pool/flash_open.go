@@ -192,7 +192,7 @@ func (f *flash) serve() {
 	f.pace = policy.Pace{}
 	f.pace.Use(f.kept.Policy.Budget)
 	f.recalled, f.tickAt, f.decideAt = false, time.Time{}, time.Time{}
-	f.look(f.input(time.Now()))
+	f.look(f.input(time.Now(), false))
 }
 
 // join puts the layer over a device that is about to become part of the pool, and returns

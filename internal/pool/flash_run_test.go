@@ -95,8 +95,8 @@ func TestFlashFindsWhatIsHot(t *testing.T) {
 			t.Fatal(err)
 		}
 		time.Sleep(3 * time.Second)
-		if s := r.Flash(); len(s.Top) == 0 || !s.Top[0].OnFlash {
-			t.Errorf("after a takeover nothing is known: %+v", s.Top)
+		if x, err := r.ExplainFlash(ctx, "hot", 0); err != nil || !x.OnFlash || x.Benefit == 0 {
+			t.Errorf("after a takeover nothing is known: %+v, %v", x, err)
 		}
 		p, err := r.SimulateFlash(ctx, mustParams(t, r), 0)
 		if err != nil || p.Windows == 0 {
