@@ -23,7 +23,7 @@ type FlashOptions struct {
 
 // FlashEvent is something that a person may want to know of the flash of a pool.
 type FlashEvent struct {
-	Kind    string // "flash-failed", "flash-works", "flash-evacuated", "flash-policy-lost", "flash-history-lost"
+	Kind    string // "flash-failed", "flash-works", "flash-evacuated", "flash-grown", "flash-policy-lost", "flash-history-lost"
 	Message string
 }
 
@@ -32,9 +32,9 @@ const (
 	// flashTick is how often what was recorded is counted: a recorder has room for some
 	// thousand accesses.
 	flashTick = 100 * time.Millisecond
-	// flashKeep is how often what was collected is written to the flash device: so much of
-	// it is lost with a guest.
-	flashKeep = time.Minute
+	// flashKeep is how often what was collected is written to the flash device, some MiB for
+	// each disk: so much of it is lost with a guest. More often would wear flash.
+	flashKeep = 5 * time.Minute
 	// flashWait is how long a step that failed waits, and what waits for clients at most.
 	flashWait = time.Second
 	// pressedRest is how many times as long as a step took the next one waits while clients
@@ -72,9 +72,11 @@ type flash struct {
 	now                      *flashMove           // under way
 	evacuation               *flashmap.Evacuation // keeps slots free while everything goes back
 	evacuated                bool
+	stuck                    error // why the newest move of an evacuation failed
 	pins                     pinWalk
 	note                     *flashmap.NoteWriter // what was collected is being written
 	recalled                 bool                 // what was collected before was looked for
+	counted                  uint64               // accesses, when the note was written
 	failed                   error                // why it fails, as somebody was told
 	shunned                  time.Time            // since when nothing hot is written to flash, see shun
 
@@ -213,10 +215,8 @@ func (f *flash) work(now time.Time) {
 
 // turn begins or ends that everything goes back. What is queued is given up.
 func (f *flash) turn(now time.Time) {
-	for _, m := range f.queue {
-		f.engine.Done(m, nil, now)
-	}
-	f.queue, f.decideAt, f.evacuated = nil, now, false
+	f.withdraw()
+	f.decideAt, f.evacuated, f.stuck = now, false, nil
 	if f.evacuation == nil {
 		f.evacuation = f.layer.Evacuate(0)
 	} else {
@@ -226,17 +226,26 @@ func (f *flash) turn(now time.Time) {
 	f.count(func(s *FlashStats) { s.Left, s.Total = 0, 0 })
 }
 
-// decide finds out what is to be moved next, unless something is, and makes Stats tell of
-// now.
+// withdraw gives up what was decided and not begun.
+func (f *flash) withdraw() {
+	for _, m := range f.queue {
+		f.engine.Withdraw(m, f.layer.SetBytes())
+	}
+	f.queue = nil
+}
+
+// decide finds out what is to be moved next, and makes Stats tell of now. What was decided
+// before and not begun yet is decided anew.
 func (f *flash) decide(now time.Time) {
 	f.decideAt = now.Add(f.kept.Policy.Interval)
 	in := f.input(now, false)
-	if len(f.queue) == 0 && f.now == nil && f.p.loaded.Load() {
-		if f.leaves() {
-			f.evacuate()
-		} else {
-			f.queue = f.engine.Step(in)
-		}
+	f.withdraw()
+	switch {
+	case !f.p.loaded.Load():
+	case f.leaves():
+		f.evacuate()
+	default:
+		f.queue = f.engine.Step(in)
 	}
 	f.tidy()
 	f.shun(now)
@@ -413,8 +422,10 @@ func (f *flash) discard(x *flashMove) {
 func (f *flash) done(err error, now time.Time) {
 	x := f.now
 	f.now = nil
-	if f.evacuation != nil && len(f.queue) == 0 && err == nil {
-		f.decideAt = now
+	if f.evacuation != nil {
+		if f.stuck = err; err == nil && len(f.queue) == 0 {
+			f.decideAt = now
+		}
 	}
 	f.engine.Done(x.Move, err, now)
 	f.mishap(err)
@@ -432,6 +443,9 @@ func (f *flash) done(err error, now time.Time) {
 			s.GivenUp++
 		default:
 			s.Demoted++
+		}
+		if f.evacuation != nil && err == nil && x.Kind == policy.Demote {
+			s.Left = max(0, s.Left-1)
 		}
 	})
 }

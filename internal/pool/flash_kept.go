@@ -146,9 +146,21 @@ type historyEntry struct {
 	state []byte // as collect.Collector.Save has it
 }
 
-// encodeHistory packs what was collected of devices.
-func encodeHistory(all []historyEntry) []byte {
-	b := binary.LittleEndian.AppendUint32(nil, uint32(len(all)))
+// history is what is kept of what was collected.
+type history struct {
+	wear    policy.Wear
+	devices []historyEntry
+}
+
+// encode packs what was collected.
+func (h *history) encode() []byte {
+	le := binary.LittleEndian
+	b := le.AppendUint64(nil, uint64(h.wear.Hour))
+	for _, n := range h.wear.Bytes {
+		b = le.AppendUint64(b, uint64(n))
+	}
+	all := h.devices
+	b = le.AppendUint32(b, uint32(len(all)))
 	for _, e := range all {
 		b = append(b, e.id[:]...)
 		b = binary.LittleEndian.AppendUint32(b, uint32(len(e.state)))
@@ -157,21 +169,29 @@ func encodeHistory(all []historyEntry) []byte {
 	return b
 }
 
-// historyHead is what precedes the state of a device, in bytes.
-const historyHead = 16 + 4
+// historyHead is what precedes the state of a device, and historyFixed what comes before all
+// of them, in bytes.
+const (
+	historyHead  = 16 + 4
+	historyFixed = 8 + 25*8 + 4
+)
 
-func decodeHistory(b []byte) (all []historyEntry, err error) {
+func decodeHistory(b []byte) (h history, err error) {
 	d := ondisk.NewDecoder(b)
+	h.wear.Hour = int64(d.U64())
+	for i := range h.wear.Bytes {
+		h.wear.Bytes[i] = int64(d.U64())
+	}
 	for range d.Count(historyHead) {
 		var e historyEntry
 		copy(e.id[:], d.Bytes(len(e.id)))
 		e.state = d.Bytes(int(d.U32()))
-		all = append(all, e)
+		h.devices = append(h.devices, e)
 	}
 	if err := d.Err(); err != nil {
-		return nil, fmt.Errorf("what was collected: %w", err)
+		return history{}, fmt.Errorf("what was collected: %w", err)
 	}
-	return all, nil
+	return h, nil
 }
 
 // recall takes over what a guest before has collected. Without it some windows pass before
@@ -179,11 +199,12 @@ func decodeHistory(b []byte) (all []historyEntry, err error) {
 func (f *flash) recall(now time.Time) {
 	f.keepAt = now.Add(flashKeep)
 	b, err := f.layer.ReadNote(flashmap.NoteAccess)
-	var all []historyEntry
+	var h history
 	if err == nil {
-		all, err = decodeHistory(b)
+		h, err = decodeHistory(b)
 	}
-	for _, e := range all {
+	f.engine.AddWear(h.wear, now)
+	for _, e := range h.devices {
 		for _, d := range f.disks {
 			if d.id == e.id {
 				err = errors.Join(err, d.collector.Load(e.state, f.p.label.Pool, now))
@@ -197,24 +218,12 @@ func (f *flash) recall(now time.Time) {
 
 // keep writes what was collected to the flash device now and then, a step at a time.
 func (f *flash) keep(now time.Time) {
-	if f.note == nil {
-		if now.Before(f.keepAt) || f.layer.Status().Info.ReadOnly {
-			return
-		}
+	if f.note == nil && !now.Before(f.keepAt) {
 		f.keepAt = now.Add(flashKeep)
-		limit := (f.layer.NoteLimit(flashmap.NoteAccess) - 4) / max(1, len(f.disks))
-		var all []historyEntry
-		for _, d := range f.disks {
-			if limit-historyHead < 1024 {
-				break
-			}
-			all = append(all, historyEntry{d.id, d.collector.Save(collect.Identity{Pool: f.p.label.Pool, Epoch: f.p.epoch}, limit-historyHead, now)})
-		}
-		w, err := f.layer.WriteNote(flashmap.NoteAccess, encodeHistory(all))
-		if err != nil {
-			return // too small a device
-		}
-		f.note = w
+		f.beginKeep(now)
+	}
+	if f.note == nil {
+		return
 	}
 	done, err := f.note.Step()
 	if err != nil {
@@ -225,5 +234,46 @@ func (f *flash) keep(now time.Time) {
 	}
 	if done {
 		f.count(func(s *FlashStats) { s.Kept = now })
+	}
+}
+
+// beginKeep begins to write what was collected, unless nothing was.
+func (f *flash) beginKeep(now time.Time) {
+	counted := uint64(0)
+	for _, d := range f.disks {
+		counted += d.collector.Status().Counted
+	}
+	if counted == f.counted {
+		return
+	}
+	h := history{wear: f.engine.Wear()}
+	limit := (f.layer.NoteLimit(flashmap.NoteAccess)-historyFixed)/max(1, len(f.disks)) - historyHead
+	for _, d := range f.disks {
+		if limit < leastHistory {
+			break // too small a device
+		}
+		h.devices = append(h.devices, historyEntry{d.id, d.collector.Save(collect.Identity{Pool: f.p.label.Pool, Epoch: f.p.epoch}, limit, now)})
+	}
+	w, err := f.layer.WriteNote(flashmap.NoteAccess, h.encode())
+	if err != nil {
+		return // it is open for reading only, or there is no room at all
+	}
+	f.note, f.counted = w, counted
+}
+
+// leastHistory is how many bytes what was collected of a device needs to be worth anything.
+const leastHistory = 4096
+
+// keepAll writes what was collected, before the pool is closed. Where it cannot be written
+// what was kept before counts.
+func (f *flash) keepAll(now time.Time) {
+	if f.layer == nil || !f.recalled {
+		return
+	}
+	if f.note == nil {
+		f.beginKeep(now)
+	}
+	for f.note != nil {
+		f.keep(now)
 	}
 }

@@ -76,15 +76,18 @@ func FuzzKept(f *testing.F) {
 
 // FuzzHistory decodes anything without harm.
 func FuzzHistory(f *testing.F) {
-	f.Add(encodeHistory(nil))
-	f.Add(encodeHistory([]historyEntry{{block.DeviceID{1}, []byte("state")}, {block.DeviceID{2}, nil}}))
-	f.Add([]byte{255, 255, 255, 255})
+	empty := history{}
+	f.Add(empty.encode())
+	h := history{wear: policy.Wear{Hour: 500000}, devices: []historyEntry{{block.DeviceID{1}, []byte("state")}, {block.DeviceID{2}, nil}}}
+	h.wear.Bytes[3] = 1 << 30
+	f.Add(h.encode())
+	f.Add(bytes.Repeat([]byte{255}, historyFixed))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		all, err := decodeHistory(b)
+		h, err := decodeHistory(b)
 		if err != nil {
 			return
 		}
-		if got := encodeHistory(all); !bytes.HasPrefix(b, got) {
+		if got := h.encode(); !bytes.HasPrefix(b, got) {
 			t.Fatalf("%x was read as %x", b, got)
 		}
 	})

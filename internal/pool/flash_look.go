@@ -70,6 +70,8 @@ func (f *flash) state(lostPages int) (FlashState, string) {
 		return FlashFailed, fmt.Sprintf("%d pages of its table cannot be read, and nothing more moves to it", lostPages)
 	case f.evacuated:
 		return FlashEvacuated, ""
+	case f.evacuation != nil && f.stuck != nil:
+		return FlashEvacuating, f.stuck.Error()
 	case f.evacuation != nil:
 		return FlashEvacuating, ""
 	}

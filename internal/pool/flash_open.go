@@ -188,6 +188,13 @@ func (f *flash) serve() {
 			f.p.space.SetCheap(d.dev, uint64(set)*n, n, true)
 		}
 	}
+	if f.layer.Status().Grown > 0 {
+		if n, err := f.layer.Grow(); err != nil {
+			f.mishap(err)
+		} else {
+			f.tell("flash-grown", "flash device %s of pool %s has room for %d MiB more", f.name(), f.p.label.Name, int64(n)*f.layer.SetBytes()>>20)
+		}
+	}
 	f.layer.OnMoved(f.moved)
 	f.pace = policy.Pace{}
 	f.pace.Use(f.kept.Policy.Budget)
@@ -217,6 +224,19 @@ func (f *flash) refuse(i int, class cp.DeviceClass) error {
 	}
 	_, err := f.part(nil, i)
 	return err
+}
+
+// settle ends what moves on a device that is about to leave the pool.
+func (f *flash) settle(dev int) error {
+	if f.now == nil || f.now.disk.dev != dev {
+		return nil
+	}
+	if err := f.now.move.Cancel(); err != nil {
+		return err // it goes on until its table can be written
+	}
+	f.engine.Withdraw(f.now.Move, f.layer.SetBytes())
+	f.now = nil
+	return nil
 }
 
 // part takes the layer off a device that is no part of the pool any more, on which nothing

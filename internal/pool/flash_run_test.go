@@ -79,7 +79,7 @@ func TestFlashFindsWhatIsHot(t *testing.T) {
 		if hits < 4*misses {
 			t.Errorf("%d reads of flash, %d of the disk", hits, misses)
 		}
-		x, err := r.ExplainFlash(ctx, "cold", 1<<20)
+		x, err := r.ExplainFlash(ctx, "cold", 24<<20)
 		if err != nil || x.OnFlash {
 			t.Errorf("%+v, %v", x, err)
 		}

@@ -436,8 +436,6 @@ func TestFlashFails(t *testing.T) {
 	if !slices.Equal(told, []string{"flash-failed", "flash-works"}) {
 		t.Fatal(told)
 	}
-	// Data sets that could not be moved are not tried again for a while.
-	r.flashUntil("pinned again", func(s FlashStats) bool { return len(s.Pins) == 1 && s.Pins[0].On >= s.Pins[0].Sets/2 })
 	r.wantFilled(v, 128, 3)
 	r.shut()
 }

@@ -549,6 +549,7 @@ func (p *Pool) settle(ctx context.Context) error {
 	if p.machine.Folding() {
 		return errors.New("a fold is still under way")
 	}
+	p.flash.keepAll(time.Now())
 	return p.machine.Rewrite(func(sb *cp.Superblock) { sb.RegionID, sb.BootID = "", "" })
 }
 

@@ -334,6 +334,9 @@ func (r *remover) unstick() { r.count(func(s *RemovalStats) { s.Stuck = "" }) }
 // it, both are right.
 func (r *remover) remove(now time.Time) error {
 	p, dev := r.p, r.dev
+	if err := p.flash.settle(dev); err != nil {
+		return err
+	}
 	err := p.machine.Rewrite(func(sb *cp.Superblock) {
 		sb.Devices[dev] = cp.DeviceRoot{ID: sb.Devices[dev].ID, State: cp.DeviceGone}
 	})

@@ -31,16 +31,22 @@ func (s *budgets) advance(now time.Time, written uint64, setBytes int64) {
 	}
 	s.migrate = min(s.migrate+max(0, now.Sub(s.at).Seconds())*float64(s.b.Migrate), burst)
 	s.at = now
-	if h := now.Unix() / 3600; h > s.hour {
-		for k := max(s.hour+1, h-int64(len(s.hours))+1); k <= h; k++ {
-			s.hours[k%int64(len(s.hours))] = 0
-		}
-		s.hour = h
-	}
+	s.forward(now.Unix() / 3600)
 	if s.known && written > s.written {
 		s.wear(int64(written - s.written))
 	}
 	s.written, s.known = written, true
+}
+
+// forward makes an hour the present one, unless that is later.
+func (s *budgets) forward(h int64) {
+	if h <= s.hour {
+		return
+	}
+	for k := max(s.hour+1, h-int64(len(s.hours))+1); k <= h; k++ {
+		s.hours[k%int64(len(s.hours))] = 0
+	}
+	s.hour = h
 }
 
 // wear notes bytes that are written to flash.

@@ -163,6 +163,42 @@ func (e *Engine) Done(m Move, err error, now time.Time) {
 	e.backoff.moved(k)
 }
 
+// Withdraw says that a move was not begun, and will not be: what it would have cost can be
+// spent on others. It takes the place of Done.
+func (e *Engine) Withdraw(m Move, setBytes int64) {
+	k := key{m.Device, m.Set}
+	if e.underWay[k] != m.Kind {
+		return
+	}
+	delete(e.underWay, k)
+	toFlash := int64(0)
+	if m.Kind == Promote {
+		toFlash = setBytes
+	}
+	e.budgets.spend(-setBytes, -toFlash)
+}
+
+// Wear is what was written to flash of late, for Budget.Wear to count on after a restart.
+type Wear struct {
+	Hour  int64     // the newest one, since 1970
+	Bytes [25]int64 // of that and the 24 before it; the place is the hour modulo 25
+}
+
+// Wear returns what was written to flash of late.
+func (e *Engine) Wear() Wear { return Wear{e.budgets.hour, e.budgets.hours} }
+
+// AddWear adds what an engine before has known of. What lies in the future is left out, for
+// it could never have been.
+func (e *Engine) AddWear(w Wear, now time.Time) {
+	s := &e.budgets
+	s.forward(now.Unix() / 3600)
+	for h := max(s.hour, w.Hour) - int64(len(w.Bytes)) + 1; h <= min(s.hour, w.Hour); h++ {
+		if n := w.Bytes[h%int64(len(w.Bytes))]; n > 0 && n < math.MaxInt64/(2*int64(len(w.Bytes))) {
+			s.hours[h%int64(len(s.hours))] += n
+		}
+	}
+}
+
 // item is a data set that the engine looks at.
 type item struct {
 	device  int // index in Input.Devices

@@ -3,6 +3,7 @@ package policy
 import (
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"os"
 	"reflect"
@@ -591,5 +592,40 @@ func BenchmarkStep(b *testing.B) {
 				e.Step(in)
 			}
 		})
+	}
+}
+
+// What was written to flash counts on after a restart, for 24 hours, and a move that is
+// withdrawn costs nothing.
+func TestWear(t *testing.T) {
+	const policy = "interval: 10s\nbudget: {wear: 1MiB}\nhysteresis: {gain: 0, margin: 1, stay: 0s}"
+	e := newEngine(t, policy)
+	in := testInput(20, 20, func(int) float64 { return 50 })
+	moves := e.Step(in)
+	if n := int64(len(moves)); n == 0 || n*setBytes > mib || e.Status().Worn != n*setBytes {
+		t.Fatalf("%d moves, %d bytes worn", n, e.Status().Worn)
+	}
+	e.Withdraw(moves[0], setBytes)
+	e.Withdraw(moves[0], setBytes)
+	if want := int64(len(moves)-1) * setBytes; e.Status().Worn != want || e.Status().UnderWay != len(moves)-1 {
+		t.Fatalf("%d bytes worn after one move was withdrawn, %d under way", e.Status().Worn, e.Status().UnderWay)
+	}
+	worn := e.Status().Worn
+	for hours, want := range map[int]int64{0: worn, 1: worn, 24: worn, 25: 0, 1000: 0} {
+		f := newEngine(t, policy)
+		f.AddWear(e.Wear(), in.Now.Add(time.Duration(hours)*time.Hour))
+		if got := f.Status().Worn; got != want {
+			t.Errorf("after %d hours %d bytes are worn, want %d", hours, got, want)
+		}
+	}
+	for _, bad := range []Wear{{Hour: math.MaxInt64}, {Hour: math.MinInt64}, {Hour: -1}, {Hour: in.Now.Unix()/3600 + 100, Bytes: e.Wear().Bytes}} {
+		for i := range bad.Bytes {
+			bad.Bytes[i] = math.MaxInt64
+		}
+		f := newEngine(t, policy)
+		f.AddWear(bad, in.Now)
+		if got := f.Status().Worn; got != 0 {
+			t.Errorf("%+v: %d bytes are worn", bad, got)
+		}
 	}
 }
