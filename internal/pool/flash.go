@@ -530,6 +530,18 @@ func (f *flash) class(d *flashDisk) string {
 	return ClassSolid
 }
 
+// belowDepth is how many requests a queue of queueBelow holds.
+const belowDepth = 64
+
+// queueBelow opens a queue of a device of the pool itself, not of the layer over it, which
+// may leave the device before the queue is closed: for what never lies on flash.
+func (f *flash) queueBelow(dev int) (hpdi.Queue, error) {
+	if d := f.disk(dev); d != nil {
+		return d.raw.NewQueue(belowDepth)
+	}
+	return f.p.set.Queue(dev)
+}
+
 // The classes of devices of which nobody has said another one.
 const (
 	ClassRotating = "disk"

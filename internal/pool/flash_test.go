@@ -6,6 +6,7 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -165,6 +166,71 @@ func TestFlash(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.wantFilled(v, n, 6)
+	r.shut()
+}
+
+// countsQueues counts the queues of a device that are open.
+type countsQueues struct {
+	hpdi.Device
+	open *atomic.Int64
+}
+
+func (d countsQueues) NewQueue(depth int) (hpdi.Queue, error) {
+	q, err := d.Device.NewQueue(depth)
+	if err == nil {
+		d.open.Add(1)
+	}
+	return countedQueue{q, d.open}, err
+}
+
+type countedQueue struct {
+	hpdi.Queue
+	open *atomic.Int64
+}
+
+func (q countedQueue) Close() error {
+	q.open.Add(-1)
+	return q.Queue.Close()
+}
+
+// A flash device that has left a pool, which was opened with it, is used by nobody: it can be
+// closed, and opened by somebody else.
+func TestFlashLeavesNoQueue(t *testing.T) {
+	r := newRig(t, 1, 64<<20)
+	r.mustOpen()
+	v := r.volume("v", 16<<20)
+	r.addFlash(16 << 20)
+	r.fill(v, 64, 1)
+	r.die()
+	var open atomic.Int64
+	r.wrap = func(_ int, d hpdi.Device) hpdi.Device {
+		if d.Info().Name != "ssd" {
+			return d
+		}
+		return countsQueues{d, &open}
+	}
+	left := int64(-1)
+	r.removal.Removed = func(d hpdi.Device) {
+		left = open.Load()
+		_ = d.Close()
+	}
+	r.mustOpen()
+	v, err := r.Volume("v")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.wantFilled(v, 64, 1)
+	if err := errors.Join(v.Flush(context.Background()), r.RemoveDevice(context.Background(), "ssd")); err != nil {
+		t.Fatal(err)
+	}
+	r.flashGoes()
+	if left != 0 {
+		t.Errorf("%d queues of the flash device were open when it had left the pool", left)
+	}
+	r.wantFilled(v, 64, 1)
+	if err := errors.Join(write(v, 0, pattern(1)), v.Flush(context.Background())); err != nil {
+		t.Fatal(err)
+	}
 	r.shut()
 }
 

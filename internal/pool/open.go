@@ -564,7 +564,7 @@ func (op *opener) start(ctx context.Context) error {
 	}
 	op.step("dirty index")
 	var err error
-	if p.flushQueue, err = p.set.Queue(0); err != nil {
+	if p.flushQueue, err = p.flash.queueBelow(0); err != nil {
 		return err
 	}
 	area := p.label.FlushArea()
