@@ -157,9 +157,21 @@ func (p *Pool) AddFlash(ctx context.Context, dev hpdi.Device, setBytes int64) er
 // DefaultSetBytes is the size of data sets unless another one is asked for.
 const DefaultSetBytes = 256 << 10
 
+// reach is how many bytes of disks a flash device has a map for, beyond which nothing moves:
+// all that the pool has and as much again, or what is usual for a flash device of the size.
+func reach(size int64, roots []cp.DeviceRoot) int64 {
+	var disks int64
+	for _, r := range roots {
+		if r.Class == cp.ClassDisk && r.State != cp.DeviceGone {
+			disks += int64(r.Blocks) * block.Size
+		}
+	}
+	return max(64*size, 2*disks)
+}
+
 // make makes the layer of a device that is about to become the flash of the pool.
 func (f *flash) make(dev hpdi.Device, setBytes int64, roots []cp.DeviceRoot) error {
-	if _, err := flashmap.Create(dev, flashmap.CreateOptions{SetBytes: setBytes}); err != nil {
+	if _, err := flashmap.Create(dev, flashmap.CreateOptions{SetBytes: setBytes, Reach: reach(dev.Info().Size, roots)}); err != nil {
 		return err
 	}
 	layer, err := flashmap.Open(dev)

@@ -13,6 +13,7 @@ import (
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/block/blocktest"
+	"github.com/pollux-storage/pollux/internal/cp"
 	"github.com/pollux-storage/pollux/internal/flashmap"
 	"github.com/pollux-storage/pollux/internal/flashmap/policy"
 )
@@ -167,6 +168,17 @@ func TestFlash(t *testing.T) {
 	}
 	r.wantFilled(v, n, 6)
 	r.shut()
+}
+
+// Flash that is small beside the disks of its pool has a map for all of them, too.
+func TestFlashReach(t *testing.T) {
+	tib := uint64(1<<40) / block.Size
+	roots := []cp.DeviceRoot{{Blocks: tib}, {Blocks: 2 * tib}, {Blocks: tib, Class: cp.ClassMemory}, {Blocks: tib, State: cp.DeviceGone}}
+	for size, want := range map[int64]int64{1 << 30: 6 << 40, 1 << 40: 64 << 40} {
+		if got := reach(size, roots); got != want {
+			t.Errorf("flash of %d bytes: %d", size, got)
+		}
+	}
 }
 
 // countsQueues counts the queues of a device that are open.
