@@ -28,6 +28,9 @@ type Device interface {
 	// looks for free blocks in cheap places goes from one to the next. Data sets that
 	// are lost count as well: they are no place for anything, and writes to them fail.
 	NextOnFlash(off int64) (start, end int64)
+	// Reach returns how many bytes at the front of the primary the map has room for: what
+	// lies behind stays there.
+	Reach() int64
 	// LeastCopies returns how many copies there are of each block at least, wherever its
 	// data set is.
 	LeastCopies() int
@@ -323,6 +326,9 @@ func (d *device) Detach() (hpdi.Device, error) {
 	d.p.dev.CompareAndSwap(d, nil)
 	return d.primary, d.io.Release()
 }
+
+// Reach returns how many bytes at the front can be on flash.
+func (d *device) Reach() int64 { return int64(d.sets) << d.f.shift }
 
 // LeastCopies returns how many copies the side has that has fewer.
 func (d *device) LeastCopies() int {

@@ -138,6 +138,9 @@ func (f *flash) isNow(dev int) bool {
 // name returns the flash device's name.
 func (f *flash) name() string { return f.p.set.Info(f.dev).Name }
 
+// bytes returns how many bytes are on flash.
+func (f *flash) bytes() int64 { return int64(f.layer.Status().Used) * f.layer.SetBytes() }
+
 // disk returns the device of a number, nil if the layer is not over it.
 func (f *flash) disk(number int) *flashDisk {
 	for _, d := range f.disks {
@@ -224,6 +227,16 @@ func (f *flash) turn(now time.Time) {
 		f.evacuation = nil
 	}
 	f.count(func(s *FlashStats) { s.Left, s.Total = 0, 0 })
+}
+
+// refresh makes Stats tell at once of what somebody has asked for.
+func (f *flash) refresh() {
+	now := time.Now()
+	if f.leaves() != (f.evacuation != nil) {
+		f.turn(now)
+	}
+	f.decideAt = now
+	f.look(f.input(now, false))
 }
 
 // withdraw gives up what was decided and not begun.
@@ -394,7 +407,7 @@ func (f *flash) begin(m policy.Move, now time.Time) {
 	default:
 		x.move, err = f.layer.MoveIn(m.Device, x.set)
 		switch {
-		case errors.Is(err, block.ErrExists):
+		case errors.Is(err, block.ErrExists), errors.Is(err, flashmap.ErrFixed): // a pin may ask for that
 			err = nil
 		case errors.Is(err, flashmap.ErrFull):
 			err = fmt.Errorf("%w: %w", policy.ErrNoRoom, err)
@@ -491,8 +504,10 @@ func (f *flash) evacuate() {
 		}
 	}
 	f.count(func(s *FlashStats) { s.Left, s.Total = left, max(s.Total, left) })
-	if left == 0 && !f.evacuated {
-		f.evacuated = true
+	if left > 0 || f.now != nil || f.evacuated { // a move that was begun before may bring one more
+		return
+	}
+	if f.evacuated = true; f.Stats().Total > 0 { // else nothing was there, as before
 		f.tell("flash-evacuated", "flash device %s of pool %s is evacuated: nothing is on it", f.name(), f.p.label.Name)
 	}
 }

@@ -69,15 +69,20 @@ func (f *flash) over(dev hpdi.Device, i int, root cp.DeviceRoot, collects bool) 
 		Number: i, ID: root.ID, Fixed: []flashmap.Range{{Offset: 0, Length: d.fixed}},
 		Unused: func(off, n int64) bool { return f.p.unused(i, off, n) },
 	}
-	var err error
-	if collects {
-		if d.collector, err = collect.New(collect.Geometry{Size: info.Size, SetBytes: f.layer.SetBytes()}, f.kept.Policy.Collect, time.Now()); err != nil {
-			return fmt.Errorf("device %s: %w", info.Name, err)
-		}
+	if collects { // queues are opened later, when there is a collector
 		o.Observe = func() flashmap.Observer { return &observer{d.collector.NewRecorder(), d.fixed} }
 	}
+	var err error
 	if d.device, err = f.layer.Over(dev, o); err != nil {
 		return err
+	}
+	if collects {
+		// What has to stay where it is is not worth counting.
+		g := collect.Geometry{Size: d.device.Reach(), SetBytes: f.layer.SetBytes()}
+		if d.collector, err = collect.New(g, f.kept.Policy.Collect, time.Now()); err != nil {
+			_, e := d.device.Detach()
+			return errors.Join(fmt.Errorf("device %s: %w", info.Name, err), e)
+		}
 	}
 	f.disks = append(f.disks, d)
 	slices.SortFunc(f.disks, func(x, y *flashDisk) int { return x.dev - y.dev })

@@ -118,7 +118,7 @@ func (f *flash) change(c FlashChange) ([]policy.Change, error) {
 		}
 	}
 	f.pace.Use(k.Policy.Budget)
-	f.decideAt = now
+	f.refresh()
 	return changes, err
 }
 
@@ -176,6 +176,7 @@ func (p *Pool) EvacuateFlash(ctx context.Context, action string) error {
 		if err := f.store(k); err != nil {
 			return fmt.Errorf("flash of pool %s: %w", p.label.Name, err)
 		}
+		f.refresh()
 		return nil
 	})
 }

@@ -52,7 +52,11 @@ func (p *Pool) RemoveDevice(ctx context.Context, name string) error {
 			return errors.Join(err, p.machine.Rewrite(func(*cp.Superblock) {}))
 		}
 		p.remover.begin(dev)
-		p.remover.tell("device-removing", "device %s of pool %s is being removed: %d MiB are moved to the other devices", name, p.label.Name, toMiB(l.Used))
+		used := toMiB(l.Used)
+		if p.flash.is(dev) {
+			used = p.flash.bytes() >> 20
+		}
+		p.remover.tell("device-removing", "device %s of pool %s is being removed: %d MiB are moved to the other devices", name, p.label.Name, used)
 		return nil
 	})
 }

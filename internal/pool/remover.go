@@ -146,6 +146,8 @@ func (r *remover) begin(dev int) {
 	})
 	if r.p.flash.is(dev) {
 		r.phase = removerEvacuates
+		n := r.p.flash.bytes()
+		r.count(func(s *RemovalStats) { s.Total, s.Left = n, n })
 		return
 	}
 	r.await(removerFolds, "waits for a fold")
@@ -236,7 +238,7 @@ func (r *remover) evacuate(now time.Time) {
 		x.State, x.Stuck = "moves data sets back", s.Why
 		x.Total, x.Left = int64(s.Total)*s.SetBytes, int64(s.Left)*s.SetBytes
 	})
-	if !f.evacuated {
+	if !f.evacuated || f.bytes() > 0 {
 		return
 	}
 	if err := r.remove(now); err != nil {
