@@ -105,6 +105,7 @@ func (e *Engine) Use(p Params) ([]Change, error) {
 	}
 	changes := Diff(e.p, p)
 	e.p, e.rules = p, r
+	e.brokenBy = nil // it was of rules that may not count any more
 	e.budgets.b, e.budgets.interval = p.Budget, p.Interval
 	return changes, nil
 }

@@ -219,6 +219,10 @@ hysteresis: {gain: 0, stay: 0s}
 	if wantMoves(t, e.Step(in)); e.Status().Broken != 4 || !strings.Contains(e.Status().RuleError, "division by zero") {
 		t.Errorf("%+v", e.Status())
 	}
+	// Of rules that were changed since it is not told any more.
+	if _, err := e.Use(Defaults()); err != nil || e.Status().RuleError != "" || e.Status().Broken != 4 {
+		t.Errorf("%v, %+v", err, e.Status())
+	}
 }
 
 // Copying is within a rate, and what is written to flash within a day's amount.

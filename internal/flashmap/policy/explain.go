@@ -242,7 +242,7 @@ type Status struct {
 	// Failures are the sets whose moves failed and were not done since.
 	Failures []Failure
 	// Evaluated and Broken are how often rules were evaluated and could not be, RuleError
-	// is why, of the newest one.
+	// is why, of the newest one since the parameters were changed.
 	Evaluated, Broken uint64
 	RuleError         string
 }
