@@ -145,7 +145,7 @@ type DeviceStatus struct {
 	Size   int64  `json:"size"`
 	Direct bool   `json:"direct"`
 	Note   string `json:"note,omitempty"`
-	// Class is ClassLLRRM for such memory, empty for a disk.
+	// Class is ClassLLRRM or ClassFlash for such a device, empty for a disk.
 	Class string `json:"class,omitempty"`
 	// Of one of several copies: which mirror of the pool, from 1, and how far
 	// the copy can be believed; what is left to be resilvered, in bytes.
@@ -193,6 +193,8 @@ type PoolStatus struct {
 	Settings    PoolSettings  `json:"settings,omitzero"`
 	// LLRRM tells of low-latency random read memory, if the pool has some.
 	LLRRM *LLRRMStatus `json:"llrrm,omitempty"`
+	// Flash tells of the flash of the pool, if it has some.
+	Flash *FlashStatus `json:"flash,omitempty"`
 	// Removal is that of a device, if one is being removed.
 	Removal *RemovalStatus `json:"removal,omitempty"`
 	// Removed are paths of devices that were removed since the pool was opened.
@@ -374,12 +376,15 @@ type PoolAdd struct {
 	Force bool `json:"force,omitempty"`
 	// Class says what it is used for; ClassDisk if empty.
 	Class string `json:"class,omitempty"`
+	// SetBytes is the size of data sets, of ClassFlash alone; 0 is the default.
+	SetBytes int64 `json:"set_bytes,omitempty"`
 }
 
 // The classes of devices.
 const (
 	ClassDisk  = "disk"  // data and metadata
 	ClassLLRRM = "llrrm" // low-latency random read memory: single blocks that are shared
+	ClassFlash = "flash" // data sets of the disks that are used most
 )
 
 // PoolRemove asks for the removal of a device, or for its end.
