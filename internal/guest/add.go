@@ -23,8 +23,11 @@ func (g *Guest) addDevice(ctx context.Context, name string, c control.PoolAdd) (
 		return control.Pool{}, err
 	}
 	add := st.AddDevice
-	if c.Class == control.ClassLLRRM {
+	switch c.Class {
+	case control.ClassLLRRM:
 		add = st.AddMemory
+	case control.ClassFlash:
+		add = func(ctx context.Context, d hpdi.Device) error { return st.AddFlash(ctx, d, c.SetBytes) }
 	}
 	if err := add(ctx, d); err != nil {
 		_ = d.Close()

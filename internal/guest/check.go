@@ -103,10 +103,10 @@ func (g *Guest) reach(paths []string, id string) (string, error) {
 
 // headroom is what a second pool takes of memory beside its region, which is
 // there already: its counts, what its index of fingerprints needs beyond the bytes that
-// the region has for it, and its buffers with the index of its log.
+// the region has for it, what its flash takes, and its buffers with the index of its log.
 func headroom(cfg *config.Config, set *config.Guest, index int64) int64 {
 	p, _ := plan(cfg, []poolNeeds{needsOf(cfg, set)}) // whether it fits into the settings is not asked here
-	return p.Counts + max(0, p.Index-index) + p.Work - workBase
+	return p.Counts + max(0, p.Index-index) + p.Flash + p.Work - workBase
 }
 
 func roundMiB(n int64) config.Size { return config.Size(n &^ (1<<20 - 1)) }

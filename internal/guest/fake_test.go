@@ -110,6 +110,7 @@ type fakeStore struct {
 	surveyed string // and of a survey
 	found    *control.VolumeSurvey
 	settings control.PoolSettings
+	flash    fakeFlash
 
 	name   string
 	devs   []hpdi.Device
@@ -309,7 +310,7 @@ func (s *fakeStore) Scrub(_ context.Context, action string) error {
 
 func (s *fakeStore) Stats() control.PoolStatus {
 	s.mu.Lock()
-	st := control.PoolStatus{Name: s.name, Scrub: control.ScrubStatus{State: control.ScrubNever}, Settings: s.settings}
+	st := control.PoolStatus{Name: s.name, Scrub: control.ScrubStatus{State: control.ScrubNever}, Settings: s.settings, Flash: flashStatus(s.flash.stats)}
 	s.mu.Unlock()
 	if now := s.scrub.Load(); now != nil {
 		st.Scrub = *now

@@ -1,17 +1,22 @@
 package guest
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"math"
 	"os"
 	"runtime/debug"
+	"slices"
 	"strings"
 
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/config"
 	"github.com/pollux-storage/pollux/internal/control"
+	"github.com/pollux-storage/pollux/internal/cp"
+	"github.com/pollux-storage/pollux/internal/devices"
+	"github.com/pollux-storage/pollux/internal/flashmap/policy"
 	"github.com/pollux-storage/pollux/internal/oplog"
 	"github.com/pollux-storage/pollux/internal/pool"
 	"github.com/pollux-storage/pollux/internal/space"
@@ -24,6 +29,7 @@ type Plan struct {
 	Logs   int64 // regions with the operation logs
 	Counts int64 // reference counts, while nothing is shared
 	Index  int64 // of fingerprints, where blocks are shared; in the regions, too
+	Flash  int64 // what is collected of the use of disks, where a pool has flash
 	Work   int64 // everything else
 	Cache  int64
 
@@ -50,7 +56,11 @@ type poolNeeds struct {
 	blocks []uint64 // of each device
 	log    int64    // bytes of payload; 0 while the settings decide
 	index  int64    // of fingerprints; 0 as long as the settings decide
+	flash  int64    // bytes for its flash, 0 without
 }
+
+// flashSet is the memory for a data set that is on flash.
+const flashSet = 16
 
 // PlanMemory divides a guest's memory as the settings and the devices of both
 // pools demand. When it does not suffice, the error says what would, and the
@@ -77,7 +87,7 @@ func needsOf(cfg *config.Config, set *config.Guest) poolNeeds {
 		if l, err := pool.ReadLabel(d); err == nil {
 			n.log = l.LogBytes
 			if l.Index == 0 {
-				n.index = ownIndex(d, l.Pool)
+				n.index, n.flash = ownIndex(d, l.Pool), ownFlash(d, l.Pool)
 			}
 		}
 		_ = d.Close() // it was only read
@@ -93,6 +103,34 @@ func ownIndex(first hpdi.Device, id block.PoolID) int64 {
 		return 0
 	}
 	return int64(u.Settings.IndexBytes)
+}
+
+// ownFlash returns the memory for the flash of the pool of a first device: what is collected
+// of each disk, and its table. It goes by the default parameters, for which no other device
+// has to be read.
+func ownFlash(first hpdi.Device, id block.PoolID) int64 {
+	set := devices.NewSet([]hpdi.Device{first})
+	sb, err := cp.ReadSuperblock(set, id)
+	if err = errors.Join(err, set.ReleaseQueues()); err != nil {
+		return 0 // opening the pool will say what is wrong
+	}
+	var disks, sets int64
+	has := false
+	for _, d := range sb.Devices {
+		switch {
+		case d.State == cp.DeviceGone:
+		case d.Class == cp.ClassDisk:
+			disks++
+		case d.Class == cp.ClassFlash:
+			has = true
+			sets += int64(d.Blocks) * block.Size / pool.DefaultSetBytes
+		}
+	}
+	if !has {
+		return 0
+	}
+	c := policy.Defaults().Collect
+	return disks*int64(c.Memory+c.History) + sets*flashSet
 }
 
 // smallest returns the size of the smallest of some devices, each of which has the
@@ -162,29 +200,30 @@ func divide(cfg *config.Config, pools []poolNeeds) Plan {
 			index = int64(cfg.DedupIndex)
 		}
 		p.Index += pool.IndexMemory(index, blocks)
+		p.Flash += n.flash
 		p.devices += blocks * block.Size
 	}
 	if p.Cache == 0 {
-		p.Cache = max(minCache, p.Limit-p.Logs-p.Counts-p.Index-p.Work)
+		p.Cache = max(minCache, p.Limit-p.Logs-p.Counts-p.Index-p.Flash-p.Work)
 	}
 	return p
 }
 
 // Sum returns the bytes of all parts.
-func (p Plan) Sum() int64 { return p.Logs + p.Counts + p.Index + p.Work + p.Cache }
+func (p Plan) Sum() int64 { return p.Logs + p.Counts + p.Index + p.Flash + p.Work + p.Cache }
 
 // Regions returns how much memory the regions of all pools may take at most: a log that is
 // replayed after a power cut is larger, and an index of another size is made beside the
 // one before.
 func (p Plan) Regions() int64 { return p.Logs + p.Logs/4 + 2*p.Index }
 
-// HeapLimit returns what of Work the Go heap may take, 0 for any amount: the
+// HeapLimit returns what of Work and Flash the Go heap may take, 0 for any amount: the
 // rest is memory outside it.
 func (p Plan) HeapLimit() int64 {
 	if p.Limit == 0 {
 		return 0
 	}
-	return p.Work - int64(p.pools)*workPool/2
+	return p.Work + p.Flash - int64(p.pools)*workPool/2
 }
 
 // limitHeap tells the garbage collector, unless somebody else has.
@@ -199,6 +238,7 @@ const (
 	partLogs   = "operation logs"
 	partCounts = "reference counts"
 	partIndex  = "deduplication"
+	partFlash  = "flash"
 	partWork   = "work"
 	partCache  = "cache"
 )
@@ -209,13 +249,29 @@ func (p Plan) parts() []control.MemoryPart {
 	if p.Limit > 0 {
 		cache = "what the others leave"
 	}
-	return []control.MemoryPart{
+	parts := []control.MemoryPart{
 		{Name: partLogs, Planned: p.Logs, Why: fmt.Sprintf("the regions of %d pools, the partner's included", p.pools)},
 		{Name: partCounts, Planned: p.Counts, Why: fmt.Sprintf("34 bytes for each MiB of %s of devices, more where blocks are shared", gib(p.devices))},
 		{Name: partIndex, Planned: p.Index, Why: fmt.Sprintf("the index of each of %d pools, in its region, taken once a volume of it shares blocks", p.pools)},
 		{Name: partWork, Planned: p.Work, Why: "index of the logs, mappings before their fold, buffers, heap"},
 		{Name: partCache, Planned: p.Cache, Why: cache},
 	}
+	if p.Flash > 0 {
+		why := "what is collected of the use of each disk of pools with flash, by the default parameters"
+		parts = slices.Insert(parts, 3, control.MemoryPart{Name: partFlash, Planned: p.Flash, Why: why})
+	}
+	return parts
+}
+
+// flashMemory is what flash takes now.
+func flashMemory(f *control.FlashStatus) (n int64) {
+	if f == nil {
+		return 0
+	}
+	for _, p := range f.Primaries {
+		n += p.Collected.Bytes
+	}
+	return n + int64(f.Used)*flashSet
 }
 
 func gib(n int64) string { return fmt.Sprintf("%.1f GiB", float64(n)/(1<<30)) }
@@ -224,7 +280,9 @@ func gib(n int64) string { return fmt.Sprintf("%.1f GiB", float64(n)/(1<<30)) }
 func (p Plan) used(m control.MemoryStatus, pools []control.PoolStatus, cached int64) []control.MemoryPart {
 	parts := p.parts()
 	var counts, own, kept int64 // of indexes, those that end with the guest and the others
+	var flash int64
 	for _, s := range pools {
+		flash += flashMemory(s.Flash)
 		counts += s.CountsBytes
 		own += s.Dedup.IndexOwn
 		kept += s.Dedup.IndexKept
@@ -237,8 +295,10 @@ func (p Plan) used(m control.MemoryStatus, pools []control.PoolStatus, cached in
 			parts[i].Used = counts
 		case partIndex:
 			parts[i].Used = own + kept
+		case partFlash:
+			parts[i].Used = flash
 		case partWork:
-			parts[i].Used = max(0, m.Anonymous-counts-own-cached)
+			parts[i].Used = max(0, m.Anonymous-counts-own-flash-cached)
 		case partCache:
 			parts[i].Used = cached
 		}

@@ -1,6 +1,8 @@
 package guest
 
 import (
+	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -229,5 +231,83 @@ func TestMemoryOfIndexes(t *testing.T) {
 	}
 	if _, err := plan(settingsOf(t, "{memory: 512MiB, dedup_index: 512MiB}"), []poolNeeds{{blocks: []uint64{testTiB / block.Size}}}); err == nil || !strings.Contains(err.Error(), partIndex) {
 		t.Errorf("an index as large as the memory: %v", err)
+	}
+}
+
+// Where a pool has flash, memory for it is planned, part of the heap's, and what it takes is
+// told; nobody else hears of it.
+func TestMemoryOfFlash(t *testing.T) {
+	cfg := settingsOf(t, "memory: 1GiB")
+	disks := []uint64{testTiB / block.Size}
+	without, err := plan(cfg, []poolNeeds{{blocks: disks}, {blocks: disks}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	with, err := plan(cfg, []poolNeeds{{blocks: disks, flash: 40 * testMiB}, {blocks: disks, flash: 8 * testMiB}})
+	if err != nil || with.Flash != 48*testMiB || with.Sum() != without.Sum() || with.HeapLimit() != without.HeapLimit()+48*testMiB || with.Cache != without.Cache-48*testMiB {
+		t.Errorf("%+v, %v", with, err)
+	}
+	pools := []control.PoolStatus{{Flash: &control.FlashStatus{Used: 3, Primaries: []control.FlashPrimary{{Collected: control.FlashCollected{Bytes: 100}}, {Collected: control.FlashCollected{Bytes: 200}}}}}, {}}
+	told := map[string]control.MemoryPart{}
+	for _, part := range with.used(control.MemoryStatus{Anonymous: 1000}, pools, 50) {
+		told[part.Name] = part
+	}
+	if f, w := told[partFlash], told[partWork]; f.Planned != 48*testMiB || f.Used != 348 || w.Used != 1000-348-50 {
+		t.Errorf("%+v", told)
+	}
+	for _, part := range without.used(control.MemoryStatus{}, nil, 0) {
+		if part.Name == partFlash {
+			t.Errorf("%+v", part)
+		}
+	}
+}
+
+// The memory for flash is planned by what the pool's devices say, whoever looks.
+func TestMemoryOfAPoolWithFlash(t *testing.T) {
+	cfg := settingsOf(t, "{memory: 2GiB, guests: [{name: a, pool: {devices: [disk, flash]}}]}")
+	var paths []string
+	for _, name := range []string{"disk", "flash"} {
+		path := filepath.Join(cfg.Dir, name)
+		if err := errors.Join(os.WriteFile(path, nil, 0o600), os.Truncate(path, 256*testMiB)); err != nil {
+			t.Fatal(err)
+		}
+		paths = append(paths, path)
+	}
+	st, err := NewPools(cfg, 1<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	open := func(path string) hpdi.Device {
+		dev, err := openLocked(path, time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return dev
+	}
+	disk := open(paths[0])
+	if err := st.Create(t.Context(), CreateSpec{Name: "p", Identity: "a", Devices: []hpdi.Device{disk}, LogBytes: 24 * testMiB}); err != nil {
+		t.Fatal(err)
+	}
+	closeAll([]hpdi.Device{disk})
+	if n := needsOf(cfg, &cfg.Guests[0]); n.flash != 0 {
+		t.Errorf("without flash: %d bytes", n.flash)
+	}
+	s, err := st.Open(t.Context(), OpenSpec{Identity: "a", Owner: "a", Devices: []hpdi.Device{open(paths[0])}, RegionPath: filepath.Join(cfg.Dir, "region")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	running, end := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- s.Run(running) }()
+	err = s.AddFlash(t.Context(), open(paths[1]), 0)
+	end()
+	if err = errors.Join(err, <-done, s.Release()); err != nil {
+		t.Fatal(err)
+	}
+	if n := needsOf(cfg, &cfg.Guests[0]); n.flash < 32*testMiB || n.flash > 33*testMiB {
+		t.Errorf("with flash: %d bytes", n.flash)
+	}
+	if p, err := PlanMemory(cfg); err != nil || p.Flash < 32*testMiB {
+		t.Errorf("%+v, %v", p, err)
 	}
 }

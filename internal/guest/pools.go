@@ -101,7 +101,7 @@ func (p *Pools) open(ctx context.Context, o OpenSpec) (*store, error) {
 			return nil, fmt.Errorf("device %s belongs to pool %s of %q, not of %q: correct the settings", d.Info().Name, l.Name, l.Identity, o.Identity)
 		}
 	}
-	scrub, removal, scan := p.scrub, p.removal, pool.ScanOptions{}
+	scrub, removal, scan, flash := p.scrub, p.removal, pool.ScanOptions{}, pool.FlashOptions{}
 	removal.Removed = o.Removed
 	var grown func(hpdi.Device, int64)
 	var index func(string)
@@ -113,12 +113,13 @@ func (p *Pools) open(ctx context.Context, o OpenSpec) (*store, error) {
 		scrub.Tell = func(e pool.ScrubEvent) { o.Tell(e.Kind, e.Message) }
 		scan.Tell = o.Tell
 		removal.Tell = func(e pool.RemovalEvent) { o.Tell(e.Kind, e.Message) }
+		flash.Tell = func(e pool.FlashEvent) { o.Tell(e.Kind, e.Message) }
 	}
 	q, err := pool.Open(ctx, pool.OpenOptions{
 		Devices: o.Devices, RegionPath: o.RegionPath, Cache: p.cache, CacheSlot: p.slots[o.Identity],
 		Owner: o.Owner, AcceptLoss: o.AcceptLoss, BatteryBacked: o.BatteryBacked, LeftOut: o.LeftOut,
 		Interval: p.limit.Interval, PointBytes: int64(p.limit.Size), FoldEntries: p.limit.FoldAfter, FoldLimit: p.limit.FoldLimit, IndexBytes: p.index,
-		Cleaner: p.cleaner, Scrub: scrub, Removal: removal, Scan: scan, Grown: grown, Host: p.host,
+		Cleaner: p.cleaner, Scrub: scrub, Removal: removal, Scan: scan, Flash: flash, Grown: grown, Host: p.host,
 		IndexTell: index,
 	})
 	if err != nil {
@@ -203,8 +204,8 @@ func (s *store) Stats() control.PoolStatus {
 		}
 	}
 	return control.PoolStatus{
-		LLRRM: llrrmStatus(st),
-		Name:  s.Name(), Identity: s.Identity(), Epoch: uint64(s.Epoch()), CP: st.CP, Capacity: st.Bytes, Free: st.FreeBytes,
+		LLRRM: llrrmStatus(st), Flash: flashStatus(s.Flash()),
+		Name: s.Name(), Identity: s.Identity(), Epoch: uint64(s.Epoch()), CP: st.CP, Capacity: st.Bytes, Free: st.FreeBytes,
 		LogBytes: st.LogBytes, LogUsed: st.LogUsedBytes, Dirty: int64(st.DirtyBlocks) * block.Size, Error: st.LastError,
 		Faults: faults, CountsBytes: st.CountsBytes, Loading: st.Loading, PagesMended: st.Mended,
 		Dedup: control.DedupStatus{

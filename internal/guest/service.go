@@ -24,26 +24,33 @@ import (
 // handlers answer on the guest's control socket, for what it holds.
 func (g *Guest) handlers() control.Handlers {
 	return control.Handlers{
-		Status:        g.status,
-		Volumes:       g.volumes,
-		Volume:        g.volume,
-		CreateVolume:  g.createVolume,
-		ChangeVolume:  g.changeVolume,
-		DeleteVolume:  g.deleteVolume,
-		Pools:         g.pools,
-		CreatePool:    g.createPool,
-		AddDevice:     g.addDevice,
-		ExportPool:    g.exportPool,
-		ImportPool:    g.importPool,
-		RemoveDevice:  g.removeDevice,
-		ChangeCopy:    g.changeCopy,
-		ChangePool:    g.changePool,
-		ScrubPool:     g.scrubPool,
-		SurveyPool:    g.surveyPool,
-		Dedup:         g.dedup,
-		CheckTakeover: g.checkTakeover,
-		Check:         g.check,
-		Checking:      g.checking,
+		Status:            g.status,
+		Volumes:           g.volumes,
+		Volume:            g.volume,
+		CreateVolume:      g.createVolume,
+		ChangeVolume:      g.changeVolume,
+		DeleteVolume:      g.deleteVolume,
+		Pools:             g.pools,
+		CreatePool:        g.createPool,
+		AddDevice:         g.addDevice,
+		ExportPool:        g.exportPool,
+		ImportPool:        g.importPool,
+		RemoveDevice:      g.removeDevice,
+		ChangeCopy:        g.changeCopy,
+		ChangePool:        g.changePool,
+		ScrubPool:         g.scrubPool,
+		SurveyPool:        g.surveyPool,
+		Dedup:             g.dedup,
+		Flash:             g.flash,
+		FlashPolicy:       g.flashPolicy,
+		ChangeFlashPolicy: g.changeFlashPolicy,
+		ChangeFlashPin:    g.changeFlashPin,
+		EvacuateFlash:     g.evacuateFlash,
+		ExplainFlash:      g.explainFlash,
+		SimulateFlash:     g.simulateFlash,
+		CheckTakeover:     g.checkTakeover,
+		Check:             g.check,
+		Checking:          g.checking,
 	}
 }
 
@@ -172,6 +179,7 @@ func (g *Guest) describe(s *control.GuestStatus, t *tenancy) {
 	if m := stats.LLRRM; m != nil && m.Failed {
 		s.Alerts = append(s.Alerts, fmt.Sprintf("LLRRM of pool %s could not be written: nothing moves there any more until the pool is opened again; remove the device if it is bad", stats.Name))
 	}
+	s.Alerts = append(s.Alerts, flashAlerts(stats.Name, stats.Flash)...)
 	if full := fullness(stats, g.cfg.Alerts); full != "" {
 		s.Alerts = append(s.Alerts, full)
 	}
@@ -190,8 +198,11 @@ func (g *Guest) describe(s *control.GuestStatus, t *tenancy) {
 		name := d.Info().Name
 		errs := stats.Faults[name]
 		class := ""
-		if stats.LLRRM != nil && slices.Contains(stats.LLRRM.Devices, name) {
+		switch {
+		case stats.LLRRM != nil && slices.Contains(stats.LLRRM.Devices, name):
 			class = control.ClassLLRRM
+		case stats.Flash != nil && stats.Flash.Device == name:
+			class = control.ClassFlash
 		}
 		if m, ok := d.(*mirror.Mirror); ok {
 			describeMirror(s, st.Name(), m)

@@ -8,6 +8,7 @@ import (
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/control"
+	"github.com/pollux-storage/pollux/internal/flashmap/policy"
 	"github.com/pollux-storage/pollux/internal/partner"
 	"github.com/pollux-storage/pollux/internal/pool"
 )
@@ -112,6 +113,16 @@ type Store interface {
 	AddDevice(ctx context.Context, dev hpdi.Device) error
 	// AddMemory is AddDevice for low-latency random read memory.
 	AddMemory(ctx context.Context, dev hpdi.Device) error
+	// AddFlash is AddDevice for flash, with data sets of so many bytes; 0 is the default.
+	AddFlash(ctx context.Context, dev hpdi.Device, setBytes int64) error
+	// Flash tells of it; no device is a pool without. It waits for no device. What
+	// follows is an error of kind block.ErrNotFound then.
+	Flash() pool.FlashStats
+	FlashPolicy(ctx context.Context) (policy.Params, []pool.FlashPin, error)
+	ChangeFlash(ctx context.Context, c pool.FlashChange) ([]policy.Change, error)
+	EvacuateFlash(ctx context.Context, action string) error
+	ExplainFlash(ctx context.Context, volume string, offset int64) (pool.FlashExplanation, error)
+	SimulateFlash(ctx context.Context, params policy.Params, slots int) (pool.FlashPrediction, error)
 	// RemoveDevice begins to take a device out, by its name.
 	RemoveDevice(ctx context.Context, name string) error
 	// CancelRemoval makes the device that is being taken out stay.

@@ -26,8 +26,10 @@ func (a *agent) addDevice(ctx context.Context, name string, c control.PoolAdd) (
 	switch {
 	case c.Device == "":
 		return p, control.NewError(control.KindInvalid, "a device is needed", "")
-	case c.Class != "" && c.Class != control.ClassDisk && c.Class != control.ClassLLRRM:
-		return p, control.NewError(control.KindInvalid, fmt.Sprintf("there is no class of devices %q", c.Class), "use "+control.ClassDisk+" or "+control.ClassLLRRM)
+	case c.Class != "" && !slices.Contains(deviceClasses, c.Class):
+		return p, control.NewError(control.KindInvalid, fmt.Sprintf("there is no class of devices %q", c.Class), "use one of "+strings.Join(deviceClasses, ", "))
+	case c.SetBytes != 0 && c.Class != control.ClassFlash:
+		return p, control.NewError(control.KindInvalid, "only a device of class "+control.ClassFlash+" has data sets of a size", "")
 	}
 	group := []string{a.absolute(c.Device)}
 	for _, path := range c.Copies {
@@ -92,13 +94,25 @@ func (a *agent) addDevice(ctx context.Context, name string, c control.PoolAdd) (
 	if len(group) > 1 {
 		what = "the mirror of " + strings.Join(group, ", ") + " is"
 	}
+	fields := map[string]string{"pool": name, "device": strings.Join(group, ",")}
 	as := ""
-	if c.Class == control.ClassLLRRM {
+	switch {
+	case c.Class == control.ClassLLRRM:
 		as = " as LLRRM"
+	case c.Class == control.ClassFlash && len(group) == 1:
+		as = " as flash, by itself: whatever is on it is lost with it"
+	case c.Class == control.ClassFlash:
+		as = " as flash"
 	}
-	a.event(p.Guest, "device-added", map[string]string{"pool": name, "device": strings.Join(group, ",")}, "%s part of pool %s%s", what, name, as)
+	if as != "" {
+		fields["class"] = c.Class
+	}
+	a.event(p.Guest, "device-added", fields, "%s part of pool %s%s", what, name, as)
 	return got, set(after, nil)
 }
+
+// deviceClasses are those that a device can be added as.
+var deviceClasses = []string{control.ClassDisk, control.ClassLLRRM, control.ClassFlash}
 
 // settled returns the settings of a pool without what was being added, or, where
 // the open pool shows that it was, with it.
