@@ -1,6 +1,8 @@
 package cli
 
 import (
+	"cmp"
+	"fmt"
 	"os"
 	"reflect"
 	"strings"
@@ -9,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/pollux-storage/pollux/internal/config"
+	"github.com/pollux-storage/pollux/internal/flashmap/policy"
 )
 
 // read returns a page of the documentation.
@@ -60,6 +63,18 @@ func TestEverySettingIsDocumented(t *testing.T) {
 		}
 	}
 	visit(reflect.TypeFor[config.Config]())
+}
+
+// Each parameter of the flash policy is described with its default.
+func TestEveryFlashParameterIsDocumented(t *testing.T) {
+	page := read(t, "flash.md")
+	p := policy.Defaults()
+	for _, q := range p.Parameters() {
+		name := strings.Replace(q.Name, "patterns."+policy.AnyType+".", "patterns.CLASS.", 1)
+		if row := fmt.Sprintf("| `%s` | %s | ", name, cmp.Or(q.Default, "none")); !strings.Contains(page, row) {
+			t.Errorf("docs/flash.md lacks the row\n%s", row)
+		}
+	}
 }
 
 func fields(typ reflect.Type) func(func(reflect.StructField) bool) {

@@ -45,6 +45,9 @@ func (s *session) printPool(p control.Pool) error {
 	if m := st.LLRRM; m != nil {
 		lines = append(lines, []string{"LLRRM", llrrmLine(m)})
 	}
+	if st.Flash != nil {
+		lines = append(lines, []string{"flash", flashLine(st.Flash)})
+	}
 	if st.Removal != nil {
 		lines = append(lines, []string{"removal", removalLine(st.Removal)})
 	}
@@ -57,8 +60,8 @@ func (s *session) printPool(p control.Pool) error {
 	count := func(n uint64) string { return strconv.FormatUint(n, 10) }
 	for _, d := range p.Devices {
 		note := d.Note
-		if d.Class == control.ClassLLRRM {
-			note = strings.TrimSuffix("LLRRM; "+note, "; ")
+		if d.Class != "" {
+			note = strings.TrimSuffix(classWord(d.Class)+"; "+note, "; ")
 		}
 		rows = append(rows, []string{d.Path, humanSize(d.Size), orDash(d.Driver), yesNo(d.Direct),
 			count(d.ReadErrors), count(d.WriteErrors), count(d.Corrupt), note})
@@ -72,6 +75,14 @@ func (s *session) printPool(p control.Pool) error {
 	}
 	fmt.Fprintln(s.out)
 	return table(s.out, copies)
+}
+
+// classWord is how people know a class of devices.
+func classWord(class string) string {
+	if class == control.ClassLLRRM {
+		return "LLRRM"
+	}
+	return class
 }
 
 // llrrmLine tells of low-latency memory.

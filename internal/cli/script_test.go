@@ -205,6 +205,27 @@ func fakeHandlers(dir string, down func()) control.Handlers {
 		Dedup: func(context.Context) ([]control.PoolDedup, error) {
 			return answer[[]control.PoolDedup](dir, "dedup", "")
 		},
+		Flash: func(_ context.Context, n string) (control.PoolFlash, error) {
+			return answer[control.PoolFlash](dir, "flash", n)
+		},
+		FlashPolicy: func(_ context.Context, n string) (control.FlashPolicy, error) {
+			return answer[control.FlashPolicy](dir, "policy", n)
+		},
+		ChangeFlashPolicy: func(_ context.Context, n string, c control.FlashPolicyChange) (control.FlashPolicy, error) {
+			return answer[control.FlashPolicy](dir, "changed", n+" "+text(c))
+		},
+		ChangeFlashPin: func(_ context.Context, n string, c control.FlashPinChange) (control.PoolFlash, error) {
+			return answer[control.PoolFlash](dir, "flash", n+" pin "+text(c))
+		},
+		EvacuateFlash: func(_ context.Context, n string, e control.FlashEvacuation) (control.PoolFlash, error) {
+			return answer[control.PoolFlash](dir, "flash", n+" evacuate "+text(e))
+		},
+		ExplainFlash: func(_ context.Context, n string, at control.FlashPlace) (control.FlashExplanation, error) {
+			return answer[control.FlashExplanation](dir, "explain", n+" "+text(at))
+		},
+		SimulateFlash: func(_ context.Context, n string, t control.FlashTrial) (control.FlashPrediction, error) {
+			return answer[control.FlashPrediction](dir, "simulate", n+" "+text(t))
+		},
 		CheckTakeover: func(_ context.Context, n string) (control.TakeoverCheck, error) {
 			return answer[control.TakeoverCheck](dir, "dryrun", n)
 		},

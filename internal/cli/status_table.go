@@ -115,7 +115,11 @@ func poolRows(st control.Status) [][]string {
 			var devices []string
 			for _, d := range g.Devices {
 				if d.Pool == p.Name {
-					devices = append(devices, d.Path+" ("+d.Driver+")")
+					kind := d.Driver
+					if d.Class != "" {
+						kind += ", " + classWord(d.Class)
+					}
+					devices = append(devices, d.Path+" ("+kind+")")
 				}
 			}
 			rows = append(rows, []string{
