@@ -66,6 +66,39 @@ func ofLLRRM(f func(*control.LLRRMStatus) float64) func(*control.Status, sender)
 	}
 }
 
+// ofFlash sends what f says of the flash of each open pool that has some.
+func ofFlash(f func(*control.FlashStatus) float64) func(*control.Status, sender) {
+	return eachFlash(func(pool string, s *control.FlashStatus, send sender) { send(f(s), pool) })
+}
+
+// eachFlash calls f for the flash of each open pool that has some.
+func eachFlash(f func(pool string, s *control.FlashStatus, send sender)) func(*control.Status, sender) {
+	return func(st *control.Status, send sender) {
+		for _, g := range st.Guests {
+			for i := range g.PoolStats {
+				if p := &g.PoolStats[i]; p.Flash != nil {
+					f(p.Name, p.Flash, send)
+				}
+			}
+		}
+	}
+}
+
+// ofTiers sends what f says of each device whose data may be on flash, by operations and by
+// the tier where the data was.
+func ofTiers(f func(*control.FlashTier) (reads, writes float64)) func(*control.Status, sender) {
+	return eachFlash(func(pool string, s *control.FlashStatus, send sender) {
+		for i := range s.Primaries {
+			p := &s.Primaries[i]
+			for tier, t := range map[string]*control.FlashTier{"flash": &p.Flash, "device": &p.Primary} {
+				reads, writes := f(t)
+				send(reads, pool, p.Device, tier, "read")
+				send(writes, pool, p.Device, tier, "write")
+			}
+		}
+	})
+}
+
 // ofDevices sends what f says of each open device for which it says anything.
 func ofDevices(f func(*control.DeviceStatus) (v float64, ok bool)) func(*control.Status, sender) {
 	return func(st *control.Status, send sender) {
@@ -124,6 +157,7 @@ var (
 	byPool   = []string{"pool"}
 	byDevice = []string{"pool", "device"}
 	byVolume = []string{"volume", "guest"}
+	byTier   = []string{"pool", "device", "tier", "operation"}
 )
 
 // Metrics are all that a scrape gets beside those of the agent's process.
@@ -181,6 +215,29 @@ var Metrics = []Metric{
 	gauge("pollux_pool_llrrm_waiting_blocks", "Blocks on disks whose references are still to follow to low-latency memory.", byPool, ofLLRRM(func(m *control.LLRRMStatus) float64 { return float64(m.Waiting) })),
 	gauge("pollux_pool_llrrm_failed", "Whether low-latency memory could not be written since the pool was opened.", byPool, ofLLRRM(func(m *control.LLRRMStatus) float64 { return number(m.Failed) })),
 	counter("pollux_pool_llrrm_written_blocks_total", "Blocks that went to low-latency memory since the pool was opened.", byPool, ofLLRRM(func(m *control.LLRRMStatus) float64 { return float64(m.Written) })),
+	counter("pollux_pool_flash_requests_total", "Requests by where their data was, on flash (hits) or on the device, since the pool was opened.", byTier, ofTiers(func(t *control.FlashTier) (float64, float64) { return float64(t.Reads), float64(t.Writes) })),
+	counter("pollux_pool_flash_request_bytes_total", "Bytes of requests by where their data was, since the pool was opened.", byTier, ofTiers(func(t *control.FlashTier) (float64, float64) { return float64(t.ReadBytes), float64(t.WriteBytes) })),
+	gauge("pollux_pool_flash_latency_seconds", "Mean time of a sample of the requests by where their data was; 0 before any was timed.", byTier, ofTiers(func(t *control.FlashTier) (float64, float64) { return seconds(t.ReadLatency), seconds(t.WriteLatency) })),
+	gauge("pollux_pool_flash_set_bytes", "Size of the data sets that move to flash.", byPool, ofFlash(func(f *control.FlashStatus) float64 { return float64(f.SetBytes) })),
+	gauge("pollux_pool_flash_slots", "Data sets that find room on flash.", byPool, ofFlash(func(f *control.FlashStatus) float64 { return float64(f.Slots) })),
+	gauge("pollux_pool_flash_used_slots", "Data sets on flash.", byPool, ofFlash(func(f *control.FlashStatus) float64 { return float64(f.Used) })),
+	gauge("pollux_pool_flash_lost_sets", "Data sets on flash that cannot be reached.", byPool, ofFlash(func(f *control.FlashStatus) float64 { return float64(f.Lost) })),
+	gauge("pollux_pool_flash_failed", "Whether flash cannot be written.", byPool, ofFlash(func(f *control.FlashStatus) float64 { return number(f.State == control.FlashFailed) })),
+	counter("pollux_pool_flash_moved_sets_total", "Data sets that moved to flash (to_flash) or back (to_device), or were given up without a copy (given_up), since the pool was opened.", []string{"pool", "move"}, eachFlash(func(pool string, f *control.FlashStatus, send sender) {
+		send(float64(f.Promoted), pool, "to_flash")
+		send(float64(f.Demoted), pool, "to_device")
+		send(float64(f.GivenUp), pool, "given_up")
+	})),
+	counter("pollux_pool_flash_failed_moves_total", "Moves of data sets that failed since the pool was opened.", byPool, ofFlash(func(f *control.FlashStatus) float64 { return float64(f.FailedMoves) })),
+	gauge("pollux_pool_flash_queued_moves", "Moves that are decided and not done.", byPool, ofFlash(func(f *control.FlashStatus) float64 { return float64(f.Queued) })),
+	counter("pollux_pool_flash_written_bytes_total", "Bytes written to flash by clients or by moves since the pool was opened.", []string{"pool", "by"}, eachFlash(func(pool string, f *control.FlashStatus, send sender) {
+		send(float64(f.WrittenByClients), pool, "clients")
+		send(float64(f.WrittenByMoves), pool, "moves")
+	})),
+	gauge("pollux_pool_flash_worn_bytes", "Bytes written to flash in 24 hours, as budget.wear counts them.", byPool, ofFlash(func(f *control.FlashStatus) float64 { return float64(f.Worn) })),
+	gauge("pollux_pool_flash_evacuation_left_sets", "Data sets that an evacuation of flash has yet to move back.", byPool, ofFlash(func(f *control.FlashStatus) float64 { return float64(f.Left) })),
+	gauge("pollux_pool_flash_pins_without_room", "Pins of which some part finds no room on flash.", byPool, ofFlash(func(f *control.FlashStatus) float64 { return float64(f.PinsWithoutRoom) })),
+	counter("pollux_pool_flash_rule_errors_total", "Rules of the flash policy that could not be evaluated, since the pool was opened.", byPool, ofFlash(func(f *control.FlashStatus) float64 { return float64(f.RulesBroken) })),
 	gauge("pollux_pool_absent_copies", "Copies of mirrors that are not there.", byPool, func(st *control.Status, send sender) {
 		for _, g := range st.Guests {
 			absent := map[string]float64{}

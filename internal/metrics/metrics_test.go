@@ -29,7 +29,11 @@ func sample() control.Status {
 			Memory: control.MemoryStatus{Resident: 5, Cache: 6},
 			PoolStats: []control.PoolStatus{{Name: "p", Capacity: 100, Free: 60, LogBytes: 50, LogUsed: 5, Dirty: 4, CP: 9, Error: "no", PagesMended: 13, Cleaner: control.CleanerStatus{Freed: 3},
 				Dedup: control.DedupStatus{DedupCounts: control.DedupCounts{Shared: 14, Written: 15, Zeros: 16}, Unequal: 17, Saved: 18, IndexBytes: 19, IndexEntries: 20, MeanExtent: 21.5},
-				Scrub: control.ScrubStatus{State: control.ScrubRunning, Last: control.ScrubResult{Unreadable: 12}}}},
+				Scrub: control.ScrubStatus{State: control.ScrubRunning, Last: control.ScrubResult{Unreadable: 12}},
+				Flash: &control.FlashStatus{State: control.FlashFailed, SetBytes: 30, Slots: 31, Used: 32, Lost: 33, Promoted: 34, Demoted: 35, GivenUp: 36, FailedMoves: 37, Queued: 38,
+					WrittenByClients: 39, WrittenByMoves: 40, Worn: 41, Left: 42, PinsWithoutRoom: 43, RulesBroken: 44, Primaries: []control.FlashPrimary{{Device: "/one",
+						Flash:   control.FlashTier{Reads: 45, Writes: 46, ReadBytes: 47, WriteBytes: 48, ReadLatency: control.Duration(time.Millisecond)},
+						Primary: control.FlashTier{Reads: 49, Writes: 50, ReadBytes: 51, WriteBytes: 52, WriteLatency: control.Duration(9 * time.Millisecond)}}}}}},
 			Devices: []control.DeviceStatus{
 				{Pool: "p", Path: "/one", Size: 7, Mirror: 1, State: "in sync", Repaired: 1},
 				{Pool: "p", Path: "/two", Size: 7, Mirror: 1, State: "resilvering", Resilver: 8, DeviceErrors: control.DeviceErrors{ReadErrors: 2, WriteErrors: 5}},
@@ -40,7 +44,7 @@ func sample() control.Status {
 				{Volume: "unknown", Guest: "a"}},
 		}, {
 			// The other one tells of the same pool in the middle of a takeover.
-			Name: "b", State: control.StateTakeover, PoolStats: []control.PoolStatus{{Name: "p", Capacity: 100}},
+			Name: "b", State: control.StateTakeover, PoolStats: []control.PoolStatus{{Name: "p", Capacity: 100, Flash: &control.FlashStatus{}}, {Name: "q"}},
 		}},
 	}
 }
@@ -73,6 +77,21 @@ func TestCollector(t *testing.T) {
 		`pollux_pool_dedup_saved_bytes{pool="p"} 18`, `pollux_pool_dedup_index_bytes{pool="p"} 19`, `pollux_pool_dedup_index_entries{pool="p"} 20`,
 		`pollux_pool_mean_extent_blocks{pool="p"} 21.5`, `pollux_volume_would_free_bytes{guest="a",volume="v"} 22`,
 		`pollux_volume_mean_extent_blocks{guest="a",volume="v"} 23.5`, `pollux_volume_survey_timestamp_seconds{guest="a",volume="v"} 2000`,
+		`pollux_pool_flash_requests_total{device="/one",operation="read",pool="p",tier="flash"} 45`,
+		`pollux_pool_flash_requests_total{device="/one",operation="write",pool="p",tier="flash"} 46`,
+		`pollux_pool_flash_requests_total{device="/one",operation="read",pool="p",tier="device"} 49`,
+		`pollux_pool_flash_requests_total{device="/one",operation="write",pool="p",tier="device"} 50`,
+		`pollux_pool_flash_request_bytes_total{device="/one",operation="write",pool="p",tier="flash"} 48`,
+		`pollux_pool_flash_request_bytes_total{device="/one",operation="read",pool="p",tier="device"} 51`,
+		`pollux_pool_flash_latency_seconds{device="/one",operation="read",pool="p",tier="flash"} 0.001`,
+		`pollux_pool_flash_latency_seconds{device="/one",operation="write",pool="p",tier="device"} 0.009`,
+		`pollux_pool_flash_set_bytes{pool="p"} 30`, `pollux_pool_flash_slots{pool="p"} 31`, `pollux_pool_flash_used_slots{pool="p"} 32`,
+		`pollux_pool_flash_lost_sets{pool="p"} 33`, `pollux_pool_flash_failed{pool="p"} 1`,
+		`pollux_pool_flash_moved_sets_total{move="to_flash",pool="p"} 34`, `pollux_pool_flash_moved_sets_total{move="to_device",pool="p"} 35`,
+		`pollux_pool_flash_moved_sets_total{move="given_up",pool="p"} 36`, `pollux_pool_flash_failed_moves_total{pool="p"} 37`,
+		`pollux_pool_flash_queued_moves{pool="p"} 38`, `pollux_pool_flash_written_bytes_total{by="clients",pool="p"} 39`,
+		`pollux_pool_flash_written_bytes_total{by="moves",pool="p"} 40`, `pollux_pool_flash_worn_bytes{pool="p"} 41`,
+		`pollux_pool_flash_evacuation_left_sets{pool="p"} 42`, `pollux_pool_flash_pins_without_room{pool="p"} 43`, `pollux_pool_flash_rule_errors_total{pool="p"} 44`,
 		`pollux_pool_absent_copies{pool="p"} 1`, `pollux_copy_in_sync{device="/one",pool="p"} 1`, `pollux_copy_in_sync{device="/two",pool="p"} 0`,
 		`pollux_copy_resilver_bytes{device="/two",pool="p"} 8`, `pollux_device_read_errors_total{device="/two",pool="p"} 2`,
 		`pollux_device_write_errors_total{device="/two",pool="p"} 5`, `pollux_device_corrupt_blocks_total{device="/three",pool="p"} 6`,
@@ -85,6 +104,9 @@ func TestCollector(t *testing.T) {
 	}
 	if strings.Contains(text, `would_free_bytes{guest="a",volume="unknown"`) {
 		t.Error("a volume that nobody has surveyed has figures")
+	}
+	if strings.Contains(text, `flash_slots{pool="q"`) {
+		t.Error("a pool without flash has figures of it")
 	}
 	docs, err := os.ReadFile("../../docs/operations.md")
 	if err != nil {
