@@ -9,8 +9,8 @@ import (
 	"github.com/pollux-storage/pollux/internal/planted"
 )
 
-// Each planted fault of the package is found by the tests that cut the power. Pools do
-// not use the package yet, so the simulator cannot find them.
+// Each planted fault of the package is found by the tests that cut the power. The
+// pools of the simulator have no flash, so it cannot find them.
 func TestPlantedHere(t *testing.T) {
 	for _, fault := range planted.All() {
 		if !strings.HasPrefix(fault.Where, "internal/flashmap") {
