@@ -92,7 +92,8 @@ func flashStatus(f pool.FlashStats) *control.FlashStatus {
 		return nil
 	}
 	s := &control.FlashStatus{
-		Device: f.Device, State: string(f.State), Why: f.Why, SetBytes: f.SetBytes, Slots: f.Slots, Used: f.Used, Lost: f.Lost, Left: f.Left, Total: f.Total,
+		// All that is on flash is what an evacuation has to move back, and that is newer.
+		Device: f.Device, State: string(f.State), Why: f.Why, SetBytes: f.SetBytes, Slots: f.Slots, Used: f.Used, Lost: f.Lost, Left: min(f.Left, f.Used), Total: f.Total,
 		Promoted: f.Promoted, Demoted: f.Demoted, GivenUp: f.GivenUp, FailedMoves: f.FailedMoves, Queued: f.Queued, Stopped: f.Stopped,
 		Worn: f.Worn, WrittenByClients: f.WrittenByClients, WrittenByMoves: f.WrittenByMoves,
 		RulesEvaluated: f.RulesEvaluated, RulesBroken: f.RulesBroken, RuleError: f.RuleError, Primaries: []control.FlashPrimary{},

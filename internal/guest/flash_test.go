@@ -94,7 +94,7 @@ func TestFlashStatus(t *testing.T) {
 	at := time.Date(2026, 11, 1, 4, 0, 0, 0, time.UTC)
 	s.mu.Lock()
 	f := &s.flash.stats
-	f.Why, f.Used, f.Left, f.Total = "it waits", 3, 1, 4
+	f.Why, f.Used, f.Left, f.Total = "it waits", 1, 4, 4 // what is left is as of a while ago
 	f.Promoted, f.Demoted, f.GivenUp, f.FailedMoves, f.Queued, f.Stopped = 1, 2, 3, 4, 5, "budget.wear"
 	f.Worn, f.WrittenByClients, f.WrittenByMoves, f.RulesEvaluated = 6, 7, 8, 9
 	f.Kept = at
@@ -118,7 +118,7 @@ func TestFlashStatus(t *testing.T) {
 	want := control.PoolFlash{
 		Pool: "pool-a", Guest: "a", MigrateBudget: 10, WearBudget: 11, Kept: at,
 		FlashStatus: control.FlashStatus{
-			Device: device, State: control.FlashInUse, Why: "it waits", SetBytes: 64 << 10, Slots: 16, Used: 3, Left: 1, Total: 4, HitShare: 0.875,
+			Device: device, State: control.FlashInUse, Why: "it waits", SetBytes: 64 << 10, Slots: 16, Used: 1, Left: 1, Total: 4, HitShare: 0.875,
 			Promoted: 1, Demoted: 2, GivenUp: 3, FailedMoves: 4, Queued: 5, Stopped: "budget.wear", Worn: 6, WrittenByClients: 7, WrittenByMoves: 8, RulesEvaluated: 9,
 			Primaries: []control.FlashPrimary{
 				{Device: disk, Class: "disk", OnFlash: 3, Flash: control.FlashTier{Reads: 5, Writes: 2, ReadLatency: control.Duration(time.Millisecond)}, Primary: control.FlashTier{Reads: 1}},
