@@ -61,6 +61,32 @@
 // Counts tell how often blocks are referred to and not by whom. A survey walks the maps for
 // that, see survey.go.
 //
+// # Flash
+//
+// The layer of package flashmap lies over all disks of a pool that has a flash device, from
+// when it is opened, or the device is added: then devices.Set exchanges each disk for one with
+// the layer, and waits until nobody uses the old one, before anything moves. All else sees
+// devices as before, some ranges of which space.Space knows to be cheap.
+//
+// The flash device has a root in the superblock, and there only blocks that never hold data:
+// nothing is allocated from it, and counts, checks and scrubs find nothing to do. It leaves
+// like other devices, but instead of blocks data sets are moved, back to the disks, and once
+// nothing is on it the layer is taken off them.
+//
+// The machine, a part of Pool.Run like the cleaner, counts what recorders have noted, asks the
+// policy's engine for moves each interval, and makes one at a time, a piece a step, when
+// clients want nothing of the disk (policy.Pace). What waits is decided anew each time. It does
+// not stop where clients need room in the log, as cleaner and scrub do: on a pool that is
+// always busy nothing would ever come to flash.
+//
+//	what people have said, pins    a note on the flash device, written before it counts
+//	what was collected, wear       a note there, every five minutes: a guest that dies
+//	                               takes a few minutes of it along
+//	where data sets are            the layer's table
+//
+// Pins are of volumes, whose blocks are elsewhere with each write. So a walk through their maps
+// finds the data sets again and again; rewrites of what is on flash stay there by themselves.
+//
 // # Repair
 //
 // A repair belongs to a [View], a pool that nobody serves: nothing changes while it
