@@ -38,7 +38,8 @@ type request struct {
 	since     block.Seq
 	arrival   block.Seq // the head when it last arrived at a guest
 	published map[block.Logical]block.Seq
-	holes     []hole // long ranges instead of their blocks
+	holes     []hole    // long ranges instead of their blocks
+	origins   []*origin // of the records that it may have published
 }
 
 // hole is a published range of zeroes.

@@ -14,7 +14,7 @@ func (w *World) answered(r *request, data []byte, err error) {
 	v := pl.volumes[r.s.volume]
 	if err != nil {
 		r.s.errs = append(r.s.errs, err)
-		if len(r.published)+len(r.holes) > 0 && r.tries == 1 && !r.fua { // of a FUA the flush may have failed
+		if r.tries == 1 && !r.fua && r.disown() { // of a FUA the flush may have failed
 			w.violate("%s failed (%v) and took effect", r, err)
 		}
 		if !pl.mayFail(r, err) {

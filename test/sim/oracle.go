@@ -265,7 +265,7 @@ func (pl *pool) publish(rec *oplog.Record) {
 	if v.gone {
 		return
 	}
-	var asked []*request // several, if they ask for the same zeroes
+	var asked []*request // several, if they ask for the same
 	for _, s := range w.sessions() {
 		if s.volume != v.name {
 			continue
@@ -276,7 +276,17 @@ func (pl *pool) publish(rec *oplog.Record) {
 			}
 		}
 	}
-	if len(asked) > 0 || pl.isMove(v, rec) {
+	o := &origin{may: len(asked)}
+	if pl.isMove(v, rec) {
+		if o.may == 0 {
+			pl.moves += int64(rec.Count)
+		}
+		o.may++
+	}
+	if o.may > 0 {
+		for _, r := range asked {
+			r.origins = append(r.origins, o)
+		}
 		pl.enter(v, asked, rec)
 		return
 	}
@@ -300,8 +310,22 @@ func (pl *pool) isMove(v *volume, rec *oplog.Record) bool {
 			return false
 		}
 	}
-	pl.moves += int64(rec.Count)
 	return true
+}
+
+// origin is where a record may come from: of may requests, or a mover, each asked for just
+// what it holds, and nothing tells which of them it was.
+type origin struct{ may int }
+
+// disown says that a request published nothing. It tells whether that is wrong: a record is
+// left that nobody else can have published.
+func (r *request) disown() bool {
+	for _, o := range r.origins {
+		if o.may--; o.may == 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // explains tells whether a request under way asks for exactly this record.
