@@ -34,7 +34,7 @@ then 6. Devices that a guest has locked are refused, unless --live is given:
 then what changes while it is read may seem damaged. A region is looked at
 whether a guest works in it or not.`,
 		newDumpLabel(s), newDumpSuperblock(s), newDumpJournal(s), newDumpLog(s),
-		newDumpRegion(s), newDumpMap(s), newDumpCounts(s))
+		newDumpRegion(s), newDumpMap(s), newDumpCounts(s), newDumpFlash(s))
 }
 
 // command makes a dump command; read gets its arguments.
@@ -106,6 +106,17 @@ func newDumpLabel(s *session) *cobra.Command {
 		func(a []string) (dumped, error) {
 			r, err := dump.ReadLabels(a[0], o.Options)
 			return (*dumpedLabels)(r), err
+		}))
+}
+
+func newDumpFlash(s *session) *cobra.Command {
+	o := &dumpOptions{session: s}
+	return o.liveFlag(o.command(&cobra.Command{Use: "flash DEVICE...", Short: "A flash device: what of which devices is there, and the policy", Args: devicesArg,
+		Long: `Show what a flash device keeps beside data: its slots, the devices whose data sets are
+there, and the policy. Of a mirror name all devices. The table is proved.`},
+		func(a []string) (dumped, error) {
+			r, err := dump.ReadFlash(a, o.Options)
+			return (*dumpedFlash)(r), err
 		}))
 }
 

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -18,6 +19,7 @@ type (
 	dumpedRegion      dump.Region
 	dumpedMap         dump.Map
 	dumpedCounts      dump.Counts
+	dumpedFlash       dump.Flash
 )
 
 func (d *dumpedLabels) found() *dump.Found      { return &d.Found }
@@ -27,6 +29,20 @@ func (d *dumpedLog) found() *dump.Found         { return &d.Found }
 func (d *dumpedRegion) found() *dump.Found      { return &d.Found }
 func (d *dumpedMap) found() *dump.Found         { return &d.Found }
 func (d *dumpedCounts) found() *dump.Found      { return &d.Found }
+func (d *dumpedFlash) found() *dump.Found       { return &d.Found }
+
+func (d *dumpedFlash) print(s *session) error {
+	err := table(s.out, [][]string{
+		cells("flash device", d.Device), cells("id", d.ID), cells("data set", humanSize(d.SetBytes)), cells("slots", d.Slots), cells("used", d.Used),
+		cells("lost", d.Lost), cells("pages of the table lost", d.LostPages), cells("collected", humanSize(int64(d.Collected))), cells("policy", d.Policy),
+	})
+	rows := [][]string{{"DEVICE", "ID", "SETS", "ON FLASH"}}
+	for _, p := range d.Primaries {
+		rows = append(rows, cells(p.Number, p.ID, p.Sets, p.On))
+	}
+	_, e := fmt.Fprintln(s.out)
+	return errors.Join(err, e, table(s.out, rows))
+}
 
 // cells makes a row of a table.
 func cells(values ...any) []string {
@@ -72,7 +88,7 @@ func (d *dumpedLabels) print(s *session) error {
 			continue
 		}
 		facts = append(facts, cells(l.Block, "yes", l.Name, l.Pool, l.Owner, l.Number, l.Device, l.Blocks,
-			extent(l.Journal, l.JournalBlocks), extent(l.Flush, l.FlushBlocks), fmt.Sprintf("%d to %d", l.Data, l.Blocks-1), orDash(l.Host), yes(l.Exported)))
+			extent(l.Journal, l.JournalBlocks), extent(l.Flush, l.FlushBlocks), extent(l.Data, l.Blocks-l.Data), orDash(l.Host), yes(l.Exported)))
 	}
 	return columns(s, []string{"block", "valid", "pool", "pool id", "guest", "device number", "device id", "blocks",
 		"journal", "flush log", "data", "host", "exported"}, facts)

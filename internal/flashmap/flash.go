@@ -247,6 +247,27 @@ func (f *Flash) Status() Status {
 	return s
 }
 
+// Known is a primary that a flash device knows, whether or not it is there.
+type Known struct {
+	Number int
+	ID     block.DeviceID
+	Sets   Set // data sets that it had when it was largest, as far as the map has room
+	On     int // of them on flash, or lost
+}
+
+// Primaries returns the primaries that the flash device knows, in the order of their numbers.
+func (f *Flash) Primaries() (all []Known) {
+	f.stripes[0].mu.Lock()
+	primaries := f.primaries // who changes them has all stripes
+	f.stripes[0].mu.Unlock()
+	for _, p := range primaries {
+		if p != nil {
+			all = append(all, Known{p.number, p.id, p.sets, p.bits.Count()})
+		}
+	}
+	return all
+}
+
 // take returns a free slot, none when there is none.
 func (f *Flash) take() slotNumber {
 	f.slotsMu.Lock()

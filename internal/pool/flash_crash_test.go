@@ -7,6 +7,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/block/blocktest"
 )
@@ -120,9 +121,16 @@ func interruptFlash(t *testing.T, power bool, op int64) (cut bool) {
 		here = false
 		r.devs = r.devs[:2] // as the guest does
 	}
-	look, err := OpenView(ViewOptions{Devices: r.devices(), RegionPath: r.region, BootID: fmt.Sprint(r.boot)})
+	var closed []hpdi.Device
+	for _, d := range r.devices() {
+		closed = append(closed, forReading{d})
+	}
+	look, err := OpenView(ViewOptions{Devices: closed, RegionPath: r.region, BootID: fmt.Sprint(r.boot)})
 	if err != nil {
 		t.Fatalf("view, label %v: %v", here, err)
+	}
+	if report, err := look.Check(ctx, CheckOptions{Data: true}); err != nil || len(report.Problems) > 0 {
+		t.Errorf("view: %v, %v", report.Problems, err)
 	}
 	if err := look.Close(); err != nil {
 		t.Error(err)
@@ -166,6 +174,15 @@ func interruptFlash(t *testing.T, power bool, op int64) (cut bool) {
 	c.verify(t)
 	r.shut()
 	return cut
+}
+
+// forReading is a device that is open for reading only.
+type forReading struct{ hpdi.Device }
+
+func (d forReading) Info() hpdi.Info {
+	i := d.Device.Info()
+	i.ReadOnly = true
+	return i
 }
 
 // pin2 is pin for a volume that may have pins already.
