@@ -517,3 +517,67 @@ func TestFlashFails(t *testing.T) {
 	r.wantFilled(v, 128, 3)
 	r.shut()
 }
+
+// A pool with flash moves to another guest with all that is on it, what was collected too.
+func TestFlashExport(t *testing.T) {
+	ctx := context.Background()
+	r := newRig(t, 2, 64<<20)
+	r.mustOpen()
+	v := r.volume("v", 16<<20)
+	r.fill(v, 128, 1)
+	r.fold()
+	r.addFlash(16 << 20)
+	r.pin("v")
+	id := r.ID()
+	r.stop()
+	if err := r.Pool.Export(ctx); err != nil {
+		t.Fatal(err)
+	}
+	r.reopen()
+	if err := Adopt(r.devices(), AdoptOptions{Pool: id, Name: "q", Identity: "b"}); err != nil {
+		t.Fatal(err)
+	}
+	r.reopenDevices()
+	r.mustOpen()
+	if r.Name() != "q" {
+		t.Fatal(r.Name())
+	}
+	v, err := r.Volume("v")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.wantFilled(v, 128, 1)
+	if s := r.Flash(); s.Used == 0 || s.Device != "ssd" {
+		t.Fatalf("%+v", s)
+	}
+	r.shut()
+}
+
+// A flash device that has grown has more slots when the pool is opened next.
+func TestFlashGrows(t *testing.T) {
+	r := newRig(t, 1, 64<<20)
+	r.mustOpen()
+	v := r.volume("v", 16<<20)
+	r.fill(v, 128, 1)
+	r.fold()
+	r.addFlash(16 << 20)
+	r.pin("v")
+	before := r.Flash().Slots
+	r.die()
+	r.devs[1] = r.devs[1].Resize(24 << 20)
+	var told []string
+	o := r.options()
+	o.Flash.Tell = func(e FlashEvent) { told = append(told, e.Kind) }
+	if err := r.openWith(o); err != nil {
+		t.Fatal(err)
+	}
+	if s := r.Flash(); s.Slots < before+100 || !slices.Equal(told, []string{"flash-grown"}) {
+		t.Fatalf("%d slots, %d before, %v", s.Slots, before, told)
+	}
+	v, err := r.Volume("v")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.wantFilled(v, 128, 1)
+	r.shut()
+}
