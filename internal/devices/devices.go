@@ -11,9 +11,9 @@
 // A device that was removed leaves a gap, whose index stays: requests to it fail like
 // those to a block that does not exist.
 //
-// Locks: Set.mu and limiter.mu are leaves; no device is called under them. member.use
-// is held shared while a device is called, and alone to wait until none is any more;
-// nothing but the leaves is taken while it is held.
+// Locks: Set.mu and limiter.mu are leaves; no device is called under them. Who calls a
+// device is counted, and who takes it away waits until nobody does any more: it may hold
+// nothing that callers need.
 package devices
 
 import (
@@ -46,9 +46,12 @@ type Set struct {
 }
 
 type member struct {
-	use   sync.RWMutex // guards gone, and keeps dev open
-	gone  bool         // dev is not the set's any more, or nil
-	other bool         // and another member is in its place
+	// users counts who uses dev, which stays open for them. With memberGone, dev is not the
+	// set's any more, or nil; other, which is set before, says that another member is in its
+	// place.
+	users atomic.Int64
+	other bool
+	idle  chan struct{} // holds a token when nobody has used dev since it was gone
 	dev   hpdi.Device
 	index int
 	free  chan *queue
@@ -87,23 +90,44 @@ func (s *Set) Add(d hpdi.Device) int {
 }
 
 func newMember(d hpdi.Device, i int) *member {
-	return &member{dev: d, index: i, free: make(chan *queue, idle), limit: newLimiter()}
+	return &member{dev: d, index: i, free: make(chan *queue, idle), limit: newLimiter(), idle: make(chan struct{}, 1)}
 }
 
 // newGap returns an index without a device.
-func newGap(i int) *member { return &member{gone: true, index: i, limit: newLimiter()} }
+func newGap(i int) *member {
+	m := newMember(nil, i)
+	m.users.Store(memberGone)
+	return m
+}
+
+// memberGone is in users of a member whose device is not the set's any more.
+const memberGone = 1 << 32
 
 // enter keeps the device of a member open until leave is called.
 func (m *member) enter() error {
-	m.use.RLock()
-	if m.gone {
-		m.use.RUnlock()
+	if m.users.Add(1) >= memberGone {
+		m.leave()
 		return &block.CorruptError{What: "block address", Where: fmt.Sprintf("device index %d", m.index), Why: "that device was removed from the pool"}
 	}
 	return nil
 }
 
-func (m *member) leave() { m.use.RUnlock() }
+func (m *member) leave() {
+	if m.users.Add(-1) == memberGone {
+		select {
+		case m.idle <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// end lets nobody use the device any more and returns once nobody does. It waits as for a
+// device, which a simulated clock must see: so it is no lock.
+func (m *member) end() {
+	if m.users.Add(memberGone) > memberGone {
+		<-m.idle
+	}
+}
 
 // enter keeps device d open until leave of its member is called.
 func (s *Set) enter(d int) (*member, error) {
@@ -152,9 +176,7 @@ func (s *Set) Remove(i int) (hpdi.Device, error) {
 	m := s.devs[i]
 	s.setLocked(i, newGap(i))
 	s.mu.Unlock()
-	m.use.Lock()
-	defer m.use.Unlock()
-	m.gone = true
+	m.end()
 	return m.dev, m.releaseQueues()
 }
 
@@ -175,14 +197,11 @@ func (s *Set) Exchange(i int, d hpdi.Device) error {
 	m.errs.reads.Store(old.errs.reads.Load())
 	m.errs.writes.Store(old.errs.writes.Load())
 	m.errs.corrupt.Store(old.errs.corrupt.Load())
+	m.dirty.Store(true) // what is under way at the old one may be complete before anybody looks there
 	s.setLocked(i, m)
 	s.mu.Unlock()
-	old.use.Lock()
-	defer old.use.Unlock()
-	old.gone, old.other = true, true
-	if old.dirty.Load() {
-		m.dirty.Store(true)
-	}
+	old.other = true
+	old.end()
 	return old.releaseQueues()
 }
 

@@ -4,6 +4,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/hpdi/mem"
@@ -115,4 +116,71 @@ func TestExchange(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// held holds reads back until it is told.
+type held struct {
+	*watched
+	until chan struct{}
+}
+
+func (d *held) NewQueue(depth int) (hpdi.Queue, error) {
+	q, err := d.watched.NewQueue(depth)
+	return &heldQueue{q, d}, err
+}
+
+type heldQueue struct {
+	hpdi.Queue
+	d *held
+}
+
+func (q *heldQueue) Submit(reqs ...*hpdi.Request) error {
+	if reqs[0].Op == hpdi.OpRead {
+		<-q.d.until
+	}
+	return q.Queue.Submit(reqs...)
+}
+
+// TestExchangeAndSync: a sync covers what was written to a device that another one is taking
+// the place of, while somebody still uses that; and who waits for its end waits in a way that
+// a simulated clock sees.
+func TestExchangeAndSync(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dev, err := mem.New("disk", 64*block.Size)
+		if err != nil {
+			t.Fatal(err)
+		}
+		old, next := &held{&watched{Device: dev}, make(chan struct{})}, &watched{Device: dev}
+		s := NewSet([]hpdi.Device{old})
+		bufs := [2][]byte{make([]byte, block.Size), make([]byte, block.Size)}
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			if err := s.Read(block.At(0, 0), bufs[0]); err != nil {
+				t.Error(err)
+			}
+		})
+		synctest.Wait()
+		if err := s.Do([]*IO{{Op: hpdi.OpWrite, At: block.At(0, 1), Vec: [][]byte{bufs[1]}}}); err != nil {
+			t.Fatal(err)
+		}
+		exchanged := false
+		wg.Go(func() {
+			if err := s.Exchange(0, next); err != nil {
+				t.Error(err)
+			}
+			exchanged = true
+		})
+		synctest.Wait()
+		if exchanged {
+			t.Error("it did not wait for who uses the device")
+		}
+		if err := s.Sync(); err != nil || next.flushes.Load() != 1 {
+			t.Errorf("%d flushes: %v", next.flushes.Load(), err)
+		}
+		close(old.until)
+		wg.Wait()
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 }
