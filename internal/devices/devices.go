@@ -201,7 +201,9 @@ func (s *Set) Exchange(i int, d hpdi.Device) error {
 	s.setLocked(i, m)
 	s.mu.Unlock()
 	old.other = true
-	old.end()
+	if !planted.Has(planted.ExchangeInUse) {
+		old.end()
+	}
 	return old.releaseQueues()
 }
 

@@ -107,4 +107,9 @@ const (
 	FlashNoteInPlace     Fault = "flash-note-in-place"
 	FlashNoteUnsure      Fault = "flash-note-unsure"
 	FlashTableUnsure     Fault = "flash-table-unsure"
+	FlashNotOverAdded    Fault = "flash-not-over-added"
+	FlashFreeByOne       Fault = "flash-free-by-one"
+	FlashNotRequired     Fault = "flash-not-required"
+	FlashGoneEarly       Fault = "flash-gone-early"
+	ExchangeInUse        Fault = "exchange-in-use"
 )

@@ -98,5 +98,10 @@ var table = []Info{
 	{string(FlashNoteInPlace), "a note is written over the newest one, not over the one before", "internal/flashmap: NoteWriter.find", durability},
 	{string(FlashNoteUnsure), "a note is written over the one before although nobody knows whether the newest, which was read, is durable", "internal/flashmap: NoteWriter.find", durability},
 	{string(FlashTableUnsure), "a page of the table is written over while the other place, which a guest has left that died, may not be durable", "internal/flashmap: Flash.settleLocked", durability},
+	{string(FlashNotOverAdded), "the layer is not put over a device that joins the pool when that has flash already", "internal/pool: flash.join", accounting},
+	{string(FlashFreeByOne), "a data set counts as free when its first block is: what is in use of it is discarded when it leaves flash", "internal/pool: flash.free", durability},
+	{string(FlashNotRequired), "a pool opens without its flash device, as without a cache", "internal/pool: opener.findDevices", durability},
+	{string(FlashGoneEarly), "the superblock says that the flash device is gone before everything has gone back", "internal/pool: remover.evacuate", durability},
+	{string(ExchangeInUse), "a device takes the place of another one before those who use that are done: data sets move beside writes that nobody marks", "internal/devices: Set.Exchange", durability},
 	{string(LateWatcher), "a guest that was late itself takes the partner's silence for its death", "internal/partner: Machine.Tick", ownership},
 }

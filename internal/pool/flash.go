@@ -12,6 +12,7 @@ import (
 	"github.com/pollux-storage/pollux/internal/flashmap"
 	"github.com/pollux-storage/pollux/internal/flashmap/collect"
 	"github.com/pollux-storage/pollux/internal/flashmap/policy"
+	"github.com/pollux-storage/pollux/internal/planted"
 )
 
 // FlashOptions say who hears of what happens to the flash of a pool.
@@ -341,6 +342,9 @@ func (f *flash) attributes(d *flashDisk, set collect.Set) (a policy.Attributes) 
 // free reports whether nothing of a data set is in use.
 func (f *flash) free(d *flashDisk, set flashmap.Set) bool {
 	first, n := f.blocks(uint64(set))
+	if planted.Has(planted.FlashFreeByOne) {
+		n = 1
+	}
 	return f.p.loaded.Load() && f.p.space.Unused(d.dev, first, n)
 }
 

@@ -13,6 +13,7 @@ import (
 	"github.com/pollux-storage/pollux/internal/flashmap"
 	"github.com/pollux-storage/pollux/internal/flashmap/collect"
 	"github.com/pollux-storage/pollux/internal/flashmap/policy"
+	"github.com/pollux-storage/pollux/internal/planted"
 )
 
 // A flash device is one of the pool's, with a label and a root in the superblock, so that a
@@ -222,7 +223,7 @@ func (f *flash) serve() {
 // join puts the layer over a device that is about to become part of the pool, and returns
 // what is to take its place.
 func (f *flash) join(dev hpdi.Device, i int, root cp.DeviceRoot) (hpdi.Device, error) {
-	if f.layer == nil || root.Class != cp.ClassDisk {
+	if f.layer == nil || root.Class != cp.ClassDisk || planted.Has(planted.FlashNotOverAdded) {
 		return dev, nil
 	}
 	if err := f.over(dev, i, root, true); err != nil {

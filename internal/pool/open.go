@@ -204,6 +204,11 @@ func (op *opener) findDevices() error {
 			}
 			continue
 		}
+		if j < 0 && root.Class == cp.ClassFlash && planted.Has(planted.FlashNotRequired) {
+			op.sb.Devices[i] = cp.DeviceRoot{ID: root.ID, State: cp.DeviceGone}
+			op.set.AddGap()
+			continue
+		}
 		if j < 0 {
 			return op.missing(i, devs)
 		}

@@ -10,6 +10,7 @@ import (
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/cp"
 	"github.com/pollux-storage/pollux/internal/ondisk"
+	"github.com/pollux-storage/pollux/internal/planted"
 )
 
 // RemovalOptions say how fast a device is emptied that leaves the pool, and who hears
@@ -238,7 +239,7 @@ func (r *remover) evacuate(now time.Time) {
 		x.State, x.Stuck = "moves data sets back", s.Why
 		x.Total, x.Left = int64(s.Total)*s.SetBytes, int64(s.Left)*s.SetBytes
 	})
-	if !f.evacuated || f.bytes() > 0 {
+	if (!f.evacuated || f.bytes() > 0) && !planted.Has(planted.FlashGoneEarly) {
 		return
 	}
 	if err := r.remove(now); err != nil {
