@@ -200,6 +200,7 @@ func (s *session) cut() {
 // unserved breaks the connections of all clients of a tenant.
 func (w *World) unserved(t *tenant) {
 	t.serving = false
+	w.pools[t.identity].countMoves(t)
 	for _, s := range w.sessions() {
 		if s.conn != nil && s.conn.t == t {
 			s.cut()

@@ -124,6 +124,9 @@ func (pl *pool) check(ctx context.Context, p *spool.Pool) error {
 	if err == nil && len(r.Problems) > 0 && !pl.ailing() {
 		err = fmt.Errorf("check of %s: %s", pl.identity, strings.Join(r.Problems, "; "))
 	}
+	if err == nil && !pl.damaged {
+		err = judgeFlash(p)
+	}
 	return err
 }
 

@@ -34,6 +34,14 @@ func (pl *pool) place(d *disk) (m, i int) {
 	return at / pl.copies, at % pl.copies
 }
 
+// groupOf returns a disk with the other copies of its mirror, if it is one.
+func (pl *pool) groupOf(d *disk) []*disk {
+	if at := slices.Index(pl.candidate, d); at >= 0 {
+		return pl.candidate
+	}
+	return pl.mirrorOf(d)
+}
+
 // mirrorOf returns the disks of a disk's mirror.
 func (pl *pool) mirrorOf(d *disk) []*disk {
 	m, _ := pl.place(d)
@@ -80,11 +88,18 @@ func (pl *pool) gather(devs []hpdi.Device) ([]hpdi.Device, error) {
 			_ = d.Close() // it lost its header
 		}
 	}
-	if len(kept) != len(pl.disks)/pl.copies {
+	// Of those that join, or leave, the pool knows whether it needs them.
+	least := 0
+	for _, d := range pl.disks {
+		if !d.leaving && !d.missing {
+			least++
+		}
+	}
+	if least /= pl.copies; len(kept) < least {
 		for _, d := range kept {
 			_ = d.Close()
 		}
-		return nil, fmt.Errorf("%d of %d mirrors are there: %w", len(kept), len(pl.disks)/pl.copies, block.ErrNotFound)
+		return nil, fmt.Errorf("%d of %d mirrors are there: %w", len(kept), least, block.ErrNotFound)
 	}
 	return kept, nil
 }
@@ -125,13 +140,15 @@ func keep(ctx context.Context, m *mirror.Mirror) {
 // askMirror has the guest that serves a disk's pool do something to its mirror.
 func (w *World) askMirror(d *disk, what string, run func(m *mirror.Mirror, i int) error) error {
 	pl := w.pools[d.owner]
-	at, i := pl.place(d)
+	_, i := pl.place(d)
 	err := w.ask(d.owner, what, func(_ context.Context, p *spool.Pool) error {
 		got := make(chan *mirror.Mirror, 1)
 		w.post(nil, func() {
 			var m *mirror.Mirror
 			if _, t := w.serving(d.owner); t != nil && t.pool == p {
-				m = t.mirrors[at]
+				if at := slices.IndexFunc(t.mirrors, func(m *mirror.Mirror) bool { return m.ID() == d.mirror }); at >= 0 {
+					m = t.mirrors[at]
+				}
 			}
 			got <- m
 		})
@@ -164,15 +181,14 @@ func (d *disk) attach(fn func(hpdi.Device) error) error {
 
 // doCopy: offline|online|replace DISK, as by command.
 func (w *World) doCopy(l Line) error {
-	d := w.disk(l.arg(1))
+	d, err := w.disk(l.arg(1))
 	if d == nil {
-		return fmt.Errorf("there is no disk %q", l.arg(1))
+		return err
 	}
 	pl := w.pools[d.owner]
-	if pl.copies < 2 || d == pl.candidate || !w.hurt(d) {
+	if pl.copies < 2 || pl.isCandidate(d) || !w.hurt(d) {
 		return nil
 	}
-	var err error
 	switch l.arg(0) {
 	case "offline":
 		err = w.askMirror(d, l.String(), func(m *mirror.Mirror, i int) error { return m.Detach(i) })
@@ -231,11 +247,11 @@ func (d *disk) faulty() bool { return d.gone || d.vanishIn > 0 || len(d.faults) 
 
 // doMend: mend DISK. What is wrong with it ends, and its mirror is made whole.
 func (w *World) doMend(l Line) error {
-	d := w.disk(l.arg(1))
+	d, err := w.disk(l.arg(1))
 	if d == nil {
-		return fmt.Errorf("there is no disk %q", l.arg(1))
+		return err
 	}
-	if pl := w.pools[d.owner]; pl.copies < 2 || !d.bad || d == pl.candidate {
+	if pl := w.pools[d.owner]; pl.copies < 2 || !d.bad || pl.isCandidate(d) {
 		return nil
 	}
 	w.mend(d, 20*time.Second)
@@ -323,7 +339,7 @@ func (w *World) mendAll() error {
 	for _, d := range w.disks {
 		// Where memory has rotted nothing may be committed any more.
 		damaged := w.pools[d.owner].damaged
-		if w.fail == nil && d.bad && !damaged && !w.mend(d, patience) {
+		if w.fail == nil && d.bad && !damaged && !w.pools[d.owner].left(d) && !w.mend(d, patience) {
 			w.violate("%s cannot be made whole: %s", d.name, w.waiting())
 		}
 	}
@@ -340,6 +356,9 @@ func (w *World) inSync(id string) {
 		return
 	}
 	for _, d := range pl.disks {
+		if pl.left(d) {
+			continue
+		}
 		err := w.askMirror(d, "look at "+d.name, func(m *mirror.Mirror, i int) error {
 			if s := m.Status().Copies[i].State; s != mirror.InSync {
 				return fmt.Errorf("copy %d is %v: %w", i+1, s, block.ErrCorrupt)
@@ -366,6 +385,9 @@ func (w *World) survive() error {
 			w.violate("commit of %s: %v", id, err)
 		}
 		for i := 0; i < len(pl.disks); i += pl.copies {
+			if pl.left(pl.disks[i]) {
+				continue
+			}
 			stays := w.rng.IntN(pl.copies)
 			for k, d := range pl.disks[i:][:pl.copies] {
 				if k != stays {

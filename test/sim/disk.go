@@ -10,6 +10,7 @@ import (
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/block/blocktest"
+	"github.com/pollux-storage/pollux/internal/mirror"
 )
 
 // errDead is what the devices of a dead guest return to what is left of it.
@@ -26,15 +27,18 @@ type disk struct {
 	owner  string // the identity whose pool it belongs to
 	medium *blocktest.Crash
 	holder *handle // who has the lock
-	llrrm  bool    // it joins its pool as low-latency memory
+	use    use     // what it is to its pool, or is to be
 	// leaving says that somebody has asked for its removal from the pool.
 	leaving bool
-	slow    int  // factor of latencies, at least 1
-	stuck   bool // nothing completes
+	slow    int   // factor of latencies, at least 1
+	stuck   bool  // nothing completes
+	missing bool  // nobody gives it to who opens the pool
+	grows   int64 // by so many bytes when it is opened next
 	held    []func()
 	faults  []*fault
 
 	// Of a disk that is a copy.
+	mirror   mirror.ID
 	gone     bool // it was pulled
 	vanishIn int  // requests until it is
 	bad      bool // something was or is wrong with it, and its mirror was not made whole since
@@ -97,6 +101,9 @@ type flight struct {
 func (d *disk) open(p *proc) *handle {
 	if d.holder != nil || p.dead.Load() {
 		return nil
+	}
+	if d.grows > 0 {
+		d.medium, d.grows = d.medium.Resize(d.medium.Info().Size+d.grows), 0
 	}
 	d.holder = &handle{d: d, p: p}
 	p.handles = append(p.handles, d.holder)

@@ -17,6 +17,7 @@ type drawer struct {
 	// sharing says that volumes share blocks.
 	sharing bool
 	ids     []string
+	copies  map[string]int // that pools keep
 	made    int
 	kinds   []string // of faults, repeated by weight
 }
@@ -30,7 +31,7 @@ type drawnVolume struct {
 // and faults of the kinds that the seed has chosen, so that each run looks
 // longer at some of them.
 func Draw(seed uint64) *Script {
-	d := &drawer{rng: rand.New(rand.NewPCG(seed, 0x73696d))}
+	d := &drawer{rng: rand.New(rand.NewPCG(seed, 0x73696d)), copies: map[string]int{}}
 	d.say("seed %d", seed)
 	d.about = seed%3 == 0
 	d.shape()
@@ -46,6 +47,7 @@ func Draw(seed uint64) *Script {
 	if memory {
 		d.say("add a size=%dM llrrm", 6+d.rng.IntN(3))
 	}
+	flash := newFlashDrawer(d, seed)
 	leaves := rand.New(rand.NewPCG(seed, 0x6c656176)) // so that it changes nothing else that is drawn
 	for range 4 + d.rng.IntN(28) {
 		d.traffic()
@@ -70,6 +72,7 @@ func Draw(seed uint64) *Script {
 				d.say("add a size=%dM llrrm", 6+leaves.IntN(3))
 			}
 		}
+		flash.draw()
 	}
 	return &Script{Name: fmt.Sprintf("seed %d", seed), Lines: d.lines}
 }
@@ -114,6 +117,7 @@ func (d *drawer) shape() {
 		if d.chance(10) {
 			extra += " battery"
 		}
+		d.copies[id] = copies
 		d.say("pool %s disks=%d size=%dM%s", id, disks, size, extra)
 		for i := range disks * copies {
 			name := fmt.Sprintf("%s%d", id, i)

@@ -8,7 +8,7 @@ import (
 )
 
 // doExpect: expect|await served ID by GUEST | error CLIENT [TEXT] | alert GUEST
-// KEY | no-alert GUEST KEY | refused ID | waits CLIENT. await gives it time.
+// KEY | no-alert GUEST KEY | refused ID | waits CLIENT | flash ID STATE, see flashIs. await gives it time.
 func (w *World) doExpect(l Line) error {
 	var holds func() bool
 	switch l.arg(1) {
@@ -28,6 +28,11 @@ func (w *World) doExpect(l Line) error {
 		holds = func() bool { pl := w.pools[l.arg(2)]; return pl != nil && pl.refusal != nil }
 	case "waits":
 		holds = func() bool { return !w.idle() }
+	case "flash":
+		if _, err := w.flashIs(l); err != nil {
+			return err
+		}
+		holds = func() bool { is, _ := w.flashIs(l); return is }
 	case "guests":
 		holds = func() bool { return w.protected() }
 	default:

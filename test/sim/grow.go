@@ -9,91 +9,190 @@ import (
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/block/blocktest"
+	"github.com/pollux-storage/pollux/internal/mirror"
 	spool "github.com/pollux-storage/pollux/internal/pool"
 )
 
-// doAdd: add ID [size=S] [llrrm]. It adds a disk to a pool, as `pollux pool add` does;
-// once more the same one when the last answer left it open whether it is part of
-// the pool. From the first try on guests open the disk with the others.
+// use is what a disk is to its pool.
+type use string
+
+const (
+	useDisk  use = "disk"
+	useLLRRM use = "llrrm" // low-latency memory
+	useFlash use = "flash"
+)
+
+// useOf returns what a line says that a disk is for.
+func useOf(l Line) use {
+	for _, u := range []use{useLLRRM, useFlash} {
+		if l.has(string(u)) {
+			return u
+		}
+	}
+	return useDisk
+}
+
+// doAdd: add ID [size=S] [llrrm | flash]. It adds a disk to a pool, as `pollux pool add`
+// does; once more the same one when the last answer left it open whether it is part of the
+// pool. From the first try on guests open the disk with the others. Where the pool keeps
+// copies, flash is a mirror of as many disks.
 func (w *World) doAdd(l Line) error {
 	id := l.arg(1)
 	pl, err := w.poolOf(id)
 	if err != nil {
 		return err
 	}
-	if pl.copies > 1 {
+	as := useOf(l)
+	if pl.copies > 1 && as != useFlash {
 		return nil // mirrors are added as such
 	}
-	if pl.candidate == nil {
-		size := int64(diskSize)
-		if v, ok := l.option("size"); ok {
-			if size, err = bytesOf(v); err != nil {
+	for first := true; w.fail == nil; first = false {
+		if len(pl.candidate) == 0 {
+			size := int64(diskSize)
+			if v, ok := l.option("size"); ok {
+				if size, err = bytesOf(v); err != nil {
+					return err
+				}
+			}
+			if err := w.prepare(pl, as, size); err != nil {
 				return err
 			}
 		}
-		name := fmt.Sprintf("%s%d", id, len(pl.disks))
-		pl.candidate = &disk{w: w, name: name, owner: id, slow: 1, llrrm: l.has("llrrm"),
-			medium: blocktest.NewCrashWith(blocktest.CrashOptions{Name: name, Size: size, Seed: w.rng.Uint64()})}
-		w.disks = append(w.disks, pl.candidate)
-	}
-	d := pl.candidate
-	err = w.ask(id, l.String(), func(ctx context.Context, p *spool.Pool) error { return d.join(ctx, p) })
-	if err == nil {
-		pl.disks, pl.candidate = append(pl.disks, d), nil
-	} else if !pl.tolerable(err) {
-		w.violate("%s: %v", l, err)
+		c := pl.candidate
+		err = w.ask(id, l.String(), func(ctx context.Context, p *spool.Pool) error { return w.join(ctx, pl, c, p) })
+		if err == nil {
+			pl.disks, pl.candidate = append(pl.disks, c...), nil
+			if first && c[0].use != as {
+				continue // that was another one, of which nobody knew
+			}
+		} else if c[0].use == useFlash && errors.Is(err, block.ErrExists) {
+			err = nil // there is one, and this one waits
+		}
+		if !pl.tolerable(err) {
+			w.violate("%s: %v", l, err)
+		}
+		break
 	}
 	return nil
 }
 
-// join makes a disk part of the pool unless it is that already.
-func (d *disk) join(ctx context.Context, p *spool.Pool) error {
-	for _, info := range p.Stats().Devices {
-		if info.Name == d.name {
-			return nil
-		}
+// prepare makes a disk that is to join a pool, or the copies of a mirror.
+func (w *World) prepare(pl *pool, as use, size int64) error {
+	var devs []hpdi.Device
+	for i := range pl.copies {
+		name := fmt.Sprintf("%s%d", pl.identity, len(pl.disks)+i)
+		d := &disk{w: w, name: name, owner: pl.identity, slow: 1, use: as,
+			medium: blocktest.NewCrashWith(blocktest.CrashOptions{Name: name, Size: size, Seed: w.rng.Uint64()})}
+		devs = append(devs, d.medium)
+		w.disks, pl.candidate = append(w.disks, d), append(pl.candidate, d)
 	}
-	got := make(chan *handle, 1)
-	d.w.post(nil, func() {
-		var h *handle
-		if q, t := d.w.serving(d.owner); q != nil && t.pool == p {
-			h = d.open(q)
-		}
-		got <- h
-	})
-	h := <-got
-	if h == nil {
-		return errNobody // or a dead guest's last request is still on its way
+	if pl.copies == 1 {
+		return nil
 	}
-	add := p.AddDevice
-	if d.llrrm {
-		add = p.AddMemory
-	}
-	err := add(ctx, h)
-	if err != nil {
-		_ = h.Close()
+	id, err := mirror.Create(devs)
+	for _, d := range pl.candidate {
+		d.mirror, d.medium = id, d.medium.Reopen()
 	}
 	return err
 }
 
-// doRemove: remove ID. It takes the newest low-latency memory out of a pool, as `pollux
-// pool remove` does; in the background, and over deaths of guests.
+// join makes disks part of the pool unless they are that already.
+func (w *World) join(ctx context.Context, pl *pool, disks []*disk, p *spool.Pool) error {
+	flash := disks[0].use == useFlash
+	for _, info := range p.Stats().Devices {
+		if info.Name != disks[0].name {
+			continue
+		}
+		if flash {
+			return decideSoon(ctx, p)
+		}
+		return nil
+	}
+	var handles []hpdi.Device
+	for _, d := range disks {
+		h := d.openFor(p)
+		if h == nil {
+			for _, h := range handles {
+				_ = h.Close()
+			}
+			return errNobody // or a dead guest's last request is still on its way
+		}
+		handles = append(handles, h)
+	}
+	dev := handles[0]
+	if pl.copies > 1 {
+		ms, err := mirror.Assemble(handles, mirror.Options{Degraded: true, Known: pl.known, Remember: pl.remember})
+		if err != nil {
+			return err
+		}
+		dev = ms[0]
+	}
+	var err error
+	switch disks[0].use {
+	case useLLRRM:
+		err = p.AddMemory(ctx, dev)
+	case useFlash:
+		err = p.AddFlash(ctx, dev, flashSet)
+	default:
+		err = p.AddDevice(ctx, dev)
+	}
+	if err != nil {
+		return errors.Join(err, dev.Close())
+	}
+	if m, ok := dev.(*mirror.Mirror); ok {
+		w.post(nil, func() {
+			if _, t := w.serving(pl.identity); t != nil && t.pool == p {
+				t.mirrors = append(t.mirrors, m)
+				t.wg.Go(func() { keep(t.ctx, m) })
+			}
+		})
+	}
+	if flash {
+		return decideSoon(ctx, p)
+	}
+	return nil
+}
+
+// openFor opens a disk for the guest that serves a pool. It returns nil when another one
+// does by now, or the disk cannot be had.
+func (d *disk) openFor(p *spool.Pool) *handle {
+	got := make(chan *handle, 1)
+	d.w.post(nil, func() {
+		var h *handle
+		if q, t := d.w.serving(d.owner); q != nil && t.pool == p && !d.gone {
+			h = d.open(q)
+		}
+		got <- h
+	})
+	return <-got
+}
+
+// doRemove: remove ID [disk | flash]. It takes the newest low-latency memory out of a pool,
+// or the newest disk, or the flash device, as `pollux pool remove` does; in the background,
+// and over deaths of guests.
 func (w *World) doRemove(l Line) error {
 	id := l.arg(1)
 	pl, err := w.poolOf(id)
 	if err != nil {
 		return err
 	}
-	i := len(pl.disks) - 1
-	for i > 0 && !pl.disks[i].llrrm {
-		i--
+	as := useLLRRM
+	if l.has("disk") || l.has("flash") {
+		as = useOf(l)
+	}
+	i := len(pl.disks) - pl.copies
+	for i > 0 && (pl.disks[i].use != as || as != useLLRRM && pl.left(pl.disks[i])) {
+		i -= pl.copies
 	}
 	if i <= 0 {
 		return nil // there is none, or it is not known whether there is
 	}
-	d := pl.disks[i]
-	d.leaving = true
-	err = w.ask(id, l.String(), func(ctx context.Context, p *spool.Pool) error { return p.RemoveDevice(ctx, d.name) })
+	group := pl.disks[i : i+pl.copies]
+	for _, d := range group {
+		d.leaving = true
+	}
+	pl.empties = pl.empties || as == useDisk
+	err = w.ask(id, l.String(), func(ctx context.Context, p *spool.Pool) error { return p.RemoveDevice(ctx, group[0].name) })
 	if errors.Is(err, block.ErrNotFound) || errors.Is(err, block.ErrNoSpace) || errors.Is(err, block.ErrExists) {
 		err = nil // it is gone, the disks have no room for what it has, or another one leaves
 	}
@@ -103,12 +202,28 @@ func (w *World) doRemove(l Line) error {
 	return nil
 }
 
-// members leaves out disks whose addition did not come as far as a whole label, or
-// whose removal has come as far as none.
+// left tells whether a disk is known to be no part of its pool any more.
+func (pl *pool) left(d *disk) bool {
+	_, t := pl.w.serving(pl.identity)
+	return d.leaving && t != nil && !slices.ContainsFunc(t.pool.Stats().Devices, func(s spool.DeviceStats) bool { return s.Name == d.name })
+}
+
+// doGrow: grow DISK SIZE. Whoever opens it next finds it larger by so much.
+func (w *World) doGrow(l Line) error {
+	d, err := w.disk(l.arg(1))
+	if d == nil || w.pools[d.owner].copies > 1 {
+		return err
+	}
+	n, err := bytesOf(l.arg(2))
+	d.grows += n
+	return err
+}
+
+// members leaves out devices whose addition did not come as far as a whole label, or whose
+// removal has come as far as none.
 func (pl *pool) members(devs []hpdi.Device) []hpdi.Device {
 	return slices.DeleteFunc(devs, func(dev hpdi.Device) bool {
-		h, ok := dev.(*handle)
-		if !ok || h.d != pl.candidate && !h.d.leaving {
+		if !slices.ContainsFunc(pl.disksOf(dev), func(d *disk) bool { return pl.isCandidate(d) || d.leaving }) {
 			return false
 		}
 		_, err := spool.ReadLabel(dev)
@@ -120,10 +235,25 @@ func (pl *pool) members(devs []hpdi.Device) []hpdi.Device {
 	})
 }
 
+// disksOf returns the disks that a device consists of.
+func (pl *pool) disksOf(dev hpdi.Device) (of []*disk) {
+	switch dev := dev.(type) {
+	case *handle:
+		return []*disk{dev.d}
+	case *mirror.Mirror:
+		for _, d := range append(slices.Clone(pl.disks), pl.candidate...) {
+			if d.mirror == dev.ID() {
+				of = append(of, d)
+			}
+		}
+	}
+	return of
+}
+
+// isCandidate tells whether a disk may be part of the pool, or become it.
+func (pl *pool) isCandidate(d *disk) bool { return slices.Contains(pl.candidate, d) }
+
 // wanted are the disks that guests open a pool with.
 func (pl *pool) wanted() []*disk {
-	if pl.candidate == nil {
-		return pl.disks
-	}
-	return append(pl.disks[:len(pl.disks):len(pl.disks)], pl.candidate)
+	return slices.DeleteFunc(append(slices.Clone(pl.disks), pl.candidate...), func(d *disk) bool { return d.missing })
 }

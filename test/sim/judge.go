@@ -93,7 +93,7 @@ func (pl *pool) need(since block.Seq) (need, room int64) {
 	track := func(n int64) int64 { return (n + block.TrackBlocks - 1) &^ (block.TrackBlocks - 1) }
 	for i := range len(pl.disks) / pl.copies {
 		d := pl.disks[i*pl.copies]
-		if d.llrrm {
+		if d.use != useDisk || d.leaving {
 			continue // nobody is promised anything of it
 		}
 		first := int64(block.TrackBlocks)

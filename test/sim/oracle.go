@@ -5,6 +5,7 @@ import (
 	"errors"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/pollux-storage/pollux/internal/block"
@@ -21,8 +22,8 @@ type pool struct {
 	slot     uint32 // in the guests' caches
 	disks    []*disk
 	copies   int // of each block: so many disks that follow each other are a mirror
-	// candidate is a disk that may be part of the pool, or become it.
-	candidate *disk
+	// candidate are disks that may be part of the pool, or become it: one, or a mirror.
+	candidate []*disk
 	path      string // of the region
 	journal   int64  // bytes of the metadata journal
 	battery   bool
@@ -43,7 +44,9 @@ type pool struct {
 	log       *oplog.View
 	shadow    shadow
 	powerLost bool  // since the pool was open last
-	moves     int64 // blocks that cleaners and scans moved
+	moves     int64 // blocks that cleaners, scans and removals moved
+	empties   bool  // a disk was to leave: what is on it is written elsewhere
+	flashed   flashed
 	// damaged says that a device took data away that it had accepted:
 	// requests may fail, and flushed writes be lost. hindered says that one
 	// returned errors.
@@ -98,10 +101,20 @@ func (v *volume) current(b block.Logical) []byte {
 // errors of devices while they last; nothing else.
 func (pl *pool) refused(err error) {
 	pl.refusal = err
+	if pl.lacks(nil) && errors.Is(err, block.ErrInvalid) && strings.Contains(err.Error(), "missing") {
+		return
+	}
 	if pl.usurped && errors.Is(err, block.ErrStale) || pl.damaged && errors.Is(err, block.ErrCorrupt) || pl.hindered && errors.Is(err, errMedium) {
 		return
 	}
 	pl.w.violate("the pool of %s does not open: %v", pl.identity, err)
+}
+
+// lacks tells whether a disk of the pool is missing that p has not opened.
+func (pl *pool) lacks(p *proc) bool {
+	return slices.ContainsFunc(pl.disks, func(d *disk) bool {
+		return d.missing && !d.leaving && (p == nil || d.holder == nil || d.holder.p != p)
+	})
 }
 
 // lost tells whether damage keeps the pool shut, or from making consistency
@@ -132,6 +145,9 @@ func (w *World) adopted(p *proc, t *tenant) {
 	}
 	if !pl.powerLost {
 		w.observe()
+	}
+	if pl.lacks(p) {
+		w.violate("%s has opened the pool of %s without one of its devices", p.name, t.identity)
 	}
 	head := pl.log.Head()
 	w.log("%s#%d has the pool of %s at epoch %d, log [%d, %d], consistency point at %d, seen %d, flushed %d",
@@ -298,10 +314,10 @@ func (pl *pool) publish(rec *oplog.Record) {
 		rec.Seq, pl.identity, rec.Count, rec.LBA, v.name, what)
 }
 
-// isMove tells whether a record can be the cleaner's, or of a scan: it writes blocks that are
+// isMove tells whether a record can be the cleaner's, or of a scan or a removal: it writes blocks that are
 // not zero with exactly what they hold.
 func (pl *pool) isMove(v *volume, rec *oplog.Record) bool {
-	if pl.w.opt.Cleaner.Off && pl.w.opt.Run == 0 || rec.Kind != oplog.KindWrite {
+	if pl.w.opt.Cleaner.Off && pl.w.opt.Run == 0 && !pl.empties || rec.Kind != oplog.KindWrite {
 		return false
 	}
 	for i := range block.Logical(rec.Count) {

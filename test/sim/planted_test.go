@@ -35,9 +35,6 @@ func TestPlanted(t *testing.T) {
 		if *plantedOnly != "" && f.Name != *plantedOnly {
 			continue
 		}
-		if strings.HasPrefix(f.Where, "internal/flashmap") {
-			continue // pools do not use it yet; its own tests find them
-		}
 		began := time.Now()
 		found, by := hunt(t, f.Name)
 		if found == 0 {

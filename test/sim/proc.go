@@ -215,8 +215,9 @@ func (p *proc) open(a partner.Action) {
 		devs, err := p.lock(pl)
 		var q *spool.Pool
 		if err == nil {
-			devs = pl.members(devs)
-			devs, err = pl.gather(devs)
+			if devs, err = pl.gather(devs); err == nil {
+				devs = pl.members(devs)
+			}
 		}
 		var ms []*mirror.Mirror
 		if err == nil {

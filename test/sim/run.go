@@ -49,7 +49,9 @@ type Result struct {
 	Events   int
 	Ops      int64 // counted operations
 	Requests int
-	Moves    int64 // blocks that cleaners and scans moved
+	Moves    int64  // blocks that cleaners, scans and removals moved
+	Promoted uint64 // data sets that moved to flash
+	Demoted  uint64 // and back
 	Virtual  time.Duration
 	Trace    string
 }
@@ -88,6 +90,8 @@ func Run(t *testing.T, s *Script, keep int) Result {
 		res = Result{Err: w.fail, Ops: w.ops, Requests: w.requests, Virtual: w.now()}
 		for _, pl := range w.pools {
 			res.Moves += pl.moves
+			res.Promoted += pl.flashed.Promoted
+			res.Demoted += pl.flashed.Demoted
 		}
 		w.close()
 		res.Hash, res.Events, res.Trace = w.trace.hash, w.trace.count, w.trace.String()
@@ -193,7 +197,7 @@ func (w *World) makePool(id string, slot uint32, disks, copies int, size, journa
 		volumes: map[string]*volume{}, unsure: map[string]bool{}, ids: map[block.VolumeID]*volume{}}
 	var devs []hpdi.Device
 	for i := range disks * copies {
-		d := &disk{w: w, name: fmt.Sprintf("%s%d", id, i), owner: id, slow: 1,
+		d := &disk{w: w, name: fmt.Sprintf("%s%d", id, i), owner: id, slow: 1, use: useDisk,
 			medium: blocktest.NewCrashWith(blocktest.CrashOptions{Name: fmt.Sprintf("%s%d", id, i), Size: size, Seed: w.rng.Uint64()})}
 		pl.disks = append(pl.disks, d)
 		w.disks = append(w.disks, d)
@@ -201,9 +205,15 @@ func (w *World) makePool(id string, slot uint32, disks, copies int, size, journa
 	}
 	w.pools[id] = pl
 	if copies > 1 {
+		made := 0
 		for m := range slices.Chunk(devs, copies) {
-			if _, err := mirror.Create(m); err != nil {
+			id, err := mirror.Create(m)
+			if err != nil {
 				return err
+			}
+			for range m {
+				pl.disks[made].mirror = id
+				made++
 			}
 		}
 		var err error
@@ -280,7 +290,7 @@ func (w *World) makeVolumes(s *Script) error {
 func (w *World) finish() error {
 	w.log("the faults end")
 	for _, d := range w.disks {
-		d.slow, d.faults, d.gone, d.vanishIn = 1, nil, false, 0
+		d.slow, d.faults, d.gone, d.vanishIn, d.missing = 1, nil, false, 0, false
 		d.unstick()
 	}
 	for _, g := range w.host.names {
@@ -293,7 +303,7 @@ func (w *World) finish() error {
 	if !w.until(patience, w.protected) && w.fail == nil {
 		w.violate("the pair does not recover: %s", w.waiting())
 	}
-	steps := []func() error{w.settle, w.mendAll, w.verify, w.atRest, w.settle, w.survive}
+	steps := []func() error{w.settle, w.mendAll, w.emptied, w.verify, w.atRest, w.settle, w.survive}
 	for _, step := range steps {
 		if w.fail != nil {
 			break
@@ -351,6 +361,28 @@ func (w *World) verifyRange(pl *pool, v *volume, r block.Range) {
 	}
 }
 
+// emptied waits until what was to leave a pool has left it. A disk may stay for want of room.
+func (w *World) emptied() error {
+	for _, id := range sortedKeys(w.pools) {
+		pl := w.pools[id]
+		if pl.damaged || !slices.ContainsFunc(pl.disks, func(d *disk) bool { return d.leaving }) {
+			continue
+		}
+		var s spool.Stats
+		over := w.until(patience, func() bool {
+			if _, t := w.serving(id); t != nil {
+				s = t.pool.Stats()
+				return s.Removal.Device == "" || s.Removal.Stuck != "" && s.Removal.Device != s.Flash.Device
+			}
+			return false
+		})
+		if !over {
+			w.violate("%s does not leave the pool of %s: %+v", s.Removal.Device, id, s.Removal)
+		}
+	}
+	return nil
+}
+
 // atRest checks what holds once nothing is under way: every count, all space,
 // no memory of requests kept.
 func (w *World) atRest() error {
@@ -374,7 +406,7 @@ func (w *World) atRest() error {
 				if s.LogUsedBytes == 0 && s.DirtyBlocks == 0 && s.ReservedBytes <= restReserve {
 					break
 				}
-				if w.opt.Cleaner.Off && s.Scan.State != spool.ScanRunning && s.Memory.Total == 0 || try == cleanerTries {
+				if w.opt.Cleaner.Off && !pl.empties && s.Scan.State != spool.ScanRunning && s.Memory.Total == 0 || try == cleanerTries {
 					return fmt.Errorf("at rest %d bytes of the log are in use, %d blocks dirty, %d bytes reserved, the cleaner: %s",
 						s.LogUsedBytes, s.DirtyBlocks, s.ReservedBytes, s.Cleaner.State)
 				}

@@ -65,10 +65,16 @@ func verbOf(l Line) verb {
 		return (*World).doCopy
 	case "mend": // mend DISK: what is wrong with it ends, and its mirror is made whole
 		return (*World).doMend
-	case "add": // add IDENTITY [size=S] [llrrm]: another disk for its pool, or low-latency memory
+	case "add": // add IDENTITY [size=S] [llrrm | flash]: another disk for its pool, or low-latency memory, or flash
 		return (*World).doAdd
-	case "remove": // remove IDENTITY: its low-latency memory leaves the pool
+	case "remove": // remove IDENTITY [disk | flash]: its low-latency memory leaves the pool, or a disk, or the flash device
 		return (*World).doRemove
+	case "grow": // grow DISK SIZE: it is larger by so much when it is opened next
+		return (*World).doGrow
+	case "pin", "unpin": // pin VOLUME [OFFSET LENGTH]: it shall be on flash
+		return (*World).doPin
+	case "evacuate": // evacuate IDENTITY [stop]: everything on flash goes back
+		return (*World).doEvacuate
 	case "scan": // scan VOLUME [undo]: shares what it had before, or makes copies of all that it shares
 		return (*World).doScan
 	case "create", "delete", "resize", "rename":
@@ -162,7 +168,7 @@ func (w *World) settle() error {
 // wait.
 func (w *World) hindered() bool {
 	for _, d := range w.disks {
-		if d.stuck || d.faulty() || d.slow > 20 {
+		if d.stuck || d.missing || d.faulty() || d.slow > 20 {
 			return true
 		}
 	}
@@ -367,17 +373,20 @@ func (w *World) powerCut(l Line) error {
 }
 
 // doDisk: disk NAME slow FACTOR | sticks | goes-on | fails|fails-late|flips|
-// loses|misdirects OP [times N] | rots | heals; and of a copy: vanishes [after N]
+// loses|misdirects OP [times N] | rots | heals | missing | found; and of a copy: vanishes [after N]
 // | returns. Of a pool that keeps copies one disk in each mirror is bad at a time,
 // and nobody notices.
 func (w *World) doDisk(l Line) error {
-	d := w.disk(l.arg(1))
+	d, err := w.disk(l.arg(1))
 	if d == nil {
-		return fmt.Errorf("there is no disk %q", l.arg(1))
+		return err
 	}
 	pl := w.pools[d.owner]
-	mirrored := pl.copies > 1 && d != pl.candidate
-	if harm := l.arg(2); mirrored && harm != "slow" && harm != "sticks" && harm != "goes-on" && harm != "heals" && !w.hurt(d) {
+	mirrored := pl.copies > 1
+	if mirrored && pl.isCandidate(d) {
+		return nil // whoever adds it looks first whether it works
+	}
+	if harm := l.arg(2); mirrored && harm != "slow" && harm != "sticks" && harm != "goes-on" && harm != "heals" && harm != "missing" && harm != "found" && !w.hurt(d) {
 		return nil
 	}
 	switch what := l.arg(2); what {
@@ -390,6 +399,10 @@ func (w *World) doDisk(l Line) error {
 		return err
 	case "returns":
 		d.gone, d.vanishIn = false, 0
+	case "missing", "found":
+		for _, d := range pl.groupOf(d) {
+			d.missing = what == "missing"
+		}
 	case "slow":
 		n, err := l.countOf("slow", 1)
 		d.slow = int(max(1, n))
@@ -429,11 +442,26 @@ func (w *World) doDisk(l Line) error {
 
 var opByName = map[string]hpdi.Op{"read": hpdi.OpRead, "write": hpdi.OpWrite, "sync": hpdi.OpFlush}
 
-func (w *World) disk(name string) *disk {
+// disk returns the disk of a name. a.flash is the newest flash device of pool a, a.flash2 its
+// second copy, and nothing, without an error, as long as there is none.
+func (w *World) disk(name string) (found *disk, err error) {
+	if id, copied, ok := strings.Cut(name, ".flash"); ok {
+		pl, err := w.poolOf(id)
+		if err != nil {
+			return nil, err
+		}
+		n, _ := strconv.Atoi(copied)
+		for i := max(0, n-1); i < len(pl.disks); i += pl.copies {
+			if pl.disks[i].use == useFlash && n <= pl.copies {
+				found = pl.disks[i]
+			}
+		}
+		return found, nil
+	}
 	for _, d := range w.disks {
 		if d.name == name {
-			return d
+			return d, nil
 		}
 	}
-	return nil
+	return nil, fmt.Errorf("there is no disk %q", name)
 }

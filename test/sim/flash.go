@@ -1,0 +1,170 @@
+package sim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/cp"
+	"github.com/pollux-storage/pollux/internal/flashmap"
+	"github.com/pollux-storage/pollux/internal/flashmap/policy"
+	spool "github.com/pollux-storage/pollux/internal/pool"
+)
+
+// flashSet is the size of a data set: the smallest, so that many move.
+const flashSet = flashmap.MinSetBytes
+
+// decideSoon makes the policy of a pool's flash one that decides within a second, by a few
+// accesses, and lets nothing stay for long: so data sets come and go while clients look on.
+func decideSoon(ctx context.Context, p *spool.Pool) error {
+	_, err := p.ChangeFlash(ctx, spool.FlashChange{Params: func(q policy.Params) (policy.Params, error) {
+		q.Collect.Window, q.Collect.Pause, q.Collect.Decay = time.Second, time.Second, 0.1
+		q.Interval = 100 * time.Millisecond
+		pattern := policy.DefaultPattern()
+		pattern.MinAccesses, pattern.MinRandom, pattern.MaxAge = 2, 0, time.Second
+		pattern.Demote = `age > duration("300ms")`
+		q.Patterns = map[string]policy.Pattern{policy.AnyType: pattern}
+		q.Hysteresis = policy.Hysteresis{Keep: 0.9, Margin: 1, Stay: 0}
+		q.Budget.Migrate = 0
+		return q, nil
+	}})
+	return err
+}
+
+// askFlash has whoever serves a pool do something to its flash. Whatever a person may be told
+// of one that is not there, or does not have what was meant, is no fault.
+func (w *World) askFlash(id string, l Line, run func(ctx context.Context, p *spool.Pool) error, usual ...error) {
+	err := w.ask(id, l.String(), run)
+	if slices.ContainsFunc(usual, func(e error) bool { return errors.Is(err, e) }) {
+		err = nil
+	}
+	if pl := w.pools[id]; !pl.tolerable(err) {
+		w.violate("%s: %v", l, err)
+	}
+}
+
+// doPin: pin|unpin VOLUME [OFFSET LENGTH]. What is pinned shall be on flash, whatever its use.
+func (w *World) doPin(l Line) error {
+	id := w.identityOf(l.arg(1))
+	if id == "" {
+		return nil // not there (any more)
+	}
+	pin := spool.FlashPin{Volume: l.arg(1)}
+	if l.arg(2) != "" {
+		var err, err2 error
+		pin.Offset, err = bytesOf(l.arg(2))
+		if pin.Length, err2 = bytesOf(l.arg(3)); err != nil || err2 != nil {
+			return errors.Join(err, err2)
+		}
+	}
+	change := spool.FlashChange{Pin: []spool.FlashPin{pin}}
+	if l.arg(0) == "unpin" {
+		change = spool.FlashChange{Unpin: []spool.FlashPin{pin}}
+	}
+	w.askFlash(id, l, func(ctx context.Context, p *spool.Pool) error {
+		_, err := p.ChangeFlash(ctx, change)
+		return err
+	}, block.ErrNotFound, block.ErrExists, block.ErrInvalid)
+	return nil
+}
+
+// doEvacuate: evacuate ID [stop]. All data sets are to go back to their disks.
+func (w *World) doEvacuate(l Line) error {
+	id := l.arg(1)
+	if _, err := w.poolOf(id); err != nil {
+		return err
+	}
+	action := spool.EvacuateStart
+	if l.has("stop") {
+		action = spool.EvacuateStop
+	}
+	w.askFlash(id, l, func(ctx context.Context, p *spool.Pool) error { return p.EvacuateFlash(ctx, action) }, block.ErrNotFound)
+	return nil
+}
+
+// flashOf returns what is known of the flash of a pool, nothing while nobody serves it.
+func (w *World) flashOf(id string) (s spool.FlashStats, served bool) {
+	if _, t := w.serving(id); t != nil {
+		return t.pool.Flash(), true
+	}
+	return s, false
+}
+
+// flashIs tells whether the flash of a pool is what an expectation says: a state, "none",
+// "holds N" or "holds-at-most N" data sets, "whole VOLUME" of a pin, or "promoted N",
+// "demoted N" since the run began.
+func (w *World) flashIs(l Line) (bool, error) {
+	pl, err := w.poolOf(l.arg(2))
+	if err != nil {
+		return false, err
+	}
+	n, _ := l.countOf(l.arg(3), 0)
+	s, served := w.flashOf(pl.identity)
+	_, t := w.serving(pl.identity)
+	pl.countMoves(t)
+	switch l.arg(3) {
+	case "promoted":
+		return pl.flashed.Promoted >= uint64(n), nil
+	case "demoted":
+		return pl.flashed.Demoted >= uint64(n), nil
+	case "none":
+		return served && s.Device == "", nil
+	case "holds":
+		return int64(s.Used) >= n, nil
+	case "holds-at-most":
+		return served && s.Device != "" && int64(s.Used) <= n, nil
+	case "whole":
+		return slices.ContainsFunc(s.Pins, func(p spool.FlashPinned) bool { return p.Volume == l.arg(4) && p.State == "whole" }), nil
+	case "evacuated":
+		return s.State == spool.FlashEvacuated, nil
+	case "failed":
+		return s.State == spool.FlashFailed, nil
+	case "in-use":
+		return s.State == spool.FlashInUse, nil
+	}
+	return false, fmt.Errorf("flash cannot be %q", l.arg(3))
+}
+
+// flashed are moves of data sets of all owners of a pool so far.
+type flashed struct {
+	of                                 *spool.Pool // whose moves are now
+	now                                spool.FlashStats
+	Promoted, Demoted, GivenUp, Failed uint64
+}
+
+// countMoves counts the moves of whoever serves the pool.
+func (pl *pool) countMoves(t *tenant) {
+	if t == nil || t.pool == nil {
+		return
+	}
+	f, s := &pl.flashed, t.pool.Flash()
+	if f.of != t.pool || s.Promoted < f.now.Promoted {
+		f.of, f.now = t.pool, spool.FlashStats{}
+	}
+	f.Promoted += s.Promoted - f.now.Promoted
+	f.Demoted += s.Demoted - f.now.Demoted
+	f.GivenUp += s.GivenUp - f.now.GivenUp
+	f.Failed += s.FailedMoves - f.now.FailedMoves
+	f.now = s
+}
+
+// judgeFlash holds the flash layer of an open pool, which was found to be sound, against what
+// it must be.
+func judgeFlash(p *spool.Pool) error {
+	s := p.Flash()
+	if s.Device == "" {
+		return nil
+	}
+	if s.Lost > 0 {
+		return fmt.Errorf("%d data sets on flash are lost: %w", s.Lost, block.ErrCorrupt)
+	}
+	for _, d := range p.Stats().Devices {
+		if d.Class == cp.ClassDisk && !slices.ContainsFunc(s.Primaries, func(x spool.FlashPrimary) bool { return x.Device == d.Name }) {
+			return fmt.Errorf("flash is not over device %s: %w", d.Name, block.ErrCorrupt)
+		}
+	}
+	return nil
+}
