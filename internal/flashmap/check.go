@@ -63,14 +63,30 @@ func (f *Flash) differsLocked(c change) (n int) {
 
 // Check proves that everything the flash device knows agrees: the table in memory with
 // itself and with what is stored, which it reads. It returns a problem a line, of which
-// there are none on a sound flash device that nothing is moved on meanwhile. Of one that is
-// open for reading only it does not compare what a crash may have left.
+// there are none on a sound flash device that nothing is moved on meanwhile, but for what
+// has come back and has readers at its slot still. Of one that is open for reading only it
+// does not compare what a crash may have left.
 func (f *Flash) Check() (problems []string) {
 	f.tableLock.Lock()
 	defer f.tableLock.Unlock()
+	say := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
+	f.checkMemory(say)
+	// Without the stripes, for which clients would have to wait: who changes what is stored
+	// has tableLock.
+	for _, c := range f.sheetsLocked() {
+		// A place that a crash has left behind is written when the device is opened, but for
+		// one that is open for reading only.
+		if c.sheet.lost || !f.readOnly && f.differsLocked(c) > 0 {
+			say("what is stored at block %d or %d is not what it should be", c.at[0], c.at[1])
+		}
+	}
+	return problems
+}
+
+// checkMemory proves that the table in memory agrees with itself. The caller has tableLock.
+func (f *Flash) checkMemory(say func(string, ...any)) {
 	f.lockAll()
 	defer f.unlockAll()
-	say := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
 	if why := f.label.wrong(); why != "" {
 		say("the label has %s", why)
 	}
@@ -114,24 +130,19 @@ func (f *Flash) Check() (problems []string) {
 		}
 	}
 	f.checkSlots(say, len(in))
-	for _, c := range f.sheetsLocked() {
-		// A place that a crash has left behind is written when the device is opened, but for
-		// one that is open for reading only.
-		if c.sheet.lost || !f.readOnly && f.differsLocked(c) > 0 {
-			say("what is stored at block %d or %d is not what it should be", c.at[0], c.at[1])
-		}
-	}
-	return problems
 }
 
 // checkSlots proves that slots are taken that hold something, that were reserved or
 // that a move has, and no others. The caller has all stripes.
 func (f *Flash) checkSlots(say func(string, ...any), held int) {
 	used, free := 0, 0
+	left := map[slotNumber]bool{}
 	for i := range f.stripes {
 		used += f.stripes[i].used
 		for _, a := range f.stripes[i].active {
-			if a.move != nil {
+			if a.move != nil && a.move.left {
+				left[a.move.slot] = true
+			} else if a.move != nil {
 				say("%v is on the move", a.key)
 			}
 			if a.writes < 0 || a.flash < 0 {
@@ -149,7 +160,7 @@ func (f *Flash) checkSlots(say func(string, ...any), held int) {
 		switch taken := f.taken.Has(int(slot)); {
 		case !taken && slot < f.limit:
 			free++
-		case taken && f.keys[slot] == 0 && f.label.valid(slot) && !f.table[i/pageWords].lost:
+		case taken && f.keys[slot] == 0 && !left[slot] && f.label.valid(slot) && !f.table[i/pageWords].lost:
 			say("slot %d is taken and holds nothing", slot)
 		}
 	}

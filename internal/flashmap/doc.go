@@ -112,11 +112,10 @@
 // # Locks
 //
 // tableLock is held while the table, the map or the label is written, by moves and by
-// what resizes. A stripe is held for some tens of nanoseconds, never across I/O, but by
-// [Flash.Check]. tableLock and the lock of a note, which is held while that is read or
-// written, are taken before stripes, stripes before slotsMu; tidyMu,
-// and the queuesMu of a device, are alone. A mirror that
-// asks what is unused has a range alone for which others may wait with a stripe held: it
+// what resizes. A stripe is held for some tens of nanoseconds, never across I/O. tableLock
+// and the lock of a note, which is held while that is read or written, are taken before
+// stripes, stripes before slotsMu; tidyMu, and the queuesMu of a device, are alone. A mirror
+// that asks what is unused has a range alone for which others may wait with a stripe held: it
 // only tries to take one. A move in its last step holds writes, not locks: who waits for it has entered
 // nothing, so nobody waits in a circle.
 //

@@ -431,6 +431,12 @@ func TestSlowReader(t *testing.T) {
 			t.Fatal("the slot was given up under a reader")
 		}
 	}
+	if err := m.Cancel(); err != nil || !m.Left() {
+		t.Errorf("a move that has come back and waits for a reader: left %v, %v", m.Left(), err)
+	}
+	if problems := f.Check(); len(problems) > 0 {
+		t.Errorf("while a reader is waited for: %q", problems)
+	}
 	must(t, write(t, d, 11*setBlocks, 2, setBlocks))
 	for i := range Set(8) {
 		if m, err := f.MoveIn(3, 11+i); i < 7 {
@@ -449,6 +455,29 @@ func TestSlowReader(t *testing.T) {
 	through(t, m, nil)
 	must(t, q.Close())
 	remove()
+	sound(t, f)
+}
+
+// Clients go on while a check reads what is stored.
+func TestCheckBesideClients(t *testing.T) {
+	primary, flash := disks(t)
+	slow := blocktest.NewFault(flash, 1)
+	f, d := attach(t, primary, slow)
+	must(t, write(t, d, 10*setBlocks, 1, setBlocks))
+	in(t, f, 10)
+	gate := blocktest.NewGate()
+	slow.Add(blocktest.Rule{Op: hpdi.OpRead, Offset: int64(f.tableAt(0)[0]) * block.Size, Length: block.Size, Count: 1, Hold: gate.Hold})
+	checked := make(chan []string)
+	go func() { checked <- f.Check() }()
+	<-gate.Arrived()
+	must(t, write(t, d, 10*setBlocks, 2, 1))
+	must(t, write(t, d, 11*setBlocks, 3, 1))
+	wantRead(t, d, 10*setBlocks, 2)
+	wantRead(t, d, 11*setBlocks, 3)
+	gate.Open()
+	if problems := <-checked; len(problems) > 0 {
+		t.Errorf("%q", problems)
+	}
 	sound(t, f)
 }
 

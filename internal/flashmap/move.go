@@ -54,6 +54,9 @@ type Move struct {
 	// doubt is why writes to the data set fail: it is not known whether the table
 	// on the flash device names it.
 	doubt error
+	// left says that the data set is back on its primary, and readers of its slot are all
+	// that the move waits for.
+	left bool
 }
 
 var errNotThere = fmt.Errorf("it is not on flash: %w", block.ErrNotFound)
@@ -388,7 +391,7 @@ func (m *Move) store() (Progress, error) {
 		f.keys[m.slot] = 0
 		m.d.p.drop(m.set)
 		f.unwanted.Clear(int(m.slot))
-		m.stage = leaving
+		m.stage, m.left = leaving, true
 		return Moving, nil
 	}
 	f.keys[m.slot] = m.key
@@ -426,7 +429,7 @@ func (m *Move) leave() Progress {
 
 // endLocked takes the move off its data set.
 func (m *Move) endLocked(s *stripe) {
-	m.stage = over
+	m.stage, m.left = over, false
 	a := s.activeLocked(m.key, true)
 	a.move = nil
 	s.restLocked(a)
@@ -438,8 +441,17 @@ func (m *Move) free() {
 	m.buf, m.other = nil, nil
 }
 
+// Left reports whether the data set is back on its primary and the move waits for readers of
+// its slot alone.
+func (m *Move) Left() bool {
+	s := m.f.lock(m.key)
+	defer s.mu.Unlock()
+	return m.left
+}
+
 // Cancel gives a move up that has not come to the table yet; the data set stays where
-// it is. A move that is over is left alone. With an error the data set is in doubt, see
+// it is. A move that is over is left alone, and so is one that waits for readers of its slot
+// alone (Left), which is to be stepped on. With an error the data set is in doubt, see
 // Step, and the move goes on to be the one that can end that.
 func (m *Move) Cancel() error {
 	s := m.f.lock(m.key)

@@ -468,15 +468,23 @@ func (f *flash) done(err error, now time.Time) {
 }
 
 // check proves the table of what is on flash, and that nothing there is lost. The move that
-// is under way begins anew: meanwhile the table is not what it seems.
+// is under way begins anew, unless it has only readers to wait for: meanwhile the table is not
+// what it seems. One of which nobody knows what the table says may find out first.
 func (f *flash) check() []string {
 	if f.layer == nil {
 		return nil
 	}
-	if f.now != nil && f.now.move.Cancel() == nil {
-		f.queue = slices.Insert(f.queue, 0, f.now.Move)
-		f.now = nil
+	if f.now != nil {
+		m := f.now.move
+		if m.Cancel() != nil {
+			_, _ = m.Step()
+		}
+		if !m.Left() && m.Cancel() == nil {
+			f.queue = slices.Insert(f.queue, 0, f.now.Move)
+			f.now = nil
+		}
 	}
+	_, _ = f.layer.Tidy() // what is left of others likewise
 	return f.layer.Check()
 }
 
