@@ -120,8 +120,9 @@ func (w *World) doScan(l Line) error {
 
 // check runs the pool's own check. Damage that devices did may show.
 func (pl *pool) check(ctx context.Context, p *spool.Pool) error {
+	ailed := pl.ailing()
 	r, err := p.Check(ctx, spool.CheckOptions{Data: true})
-	if err == nil && len(r.Problems) > 0 && !pl.ailing() {
+	if err == nil && len(r.Problems) > 0 && !ailed && !pl.ailing() {
 		err = fmt.Errorf("check of %s: %s", pl.identity, strings.Join(r.Problems, "; "))
 	}
 	if err == nil && !pl.damaged {

@@ -48,9 +48,10 @@ func (pl *pool) mirrorOf(d *disk) []*disk {
 	return pl.disks[m*pl.copies : (m+1)*pl.copies]
 }
 
-// ailing tells whether a copy is bad, which a check of the pool may say.
+// ailing tells whether a copy is bad, or a flash device fails, of which nobody knows then what
+// is stored: a check of the pool may say so.
 func (pl *pool) ailing() bool {
-	return slices.ContainsFunc(pl.disks, func(d *disk) bool { return d.bad })
+	return slices.ContainsFunc(pl.disks, func(d *disk) bool { return d.bad || d.use == useFlash && d.faulty() })
 }
 
 // hurt tells whether a disk may be given a fault, and notes that it has one.

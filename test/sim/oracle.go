@@ -98,11 +98,11 @@ func (v *volume) current(b block.Logical) []byte {
 }
 
 // refused remembers why the pool did not open. Damage may prevent it, and
-// errors of devices while they last; nothing else.
-func (pl *pool) refused(err error) {
+// errors of devices while they last, and a disk that it lacked; nothing else.
+func (pl *pool) refused(err error, lacked bool) {
 	pl.refusal = err
-	if pl.lacks(nil) && errors.Is(err, block.ErrInvalid) && strings.Contains(err.Error(), "missing") {
-		return
+	if lacked && errors.Is(err, block.ErrInvalid) && strings.Contains(err.Error(), "missing") {
+		return // as it must be; of what joins or leaves nobody knows whether the pool has it
 	}
 	if pl.usurped && errors.Is(err, block.ErrStale) || pl.damaged && errors.Is(err, block.ErrCorrupt) || pl.hindered && errors.Is(err, errMedium) {
 		return
@@ -113,7 +113,7 @@ func (pl *pool) refused(err error) {
 // lacks tells whether a disk of the pool is missing that p has not opened.
 func (pl *pool) lacks(p *proc) bool {
 	return slices.ContainsFunc(pl.disks, func(d *disk) bool {
-		return d.missing && !d.leaving && (p == nil || d.holder == nil || d.holder.p != p)
+		return d.missing && !d.leaving && (d.holder == nil || d.holder.p != p)
 	})
 }
 
@@ -176,7 +176,7 @@ func (w *World) adopted(p *proc, t *tenant) {
 }
 
 // compareVolumes holds the list of volumes against what was commanded. Of
-// commands under way either outcome is right.
+// commands under way either outcome is right, and of all when a disk has lost what it took.
 func (pl *pool) compareVolumes(p *spool.Pool) {
 	there := map[string]bool{}
 	for _, v := range p.Volumes() {
@@ -191,6 +191,7 @@ func (pl *pool) compareVolumes(p *spool.Pool) {
 			if known != nil && known.wanted == v.Size {
 				known.size = v.Size // so that command came through
 			}
+		case pl.damaged:
 		case known == nil:
 			pl.w.violate("volume %s of %s is there although it was deleted or never made", v.Name, pl.identity)
 		case known.size != v.Size:
@@ -202,7 +203,7 @@ func (pl *pool) compareVolumes(p *spool.Pool) {
 		}
 	}
 	for _, name := range sortedKeys(pl.volumes) {
-		if !there[name] && !pl.unsure[name] {
+		if !there[name] && !pl.unsure[name] && !pl.damaged {
 			pl.w.violate("volume %s of %s is gone", name, pl.identity)
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sort"
 	"sync"
 	"sync/atomic"
@@ -60,6 +61,7 @@ type tenant struct {
 	cancel   context.CancelFunc
 	wg       sync.WaitGroup // of the pool's Run and of requests
 	serving  bool
+	lacks    bool        // a disk was missing when the pool was opened
 	gone     bool        // being given up
 	still    bool        // its heart has stopped
 	closed   atomic.Bool // its region is unmapped
@@ -212,6 +214,7 @@ func (p *proc) open(a partner.Action) {
 	t := &tenant{identity: a.Identity, term: a.Term, ctx: ctx, cancel: cancel}
 	p.tenants[a.Identity] = t
 	p.wg.Go(func() {
+		t.lacks = slices.ContainsFunc(slices.Concat(pl.disks, pl.candidate), func(d *disk) bool { return d.missing })
 		devs, err := p.lock(pl)
 		var q *spool.Pool
 		if err == nil {
@@ -258,7 +261,7 @@ func (p *proc) opened(t *tenant, q *spool.Pool, err error) {
 	m := partner.Message{Kind: partner.KindOpened, Identity: t.identity, Term: t.term}
 	if err != nil {
 		w.log("%s#%d cannot open %s: %v", p.name, p.inc, t.identity, err)
-		w.pools[t.identity].refused(err)
+		w.pools[t.identity].refused(err, t.lacks)
 		delete(p.tenants, t.identity)
 		w.ceases(p, t.identity)
 		m.Kind, m.Reason = partner.KindOpenFailed, err.Error()
