@@ -190,6 +190,13 @@ func TestNotSettled(t *testing.T) {
 		t.Errorf("a move: %v", err)
 	}
 	out(t, f, 10)
+	done, err := f.Tidy()
+	if err != nil || !done || f.Status().Failure != nil {
+		t.Errorf("when it works again: %v, %v, %v", done, err, f.Status().Failure)
+	}
+	in(t, f, 21)
+	out(t, f, 21)
+	sound(t, f)
 	must(t, d.Close())
 	must(t, f.Close())
 	f, _ = attach(t, primary.Reopen(), flash.Reopen())

@@ -58,8 +58,17 @@ type Flash struct {
 	lostPages atomic.Int32 // of the table
 	// failure is why the table could not be written; nil when it could last.
 	failure atomic.Pointer[error]
-	// unsettled is why the table may say more than counts, since the device was opened.
-	unsettled error
+	// unsettled is why the table may say more than counts, since the device was opened; nil
+	// when it does not.
+	unsettled atomic.Pointer[error]
+	// Guarded by tableLock: sure says that what was read when the device was opened is
+	// durable, owed names the pages that are to be written before it says no more than
+	// counts, and again that nothing else is in the way.
+	sure, again bool
+	owed        struct {
+		label       bool
+		table, maps map[int]bool
+	}
 
 	// written counts writes that have completed at the flash device, and flushed says
 	// how many of them are durable.
@@ -224,7 +233,9 @@ func (f *Flash) Status() Status {
 	if more, ok := l.grown(f.info.Size); ok {
 		s.Grown = more.slots
 	}
-	s.Failure = f.unsettled
+	if err := f.unsettled.Load(); err != nil {
+		s.Failure = *err
+	}
 	if err := f.failure.Load(); err != nil {
 		s.Failure = *err
 	}

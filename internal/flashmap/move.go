@@ -116,11 +116,11 @@ func (f *Flash) MoveIn(number int, set Set) (*Move, error) {
 	if err != nil {
 		return nil, err
 	}
-	switch err := f.failure.Load(); {
+	switch err, unsettled := f.failure.Load(), f.unsettled.Load(); {
 	case err != nil:
 		return nil, m.refuse(fmt.Errorf("nothing is moved to flash: %w", *err))
-	case f.unsettled != nil:
-		return nil, m.refuse(fmt.Errorf("nothing is moved to flash before it was opened anew: %w", f.unsettled))
+	case unsettled != nil:
+		return nil, m.refuse(fmt.Errorf("nothing is moved to flash as long as its table may say more than counts: %w", *unsettled))
 	case f.readOnly || m.d.info.ReadOnly:
 		return nil, m.refuse(hpdi.ErrReadOnly)
 	case f.lostPages.Load() > 0:

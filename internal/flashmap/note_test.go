@@ -382,12 +382,16 @@ func TestNotePowerCut(t *testing.T) {
 // A guest dies, and power is cut while the next one moves something back: of two places that
 // were alike neither need be durable then.
 func TestDeathThenPowerCut(t *testing.T) {
-	cuts, err := deathThenCut(t, 8)
-	must(t, err)
-	t.Logf("power was cut %d times", cuts)
+	for _, late := range []bool{false, true} {
+		cuts, err := deathThenCut(t, 8, late)
+		must(t, err)
+		t.Logf("power was cut %d times", cuts)
+	}
 }
 
-func deathThenCut(t testing.TB, outcomes uint64) (cuts int, err error) {
+// deathThenCut cuts the power at each operation of a move after a death. When it is late, the
+// sync fails by which the device makes durable what the dead guest has left.
+func deathThenCut(t testing.TB, outcomes uint64, late bool) (cuts int, err error) {
 	const skip = pageWords / 4 // slots that are left out, so that what changes is in several sectors
 	for moves := 1; moves <= 3; moves++ {
 		for cut := int64(1); ; cut++ {
@@ -407,7 +411,11 @@ func deathThenCut(t testing.TB, outcomes uint64) (cuts int, err error) {
 			primary, flash = primary.Reopen(), flash.Reopen()
 			clock := flash.Clock()
 			clock.CutAfter(clock.Ops() + cut)
-			if f, err = Open(flash); err == nil {
+			broken := blocktest.NewFault(flash, 1)
+			if late {
+				broken.Add(blocktest.Rule{Op: hpdi.OpFlush, Count: 1, Err: errBroken})
+			}
+			if f, err = Open(broken); err == nil {
 				leaveOut(f)
 				if _, err = f.Over(primary, Primary{Number: 3, ID: primaryID, Fixed: fixed}); err == nil {
 					var m *Move

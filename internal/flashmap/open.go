@@ -83,6 +83,7 @@ const sparePages = 8
 func (f *Flash) format() error {
 	f.tableLock.Lock()
 	defer f.tableLock.Unlock()
+	f.sure = true // nothing was read
 	clear(f.page[:block.Size])
 	for _, b := range labelBlocks {
 		if err := f.io.Do(&hpdi.Request{Op: hpdi.OpWrite, Offset: int64(b) * block.Size, Vec: [][]byte{f.page[:block.Size]}}); err != nil {

@@ -35,7 +35,7 @@ var hunts = map[planted.Fault]func(t testing.TB) (cuts int, err error){
 	planted.FlashNoteEarly:    func(t testing.TB) (int, error) { return notesCut(t, 1, 4) },
 	planted.FlashNoteInPlace:  func(t testing.TB) (int, error) { return notesCut(t, 1, 4) },
 	planted.FlashNoteUnsure:   func(t testing.TB) (int, error) { return notesCut(t, 1, 16) },
-	planted.FlashTableUnsure:  func(t testing.TB) (int, error) { return deathThenCut(t, 40) },
+	planted.FlashTableUnsure:  func(t testing.TB) (int, error) { return deathThenCut(t, 40, false) },
 	planted.FlashCopyUnseen:   func(t testing.TB) (int, error) { return 0, rotIsSeen(t) },
 	planted.FlashReturnUnseen: func(t testing.TB) (int, error) { return 0, fillBesideMove(t) },
 }

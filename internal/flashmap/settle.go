@@ -32,37 +32,41 @@ func (f *Flash) settleLocked() {
 	if f.readOnly {
 		return
 	}
+	f.sure = planted.Has(planted.FlashTableUnsure)
+	f.owed.label, f.owed.table, f.owed.maps = f.labelSheet.behind, dirtyTable, dirtyMap
+	if err := f.makeOneLocked(); err != nil && f.unsettled.CompareAndSwap(nil, &err) { // Status tells
+		f.again = true // Tidy tries
+	}
+	f.label.generation = f.labelSheet.generation
+}
+
+// makeOneLocked writes what the device has to be told for its table to say no more than
+// counts: that would be believed once a data set is moved again.
+func (f *Flash) makeOneLocked() error {
+	if err := f.sureLocked(); err != nil {
+		return f.fail(fmt.Errorf("make its table durable: %w", err))
+	}
 	var changes []change
-	if f.labelSheet.behind {
+	if f.owed.label {
 		l := f.label
 		changes = append(changes, f.labelChange(&l))
 	}
 	for n := range f.table {
-		if dirtyTable[n] {
+		if f.owed.table[n] {
 			changes = append(changes, f.tableChange(n, none, 0))
 		}
 	}
 	for _, p := range f.primaries {
 		for r := 0; p != nil && r < len(p.pages); r++ {
-			if dirtyMap[p.pages[r]] {
+			if f.owed.maps[p.pages[r]] {
 				changes = append(changes, f.mapChange(p, r, Set(len(p.bits)*64), false))
 			}
 		}
 	}
-	// What a guest has left that died may be in the memory of the device only: of two
-	// places that are alike nobody knows which one would survive, and one is written next.
-	if !planted.Has(planted.FlashTableUnsure) {
-		if err := f.io.Flush(); err != nil {
-			f.unsettled = f.fail(fmt.Errorf("make its table durable: %w", err)) // Status tells
-			return
-		}
-	}
-	// What says too much would be believed once a data set is moved again: without
-	// this nothing is moved.
 	if err := f.storeAllLocked(changes); err != nil {
-		f.unsettled = f.fail(fmt.Errorf("make its table one: %w", err)) // Status tells
+		return f.fail(fmt.Errorf("make its table one: %w", err))
 	}
-	f.label.generation = f.labelSheet.generation
+	return nil
 }
 
 func (p *primary) unknownRanges() []int {

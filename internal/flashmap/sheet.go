@@ -32,6 +32,9 @@ type change struct {
 // storeLocked makes changes durable, all in one sync: after an error any of them may
 // have been made or not. At most changesAtOnce are possible.
 func (f *Flash) storeLocked(flush bool, changes ...change) error {
+	if err := f.sureLocked(); err != nil {
+		return err
+	}
 	reqs := make([]*hpdi.Request, 0, len(changes)+1)
 	for i, c := range changes {
 		c.sheet.tried = max(c.sheet.tried, c.sheet.generation) + 1
@@ -62,6 +65,20 @@ func (f *Flash) storeLocked(flush bool, changes ...change) error {
 		return nil
 	}
 	f.failure.Store(nil)
+	return nil
+}
+
+// sureLocked makes durable what was read when the device was opened, unless it is. What a
+// guest has left that died may be in the memory of the device only: of two places that are
+// alike nobody knows which one would survive, and one is written next.
+func (f *Flash) sureLocked() error {
+	if f.sure {
+		return nil
+	}
+	if err := f.io.Flush(); err != nil {
+		return err
+	}
+	f.sure = true
 	return nil
 }
 
@@ -185,7 +202,8 @@ func (f *Flash) readSheets(sheets []sheet, at func(n int) [2]uint64, decode func
 		for i := range 2 {
 			err := f.readBlocks(first[i], f.page[i*half*block.Size:][:k*block.Size], errs[i][:k], func(i int, p []byte) (uint64, error) { return decode(n+i, p) })
 			if err != nil {
-				f.unsettled = f.fail(err) // Status tells
+				err = f.fail(err)
+				f.unsettled.Store(&err) // Status tells
 			}
 		}
 		for i := range k {

@@ -48,10 +48,18 @@ func (f *Flash) Tidy() (done bool, err error) {
 }
 
 // mend writes what has one place alone to the other one, which did not take it, and
-// tries whether a flash device that failed takes something again.
+// tries whether a flash device that failed takes something again, also what it did not take
+// when it was opened.
 func (f *Flash) mend() error {
 	f.tableLock.Lock()
 	defer f.tableLock.Unlock()
+	if f.again {
+		if err := f.makeOneLocked(); err != nil {
+			return err
+		}
+		f.again = false
+		f.unsettled.Store(nil)
+	}
 	if f.failure.Load() != nil {
 		if err := f.storeLabelLocked(f.label); err != nil {
 			return f.failedLocked(fmt.Errorf("write the label: %w", err))
