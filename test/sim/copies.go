@@ -67,8 +67,8 @@ func (w *World) hurt(d *disk) bool {
 	return true
 }
 
-// gather makes mirrors of the disks of a pool that a guest has locked.
-func (pl *pool) gather(devs []hpdi.Device) ([]hpdi.Device, error) {
+// gather makes mirrors of the disks of a pool that a guest has locked, of those that it wanted.
+func (pl *pool) gather(devs []hpdi.Device, wanted []*disk) ([]hpdi.Device, error) {
 	if pl.copies < 2 {
 		return devs, nil
 	}
@@ -91,8 +91,8 @@ func (pl *pool) gather(devs []hpdi.Device) ([]hpdi.Device, error) {
 	}
 	// Of those that join, or leave, the pool knows whether it needs them.
 	least := 0
-	for _, d := range pl.disks {
-		if !d.leaving && !d.missing {
+	for _, d := range wanted {
+		if !d.leaving && !pl.isCandidate(d) {
 			least++
 		}
 	}

@@ -42,7 +42,11 @@ func (w *World) doExpect(l Line) error {
 		w.until(patience, holds)
 	}
 	if !holds() {
-		w.violate("line %d: %s does not hold", l.Number, l)
+		told := ""
+		if l.arg(1) == "flash" {
+			told = w.tellFlash(l.arg(2))
+		}
+		w.violate("line %d: %s does not hold%s", l.Number, l, told)
 	}
 	return nil
 }

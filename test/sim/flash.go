@@ -128,6 +128,14 @@ func (w *World) flashIs(l Line) (bool, error) {
 	return false, fmt.Errorf("flash cannot be %q", l.arg(3))
 }
 
+// tellFlash says what the flash of a pool is, for messages.
+func (w *World) tellFlash(id string) string {
+	s, _ := w.flashOf(id)
+	f := &w.pools[id].flashed
+	return fmt.Sprintf(": %s %s %s, %d of %d slots, %d to be moved back, %d promoted, %d demoted, %d given up, %d failed; pins %v",
+		s.Device, s.State, s.Why, s.Used, s.Slots, s.Left, f.Promoted, f.Demoted, f.GivenUp, f.Failed, s.Pins)
+}
+
 // flashed are moves of data sets of all owners of a pool so far.
 type flashed struct {
 	of                                 *spool.Pool // whose moves are now

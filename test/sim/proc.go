@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"sort"
 	"sync"
 	"sync/atomic"
@@ -214,11 +213,12 @@ func (p *proc) open(a partner.Action) {
 	t := &tenant{identity: a.Identity, term: a.Term, ctx: ctx, cancel: cancel}
 	p.tenants[a.Identity] = t
 	p.wg.Go(func() {
-		t.lacks = slices.ContainsFunc(slices.Concat(pl.disks, pl.candidate), func(d *disk) bool { return d.missing })
-		devs, err := p.lock(pl)
+		wanted := pl.wanted()
+		t.lacks = len(wanted) < len(pl.disks)+len(pl.candidate)
+		devs, err := p.lock(pl, wanted)
 		var q *spool.Pool
 		if err == nil {
-			if devs, err = pl.gather(devs); err == nil {
+			if devs, err = pl.gather(devs, wanted); err == nil {
 				devs = pl.members(devs)
 			}
 		}
@@ -284,12 +284,12 @@ func (p *proc) opened(t *tenant, q *spool.Pool, err error) {
 	p.input(m)
 }
 
-// lock takes the locks of all disks of a pool, for at most as long as the
+// lock takes the locks of all disks of a pool that are wanted, for at most as long as the
 // agent's fence may take.
-func (p *proc) lock(pl *pool) ([]hpdi.Device, error) {
+func (p *proc) lock(pl *pool, wanted []*disk) ([]hpdi.Device, error) {
 	var devs []hpdi.Device
 	end := time.Now().Add(10 * time.Second)
-	for _, d := range pl.wanted() {
+	for _, d := range wanted {
 		for {
 			got := make(chan *handle, 1)
 			gone := false
