@@ -58,7 +58,7 @@ func (f *flashDrawer) happens(id string) {
 	if mirrored && f.chance(2) {
 		flash += "2"
 	}
-	switch f.rng.IntN(20) {
+	switch f.rng.IntN(24) {
 	case 0, 1, 2, 3, 4:
 		f.heat()
 	case 5, 6, 7:
@@ -103,7 +103,30 @@ func (f *flashDrawer) happens(id string) {
 		f.d.say("grow %s0 %dM", id, 1+f.rng.IntN(8))
 	case 19:
 		f.d.say("%s %s", f.pick("fold", "check"), id)
+	default:
+		f.rush(id)
 	}
+}
+
+// rush lets clients write much at once where data sets are to come and go, and ends it somewhere
+// in the middle.
+func (f *flashDrawer) rush(id string) {
+	if len(f.d.vols) == 0 {
+		return
+	}
+	v := f.d.vols[f.rng.IntN(len(f.d.vols))]
+	at := f.rng.Int64N(min(v.size, 4<<20) >> 20)
+	f.d.say("%s %s %dM 1M", f.pick("pin", "unpin"), v.name, at)
+	for range 1 + f.rng.IntN(3) {
+		for range 4 + f.rng.IntN(16) {
+			f.d.say("c%d write %s %s %dK%s", 1+f.rng.IntN(4), v.name, sizeText(at<<20+f.rng.Int64N(224)*4096), 4<<f.rng.IntN(5), f.pick("", "", "", " fua"))
+		}
+		f.d.say("sleep %dms", 5+f.rng.IntN(150))
+		f.d.say("%s %s %dM 1M", f.pick("pin", "unpin"), v.name, at)
+		f.d.say("c1 flush %s", v.name)
+		f.d.say("ops %d", 1+f.rng.IntN(300))
+	}
+	f.d.say("%s", f.pick("power cut random", "power cut random", "power cut drop", "kill "+id, "settle"))
 }
 
 // errors lets the flash device do what is wrong, one of its copies whatever it may.
