@@ -160,8 +160,18 @@ func (pl *pool) countMoves(t *tenant) {
 }
 
 // judgeFlash holds the flash layer of an open pool, which was found to be sound, against what
-// it must be.
-func judgeFlash(p *spool.Pool) error {
+// it must be. It tells of now at every decision, 15 seconds apart at most.
+func judgeFlash(ctx context.Context, p *spool.Pool) (err error) {
+	for range 200 {
+		if err = judgeFlashNow(p); err == nil || ctx.Err() != nil {
+			return ctx.Err()
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	return err
+}
+
+func judgeFlashNow(p *spool.Pool) error {
 	s := p.Flash()
 	if s.Device == "" {
 		return nil
