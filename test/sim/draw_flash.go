@@ -100,7 +100,7 @@ func (f *flashDrawer) happens(id string) {
 			f.d.say("remove %s disk", id)
 		}
 	case 18:
-		f.d.say("grow %s0 %dM", id, 1+f.rng.IntN(8))
+		f.d.say("grow %s %dM", f.pick(id+"0", flash), 1+f.rng.IntN(8))
 	case 19:
 		f.d.say("%s %s", f.pick("fold", "check"), id)
 	default:
