@@ -60,12 +60,13 @@ demo: build deps ## import a real image, kill a guest in the middle, prove that 
 
 # Each row five times takes some 20 minutes, the pauses some 5 with each kind of
 # pages; -timeout and -limit end what hangs. Numbers go to out/*.json.
-bench: build deps ## measure against other NBD servers, and the pause at a failover; about half an hour
+bench: build deps ## measure against other NBD servers, the pause at a failover, and restarts; about half an hour
 	$(GO) run ./bench/nbd -pollux $(BIN)
 	$(GO) run ./bench/nbd -pollux $(BIN) -copies
 	$(GO) run ./bench/mirror -pollux $(BIN)
 	$(GO) run ./bench/failover -pollux $(BIN) -check=false -huge=false -rounds 30 -hangs 0 -qemu 0 -out out/failover-small.json
 	$(GO) run ./bench/failover -pollux $(BIN)
+	$(GO) run ./bench/restart -pollux $(BIN)
 
 plots: ## draw docs/*.svg from the numbers in out/ that benchmarks have left
 	$(GO) run ./bench/plot

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -346,7 +347,7 @@ func (g *Guest) serve(a partner.Action) {
 // record keeps what was taken over, for status without the agent.
 func (g *Guest) record(a partner.Action, since time.Time, steps []partner.Step) {
 	total := time.Since(since)
-	g.log.Info("serving", "identity", a.Identity, "after", total)
+	g.log.Info("serving", "identity", a.Identity, "after", total, "steps", stepText(steps))
 	if a.Identity == g.opt.Name {
 		return
 	}
@@ -357,6 +358,15 @@ func (g *Guest) record(a partner.Action, since time.Time, steps []partner.Step) 
 	g.mu.Lock()
 	g.last = t
 	g.mu.Unlock()
+}
+
+// stepText lists steps for the log: a start of one's own is shown nowhere else.
+func stepText(steps []partner.Step) string {
+	parts := make([]string, len(steps))
+	for i, s := range steps {
+		parts[i] = fmt.Sprintf("%s: %s", s.Name, s.Took.Round(time.Microsecond))
+	}
+	return strings.Join(parts, ", ")
 }
 
 func (g *Guest) startServer(t *tenancy) error {

@@ -26,6 +26,7 @@ type Settings struct {
 	Log, Cache string   // sizes
 	PoolSize   string   // of each guest's file
 	Copies     int      // files of each guest's pool that keep the same; 1 if 0
+	Devices    int      // files of guest a's pool, each of PoolSize; the program's default if 0
 	Failover   []string // "name: value"
 	More       []string // lines of their own
 }
@@ -46,7 +47,15 @@ func (s Settings) text() string {
 	}
 	b.WriteString("guests:\n")
 	for _, g := range []string{"a", "b"} {
-		fmt.Fprintf(&b, "  - {name: %s, port: 0, pool: {size: %s, copies: %d}}\n", g, size, max(s.Copies, 1))
+		devices := ""
+		if g == "a" && s.Devices > 0 {
+			var names []string
+			for i := range s.Devices {
+				names = append(names, fmt.Sprintf("disk-%02d.img", i))
+			}
+			devices = fmt.Sprintf(", devices: [%s]", strings.Join(names, ", "))
+		}
+		fmt.Fprintf(&b, "  - {name: %s, port: 0, pool: {size: %s, copies: %d%s}}\n", g, size, max(s.Copies, 1), devices)
 	}
 	if len(s.Failover) > 0 {
 		fmt.Fprintf(&b, "failover: {%s}\n", strings.Join(s.Failover, ", "))

@@ -156,6 +156,26 @@ func New(opt Options) (*Client, error) {
 	return c, nil
 }
 
+// Ask connects once, and returns the size of an export as the server tells it.
+func Ask(ctx context.Context, uri string) (int64, error) {
+	network, address, export, err := ParseURI(uri)
+	if err != nil {
+		return 0, err
+	}
+	conn, err := (&net.Dialer{}).DialContext(ctx, network, address)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = conn.Close() }()
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	size, _, err := negotiate(conn, bufio.NewReader(conn), export, false)
+	if err == nil {
+		_, err = conn.Write(appendRequest(nil, &Request{Command: cmdDisconnect}, 0))
+	}
+	return size, err
+}
+
 // Close ends the client; requests in flight get ErrClosed.
 func (c *Client) Close() {
 	c.mu.Lock()
