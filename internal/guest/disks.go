@@ -6,6 +6,8 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/pollux-storage/pollux/hpdi"
@@ -17,7 +19,7 @@ import (
 
 // opening is how the devices of a pool are opened.
 type opening struct {
-	open     func(path string) (hpdi.Device, error)
+	open     func(path string) (hpdi.Device, error) // called for several at once
 	readOnly bool
 	// without is told of a device that a copy should be on, and why it is not.
 	without func(path string, why error)
@@ -62,13 +64,15 @@ func disks(set *config.Pool, o opening) ([]hpdi.Device, error) {
 	var singles, copies []hpdi.Device
 	missing, want := 0, 0
 	candidate := set.Candidate()
+	tried := openAll(set.Groups(), o.open)
 	for _, group := range set.Groups() {
 		mirrored := len(group) > 1
 		if mirrored && !slices.Equal(group, candidate) && !slices.Contains(set.Removing, group[0]) {
 			want++
 		}
 		for _, path := range group {
-			d, err := o.open(path)
+			d, err := tried[0].dev, tried[0].err
+			tried = tried[1:]
 			switch {
 			case err == nil && mirrored:
 				copies = append(copies, d)
@@ -81,6 +85,11 @@ func disks(set *config.Pool, o opening) ([]hpdi.Device, error) {
 				o.without(path, err)
 				missing++
 			default:
+				for _, t := range tried {
+					if t.err == nil {
+						_ = t.dev.Close() // nothing was written through it
+					}
+				}
 				closeAll(append(singles, copies...))
 				return nil, fmt.Errorf("device %s: %w", path, err)
 			}
@@ -120,6 +129,38 @@ func disks(set *config.Pool, o opening) ([]hpdi.Device, error) {
 		return nil, fmt.Errorf("%d of %d mirrors have no copy left: %w", want-len(kept), want, block.ErrNotFound)
 	}
 	return withoutRemoved(set, append(kept, singles...), removed)
+}
+
+// attempt is a device that was opened, or why it was not.
+type attempt struct {
+	dev hpdi.Device
+	err error
+}
+
+// openAll opens the devices of all groups, in their order.
+func openAll(groups [][]string, open func(path string) (hpdi.Device, error)) []attempt {
+	paths := slices.Concat(groups...)
+	all := make([]attempt, len(paths))
+	atOnce(len(paths), func(i int) { all[i].dev, all[i].err = open(paths[i]) })
+	return all
+}
+
+// manyAtOnce is how many devices are opened, or their labels read, at once. A pool of
+// many disks would take that many times the latency of one to come back otherwise.
+const manyAtOnce = 32
+
+// atOnce calls f with 0 to n-1, for several at once, and returns when all have returned.
+func atOnce(n int, f func(i int)) {
+	var next atomic.Int64
+	var wg sync.WaitGroup
+	for range min(n, manyAtOnce) {
+		wg.Go(func() {
+			for i := int(next.Add(1)) - 1; i < n; i = int(next.Add(1)) - 1 {
+				f(i)
+			}
+		})
+	}
+	wg.Wait()
 }
 
 // openToLook opens a device, or the mirror that several are copies of, for reading

@@ -74,10 +74,17 @@ func PlanMemory(cfg *config.Config) (Plan, error) {
 }
 
 // needsOf looks at the devices of a pool. One that cannot be read is taken for
-// what the settings would make of it: opening it will say what is wrong.
+// what the settings would make of it: opening it will say what is wrong. Of single
+// devices after the first of the pool, which says what there is to say, only the sizes
+// are asked: every start of a guest waits for this.
 func needsOf(cfg *config.Config, set *config.Guest) poolNeeds {
 	var n poolNeeds
+	known := false
 	for _, paths := range set.Pool.Groups() {
+		if known && len(paths) == 1 {
+			n.blocks = append(n.blocks, uint64(smallest(paths, int64(set.Pool.Size)))/block.Size)
+			continue
+		}
 		d, err := openToLook(paths, func(string, error) {})
 		if err != nil {
 			n.blocks = append(n.blocks, uint64(smallest(paths, int64(set.Pool.Size)))/block.Size)
@@ -87,6 +94,7 @@ func needsOf(cfg *config.Config, set *config.Guest) poolNeeds {
 		if l, err := pool.ReadLabel(d); err == nil {
 			n.log = l.LogBytes
 			if l.Index == 0 {
+				known = true
 				n.index, n.flash = ownIndex(d, l.Pool), ownFlash(d, l.Pool)
 			}
 		}

@@ -59,11 +59,32 @@ func (p *Pools) CacheUsed() int64 { return int64(p.cache.Stats().Used) * block.S
 func (p *Pools) Label(dev hpdi.Device) (Label, error) { return readLabel(dev) }
 
 func readLabel(dev hpdi.Device) (Label, error) {
+	l, err := wholeLabel(dev)
+	return Label{Pool: l.Pool, Name: l.Name, Identity: l.Identity}, err
+}
+
+// wholeLabel is readLabel with all that the label says.
+func wholeLabel(dev hpdi.Device) (pool.Label, error) {
 	l, err := pool.ReadLabel(dev)
 	if errors.Is(err, ondisk.ErrMagic) {
-		return Label{}, fmt.Errorf("device %s %w", dev.Info().Name, ErrNoPool)
+		err = fmt.Errorf("device %s %w", dev.Info().Name, ErrNoPool)
 	}
-	return Label{Pool: l.Pool, Name: l.Name, Identity: l.Identity}, err
+	return l, err
+}
+
+// readLabels reads the labels of all devices of a pool, and checks whose it is.
+func readLabels(devs []hpdi.Device, identity string) ([]pool.Label, error) {
+	labels, errs := make([]pool.Label, len(devs)), make([]error, len(devs))
+	atOnce(len(devs), func(i int) { labels[i], errs[i] = wholeLabel(devs[i]) })
+	for i, l := range labels {
+		if errs[i] != nil {
+			return nil, errs[i]
+		}
+		if l.Identity != identity {
+			return nil, fmt.Errorf("device %s belongs to pool %s of %q, not of %q: correct the settings", devs[i].Info().Name, l.Name, l.Identity, identity)
+		}
+	}
+	return labels, nil
 }
 
 // Create makes a pool.
@@ -92,14 +113,11 @@ func (p *Pools) Open(ctx context.Context, o OpenSpec) (Store, error) {
 }
 
 func (p *Pools) open(ctx context.Context, o OpenSpec) (*store, error) {
-	for _, d := range o.Devices {
-		l, err := p.Label(d)
-		if err != nil {
-			return nil, err
-		}
-		if l.Identity != o.Identity {
-			return nil, fmt.Errorf("device %s belongs to pool %s of %q, not of %q: correct the settings", d.Info().Name, l.Name, l.Identity, o.Identity)
-		}
+	begun := time.Now()
+	labels, err := readLabels(o.Devices, o.Identity)
+	read := time.Since(begun)
+	if err != nil {
+		return nil, err
 	}
 	scrub, removal, scan, flash := p.scrub, p.removal, pool.ScanOptions{}, pool.FlashOptions{}
 	removal.Removed = o.Removed
@@ -116,7 +134,7 @@ func (p *Pools) open(ctx context.Context, o OpenSpec) (*store, error) {
 		flash.Tell = func(e pool.FlashEvent) { o.Tell(e.Kind, e.Message) }
 	}
 	q, err := pool.Open(ctx, pool.OpenOptions{
-		Devices: o.Devices, RegionPath: o.RegionPath, Cache: p.cache, CacheSlot: p.slots[o.Identity],
+		Devices: o.Devices, Labels: labels, RegionPath: o.RegionPath, Cache: p.cache, CacheSlot: p.slots[o.Identity],
 		Owner: o.Owner, AcceptLoss: o.AcceptLoss, BatteryBacked: o.BatteryBacked, LeftOut: o.LeftOut,
 		Interval: p.limit.Interval, PointBytes: int64(p.limit.Size), FoldEntries: p.limit.FoldAfter, FoldLimit: p.limit.FoldLimit, IndexBytes: p.index,
 		Cleaner: p.cleaner, Scrub: scrub, Removal: removal, Scan: scan, Flash: flash, Grown: grown, Host: p.host,
@@ -125,12 +143,13 @@ func (p *Pools) open(ctx context.Context, o OpenSpec) (*store, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &store{Pool: q}, nil
+	return &store{Pool: q, labels: read}, nil
 }
 
 // store is an open pool.
 type store struct {
 	*pool.Pool
+	labels   time.Duration                      // that reading them took, before the pool was opened
 	checking atomic.Pointer[pool.CheckProgress] // of the newest check under way
 }
 
@@ -143,7 +162,7 @@ func (s *store) Region() partner.Region {
 }
 
 func (s *store) Steps() []partner.Step {
-	var out []partner.Step
+	out := []partner.Step{{Name: "labels", Took: s.labels}}
 	for _, st := range s.OpenSteps() {
 		out = append(out, partner.Step{Name: st.Name, Took: st.Took})
 	}

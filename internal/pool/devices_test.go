@@ -75,6 +75,13 @@ func TestWrongDevices(t *testing.T) {
 	slices.Reverse(d)
 	o := r.options()
 	o.Devices = d
+	for _, dev := range d { // which whoever opens the pool may have read already
+		l, err := ReadLabel(dev)
+		if err != nil {
+			t.Fatal(err)
+		}
+		o.Labels = append(o.Labels, l)
+	}
 	p, err := Open(context.Background(), o)
 	if err != nil {
 		t.Fatalf("in another order: %v", err)

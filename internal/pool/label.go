@@ -208,8 +208,9 @@ func writeLabelBlocks(dev hpdi.Device, content []byte) error {
 }
 
 // arrange checks that devs are of one pool, and among them its first, and returns them
-// with their labels in the pool's order. The superblock tells whether they are all.
-func arrange(devs []hpdi.Device) ([]hpdi.Device, []Label, error) {
+// with their labels in the pool's order. The superblock tells whether they are all. read
+// are their labels if somebody has read them already.
+func arrange(devs []hpdi.Device, read []Label) ([]hpdi.Device, []Label, error) {
 	if len(devs) == 0 {
 		return nil, nil, fmt.Errorf("a pool needs at least one device: %w", block.ErrInvalid)
 	}
@@ -218,11 +219,16 @@ func arrange(devs []hpdi.Device) ([]hpdi.Device, []Label, error) {
 		Label
 	}
 	var all []labelled
-	for _, d := range devs {
-		l, err := ReadLabel(d)
+	for i, d := range devs {
 		name := d.Info().Name
-		if err != nil {
-			return nil, nil, err
+		var l Label
+		if read != nil {
+			l = read[i]
+		} else {
+			var err error
+			if l, err = ReadLabel(d); err != nil {
+				return nil, nil, err
+			}
 		}
 		all = append(all, labelled{d, l})
 		if first := all[0].Label; l.Pool != first.Pool {

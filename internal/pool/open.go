@@ -32,6 +32,9 @@ type OpenOptions struct {
 	// Devices are all devices of the pool, in any order, opened under their
 	// locks. The pool closes them; after an error they are the caller's.
 	Devices []hpdi.Device
+	// Labels are those of Devices, in the same order, of a caller that has read them
+	// under the locks. Nil makes Open read them, one after the other.
+	Labels []Label
 	// RegionPath is where the pool's region is, or will be.
 	RegionPath string
 	Cache      *cache.Cache // shared by all pools of a guest
@@ -151,7 +154,7 @@ func (op *opener) open(ctx context.Context) error {
 		return err
 	}
 	op.grow()
-	op.step("labels and superblock")
+	op.step("superblock")
 	if err := op.openFlash(true); err != nil {
 		return err
 	}
@@ -176,7 +179,7 @@ func (op *opener) open(ctx context.Context) error {
 }
 
 func (op *opener) findDevices() error {
-	devs, labels, err := arrange(op.o.Devices)
+	devs, labels, err := arrange(op.o.Devices, op.o.Labels)
 	if err != nil {
 		return err
 	}
