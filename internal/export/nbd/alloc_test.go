@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"runtime"
 	"sync"
@@ -133,6 +134,65 @@ func TestNoAllocationPerRequest(t *testing.T) {
 	}
 }
 
+// TestConnectionsUseMemoryAgain: clients that come one after the other have the same
+// memory for what they send.
+func TestConnectionsUseMemoryAgain(t *testing.T) {
+	h := start(t, Config{
+		Exports: &exports{list: []Export{{Name: "v", Volume: newFlat(false)}}},
+		Logger:  slog.New(slog.DiscardHandler),
+	})
+	connect := func(n int) {
+		for range n {
+			nc, err := net.Dial("unix", h.unix)
+			if err != nil {
+				t.Fatal(err)
+			}
+			enter(t, nc)
+			rounds(t, nc, 1, 1, cmdRead, 0, 4096)
+			if err := nc.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	connect(10) // fills the pools
+	const n = 200
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	connect(n)
+	runtime.ReadMemStats(&after)
+	// With the race detector pools drop one in four.
+	if each := (after.TotalAlloc - before.TotalAlloc) / n; each > inBytes*3/4 {
+		t.Errorf("%d bytes were allocated for each connection", each)
+	}
+}
+
+// BenchmarkConnect is what a client costs until it has its export.
+func BenchmarkConnect(b *testing.B) {
+	srv, err := New(Config{Exports: &exports{list: []Export{{Name: "v", Volume: newFlat(false)}}}, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		b.Fatal(err)
+	}
+	ln, err := net.Listen("unix", b.TempDir()+"/s")
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer ln.Close()
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = srv.Serve(ctx, ln) })
+	defer wg.Wait()
+	defer cancel()
+	b.ReportAllocs()
+	for b.Loop() {
+		nc, err := net.Dial("unix", ln.Addr().String())
+		if err != nil {
+			b.Fatal(err)
+		}
+		enter(b, nc)
+		_ = nc.Close()
+	}
+}
+
 func BenchmarkRequests(b *testing.B) {
 	for _, l := range loads {
 		b.Run(fmt.Sprintf("%s/qd%d", l.name, l.depth), func(b *testing.B) {
@@ -155,7 +215,7 @@ func BenchmarkRequests(b *testing.B) {
 				b.Fatal(err)
 			}
 			defer nc.Close()
-			enterBench(b, nc)
+			enter(b, nc)
 			rounds(b, nc, 1000, l.depth, l.cmd, l.flags, l.size)
 			b.SetBytes(int64(l.size))
 			b.ReportAllocs()
@@ -165,8 +225,8 @@ func BenchmarkRequests(b *testing.B) {
 	}
 }
 
-// enterBench negotiates without looking closely.
-func enterBench(b *testing.B, nc net.Conn) {
+// enter negotiates without looking closely.
+func enter(b testing.TB, nc net.Conn) {
 	say := cat(helloBytes, optionBytes(optStructured, nil),
 		optionBytes(optSetContext, contextData("v", contextAllocation)), optionBytes(optGo, goData("v")))
 	if _, err := nc.Write(say); err != nil {

@@ -67,6 +67,7 @@ func (c *conn) kill() {
 
 // serve runs the connection to its end.
 func (c *conn) serve(ctx context.Context) {
+	defer c.in.release()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	c.cancel.Store(&cancel)

@@ -123,6 +123,7 @@ func (s *Server) admit(ctx context.Context, nc net.Conn, wg *sync.WaitGroup) {
 		})
 	default:
 		_ = nc.Close() // nothing was exchanged
+		c.in.release()
 	}
 }
 

@@ -24,6 +24,7 @@ type wire struct {
 	nc  net.Conn
 	raw syscall.RawConn // nil when nc is not a plain socket
 
+	mem   *segment // that buf lies in, nil once it is given back
 	buf   []byte
 	r, w  int // buf[r:w] is received and not yet consumed
 	ahead int // how much to read ahead
@@ -45,10 +46,19 @@ type wire struct {
 }
 
 func newWire(nc net.Conn, timeout time.Duration) *wire {
-	w := &wire{buf: make([]byte, inBytes), ahead: inBytes, timeout: timeout}
+	mem := getSegment(inBytes)
+	w := &wire{mem: mem, buf: mem.mem[:inBytes], ahead: inBytes, timeout: timeout}
 	w.readFn = w.readv
 	w.attach(nc)
 	return w
+}
+
+// release gives the memory back, for the next connection, when the reader and all that
+// it has handed pieces of it to have ended: clients that come back after a restart come
+// all at once. Only stop may be called afterwards.
+func (w *wire) release() {
+	w.mem.release()
+	w.mem, w.buf, w.r, w.w = nil, nil, 0, 0
 }
 
 // attach changes the connection below: at the start, and when TLS begins.
