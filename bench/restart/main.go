@@ -10,7 +10,8 @@
 // In each round, one case after the other, beginning with another one each time:
 //
 //   - own: both guests are killed, and a opens its own pool again; its region is there.
-//     Blocks were written right before, so that the log is not empty.
+//     Blocks were written right before, so that the log is not empty. A round in which
+//     the partner was started sooner, and took both pools, is repeated.
 //   - clean: the pair is taken down and brought up again.
 //   - takeover: a is killed the same way, and its partner serves the pool.
 //   - qemu: qemu-storage-daemon is started with as many exports of sparse files of the

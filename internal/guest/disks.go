@@ -102,7 +102,7 @@ func disks(set *config.Pool, o opening) ([]hpdi.Device, error) {
 	if len(copies) == 0 && want == 0 {
 		return withoutRemoved(set, singles, removed)
 	}
-	devs, err := mirror.Assemble(copies, o.mirrors.apply(mirror.Options{Degraded: true, ReadOnly: o.readOnly, LeftOut: func(d hpdi.Device, why error) {
+	devs, err := mirror.Assemble(copies, o.mirrors.apply(mirror.Options{Degraded: true, ReadOnly: o.readOnly, Each: atOnce, LeftOut: func(d hpdi.Device, why error) {
 		o.without(d.Info().Name, why)
 		missing++
 	}}))

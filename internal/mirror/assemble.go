@@ -29,9 +29,15 @@ func Assemble(devs []hpdi.Device, o Options) ([]hpdi.Device, error) {
 		}
 		return nil, err
 	}
-	for _, d := range devs {
-		f, err := readHeader(d)
-		switch {
+	founds, errs := make([]*found, len(devs)), make([]error, len(devs))
+	o.each(len(devs), func(i int) { founds[i], errs[i] = readHeader(devs[i]) })
+	for _, f := range founds {
+		if f != nil { // all of them, so that also a failure knows them
+			groups[f.id] = append(groups[f.id], f)
+		}
+	}
+	for i, d := range devs {
+		switch err := errs[i]; {
 		case errors.Is(err, ondisk.ErrMagic):
 			out = append(out, d)
 			continue
@@ -42,19 +48,26 @@ func Assemble(devs []hpdi.Device, o Options) ([]hpdi.Device, error) {
 		case err != nil:
 			return fail(fmt.Errorf("look for a copy of a mirror: %w", err))
 		}
-		if _, known := groups[f.id]; !known {
-			places[f.id] = len(out)
-			order = append(order, f.id)
+		if _, known := places[founds[i].id]; !known {
+			places[founds[i].id] = len(out)
+			order = append(order, founds[i].id)
 			out = append(out, nil)
 		}
-		groups[f.id] = append(groups[f.id], f)
 	}
-	for _, id := range order {
-		m, err := openFound(groups[id], o)
-		if err != nil {
-			return fail(err)
+	opened, failed := make([]opening, len(order)), make([]error, len(order))
+	o.each(len(order), func(i int) { opened[i], failed[i] = openFound(groups[order[i]], o) })
+	for i, id := range order {
+		if failed[i] == nil {
+			out[places[id]] = opened[i].mirror
 		}
-		out[places[id]] = m
+	}
+	for i := range order {
+		if failed[i] != nil {
+			return fail(failed[i])
+		}
+	}
+	for _, m := range opened {
+		m.leaveOut(o)
 	}
 	return out, nil
 }

@@ -155,6 +155,21 @@ type Options struct {
 	// was, because it has shrunk or was replaced, and why. The mirror is opened
 	// without it; Open has closed it. Otherwise such a device is an error.
 	LeftOut func(dev hpdi.Device, why error)
+	// Each, if set, calls f with 0 to n-1 and returns when all calls have returned. It
+	// may call f for several at once: then so many mirrors are looked at together, and
+	// Known and Remember are called by several. One after the other if nil.
+	Each func(n int, f func(i int))
+}
+
+// each is Each, or one after the other.
+func (o *Options) each(n int, f func(i int)) {
+	if o.Each != nil {
+		o.Each(n, f)
+		return
+	}
+	for i := range n {
+		f(i)
+	}
 }
 
 // ErrMissing says that a copy is missing which was in sync.
@@ -167,11 +182,31 @@ func Open(o Options) (*Mirror, error) {
 	if err != nil {
 		return nil, err
 	}
-	return openFound(founds, o)
+	m, err := openFound(founds, o)
+	if err != nil {
+		return nil, err
+	}
+	m.leaveOut(o)
+	return m.mirror, nil
 }
 
-// openFound is Open for devices of one mirror whose headers were read.
-func openFound(founds []*found, o Options) (_ *Mirror, err error) {
+// opening is a mirror that was opened, and the devices that it was opened without.
+type opening struct {
+	mirror *Mirror
+	unfit  []misfit
+}
+
+// leaveOut closes those devices, and tells of them.
+func (m *opening) leaveOut(o Options) {
+	for _, f := range m.unfit {
+		_ = f.disk.retire() // what it holds is of no use
+		o.LeftOut(f.disk.dev, f.why)
+	}
+}
+
+// openFound is Open for devices of one mirror whose headers were read. The caller leaves
+// out what is unfit.
+func openFound(founds []*found, o Options) (_ opening, err error) {
 	defer func() {
 		if err != nil {
 			for _, f := range founds {
@@ -189,7 +224,7 @@ func openFound(founds []*found, o Options) (_ *Mirror, err error) {
 	}
 	m, err := newMirror(newest, devs)
 	if err != nil {
-		return nil, err
+		return opening{}, err
 	}
 	m.info.ReadOnly = o.ReadOnly
 	if o.Remember != nil && !o.ReadOnly {
@@ -200,13 +235,9 @@ func openFound(founds []*found, o Options) (_ *Mirror, err error) {
 	}
 	unfit, err := m.assemble(founds, o)
 	if err != nil {
-		return nil, errors.Join(err, m.free())
+		return opening{}, errors.Join(err, m.free())
 	}
-	for _, f := range unfit {
-		_ = f.disk.retire() // what it holds is of no use
-		o.LeftOut(f.disk.dev, f.why)
-	}
-	return m, nil
+	return opening{m, unfit}, nil
 }
 
 // readHeaders reads the headers of devices that must be of one mirror.
