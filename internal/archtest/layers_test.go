@@ -32,6 +32,7 @@ var layers = [][]layer{
 		{path: "internal/block", only: none, why: "the vocabulary means the same everywhere because it depends on nothing"},
 		{path: "hpdi", only: none, why: "the device interface is public: a program outside must be able to use all of it, so it exports no internal type"},
 		{path: "internal/config", only: none, why: "configuration is plain data; who uses it decides what it means"},
+		{path: "internal/crash", only: none, by: assemblers, why: "what is left of a failure must be kept whatever has failed"},
 		{path: "internal/planted", only: none, why: "a planted fault is a condition in somebody else's code and knows nothing of it"},
 		{path: "internal/archtest", only: none, by: none, why: "it watches the program and is no part of it"},
 	},
@@ -90,7 +91,7 @@ var layers = [][]layer{
 		{path: "internal/guest", by: assemblers, why: "a guest is one storage system, complete; the host reaches it through its sockets"},
 	},
 	{
-		{path: "internal/domain/...", only: []string{"internal/domain", "internal/block", "internal/config", "internal/control"}, by: assemblers, why: "what runs a guest must survive the guest's faults, so it shares no code with storage"},
+		{path: "internal/domain/...", only: []string{"internal/domain", "internal/block", "internal/config", "internal/control", "internal/crash"}, by: assemblers, why: "what runs a guest must survive the guest's faults, so it shares no code with storage"},
 	},
 	{
 		{path: "internal/host", by: assemblers, why: "the agent starts, watches and fences guests from outside"},

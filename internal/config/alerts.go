@@ -18,12 +18,15 @@ type Alerts struct {
 	// SlowDevice is how long half of the reads of a block of a device may take
 	// before that is an alert.
 	SlowDevice time.Duration `yaml:"slow_device" json:"slow_device"`
+	// StuckDevice is how long a request to a device may take before that is an alert.
+	StuckDevice time.Duration `yaml:"stuck_device" json:"stuck_device"`
 }
 
 func (a *Alerts) setDefaults() {
 	or(&a.FullWarning, 80)
 	or(&a.FullCritical, 95)
 	or(&a.SlowDevice, 200*time.Millisecond)
+	or(&a.StuckDevice, 5*time.Second)
 }
 
 func (a *Alerts) validate() error {
@@ -32,6 +35,9 @@ func (a *Alerts) validate() error {
 	}
 	if a.SlowDevice < time.Millisecond {
 		return fmt.Errorf("alerts: slow_device %v is less than 1ms", a.SlowDevice)
+	}
+	if a.StuckDevice < time.Second {
+		return fmt.Errorf("alerts: stuck_device %v is less than 1s", a.StuckDevice)
 	}
 	return nil
 }

@@ -64,6 +64,8 @@ type Config struct {
 	Exports map[string]Export `yaml:"exports" json:"exports,omitempty"`
 	// LogFile is the size at which a process's log file is renamed to .1.
 	LogFile Size `yaml:"log_file" json:"log_file"`
+	// CrashReports bounds what is kept of guests that failed.
+	CrashReports CrashReports `yaml:"crash_reports" json:"crash_reports"`
 	// EventFile is the size at which the event log is renamed to .1.
 	EventFile Size `yaml:"event_file" json:"event_file"`
 }
@@ -150,6 +152,9 @@ type Failover struct {
 	// CrashLimit failures within CrashWindow stop the restarts.
 	CrashLimit  int           `yaml:"crash_limit" json:"crash_limit"`
 	CrashWindow time.Duration `yaml:"crash_window" json:"crash_window"`
+	// StuckTimeout is how long what brings a pool's data to its devices may do nothing,
+	// with no device to wait for, before the guest ends itself.
+	StuckTimeout time.Duration `yaml:"stuck_timeout" json:"stuck_timeout"`
 	// FenceTimeout bounds the wait for a killed guest's device locks.
 	FenceTimeout time.Duration `yaml:"fence_timeout" json:"fence_timeout"`
 }
@@ -270,6 +275,7 @@ func (c *Config) setDefaults() {
 	or(&f.RestartMax, 30*time.Second)
 	or(&f.CrashLimit, 8)
 	or(&f.CrashWindow, 5*time.Minute)
+	or(&f.StuckTimeout, time.Minute)
 	or(&f.FenceTimeout, 5*time.Second)
 	or(&c.NBD.TLS, "off")
 	or(&c.NBD.MaxConnections, 1024)
@@ -354,6 +360,19 @@ func (c *Config) RunDir() string { return filepath.Join(c.Dir, "run") }
 // LogDir is where the processes' logs are.
 func (c *Config) LogDir() string { return filepath.Join(c.Dir, "log") }
 
+// CrashDir is where reports of guests that failed are kept.
+func (c *Config) CrashDir() string { return filepath.Join(c.Dir, "crash") }
+
+// LastWordsPath is the file in the directory of a run for what a guest's process writes as
+// it dies. With incarnation 0 it is what all those of a guest begin with.
+func LastWordsPath(runDir, guest string, inc uint64) string {
+	begin := filepath.Join(runDir, "guest-"+guest+".died-")
+	if inc == 0 {
+		return begin
+	}
+	return begin + strconv.FormatUint(inc, 10)
+}
+
 // RegionPath is the region file of an identity's pool.
 func (c *Config) RegionPath(identity string) string {
 	return filepath.Join(c.RegionDir, "pool-"+identity)
@@ -370,6 +389,7 @@ func (c *Config) setPartDefaults() {
 	c.Scrub.setDefaults()
 	c.Resilver.setDefaults()
 	c.Alerts.setDefaults()
+	c.CrashReports.setDefaults()
 }
 
 // Validate says what is wrong with the settings, naming the setting.
@@ -392,7 +412,7 @@ func (c *Config) Validate() error {
 	if err := c.NBD.validate(); err != nil {
 		return err
 	}
-	if err := errors.Join(c.Cleaner.validate(), c.Scrub.validate(), c.Resilver.validate(), c.Alerts.validate(), c.Metrics.validate()); err != nil {
+	if err := errors.Join(c.Cleaner.validate(), c.Scrub.validate(), c.Resilver.validate(), c.Alerts.validate(), c.Metrics.validate(), c.CrashReports.validate()); err != nil {
 		return err
 	}
 	for name, e := range c.Exports {
@@ -483,6 +503,8 @@ func (f *Failover) validate() error {
 		return fmt.Errorf("failover.restart_delay: %s must lie between 0 and restart_max %s", f.RestartDelay, f.RestartMax)
 	case f.CrashLimit < 1:
 		return fmt.Errorf("failover.crash_limit: %d, at least 1", f.CrashLimit)
+	case f.StuckTimeout < 5*time.Second:
+		return fmt.Errorf("failover.stuck_timeout: %s is too short, at least 5s", f.StuckTimeout)
 	case f.FenceTimeout < 100*time.Millisecond:
 		return fmt.Errorf("failover.fence_timeout: %s is too short, at least 100ms", f.FenceTimeout)
 	}

@@ -40,12 +40,28 @@ type Domain interface {
 	Resume() error
 }
 
+// ExitStuck is the status with which a guest ends itself when it finds that it does
+// nothing any more.
+const ExitStuck = 70
+
+// Remains is what a domain that failed has left for those who look for the cause.
+type Remains struct {
+	// Said is what its runtime or its watchdog wrote as it died, from the beginning.
+	Said []byte
+	// Log is the end of its output, which may hold that of earlier runs.
+	Log []byte
+}
+
 // Driver starts domains and finds those that an earlier agent started.
 type Driver interface {
 	Start(Spec) (Domain, error)
 	// Find returns the domain of a guest as it was recorded. A domain that
 	// has ended since is returned as such; nil means that there never was one.
 	Find(name string) (Domain, error)
+	// Remains returns what a domain that has ended left, each part of at most limit
+	// bytes, and removes what nobody else needs of it; nil when it ended in good order.
+	// It may be called beside all else, once for each domain.
+	Remains(d Domain, limit int64) (*Remains, error)
 	// Tidy keeps what the driver writes about a guest within its limits.
 	Tidy(name string) error
 	// Forget removes what was recorded about a guest.

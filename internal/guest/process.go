@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"strconv"
 	"time"
 
@@ -48,13 +49,31 @@ func Main(ctx context.Context, args []string) error {
 	// What happens to the agent's terminal does not concern a guest.
 	signal.Ignore(unix.SIGINT, unix.SIGHUP)
 
+	died := lastWords(log, *dir, *name, *inc)
 	err := runProcess(ctx, *dir, *name, *inc, log)
 	if err != nil {
 		log.Error("guest ends", "error", err)
-	} else {
-		log.Info("guest ends")
+		return err
 	}
-	return err
+	log.Info("guest ends")
+	_ = os.Remove(died) // which says that all is in good order
+	return nil
+}
+
+// lastWords has the runtime write what it has to say of a panic or a fatal signal, with
+// all goroutines, into the file of this run, and returns its path. The log has it too,
+// but not from its beginning when it was cut since.
+func lastWords(log *slog.Logger, dir, name string, inc uint64) string {
+	debug.SetTraceback("all")
+	path := config.LastWordsPath((&config.Config{Dir: dir}).RunDir(), name, inc)
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
+	if err == nil {
+		err = errors.Join(debug.SetCrashOutput(f, debug.CrashOptions{}), f.Close())
+	}
+	if err != nil {
+		log.Warn("what this guest would write as it dies is in its log only", "error", err)
+	}
+	return path
 }
 
 // awaitRecord waits until whoever started this process has recorded it. An
@@ -87,8 +106,16 @@ func runProcess(ctx context.Context, dir, name string, inc uint64, log *slog.Log
 	if err != nil {
 		return err
 	}
-	log.Info("guest starts", "pid", os.Getpid())
+	log.Info("guest starts", "pid", os.Getpid(), "version", version())
 	return Run(ctx, Options{Config: cfg, Name: name, Inc: inc, Sockets: sockets, Line: ln, Storage: st, Plan: mem, Logger: log})
+}
+
+// version is that of this program.
+func version() string {
+	if info, ok := debug.ReadBuildInfo(); ok {
+		return info.Main.Version
+	}
+	return "unknown"
 }
 
 // inherited takes the descriptors that the agent passed.

@@ -88,6 +88,14 @@ type member struct {
 	line   *guest.Line // of the loop
 	client *control.Client
 	starts int
+	// told is what it said of itself last, with the run that said it.
+	told *told
+}
+
+// told is a status as a run of a guest told it.
+type told struct {
+	pid    int
+	status control.GuestStatus
 }
 
 // RunWith is the life of the agent. It returns nil after `down` and after ctx

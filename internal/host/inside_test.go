@@ -82,9 +82,10 @@ func (d *inside) Start(s domain.Spec) (domain.Domain, error) {
 	return r, nil
 }
 
-func (d *inside) Find(string) (domain.Domain, error) { return nil, nil }
-func (d *inside) Tidy(string) error                  { return nil }
-func (d *inside) Forget(string) error                { return nil }
+func (d *inside) Find(string) (domain.Domain, error)                    { return nil, nil }
+func (d *inside) Tidy(string) error                                     { return nil }
+func (d *inside) Remains(domain.Domain, int64) (*domain.Remains, error) { return nil, nil }
+func (d *inside) Forget(string) error                                   { return nil }
 
 // run returns the newest run of a guest.
 func (d *inside) run(name string) *insideRun {

@@ -246,6 +246,7 @@ func (a *agent) adopt(found map[string]domain.Domain) {
 		}
 		if hasEnded(d) {
 			a.ref.Step(partner.Message{Kind: partner.KindReaped, Guest: name, Inc: d.Inc(), Reason: d.Reason()})
+			a.report(d)
 			continue
 		}
 		a.event(name, "guest-found", nil, "guest %s runs (process %d)", name, d.PID())
@@ -306,6 +307,7 @@ func (a *agent) reaped(m *member, d domain.Domain) {
 	}
 	a.event(m.name, "guest-ended", nil, "guest %s ended (process %d): %s", m.name, d.PID(), d.Reason())
 	a.ref.Step(partner.Message{Kind: partner.KindReaped, Guest: m.name, Inc: d.Inc(), Reason: d.Reason()})
+	a.report(d)
 }
 
 // keepLine talks to one run of a guest until it ends. While its end and the

@@ -49,10 +49,11 @@ type noDriver struct {
 	startErr error
 }
 
-func (d *noDriver) Start(domain.Spec) (domain.Domain, error) { return nil, d.startErr }
-func (d *noDriver) Find(name string) (domain.Domain, error)  { return d.found[name], d.findErr }
-func (d *noDriver) Tidy(string) error                        { return nil }
-func (d *noDriver) Forget(string) error                      { return errors.New("the record stays") }
+func (d *noDriver) Start(domain.Spec) (domain.Domain, error)              { return nil, d.startErr }
+func (d *noDriver) Find(name string) (domain.Domain, error)               { return d.found[name], d.findErr }
+func (d *noDriver) Tidy(string) error                                     { return nil }
+func (d *noDriver) Remains(domain.Domain, int64) (*domain.Remains, error) { return nil, nil }
+func (d *noDriver) Forget(string) error                                   { return errors.New("the record stays") }
 
 // idle is a domain that does nothing until it is killed.
 type idle struct {

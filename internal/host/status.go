@@ -90,6 +90,7 @@ func (a *agent) observe(ctx context.Context) (control.Status, snapshot, error) {
 		},
 		Protected: true, Alerts: []string{},
 	}
+	a.keepTold(reports)
 	exports := map[string][]control.Export{}
 	for _, g := range cfg.Guests {
 		gs := a.guestStatus(&g, s, reports)

@@ -10,6 +10,10 @@
 // process must do nothing until it has read a byte from its standard input,
 // which it is sent once the record is written; if the agent dies in between,
 // it reads the end of the file and must end.
+//
+// A file of its own is made for what a process writes as it dies. A process that ends in
+// good order removes it; so one that is left tells of a failure, also to an agent that
+// is not the parent of the process or came later.
 package process
 
 import (
@@ -30,6 +34,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/pollux-storage/pollux/internal/config"
+	"github.com/pollux-storage/pollux/internal/crash"
 	"github.com/pollux-storage/pollux/internal/domain"
 )
 
@@ -83,6 +88,9 @@ func (d *Driver) Start(s domain.Spec) (domain.Domain, error) {
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.ExtraFiles = s.Files
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	cmd.Env = append(os.Environ(), "GOTRACEBACK=all")
+	// Without it the guest serves all the same.
+	_ = os.WriteFile(config.LastWordsPath(d.RunDir, s.Name, s.Inc), nil, 0o600)
 	await, release, err := os.Pipe()
 	if err != nil {
 		return nil, fmt.Errorf("start guest %s: %w", s.Name, err)
@@ -178,10 +186,55 @@ func (p *proc) find() (lives bool, err error) {
 
 // Forget removes the record of a guest.
 func (d *Driver) Forget(name string) error {
-	if err := os.Remove(d.recordPath(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+	left, _ := filepath.Glob(config.LastWordsPath(d.RunDir, name, 0) + "*")
+	var errs []error
+	for _, path := range append(left, d.recordPath(name)) {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
 	}
-	return nil
+	return errors.Join(errs...)
+}
+
+// Remains returns what a process that has ended left, unless it ended in good order.
+func (d *Driver) Remains(dom domain.Domain, limit int64) (*domain.Remains, error) {
+	path := config.LastWordsPath(d.RunDir, dom.Name(), dom.Inc())
+	said, size, err := head(path, limit)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	// The log has it, too, and what is looked for is what came before.
+	log, lerr := crash.Tail(d.logPath(dom.Name()), limit+min(size, mostSaid))
+	log = without(log, said, size)
+	return &domain.Remains{Said: said, Log: log[max(0, int64(len(log))-limit):]}, errors.Join(err, lerr, os.Remove(path))
+}
+
+// mostSaid bounds what is read of a log to find what came before a process's last words;
+// the runtime writes about 1 KiB for each goroutine.
+const mostSaid = 16 << 20
+
+// without returns a log without a piece of so many bytes that begins like said.
+func without(log, said []byte, size int64) []byte {
+	i := bytes.LastIndex(log, said[:min(len(said), 512)])
+	if i < 0 || len(said) == 0 {
+		return log
+	}
+	return append(log[:i:i], log[min(int64(i)+size, int64(len(log))):]...)
+}
+
+// head returns the first bytes of a file, at most limit of them, and how many it has.
+func head(path string, limit int64) ([]byte, int64, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return nil, 0, err
+	}
+	p, err := io.ReadAll(io.LimitReader(f, limit))
+	return p, st.Size(), err
 }
 
 // Tidy copies an output file that has grown too large aside and empties it.
@@ -259,8 +312,11 @@ func describe(st *os.ProcessState) string {
 	if ws, ok := st.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
 		return "killed by " + unix.SignalName(ws.Signal())
 	}
-	if st.ExitCode() == 0 {
+	switch st.ExitCode() {
+	case 0:
 		return "it ended by itself"
+	case domain.ExitStuck:
+		return "its watchdog ended it, because it did nothing any more"
 	}
 	return fmt.Sprintf("it ended with status %d; see its log", st.ExitCode())
 }

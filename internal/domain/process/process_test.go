@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/pollux-storage/pollux/internal/config"
 	"github.com/pollux-storage/pollux/internal/domain"
 )
 
@@ -174,5 +175,66 @@ func TestRecordedBeforeItBegins(t *testing.T) {
 	ended(t, p)
 	if p.Reason() != "it ended by itself" {
 		t.Errorf("the process was not told to begin, or has no record: %s", p.Reason())
+	}
+}
+
+// TestRemains: what ends in good order removes its last words and leaves nothing; what does
+// not leaves what it wrote there, from its beginning, and the end of its log, once.
+func TestRemains(t *testing.T) {
+	d := driver(t)
+	died := config.LastWordsPath(d.RunDir, "a", 7)
+	p := start(t, d, "rm "+died)
+	ended(t, p)
+	if r, err := d.Remains(p, 10); r != nil || err != nil {
+		t.Errorf("in good order: %+v, %v", r, err)
+	}
+	p = start(t, d, "echo before $GOTRACEBACK; echo 0123456789abc | tee -a "+died+"; echo after; exit 70")
+	ended(t, p)
+	if !strings.Contains(p.Reason(), "watchdog") {
+		t.Error(p.Reason())
+	}
+	// An agent that came later knows as much.
+	q, err := d.Find("a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := d.Remains(q, 20)
+	if err != nil || r == nil || string(r.Said) != "0123456789abc\n" || string(r.Log) != "before all\nafter\n" {
+		t.Errorf("%q, %q, %v", r.Said, r.Log, err)
+	}
+	if r, err := d.Remains(p, 10); r != nil || err != nil {
+		t.Errorf("once more: %+v, %v", r, err)
+	}
+	p = start(t, d, "echo 0123456789abcdef | tee -a "+died+"; exit 2")
+	ended(t, p)
+	if r, err := d.Remains(p, 10); r == nil || err != nil || string(r.Said) != "0123456789" || string(r.Log) != "abc\nafter\n" {
+		t.Errorf("too much: %+v, %v", r, err)
+	}
+	p = start(t, d, "exec sleep 1000")
+	if err := p.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	ended(t, p)
+	if err := os.Remove(d.logPath("a")); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := d.Remains(p, 10); r == nil || err == nil || len(r.Said) != 0 {
+		t.Errorf("without a log: %+v, %v", r, err)
+	}
+	if err := os.WriteFile(died, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	other := config.LastWordsPath(d.RunDir, "a-b", 7)
+	if err := os.WriteFile(other, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Forget("a"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(died); err == nil {
+		t.Error("it was not forgotten")
+	}
+	if _, err := os.Stat(other); err != nil {
+		t.Error("another guest's was forgotten")
 	}
 }
