@@ -58,6 +58,7 @@ type member struct {
 	limit *limiter
 	dirty atomic.Bool // written since the last sync began
 	errs  struct{ reads, writes, corrupt atomic.Uint64 }
+	ended struct{ reads, others atomic.Uint64 } // requests that have ended
 }
 
 // Errors counts what went wrong with a device since it came into the set.
@@ -350,6 +351,18 @@ func (s *Set) Errors(i int) Errors {
 	return Errors{Reads: e.reads.Load(), Writes: e.writes.Load(), Corrupt: e.corrupt.Load()}
 }
 
+// Ended returns how many reads, and how many other requests, have ended at the devices
+// that are in the set. Those of queues that callers have to themselves do not count.
+func (s *Set) Ended() (reads, others uint64) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	for _, m := range s.devs {
+		reads += m.ended.reads.Load()
+		others += m.ended.others.Load()
+	}
+	return reads, others
+}
+
 // NoteCorrupt counts a block that was read, is not what was written there, and has no
 // copy that is.
 func (s *Set) NoteCorrupt(at block.Physical) {
@@ -384,6 +397,11 @@ func (m *member) run(ios []*IO) error {
 		m.limit.acquire(n)
 		err := q.do(part)
 		m.limit.release(n)
+		if part[0].Op == hpdi.OpRead {
+			m.ended.reads.Add(uint64(len(part)))
+		} else {
+			m.ended.others.Add(uint64(len(part)))
+		}
 		if err != nil {
 			return errors.Join(err, q.Close())
 		}

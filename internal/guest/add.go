@@ -4,9 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/pollux-storage/pollux/hpdi"
-	"github.com/pollux-storage/pollux/hpdi/file"
 	"github.com/pollux-storage/pollux/internal/control"
 	"github.com/pollux-storage/pollux/internal/mirror"
 )
@@ -51,7 +51,7 @@ func (g *Guest) newMember(t *tenancy, st Store, c control.PoolAdd) (hpdi.Device,
 		}
 		return d, nil
 	}
-	d, err := file.Open(c.Device, file.Options{Lock: true})
+	d, err := g.openOne(c.Device, time.Now())
 	if err != nil {
 		return nil, fmt.Errorf("device %s: %w", c.Device, err)
 	}
@@ -72,7 +72,7 @@ func (g *Guest) newMember(t *tenancy, st Store, c control.PoolAdd) (hpdi.Device,
 func (g *Guest) newMirror(t *tenancy, st Store, paths []string) (hpdi.Device, error) {
 	var devs []hpdi.Device
 	for _, path := range paths {
-		d, err := file.Open(path, file.Options{Lock: true})
+		d, err := g.openOne(path, time.Now())
 		if err != nil {
 			closeAll(devs)
 			return nil, fmt.Errorf("device %s: %w", path, err)

@@ -26,9 +26,9 @@ func (g *Guest) changeCopy(ctx context.Context, name string, c control.CopyChang
 	case control.CopyOffline:
 		err = m.Detach(i)
 	case control.CopyOnline:
-		err = attach(c.Device, m.Attach)
+		err = g.attach(c.Device, m.Attach)
 	case control.CopyReplace:
-		err = attach(c.New, func(d hpdi.Device) error {
+		err = g.attach(c.New, func(d hpdi.Device) error {
 			if err := blank(d); err != nil {
 				_ = d.Close() // nothing was written through it
 				return err
@@ -62,9 +62,9 @@ func (t *tenancy) copyAt(place int, set *config.Pool) (*mirror.Mirror, int, erro
 }
 
 // attach opens a device and hands it to fn, which closes it after an error.
-func attach(path string, fn func(hpdi.Device) error) error {
+func (g *Guest) attach(path string, fn func(hpdi.Device) error) error {
 	// Its last I/O may be under way if it was taken out just now.
-	d, err := openLocked(path, time.Now().Add(reopenLimit))
+	d, err := g.openOne(path, time.Now().Add(reopenLimit))
 	if err != nil {
 		return err
 	}

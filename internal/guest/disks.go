@@ -205,6 +205,15 @@ func makeMirrors(devs []hpdi.Device, copies int, mem memory) (out []hpdi.Device,
 	return mirror.Assemble(devs, mem.apply(mirror.Options{}))
 }
 
+// openOne opens a device under its lock, and knows its requests from then on.
+func (g *Guest) openOne(path string, deadline time.Time) (hpdi.Device, error) {
+	d, err := openLocked(path, deadline)
+	if err != nil {
+		return nil, err
+	}
+	return g.under.watch(d), nil
+}
+
 func openLocked(path string, deadline time.Time) (hpdi.Device, error) {
 	for {
 		d, err := file.Open(path, file.Options{Lock: true})

@@ -8,8 +8,9 @@
 // held, the partner's mapped regions, the line to the agent. What takes time
 // (opening, releasing, stopping) runs in goroutines of its own and posts its
 // outcome to the loop. For each open pool there is one goroutine for its
-// consistency points, one that probes it and beats its heartbeat, and one that
-// watches its devices. The guest waits for all of them before it returns.
+// consistency points, one that probes it and beats its heartbeat, one that watches each of
+// these two, and one for each device that watches its requests. The guest waits for all of
+// them before it returns, but for a pool that is stuck it does not: that ends the process.
 //
 // # What must hold
 //

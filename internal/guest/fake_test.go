@@ -118,6 +118,8 @@ type fakeStore struct {
 	lost   chan error
 	stuck  bool
 	sick   atomic.Bool                   // the probe fails
+	idle   atomic.Bool                   // Run does nothing any more
+	busy   atomic.Uint64                 // what Run or clients have done
 	deaf   atomic.Bool                   // reads of its volumes do not end by themselves
 	reads  atomic.Int64                  // that wait so
 	refuse atomic.Bool                   // it does nothing that it is asked for
@@ -153,6 +155,12 @@ func (s *fakeStore) Probe(context.Context) error {
 		return errors.New("stuck")
 	}
 	return nil
+}
+func (s *fakeStore) Progress() (own, anything uint64) {
+	if s.idle.Load() {
+		return 1, s.busy.Load()
+	}
+	return s.busy.Add(1), s.busy.Add(1)
 }
 func (s *fakeStore) Beat()             { s.region.Beat() }
 func (s *fakeStore) Heartbeat() uint64 { return s.region.Heartbeat() }

@@ -29,6 +29,12 @@ type Options struct {
 	Storage Storage
 	Plan    Plan // of its memory
 	Logger  *slog.Logger
+	// Stuck is called, if set, when the guest does nothing any more, with the reason. It
+	// ends the guest's process.
+	Stuck func(reason string)
+	// Stalled is called, if set, when the guest is about to be fenced because a heartbeat
+	// stands still, with the reason; and with an empty one when it beats again.
+	Stalled func(reason string)
 }
 
 // Guest is one storage operating system.
@@ -41,6 +47,7 @@ type Guest struct {
 	awake   atomic.Int64 // when the loop last turned, Unix nanoseconds
 	stop    context.CancelFunc
 	wg      sync.WaitGroup
+	under   underway // of the devices that are open
 
 	// Owned by the loop.
 	m       *partner.Machine

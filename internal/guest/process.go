@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/pollux-storage/pollux/internal/config"
+	"github.com/pollux-storage/pollux/internal/domain"
 	"github.com/pollux-storage/pollux/internal/identity"
 )
 
@@ -49,31 +50,20 @@ func Main(ctx context.Context, args []string) error {
 	// What happens to the agent's terminal does not concern a guest.
 	signal.Ignore(unix.SIGINT, unix.SIGHUP)
 
-	died := lastWords(log, *dir, *name, *inc)
-	err := runProcess(ctx, *dir, *name, *inc, log)
+	words := newLastWords(log, *dir, *name, *inc)
+	stuck := func(reason string) {
+		words.stuck(reason)
+		lines.Flush(time.Second)
+		os.Exit(domain.ExitStuck)
+	}
+	err := runProcess(ctx, *dir, *name, *inc, log, Options{Stuck: stuck, Stalled: words.stalled})
 	if err != nil {
 		log.Error("guest ends", "error", err)
 		return err
 	}
 	log.Info("guest ends")
-	_ = os.Remove(died) // which says that all is in good order
+	words.remove()
 	return nil
-}
-
-// lastWords has the runtime write what it has to say of a panic or a fatal signal, with
-// all goroutines, into the file of this run, and returns its path. The log has it too,
-// but not from its beginning when it was cut since.
-func lastWords(log *slog.Logger, dir, name string, inc uint64) string {
-	debug.SetTraceback("all")
-	path := config.LastWordsPath((&config.Config{Dir: dir}).RunDir(), name, inc)
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
-	if err == nil {
-		err = errors.Join(debug.SetCrashOutput(f, debug.CrashOptions{}), f.Close())
-	}
-	if err != nil {
-		log.Warn("what this guest would write as it dies is in its log only", "error", err)
-	}
-	return path
 }
 
 // awaitRecord waits until whoever started this process has recorded it. An
@@ -85,7 +75,7 @@ func awaitRecord(stdin io.Reader) error {
 	return nil
 }
 
-func runProcess(ctx context.Context, dir, name string, inc uint64, log *slog.Logger) error {
+func runProcess(ctx context.Context, dir, name string, inc uint64, log *slog.Logger, o Options) error {
 	cfg, err := config.ReadEffective(dir)
 	if err != nil {
 		return err
@@ -107,7 +97,8 @@ func runProcess(ctx context.Context, dir, name string, inc uint64, log *slog.Log
 		return err
 	}
 	log.Info("guest starts", "pid", os.Getpid(), "version", version())
-	return Run(ctx, Options{Config: cfg, Name: name, Inc: inc, Sockets: sockets, Line: ln, Storage: st, Plan: mem, Logger: log})
+	o.Config, o.Name, o.Inc, o.Sockets, o.Line, o.Storage, o.Plan, o.Logger = cfg, name, inc, sockets, ln, st, mem, log
+	return Run(ctx, o)
 }
 
 // version is that of this program.

@@ -16,10 +16,12 @@ func TestProcessRefuses(t *testing.T) {
 		run  func() error
 		want string
 	}{
-		"flag":     {func() error { return Main(t.Context(), []string{"--nonsense"}) }, "not defined"},
-		"orphan":   {func() error { return Main(t.Context(), Args(b.cfg.Dir, "a", 1)) }, "before it had recorded"},
-		"settings": {func() error { return runProcess(t.Context(), filepath.Join(b.cfg.Dir, "none"), "a", 1, quiet()) }, "settings"},
-		"name":     {func() error { return runProcess(t.Context(), b.cfg.Dir, "nobody", 1, quiet()) }, `no guest "nobody"`},
+		"flag":   {func() error { return Main(t.Context(), []string{"--nonsense"}) }, "not defined"},
+		"orphan": {func() error { return Main(t.Context(), Args(b.cfg.Dir, "a", 1)) }, "before it had recorded"},
+		"settings": {func() error {
+			return runProcess(t.Context(), filepath.Join(b.cfg.Dir, "none"), "a", 1, quiet(), Options{})
+		}, "settings"},
+		"name": {func() error { return runProcess(t.Context(), b.cfg.Dir, "nobody", 1, quiet(), Options{}) }, `no guest "nobody"`},
 		"socket": {func() error {
 			cfg := config.Config{Dir: filepath.Join(b.cfg.Dir, "none"), Guests: b.cfg.Guests}
 			return Run(t.Context(), Options{Config: &cfg, Name: "a", Logger: quiet()})

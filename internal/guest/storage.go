@@ -96,6 +96,9 @@ type Store interface {
 	// Run keeps the pool going until ctx ends or the pool can go on no more:
 	// block.ErrStale when another guest owns it.
 	Run(ctx context.Context) error
+	// Progress returns two numbers of which the first changes while Run gets on, and the
+	// second also when clients read from devices.
+	Progress() (own, anything uint64)
 	// Probe passes the way of a write up to log publication.
 	Probe(ctx context.Context) error
 	// Beat advances the heartbeat in the region.

@@ -201,7 +201,7 @@ func (g *Guest) openDevices(set *config.Guest, removed func(hpdi.Device)) (devs 
 	deadline := time.Now().Add(g.cfg.Failover.FenceTimeout)
 	var lacks error
 	devs, err = disks(&set.Pool, opening{
-		open: func(path string) (hpdi.Device, error) { return openLocked(path, deadline) },
+		open: func(path string) (hpdi.Device, error) { return g.openOne(path, deadline) },
 		without: func(path string, why error) {
 			g.log.Warn("the pool goes on without a copy", "identity", set.Name, "device", path, "error", why)
 			lacks = fmt.Errorf("device %s: %w", path, why)
@@ -304,6 +304,8 @@ func (g *Guest) begin(t *tenancy) {
 		g.wg.Go(func() { g.lose(t, err) })
 	})
 	t.heart.Go(func() { g.beat(t) })
+	t.wg.Go(func() { g.guard(t) })
+	t.wg.Go(func() { g.watchHeart(t) })
 	t.keepers = map[hpdi.Device]*keeper{}
 	for _, d := range t.devices {
 		g.careLocked(t, d)

@@ -39,15 +39,14 @@ func (g *Guest) loopTurns() bool {
 	return time.Now().UnixNano()-g.awake.Load() < int64(g.cfg.Failover.HangTimeout/2)
 }
 
-// A device is looked at every so often by a read of its first block, and is
-// stuck when that takes too long. It is slow when half of the last slowLooks of
+// A device is looked at every so often by a read of its first block. It is stuck when
+// that, or any other request, takes longer than the settings allow. It is slow when half of the last slowLooks of
 // these reads took longer than the settings allow, until half of them take less
 // than half of that. Both are alerts and nothing else: the partner would meet the
 // same device.
 const (
-	lookEvery  = time.Second
-	stuckAfter = 5 * time.Second
-	slowLooks  = 30
+	lookEvery = time.Second
+	slowLooks = 30
 )
 
 // look is how a device is looked at, or a mirror's copy on a device.
@@ -78,7 +77,8 @@ func (g *Guest) watchDevice(ctx context.Context, identity string, l look) {
 	defer reads.Wait()
 	done := make(chan error, 1)
 	asked := time.Now()
-	waiting, stuck, slow := false, false, false
+	waiting, failed := false, false // the newest look
+	stuck, slow := false, false     // alerts
 	var took latencies
 	ask := func() {
 		waiting, asked = true, time.Now()
@@ -87,6 +87,15 @@ func (g *Guest) watchDevice(ctx context.Context, identity string, l look) {
 	report := func(state *bool, key, text string) {
 		*state = text != ""
 		g.step(partner.Message{Kind: partner.KindStuck, Identity: key, Reason: text})
+	}
+	late := func() string {
+		if t := time.Since(asked); waiting && t > g.cfg.Alerts.StuckDevice {
+			return fmt.Sprintf("device %s of %s has not answered for %s", l.name, identity, t.Round(time.Second))
+		}
+		if op, since, ok := g.under.oldest(l.name); ok && time.Since(since) > g.cfg.Alerts.StuckDevice {
+			return fmt.Sprintf("device %s of %s has not completed a %s for %s", l.name, identity, op, time.Since(since).Round(time.Second))
+		}
+		return ""
 	}
 	tk := time.NewTicker(lookEvery)
 	defer tk.Stop()
@@ -102,10 +111,8 @@ func (g *Guest) watchDevice(ctx context.Context, identity string, l look) {
 			return
 		case err := <-done:
 			waiting = false
-			if err != nil {
+			if failed = err != nil; failed {
 				report(&stuck, l.name, fmt.Sprintf("device %s of %s fails: %v", l.name, identity, err))
-			} else if stuck {
-				report(&stuck, l.name, "")
 			}
 			limit := g.cfg.Alerts.SlowDevice
 			switch half := took.add(time.Since(asked)); {
@@ -117,9 +124,10 @@ func (g *Guest) watchDevice(ctx context.Context, identity string, l look) {
 		case <-tk.C:
 			if !waiting {
 				ask()
-			} else if took := time.Since(asked); took > stuckAfter && !stuck {
-				report(&stuck, l.name, fmt.Sprintf("device %s of %s has not answered for %s", l.name, identity, took.Round(time.Second)))
 			}
+		}
+		if text := late(); !failed && (text != "") != stuck {
+			report(&stuck, l.name, text)
 		}
 	}
 }

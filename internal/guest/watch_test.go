@@ -43,14 +43,14 @@ func TestDeviceAlerts(t *testing.T) {
 		g := &Guest{inputs: make(chan func(), 1), log: quiet(), m: partner.New(partner.Config{Self: "a", Partner: "b"}, time.Now())}
 		ctx, cancel := context.WithCancel(t.Context())
 		tn := &tenancy{identity: "a", ctx: ctx, cancel: cancel}
-		g.cfg = &config.Config{Alerts: config.Alerts{SlowDevice: time.Hour}}
+		g.cfg = &config.Config{Alerts: config.Alerts{SlowDevice: time.Hour, StuckDevice: 5 * time.Second}}
 		tn.wg.Go(func() { g.watchDevice(tn.ctx, tn.identity, looks(d)[0]) })
 		alert := func() string {
 			(<-g.inputs)()
 			return g.m.View().Alerts["device:disk"]
 		}
 		began := time.Now()
-		if a := alert(); !strings.Contains(a, "device disk of a has not answered") || time.Since(began) < stuckAfter {
+		if a := alert(); !strings.Contains(a, "device disk of a has not answered") || time.Since(began) < 5*time.Second {
 			t.Errorf("after %v: %q", time.Since(began), a)
 		}
 		d.answer <- nil
@@ -77,7 +77,7 @@ func TestSlowDevice(t *testing.T) {
 		took.Store(int64(100 * time.Millisecond))
 		n := 0
 		g := &Guest{inputs: make(chan func(), 1), log: quiet(), m: partner.New(partner.Config{Self: "a", Partner: "b"}, time.Now()),
-			cfg: &config.Config{Alerts: config.Alerts{SlowDevice: 50 * time.Millisecond}}}
+			cfg: &config.Config{Alerts: config.Alerts{SlowDevice: 50 * time.Millisecond, StuckDevice: time.Minute}}}
 		ctx, cancel := context.WithCancel(t.Context())
 		tn := &tenancy{identity: "a", ctx: ctx, cancel: cancel}
 		tn.wg.Go(func() {

@@ -175,6 +175,8 @@ func (p *Pool) load(ctx context.Context) error {
 	if p.loaded.Load() {
 		return nil
 	}
+	p.long.Add(1)
+	defer p.long.Add(-1)
 	b, err := newBulk(p.set)
 	if err != nil {
 		return err

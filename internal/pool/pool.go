@@ -63,6 +63,8 @@ type Pool struct {
 	kick    chan struct{}
 	jobs    chan job
 	stopped chan struct{} // closed when Run has returned
+	turns   atomic.Uint64 // of Run's loop
+	long    atomic.Int32  // above 0 while Run is in what may read for a long time
 
 	settings  atomic.Pointer[cp.Settings] // those that are durable
 	lastError atomic.Pointer[error]       // of the newest consistency point or fold, nil when it went well
@@ -180,6 +182,7 @@ func (p *Pool) Run(ctx context.Context) error {
 	defer rested.Stop()
 	t := timing{busy: time.Now(), folded: time.Now()}
 	for {
+		p.turns.Add(1)
 		if err := p.owned(); err != nil {
 			return err
 		}
@@ -249,6 +252,20 @@ func (p *Pool) Run(ctx context.Context) error {
 	}
 }
 
+// Progress returns two numbers that change as long as Run gets on: its loop turns several
+// times a second, also when nothing is to be done, and while a turn takes long requests to
+// devices end. Own counts what nobody but Run does. Any counts reads, too, which clients
+// make as well; a long consistency point or a fold may make nothing else for a while. It
+// takes no lock that is held while a device is called.
+func (p *Pool) Progress() (own, anything uint64) {
+	reads, others := p.set.Ended()
+	own = p.turns.Load() + others
+	if p.long.Load() > 0 {
+		own += reads
+	}
+	return own, p.turns.Load() + others + reads
+}
+
 // soon is when to look again at what cannot go on now, however seldom consistency points
 // are.
 func (p *Pool) soon() time.Duration { return min(p.opts.Interval, DefaultInterval) / 4 }
@@ -316,6 +333,8 @@ func (p *Pool) failed(err error) {
 }
 
 func (p *Pool) runJob(j job) error {
+	p.long.Add(1)
+	defer p.long.Add(-1)
 	if err := j.ctx.Err(); err != nil {
 		return err // nobody waits for it any more
 	}
