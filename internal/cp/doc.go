@@ -23,9 +23,9 @@
 //
 // Before a point allocates anything it looks which of its blocks are stored already, or
 // are written by it twice: see internal/dedup for what is shared. A match is compared
-// byte for byte, with what the cache has of it or else with one sequential read; then the
-// blocks get their references, so that nothing can free them any more, and are
-// mapped like others. A block whose count is at its limit is not shared: another copy
+// byte for byte, with what the cache has of it or else with one sequential read, and one
+// of each copy that a device keeps; then the blocks get their references, so that nothing
+// can free them any more, and are mapped like others. A block whose count is at its limit is not shared: another copy
 // is written, and is the one that is shared from then on. A point that fails gives the
 // references back and looks again when it is tried again.
 //

@@ -247,7 +247,12 @@ func (s *sharing) equalStored(i int32, at block.Physical) bool {
 		return same
 	}
 	frame := s.buf[:block.Size]
-	return s.m.Devices.Read(at, frame) == nil && bytes.Equal(frame, data)
+	return s.m.Devices.Read(at, frame) == nil && s.sameOnCopies(at, 1, frame, func(n int) int {
+		if !bytes.Equal(frame, data) {
+			return 0
+		}
+		return n
+	}) == 1
 }
 
 // placeApart gives the blocks that are to be written to memory their places there, and

@@ -356,7 +356,9 @@ func (s *sharing) compareBatch(runs []sharedRun, kept []sharedRun) []sharedRun {
 			if io.Err != nil {
 				continue // it may be the same
 			}
-			same[i] = s.same(r, func(k int) []byte { return io.Vec[0][k*block.Size:][:block.Size] })
+			same[i] = s.sameOnCopies(r.at, r.n, io.Vec[0], func(n int) int {
+				return s.same(sharedRun{r.first, n, r.at}, func(k int) []byte { return io.Vec[0][k*block.Size:][:block.Size] })
+			})
 		}
 		if same[i] < r.n {
 			m.stats.unequal.Add(1)
@@ -373,6 +375,24 @@ func (s *sharing) compareBatch(runs []sharedRun, kept []sharedRun) []sharedRun {
 func (s *sharing) same(r sharedRun, stored func(k int) []byte) (n int) {
 	for n < r.n && bytes.Equal(stored(n), s.payload(int(s.order[r.first+n]))) {
 		n++
+	}
+	return n
+}
+
+// sameOnCopies returns how many of n blocks from at on, which were read into buf, are
+// what they are compared with: same says it of buf. Where the device keeps copies, one of
+// them was read. It may have lost what was written last and hold what was there before,
+// which is just what an old fingerprint leads to; so all must be the same on each copy.
+func (s *sharing) sameOnCopies(at block.Physical, n int, buf []byte, same func(n int) int) int {
+	set := s.m.Devices
+	n = same(n)
+	for c, copies := 0, set.Copies(at.Device()); copies > 1 && c < copies && n > 0; c++ {
+		switch err := set.ReadCopy(c, at, buf[:n*block.Size]); {
+		case err == nil:
+			n = same(n)
+		case !errors.Is(err, hpdi.ErrNoCopy):
+			return 0 // it may be the same
+		}
 	}
 	return n
 }

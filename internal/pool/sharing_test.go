@@ -677,3 +677,47 @@ func TestShareAndRemoval(t *testing.T) {
 	}
 	r.shut()
 }
+
+// A copy has lost the newest content of blocks and holds what was there before, which is
+// received once more, and fingerprints do not tell the two. Nothing is shared that is the
+// same on that copy alone.
+func TestShareWithStaleCopy(t *testing.T) {
+	const n = 16
+	blocks := func(version byte) []byte {
+		p := make([]byte, n*block.Size)
+		for i := range n {
+			p[i*block.Size], p[i*block.Size+1] = byte(i), version
+		}
+		return p
+	}
+	for victim := range 2 {
+		r, _ := newMirroredRig(t, 2)
+		r.fingerprint = func(data []byte) dedup.Fingerprint { return dedup.Fingerprint(1 + data[0]) }
+		r.mustOpen()
+		v, w := r.sharingVolume("v", 4<<20, 8), r.sharingVolume("w", 4<<20, 8)
+		r.put(v, 0, blocks(2))
+		r.fold()
+		var ptrs [n]block.Pointer
+		if err := r.bmap.Lookup(1, 0, ptrs[:]); err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range ptrs {
+			r.devs[victim].Corrupt(int64(block.TrackBlocks+p.Phys.Block())*block.Size+1, 1^2)
+		}
+		for i := range int64(8) { // read from either copy
+			if _, shared := r.put(w, i*n, blocks(1)); i == 0 && shared != 0 {
+				t.Errorf("copy %d is stale: %d blocks are shared", victim, shared)
+			}
+		}
+		r.forget()
+		for i := range int64(8) {
+			r.expect(w, i*n, blocks(1))
+		}
+		r.expect(v, 0, blocks(2))
+		if s := r.scrubAll(); s.Now.Unreadable != 0 {
+			t.Errorf("copy %d is stale: scrub: %+v", victim, s)
+		}
+		r.mustCheck()
+		r.shut()
+	}
+}
