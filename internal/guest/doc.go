@@ -11,6 +11,7 @@
 // consistency points, one that probes it and beats its heartbeat, one that watches each of
 // these two, and one for each device that watches its requests. The guest waits for all of
 // them before it returns, but for a pool that is stuck it does not: that ends the process.
+// While a pool is opened, some more open its devices and read what they say, several at once.
 //
 // # What must hold
 //
