@@ -141,14 +141,16 @@ func TestExportFails(t *testing.T) {
 func TestReleaseDuringExport(t *testing.T) {
 	b, c := served(t)
 	st := b.storage.last()
-	wait := make(chan struct{})
+	wait, ending := make(chan struct{}), make(chan struct{})
 	st.finish.Store(&wait)
+	st.ending.Store(&ending)
 	exported := make(chan error, 1)
 	go func() {
 		_, err := c.ExportPool(context.Background(), "pool-a", control.PoolExport{})
 		exported <- err
 	}()
-	b.expect(partner.KindRegion) // it has begun
+	b.expect(partner.KindRegion)
+	<-ending // it has begun, and a release cannot come before it any more
 	b.line.Send(partner.Message{Kind: partner.KindRelease, Identity: "a", Term: 1, Reason: "test"})
 	select {
 	case m := <-b.got:

@@ -124,6 +124,7 @@ type fakeStore struct {
 	reads  atomic.Int64                  // that wait so
 	refuse atomic.Bool                   // it does nothing that it is asked for
 	finish atomic.Pointer[chan struct{}] // Run does not return before it is closed
+	ending atomic.Pointer[chan struct{}] // is closed when Run waits for that
 	how    atomic.Value
 	scrub  atomic.Pointer[control.ScrubStatus]
 	tell   func(kind, text string)
@@ -141,6 +142,9 @@ func (s *fakeStore) Steps() []partner.Step { return []partner.Step{{Name: "fake"
 func (s *fakeStore) Run(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
+		if c := s.ending.Load(); c != nil {
+			close(*c)
+		}
 		if c := s.finish.Load(); c != nil {
 			<-*c
 		}
