@@ -126,7 +126,7 @@ func (pl *pool) check(ctx context.Context, p *spool.Pool) error {
 		err = fmt.Errorf("check of %s: %s", pl.identity, strings.Join(r.Problems, "; "))
 	}
 	if err == nil && !pl.damaged {
-		err = judgeFlash(ctx, p)
+		err = pl.judgeFlash(ctx, p)
 	}
 	return err
 }

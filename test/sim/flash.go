@@ -17,12 +17,15 @@ import (
 // flashSet is the size of a data set: the smallest, so that many move.
 const flashSet = flashmap.MinSetBytes
 
+// soon is how often it is decided then what moves.
+const soon = 100 * time.Millisecond
+
 // decideSoon makes the policy of a pool's flash one that decides within a second, by a few
 // accesses, and lets nothing stay for long: so data sets come and go while clients look on.
 func decideSoon(ctx context.Context, p *spool.Pool) error {
 	_, err := p.ChangeFlash(ctx, spool.FlashChange{Params: func(q policy.Params) (policy.Params, error) {
 		q.Collect.Window, q.Collect.Pause, q.Collect.Decay = time.Second, time.Second, 0.1
-		q.Interval = 100 * time.Millisecond
+		q.Interval = soon
 		pattern := policy.DefaultPattern()
 		pattern.MinAccesses, pattern.MinRandom, pattern.MaxAge = 2, 0, time.Second
 		pattern.Demote = `age > duration("300ms")`
@@ -36,14 +39,12 @@ func decideSoon(ctx context.Context, p *spool.Pool) error {
 
 // askFlash has whoever serves a pool do something to its flash. Whatever a person may be told
 // of one that is not there, or does not have what was meant, is no fault.
-func (w *World) askFlash(id string, l Line, run func(ctx context.Context, p *spool.Pool) error, usual ...error) {
+func (w *World) askFlash(id string, l Line, run func(ctx context.Context, p *spool.Pool) error, usual ...error) error {
 	err := w.ask(id, l.String(), run)
-	if slices.ContainsFunc(usual, func(e error) bool { return errors.Is(err, e) }) {
-		err = nil
-	}
-	if pl := w.pools[id]; !pl.tolerable(err) {
+	if pl := w.pools[id]; !slices.ContainsFunc(usual, func(e error) bool { return errors.Is(err, e) }) && !pl.tolerable(err) {
 		w.violate("%s: %v", l, err)
 	}
+	return err
 }
 
 // doPin: pin|unpin VOLUME [OFFSET LENGTH]. What is pinned shall be on flash, whatever its use.
@@ -64,11 +65,23 @@ func (w *World) doPin(l Line) error {
 	if l.arg(0) == "unpin" {
 		change = spool.FlashChange{Unpin: []spool.FlashPin{pin}}
 	}
-	w.askFlash(id, l, func(ctx context.Context, p *spool.Pool) error {
+	pl := w.pools[id]
+	key := pinned{pl.volumes[pin.Volume].id, pin.Offset, pin.Length}
+	delete(pl.pins, key) // nobody knows until there is an answer
+	err := w.askFlash(id, l, func(ctx context.Context, p *spool.Pool) error {
 		_, err := p.ChangeFlash(ctx, change)
 		return err
 	}, block.ErrNotFound, block.ErrExists, block.ErrInvalid)
+	if is := l.arg(0) == "pin"; err == nil || is && errors.Is(err, block.ErrExists) {
+		pl.pins[key] = is
+	}
 	return nil
+}
+
+// pinned is a pin whose volume may get another name.
+type pinned struct {
+	volume         block.VolumeID
+	offset, length int64
 }
 
 // doEvacuate: evacuate ID [stop]. All data sets are to go back to their disks.
@@ -81,7 +94,7 @@ func (w *World) doEvacuate(l Line) error {
 	if l.has("stop") {
 		action = spool.EvacuateStop
 	}
-	w.askFlash(id, l, func(ctx context.Context, p *spool.Pool) error { return p.EvacuateFlash(ctx, action) }, block.ErrNotFound)
+	_ = w.askFlash(id, l, func(ctx context.Context, p *spool.Pool) error { return p.EvacuateFlash(ctx, action) }, block.ErrNotFound)
 	return nil
 }
 
@@ -161,7 +174,10 @@ func (pl *pool) countMoves(t *tenant) {
 
 // judgeFlash holds the flash layer of an open pool, which was found to be sound, against what
 // it must be. It tells of now at every decision, 15 seconds apart at most.
-func judgeFlash(ctx context.Context, p *spool.Pool) (err error) {
+func (pl *pool) judgeFlash(ctx context.Context, p *spool.Pool) (err error) {
+	if err := pl.judgePins(ctx, p); err != nil {
+		return err
+	}
 	for range 200 {
 		if err = judgeFlashNow(p); err == nil || ctx.Err() != nil {
 			return ctx.Err()
@@ -169,6 +185,32 @@ func judgeFlash(ctx context.Context, p *spool.Pool) (err error) {
 		time.Sleep(100 * time.Millisecond)
 	}
 	return err
+}
+
+// judgePins compares what people have said about flash, and were told that it counts, with
+// what does.
+func (pl *pool) judgePins(ctx context.Context, p *spool.Pool) error {
+	params, now, err := p.FlashPolicy(ctx)
+	if errors.Is(err, block.ErrNotFound) || err != nil {
+		if errors.Is(err, block.ErrNotFound) {
+			err = nil // it has no flash
+		}
+		return err
+	}
+	if pl.decides && params.Interval != soon {
+		return fmt.Errorf("the policy of flash is not what was said, its interval is %v: %w", params.Interval, block.ErrCorrupt)
+	}
+	for key, is := range pl.pins {
+		v := pl.ids[key.volume]
+		if v == nil || v.gone || pl.unsure[v.name] {
+			continue
+		}
+		pin := spool.FlashPin{Volume: v.name, Offset: key.offset, Length: key.length}
+		if slices.Contains(now, pin) != is {
+			return fmt.Errorf("pinned %v to flash: %v, which is not what was said: %w", pin, !is, block.ErrCorrupt)
+		}
+	}
+	return nil
 }
 
 func judgeFlashNow(p *spool.Pool) error {

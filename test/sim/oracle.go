@@ -47,6 +47,8 @@ type pool struct {
 	moves     int64 // blocks that cleaners, scans and removals moved
 	empties   bool  // a disk was to leave: what is on it is written elsewhere
 	flashed   flashed
+	pins      map[pinned]bool // that are there, or not, as somebody was told
+	decides   bool            // the policy of flash is that of decideSoon, as somebody was told
 	// damaged says that a device took data away that it had accepted:
 	// requests may fail, and flushed writes be lost. hindered says that one
 	// returned errors.

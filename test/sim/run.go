@@ -194,7 +194,7 @@ func (w *World) makePool(id string, slot uint32, disks, copies int, size, journa
 		journal = 4 << 20
 	}
 	pl := &pool{w: w, identity: id, slot: slot, copies: copies, memory: map[mirror.ID]uint64{}, journal: journal, path: filepath.Join(w.dir, "region-"+id), battery: battery,
-		volumes: map[string]*volume{}, unsure: map[string]bool{}, ids: map[block.VolumeID]*volume{}}
+		volumes: map[string]*volume{}, unsure: map[string]bool{}, pins: map[pinned]bool{}, ids: map[block.VolumeID]*volume{}}
 	var devs []hpdi.Device
 	for i := range disks * copies {
 		d := &disk{w: w, name: fmt.Sprintf("%s%d", id, i), owner: id, slow: 1, use: useDisk,
