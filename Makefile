@@ -71,7 +71,7 @@ bench: build deps ## measure against other NBD servers, the pause at a failover,
 plots: ## draw docs/*.svg from the numbers in out/ that benchmarks have left
 	$(GO) run ./bench/plot
 
-planted: ## give the program each planted fault in turn: the simulator must find them all, or the package's own test where pools do not use it yet
+planted: ## give the program each planted fault in turn: the simulator must find them, or the package's own test what random runs meet too seldom
 	$(GO) test -tags planted -count=1 -timeout 0 -v -run "TestPlanted|TestPlaces" ./internal/planted ./internal/flashmap ./test/sim
 
 cover: deps ## which statements tests reach (docs/coverage.md); fails when a block that nothing reaches has no reason

@@ -9,8 +9,8 @@ import (
 	"github.com/pollux-storage/pollux/internal/planted"
 )
 
-// Each planted fault of the package is found by the tests that cut the power. The
-// pools of the simulator have no flash, so it cannot find them.
+// Each planted fault of the package is found by the tests that cut the power, also those for
+// which random runs of the simulator take long.
 func TestPlantedHere(t *testing.T) {
 	for _, fault := range planted.All() {
 		if !strings.HasPrefix(fault.Where, "internal/flashmap") {

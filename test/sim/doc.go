@@ -46,6 +46,13 @@
 // power is cut once more while all but one disk of each mirror are pulled: what is
 // left must be everything.
 //
+// # Flash
+//
+// A pool may have a flash device. Its policy then decides ten times a second, by the last
+// second's requests, so that data sets come and go while clients, deaths and power cuts go on.
+// Clients cannot tell: what they read is compared as everywhere. At the end of a run what is
+// to leave the pool has left it, and the pool's check proves the table.
+//
 // # What is checked
 //
 // The oracle reads each record as it is published in a region, and keeps the

@@ -191,13 +191,12 @@ func (pl *pool) judgeFlash(ctx context.Context, p *spool.Pool) (err error) {
 // what does.
 func (pl *pool) judgePins(ctx context.Context, p *spool.Pool) error {
 	params, now, err := p.FlashPolicy(ctx)
-	if errors.Is(err, block.ErrNotFound) || err != nil {
-		if errors.Is(err, block.ErrNotFound) {
-			err = nil // it has no flash
-		}
+	switch {
+	case errors.Is(err, block.ErrNotFound) || !pl.decides:
+		return nil // it has no flash, or one that is to leave, or that nobody knows to be there
+	case err != nil:
 		return err
-	}
-	if pl.decides && params.Interval != soon {
+	case params.Interval != soon:
 		return fmt.Errorf("the policy of flash is not what was said, its interval is %v: %w", params.Interval, block.ErrCorrupt)
 	}
 	for key, is := range pl.pins {

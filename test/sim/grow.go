@@ -62,7 +62,10 @@ func (w *World) doAdd(l Line) error {
 		err = w.ask(id, l.String(), func(ctx context.Context, p *spool.Pool) error { return w.join(ctx, pl, c, p) })
 		if err == nil {
 			pl.disks, pl.candidate = append(pl.disks, c...), nil
-			pl.decides = pl.decides || c[0].use == useFlash
+			if c[0].use == useFlash {
+				clear(pl.pins) // they were those of one that has left
+				pl.decides = true
+			}
 			if first && c[0].use != as {
 				continue // that was another one, of which nobody knew
 			}
@@ -193,10 +196,7 @@ func (w *World) doRemove(l Line) error {
 		d.leaving = true
 	}
 	pl.empties = pl.empties || as == useDisk
-	if as == useFlash {
-		clear(pl.pins)
-		pl.decides = false
-	}
+	pl.decides = pl.decides && as != useFlash
 	err = w.ask(id, l.String(), func(ctx context.Context, p *spool.Pool) error { return p.RemoveDevice(ctx, group[0].name) })
 	if errors.Is(err, block.ErrNotFound) || errors.Is(err, block.ErrNoSpace) || errors.Is(err, block.ErrExists) {
 		err = nil // it is gone, the disks have no room for what it has, or another one leaves
