@@ -8,7 +8,8 @@ import (
 )
 
 // doExpect: expect|await served ID by GUEST | error CLIENT [TEXT] | alert GUEST
-// KEY | no-alert GUEST KEY | refused ID | waits CLIENT | flash ID STATE, see flashIs. await gives it time.
+// KEY | no-alert GUEST KEY | refused ID | waits CLIENT | left ID, whatever was to
+// leave its pool | flash ID STATE, see flashIs. await gives it time.
 func (w *World) doExpect(l Line) error {
 	var holds func() bool
 	switch l.arg(1) {
@@ -33,6 +34,11 @@ func (w *World) doExpect(l Line) error {
 			return err
 		}
 		holds = func() bool { is, _ := w.flashIs(l); return is }
+	case "left":
+		holds = func() bool {
+			_, t := w.serving(l.arg(2))
+			return t != nil && t.pool.Stats().Removal.Device == ""
+		}
 	case "guests":
 		holds = func() bool { return w.protected() }
 	default:
