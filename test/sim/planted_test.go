@@ -21,6 +21,17 @@ var (
 	plantedChild = flag.String("planted-child", "", "used by TestPlanted itself")
 )
 
+// elsewhere names the tests that find what random runs meet too seldom.
+var elsewhere = map[planted.Fault]string{
+	planted.ExchangeInUse:        "TestExchange of internal/devices",
+	planted.FlashRedirectEarly:   "TestPlantedHere of internal/flashmap",
+	planted.FlashSlotReusedEarly: "TestPlantedHere of internal/flashmap",
+	planted.FlashReturnUnseen:    "TestPlantedHere of internal/flashmap",
+	planted.FlashNoteInPlace:     "TestPlantedHere of internal/flashmap, and the text flash-leaves",
+	planted.FlashNoteUnsure:      "TestPlantedHere of internal/flashmap",
+	planted.FlashTableUnsure:     "TestPlantedHere of internal/flashmap",
+}
+
 // TestPlanted gives the program each planted fault in turn and looks how many
 // runs it takes until something is found. What is not found fails the test.
 // The runs are made by a process of their own, for a fault may take it with it.
@@ -33,6 +44,10 @@ func TestPlanted(t *testing.T) {
 	missed := 0
 	for _, f := range planted.All() {
 		if *plantedOnly != "" && f.Name != *plantedOnly {
+			continue
+		}
+		if by := elsewhere[planted.Fault(f.Name)]; by != "" && *plantedOnly == "" {
+			t.Logf("%s is left to %s", f.Name, by)
 			continue
 		}
 		began := time.Now()
