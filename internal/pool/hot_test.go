@@ -270,6 +270,11 @@ func TestHotGivenBack(t *testing.T) {
 		if err := r.Pool.Commit(ctx); !errors.Is(err, errMedium) {
 			t.Fatalf("%v: %v", op, err)
 		}
+		// After a write that has failed cheap ranges are left alone for a while.
+		if got, want := r.space.CheapShunned(), op == hpdi.OpWrite; got != want {
+			t.Fatalf("%v: cheap ranges are shunned: %v", op, got)
+		}
+		r.space.ShunCheap(false)
 		if now := r.space.Usage().Free; now != free || r.space.FreeCheap() != cheap {
 			t.Errorf("%v: %d blocks are free, %d of them cheap, and before %d and %d", op, now, r.space.FreeCheap(), free, cheap)
 		}
