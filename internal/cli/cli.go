@@ -2,7 +2,7 @@
 //
 // Each command has one file with an options struct that its flags fill and a
 // run method that does the work. Commands talk to the host agent over the
-// control socket of the directory given with --dir; only `up`, `guest-process`,
+// control socket of the directory given with --dir; only `up`, `guest-process`, `support-bundle`,
 // `dedup estimate` and the offline forms of `check` and `pool create` do work of their own.
 //
 // Output goes to the writers of the session, a table for people or, with
@@ -107,7 +107,7 @@ mirrored below Pollux, or loss of unflushed writes at a power cut of the host.
 		&cobra.Group{ID: groupFailover, Title: "Failover:"},
 	)
 	root.AddCommand(
-		newUp(s), newDown(s), newStatus(s), newEvents(s), newCheck(s),
+		newUp(s), newDown(s), newStatus(s), newEvents(s), newCheck(s), newSupportBundle(s),
 		newVolume(s), newPool(s), newDedup(s), newFlash(s), newDump(s),
 		newTakeover(s), newGiveback(s), newGuest(s),
 		newVersion(s), newGuestProcess(s),

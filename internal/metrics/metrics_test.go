@@ -160,3 +160,19 @@ func TestHealth(t *testing.T) {
 		}
 	}
 }
+
+// TestText: a status by itself gives the same lines as a scrape, but for those of a process.
+func TestText(t *testing.T) {
+	text, err := Text(control.Status{Protected: true, Guests: []control.GuestStatus{{Name: "a", State: control.StateServing}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"\npollux_protected 1\n", "\npollux_up 1\n", "\npollux_guest_state{guest=\"a\",state=\"serving\"} 1\n"} {
+		if !strings.Contains(string(text), want) {
+			t.Errorf("no %q in\n%s", want, text)
+		}
+	}
+	if strings.Contains(string(text), "go_goroutines") {
+		t.Error("it tells of this process")
+	}
+}
