@@ -169,6 +169,10 @@ func (o *supportBundleOptions) pools(ctx context.Context, b *bundle, client *con
 		if got {
 			b.gather(path.Join("pools", safeName(p.Name)+".txt"), o.shows(func(s *session) error { return s.printPool(one) }))
 		}
+		if slices.ContainsFunc(one.Devices, func(d control.DeviceStatus) bool { return d.Class == control.ClassFlash }) {
+			ask(ctx, b, path.Join("pools", safeName(p.Name)+".flash.json"), func(ctx context.Context) (any, error) { return client.Flash(ctx, p.Name) })
+			ask(ctx, b, path.Join("pools", safeName(p.Name)+".flash-policy.json"), func(ctx context.Context) (any, error) { return client.FlashPolicy(ctx, p.Name) })
+		}
 	}
 	ask(ctx, b, "volumes.json", func(ctx context.Context) (any, error) {
 		v, err := client.Volumes(ctx)

@@ -140,3 +140,30 @@ func FuzzParse(f *testing.F) {
 		_ = c.Validate()
 	})
 }
+
+// TestWatchLimits: times in which nothing is found, and reports that hold nothing, are refused.
+func TestWatchLimits(t *testing.T) {
+	for text, want := range map[string]string{
+		"failover: {stuck_timeout: 4s}": "failover.stuck_timeout",
+		"alerts: {stuck_device: 999ms}": "stuck_device",
+		"crash_reports: {keep: 1001}":   "crash_reports.keep",
+		"crash_reports: {keep: -1}":     "crash_reports.keep",
+		"crash_reports: {size: 8KiB}":   "crash_reports.size",
+		"crash_reports: {size: 1GiB}":   "crash_reports.size",
+		"crash_reports: {size: 16KiB}":  "",
+		"failover: {stuck_timeout: 5s}": "",
+		"alerts: {stuck_device: 1s}":    "",
+	} {
+		dir := t.TempDir()
+		if err := os.WriteFile(filepath.Join(dir, "config.yaml"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Load(dir, ""); (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", text, err)
+		}
+	}
+	c, err := Load(t.TempDir(), "")
+	if err != nil || c.Failover.StuckTimeout != time.Minute || c.Alerts.StuckDevice != 5*time.Second || c.CrashReports != (CrashReports{Keep: 8, Size: 1 << 20}) {
+		t.Errorf("%+v, %v", c, err)
+	}
+}

@@ -3,6 +3,7 @@ package guest
 import (
 	"context"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -14,6 +15,7 @@ import (
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/hpdi/mem"
 	"github.com/pollux-storage/pollux/internal/config"
+	"github.com/pollux-storage/pollux/internal/domain"
 	"github.com/pollux-storage/pollux/internal/partner"
 )
 
@@ -328,7 +330,11 @@ func TestLastWords(t *testing.T) {
 	if got := text(); got != "" {
 		t.Error(got)
 	}
-	w.stuck("it is stuck")
+	status := 0
+	endStuck(w, newLogWriter(io.Discard), func(s int) { status = s })("it is stuck")
+	if status != domain.ExitStuck {
+		t.Errorf("status %d", status)
+	}
 	if got := text(); !strings.Contains(got, ": it is stuck\n\ngoroutine ") {
 		t.Error(got)
 	}
@@ -340,5 +346,39 @@ func TestLastWords(t *testing.T) {
 	w.stuck("nobody made the file")
 	if _, err := os.Stat(path); err == nil {
 		t.Error("a guest made the file")
+	}
+}
+
+// BenchmarkWatchedQueue is what it costs to know the requests under way.
+func BenchmarkWatchedQueue(b *testing.B) {
+	for _, watched := range []bool{false, true} {
+		b.Run(map[bool]string{false: "plain", true: "watched"}[watched], func(b *testing.B) {
+			m, err := mem.New("disk", 1<<20)
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer m.Close()
+			var u underway
+			d := hpdi.Device(m)
+			if watched {
+				d = u.watch(m)
+			}
+			q, err := d.NewQueue(8)
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer q.Close()
+			r := &hpdi.Request{Op: hpdi.OpRead, Vec: [][]byte{make([]byte, 4096)}}
+			done := make([]*hpdi.Request, 0, 1)
+			b.ReportAllocs()
+			for b.Loop() {
+				if err := q.Submit(r); err != nil {
+					b.Fatal(err)
+				}
+				if done, err = q.Wait(1, done[:0]); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }

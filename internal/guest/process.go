@@ -51,11 +51,7 @@ func Main(ctx context.Context, args []string) error {
 	signal.Ignore(unix.SIGINT, unix.SIGHUP)
 
 	words := newLastWords(log, *dir, *name, *inc)
-	stuck := func(reason string) {
-		words.stuck(reason)
-		lines.Flush(time.Second)
-		os.Exit(domain.ExitStuck)
-	}
+	stuck := endStuck(words, lines, os.Exit)
 	err := runProcess(ctx, *dir, *name, *inc, log, Options{Stuck: stuck, Stalled: words.stalled})
 	if err != nil {
 		log.Error("guest ends", "error", err)
@@ -64,6 +60,16 @@ func Main(ctx context.Context, args []string) error {
 	log.Info("guest ends")
 	words.remove()
 	return nil
+}
+
+// endStuck returns what ends the process of a guest that does nothing any more. It waits for
+// nothing that may be stuck, too, for longer than a moment.
+func endStuck(words *lastWords, lines *logWriter, exit func(status int)) func(reason string) {
+	return func(reason string) {
+		words.stuck(reason)
+		lines.Flush(time.Second)
+		exit(domain.ExitStuck)
+	}
 }
 
 // awaitRecord waits until whoever started this process has recorded it. An
