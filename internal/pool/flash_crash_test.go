@@ -153,7 +153,7 @@ func interruptFlash(t *testing.T, power bool, op int64) (cut bool) {
 	} else if here {
 		if !r.removing() {
 			fatal(r.EvacuateFlash(ctx, EvacuateStop))
-			r.pin2("v")
+			r.pinAgain("v")
 			c.verify(t)
 			fatal(r.RemoveDevice(ctx, "ssd"))
 		}
@@ -185,8 +185,8 @@ func (d forReading) Info() hpdi.Info {
 	return i
 }
 
-// pin2 is pin for a volume that may have pins already.
-func (r *rig) pin2(name string) {
+// pinAgain is pin for a volume that may have pins already.
+func (r *rig) pinAgain(name string) {
 	r.t.Helper()
 	_, pins, err := r.FlashPolicy(context.Background())
 	if err == nil && !slices.Contains(pins, FlashPin{Volume: name}) {

@@ -84,7 +84,7 @@ func (w *pinWalk) step() (more bool) {
 	p := w.f.p
 	var ptrs [blockmap.LeafBlocks]block.Pointer
 	for range pinLeaves {
-		for len(w.rest) > 0 && w.lba >= w.end0(w.rest[0]) {
+		for len(w.rest) > 0 && w.lba >= w.behind(w.rest[0]) {
 			if w.rest = w.rest[1:]; len(w.rest) > 0 {
 				w.lba = w.rest[0].first()
 			}
@@ -94,7 +94,7 @@ func (w *pinWalk) step() (more bool) {
 		}
 		pin := w.rest[0]
 		w.lba = max(w.lba, pin.first())
-		n := min(blockmap.LeafBlocks-uint64(w.lba)%blockmap.LeafBlocks, uint64(w.end0(pin)-w.lba))
+		n := min(blockmap.LeafBlocks-uint64(w.lba)%blockmap.LeafBlocks, uint64(w.behind(pin)-w.lba))
 		dst := ptrs[:n]
 		if p.bmap.Lookup(pin.Volume, w.lba, dst) == nil { // else a check or scrub says more
 			w.note(len(w.f.kept.Pins)-len(w.rest), dst)
@@ -104,8 +104,8 @@ func (w *pinWalk) step() (more bool) {
 	return true
 }
 
-// end0 returns the block behind a pin's range of its volume.
-func (w *pinWalk) end0(pin keptPin) block.Logical {
+// behind returns the block behind a pin's range of its volume.
+func (w *pinWalk) behind(pin keptPin) block.Logical {
 	v, ok := w.f.p.catalogue.Get(pin.Volume)
 	if !ok {
 		return 0

@@ -76,7 +76,7 @@ func (f *flash) change(c FlashChange) ([]policy.Change, error) {
 	if err := f.classify(&k, c.Classes); err != nil {
 		return nil, err
 	}
-	pins := k.Pins
+	pins := f.kept.Pins
 	for _, x := range c.Unpin {
 		pin, err := f.keptPin(x)
 		if err != nil {
