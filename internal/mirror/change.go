@@ -89,7 +89,6 @@ func (m *Mirror) replaceLocked(i int, d *disk) error {
 	if err := m.storeMapLocked(allPages); err != nil {
 		return err
 	}
-	m.live.Or(m.stored)
 	if err := m.formatLocked(d); err != nil {
 		return err
 	}
@@ -116,7 +115,7 @@ func (m *Mirror) admitLocked(d *disk, i int, id block.DeviceID) error {
 	// What was marked while the copy was away it lacks. Old before present, so
 	// that nobody reads from it what it has not.
 	if !planted.Has(planted.MirrorReturnNotFilled) {
-		m.old.Or(m.live)
+		m.old.Or(m.stored)
 	}
 	m.doubts++
 	m.copies[i].disk.Store(d)

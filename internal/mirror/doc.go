@@ -31,6 +31,11 @@
 // and interrupted resilvering: the map is the record of what is left to do, and
 // the work shrinks it.
 //
+// A guest that died while it wrote the map has left a mark on one copy alone, or
+// where a power cut takes it. So its successor, for which the mark makes the region
+// old, stores the map anew before its first write: should that copy be lost then, the
+// others have to say what it lacks.
+//
 // Where whoever reads verifies what it reads ([Mirror.Verified]; of a pool
 // everything), copies in sync are not made equal after a crash. One of them may
 // have decayed, or have lost what it took, and only the reader can tell which: it

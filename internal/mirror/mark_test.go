@@ -6,6 +6,7 @@ import (
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/block/blocktest"
+	"github.com/pollux-storage/pollux/internal/stack"
 )
 
 // What is old stays marked until it was visited, however often the guest dies.
@@ -25,6 +26,83 @@ func TestOldStaysMarked(t *testing.T) {
 			if err := m.Tidy(); err != nil {
 				t.Fatal(err)
 			}
+		}
+	}
+	w := newWorld(t, m)
+	m.Verified(0) // nothing is written while it is visited
+	w.resync()
+	for range 2 {
+		w.try("tidy", m.Tidy())
+	}
+	if s := m.Status(); s.OldBytes != 0 || s.MarkedBytes != 0 {
+		t.Errorf("visited, and got %+v", s)
+	}
+}
+
+// leaveMark writes a map that names the first region to a disk, and does not make it
+// durable: the guest that did it died then.
+func leaveMark(t *testing.T, m *Mirror, d *blocktest.Crash) {
+	t.Helper()
+	marks := stack.NewBits(m.regions())
+	marks.Set(0)
+	page := make([]byte, block.Size)
+	encodeMapPage(page, m.id, 0, marks)
+	q, err := d.NewQueue(1)
+	must(t, err)
+	must(t, hpdi.Do(q, &hpdi.Request{Op: hpdi.OpWrite, Offset: mapStart * block.Size, Vec: [][]byte{page}}))
+	must(t, q.Close())
+}
+
+// A mark that the dead guest left on some copies is not enough for its successor: when
+// the copy that has it is lost, the others know what that one lacks.
+func TestMarkOnOneCopy(t *testing.T) {
+	for has := range 2 {
+		for lost := range 2 {
+			disks := crashes(2)
+			create(t, devices(disks...))
+			m := open(t, Options{Devices: devices(disks...)})
+			disks = shut(t, m, disks...)
+			leaveMark(t, m, disks[has])
+			w := newWorld(t, open(t, Options{Devices: devices(disks...)}))
+			w.try("detach", w.m.Detach(lost))
+			w.write(0, 1)
+			must(t, w.q.Close())
+			disks = shut(t, w.m, disks...)
+			w.m = open(t, Options{Devices: devices(disks...)})
+			w.connect()
+			w.resync()
+			if s := w.m.Status(); s.Copies[lost].State != InSync {
+				t.Errorf("%+v", s)
+			}
+			alike(t, w.newest(), disks...)
+		}
+	}
+}
+
+// A mark that the dead guest had not made durable is durable before its successor
+// writes: what a power cut leaves different is known.
+func TestMarkNotDurable(t *testing.T) {
+	for n := int64(1); ; n++ {
+		for seed := range uint64(8) {
+			disks := crashes(2)
+			create(t, devices(disks...))
+			m := open(t, Options{Devices: devices(disks...)})
+			disks = shut(t, m, disks...)
+			for _, d := range disks {
+				leaveMark(t, m, d)
+			}
+			w := newWorld(t, open(t, Options{Devices: devices(disks...)}))
+			clock := disks[0].Clock()
+			clock.CutAfter(clock.Ops() + n)
+			w.dead = true // any operation may be the last
+			w.write(0, 4)
+			if !clock.IsOff() {
+				if n < 3 {
+					t.Errorf("the write has only %d operations", n)
+				}
+				return
+			}
+			after(t, w, disks, n, seed)
 		}
 	}
 }

@@ -209,27 +209,32 @@ func (m *Mirror) markLocked(ranges ...[2]int) error {
 		}
 	}
 	if planted.Has(planted.MirrorMarkMissing) {
-		pages = [mapPages]bool{}
+		m.live.Or(m.stored)
+		return nil
 	}
 	if err := m.storeMapLocked(pages); err != nil {
 		// The bits stay in stored: they may be on some copy, and are no harm.
 		return fmt.Errorf("mark regions before a write: %w", err)
 	}
-	for _, r := range ranges {
-		for i := r[0]; i < r[1]; i++ {
-			m.live.Set(i)
-		}
-	}
 	return nil
 }
 
 // storeMapLocked writes the chosen pages of the map to all copies that are there.
+// What they name is live then.
 func (m *Mirror) storeMapLocked(pages [mapPages]bool) error {
 	reqs := m.encodeMapLocked(pages)
 	if len(reqs) == 0 {
 		return nil
 	}
-	return m.storeLocked(func(d *disk) error { return writeMap(d, reqs) })
+	if err := m.storeLocked(func(d *disk) error { return writeMap(d, reqs) }); err != nil {
+		return err
+	}
+	for n, written := range pages {
+		if lo, hi := n*pageBits/64, min((n+1)*pageBits/64, len(m.stored)); written && lo < hi {
+			m.live[lo:hi].Or(m.stored[lo:hi])
+		}
+	}
+	return nil
 }
 
 func writeMap(d *disk, reqs []*hpdi.Request) error {
@@ -267,7 +272,7 @@ func (m *Mirror) Tidy() error {
 	m.mark.Lock()
 	defer m.mark.Unlock()
 	var idle []int
-	for i := m.live.Next(0); i >= 0; i = m.live.Next(i + 1) {
+	for i := m.stored.Next(0); i >= 0; i = m.stored.Next(i + 1) {
 		if m.touched.Has(i) {
 			m.touched.Clear(i)
 		} else if m.writers[i].Load() == 0 && !m.old.Has(i) {
@@ -287,9 +292,12 @@ func (m *Mirror) Tidy() error {
 	for _, i := range idle {
 		// A write that begins now either sees the bit gone, and waits for
 		// mark, or is seen here.
+		live := m.live.Has(i)
 		m.live.Clear(i)
 		if m.writers[i].Load() > 0 || m.touched.Has(i) {
-			m.live.Set(i)
+			if live {
+				m.live.Set(i)
+			}
 			continue
 		}
 		m.stored.Clear(i)

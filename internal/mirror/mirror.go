@@ -19,9 +19,10 @@ type Mirror struct {
 	shift  uint // log2 of the blocks of a region
 	copies []*copyOf
 
-	// live are the regions whose bits are durable on all copies that are
-	// there; a bit is set only with mark held and after it is durable.
-	live stack.Bits
+	// stored are the regions that the map on some copy may name. Those of them
+	// whose bits are durable on all copies that are there are live: a bit of live
+	// is set only after that. Both change with mark held.
+	stored, live stack.Bits
 	// old are the regions in which copies may differ.
 	old stack.Bits
 	// touched are the regions that a write began in since Tidy looked, and
@@ -40,7 +41,6 @@ type Mirror struct {
 	mark   stack.Lock
 	head   header                 // the newest durable one; guarded by mark, as all that follows
 	tried  uint64                 // highest generation of a header that was begun
-	stored stack.Bits             // what the map on the copies may hold
 	page   []byte                 // memory for what is written: a header, the map
 	shown  atomic.Pointer[header] // a copy of head for Status, which does not hold mark
 	doubts uint64                 // how often something became old since the mirror was opened
@@ -239,7 +239,7 @@ type Status struct {
 func (m *Mirror) Status() Status {
 	head := m.shown.Load() // who holds mark may wait for a device
 	region := int64(block.Size) << m.shift
-	s := Status{Generation: head.generation, OldBytes: int64(m.old.Count()) * region, MarkedBytes: int64(m.live.Count()) * region}
+	s := Status{Generation: head.generation, OldBytes: int64(m.old.Count()) * region, MarkedBytes: int64(m.stored.Count()) * region}
 	for i, c := range m.copies {
 		cs := CopyStatus{ID: head.copies[i].id, State: State(c.state.Load()),
 			ReadErrors: c.readErrors.Load(), WriteErrors: c.writeErrors.Load(), Repaired: c.repaired.Load()}

@@ -405,6 +405,9 @@ func (m *Mirror) readMapPageLocked(d *disk, n int, words stack.Bits) error {
 
 // loadMapLocked reads the map of the copies in sync: what any of them names is
 // old. A page that none of them has whole names everything.
+//
+// Nothing is live yet: a guest that died while it wrote the map has left a mark on
+// one copy alone, or where a power cut takes it. The first write stores it again.
 func (m *Mirror) loadMapLocked() error {
 	for n := range mapPages {
 		lo, hi := n*pageBits, min((n+1)*pageBits, m.regions())
@@ -430,6 +433,5 @@ func (m *Mirror) loadMapLocked() error {
 		}
 	}
 	m.old.Or(m.stored)
-	m.live.Or(m.stored)
 	return nil
 }

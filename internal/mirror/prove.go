@@ -61,7 +61,7 @@ func (m *Mirror) provePageLocked(d *disk, n int) bool {
 	if err := m.readMapPageLocked(d, n, found); err != nil {
 		return false
 	}
-	for i := m.live.Next(n * pageBits); i >= 0 && i < (n+1)*pageBits; i = m.live.Next(i + 1) {
+	for i := m.stored.Next(n * pageBits); i >= 0 && i < (n+1)*pageBits; i = m.stored.Next(i + 1) {
 		if !found.Has(i) {
 			return false
 		}
