@@ -53,6 +53,9 @@ type fault struct {
 	left int    // so many requests; -1 for all
 }
 
+// forgets tells whether a disk with the fault may have lost what it took.
+func (f *fault) forgets() bool { return f.kind == "loses" || f.kind == "misdirects" }
+
 // take returns what is wrong with a request, nil for nothing. A durable write
 // is a sync as well.
 func (d *disk) take(r *hpdi.Request) *fault {

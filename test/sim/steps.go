@@ -430,7 +430,7 @@ func (w *World) doDisk(l Line) error {
 		n, err := l.countOf("times", 1)
 		f.left = int(n)
 		d.faults = append(d.faults, f)
-		d.stale = d.stale || what == "loses" || what == "misdirects"
+		d.stale = d.stale || f.forgets()
 		pl.hindered = pl.hindered || !mirrored && (what == "fails" || what == "fails-late")
 		pl.damaged = pl.damaged || !mirrored && (what == "flips" || what == "loses" || what == "misdirects")
 		return err
