@@ -1,7 +1,6 @@
 package guest
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"math"
@@ -10,12 +9,9 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/config"
 	"github.com/pollux-storage/pollux/internal/control"
-	"github.com/pollux-storage/pollux/internal/cp"
-	"github.com/pollux-storage/pollux/internal/devices"
 	"github.com/pollux-storage/pollux/internal/flashmap/policy"
 	"github.com/pollux-storage/pollux/internal/oplog"
 	"github.com/pollux-storage/pollux/internal/pool"
@@ -79,6 +75,7 @@ func PlanMemory(cfg *config.Config) (Plan, error) {
 // are asked: every start of a guest waits for this.
 func needsOf(cfg *config.Config, set *config.Guest) poolNeeds {
 	var n poolNeeds
+	var use pool.LastUse
 	known := false
 	for _, paths := range set.Pool.Groups() {
 		if known && len(paths) == 1 {
@@ -95,50 +92,29 @@ func needsOf(cfg *config.Config, set *config.Guest) poolNeeds {
 			n.log = l.LogBytes
 			if l.Index == 0 {
 				known = true
-				n.index, n.flash = ownIndex(d, l.Pool), ownFlash(d, l.Pool)
+				use, _ = pool.ReadLastUse(d, l.Pool) // if it cannot be read, opening the pool says so
 			}
 		}
 		_ = d.Close() // it was only read
 	}
+	var blocks uint64
+	for _, b := range n.blocks {
+		blocks += b
+	}
+	n.index, n.flash = int64(use.Settings.IndexBytes), flashNeeds(use, blocks)
 	return n
 }
 
-// ownIndex returns the size of the index that is set for the pool of a first device, 0 if
-// none is, or if that cannot be read.
-func ownIndex(first hpdi.Device, id block.PoolID) int64 {
-	u, err := pool.ReadLastUse(first, id)
-	if err != nil {
-		return 0
-	}
-	return int64(u.Settings.IndexBytes)
-}
-
-// ownFlash returns the memory for the flash of the pool of a first device: what is collected
-// of each disk, and its table. It goes by the default parameters, for which no other device
-// has to be read.
-func ownFlash(first hpdi.Device, id block.PoolID) int64 {
-	set := devices.NewSet([]hpdi.Device{first})
-	sb, err := cp.ReadSuperblock(set, id)
-	if err = errors.Join(err, set.ReleaseQueues()); err != nil {
-		return 0 // opening the pool will say what is wrong
-	}
-	var disks, sets int64
-	has := false
-	for _, d := range sb.Devices {
-		switch {
-		case d.State == cp.DeviceGone:
-		case d.Class == cp.ClassDisk:
-			disks++
-		case d.Class == cp.ClassFlash:
-			has = true
-			sets += int64(d.Blocks) * block.Size / pool.DefaultSetBytes
-		}
-	}
-	if !has {
+// flashNeeds returns the memory for the flash of a pool, all of whose devices have so many
+// blocks: what is collected of each disk, and the table of what is on flash. It goes by the
+// default parameters and the usual data set, for which the flash device has not to be read.
+func flashNeeds(u pool.LastUse, blocks uint64) int64 {
+	if !u.Flash {
 		return 0
 	}
 	c := policy.Defaults().Collect
-	return disks*int64(c.Memory+c.History) + sets*flashSet
+	flash := int64(max(blocks, u.Blocks)-u.Blocks) * block.Size
+	return int64(u.Disks)*int64(c.Memory+c.History) + flash/pool.DefaultSetBytes*flashSet
 }
 
 // smallest returns the size of the smallest of some devices, each of which has the

@@ -13,6 +13,7 @@ import (
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/config"
 	"github.com/pollux-storage/pollux/internal/control"
+	"github.com/pollux-storage/pollux/internal/pool"
 )
 
 const (
@@ -306,6 +307,9 @@ func TestMemoryOfAPoolWithFlash(t *testing.T) {
 	}
 	if n := needsOf(cfg, &cfg.Guests[0]); n.flash < 32*testMiB || n.flash > 33*testMiB {
 		t.Errorf("with flash: %d bytes", n.flash)
+	}
+	if n := needsOf(cfg, &cfg.Guests[0]); n.flash < 32*testMiB+256*testMiB/pool.DefaultSetBytes*flashSet {
+		t.Errorf("the table of flash is left out: %d bytes", n.flash)
 	}
 	if p, err := PlanMemory(cfg); err != nil || p.Flash < 32*testMiB {
 		t.Errorf("%+v, %v", p, err)

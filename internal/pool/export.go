@@ -111,6 +111,11 @@ type LastUse struct {
 	RegionID string
 	BootID   string
 	Settings cp.Settings
+	// Flash says that the pool has some. Disks is how many disks it has, and Blocks how many
+	// blocks are on all its devices but flash, which is not part of its room.
+	Flash  bool
+	Disks  int
+	Blocks uint64
 }
 
 // ReadLastUse reads it from the first device.
@@ -122,8 +127,16 @@ func ReadLastUse(first hpdi.Device, pool block.PoolID) (LastUse, error) {
 	}
 	u := LastUse{Epoch: sb.Epoch, RegionID: sb.RegionID, BootID: sb.BootID, Settings: sb.Settings}
 	for _, d := range sb.Devices {
-		if d.State == cp.DeviceGone {
+		switch {
+		case d.State == cp.DeviceGone:
 			d.ID = block.DeviceID{}
+		case d.Class == cp.ClassFlash:
+			u.Flash = true
+		case d.Class == cp.ClassDisk:
+			u.Disks++
+			fallthrough
+		default:
+			u.Blocks += d.Blocks
 		}
 		u.Devices = append(u.Devices, d.ID)
 	}
