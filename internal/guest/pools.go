@@ -223,7 +223,7 @@ func (s *store) Stats() control.PoolStatus {
 		}
 	}
 	return control.PoolStatus{
-		LLRRM: llrrmStatus(st), Flash: flashStatus(s.Flash()),
+		LLRRM: llrrmStatus(st), Flash: flashStatus(st.Flash),
 		Name: s.Name(), Identity: s.Identity(), Epoch: uint64(s.Epoch()), CP: st.CP, Capacity: st.Bytes, Free: st.FreeBytes,
 		LogBytes: st.LogBytes, LogUsed: st.LogUsedBytes, Dirty: int64(st.DirtyBlocks) * block.Size, Error: st.LastError,
 		Faults: faults, CountsBytes: st.CountsBytes, Loading: st.Loading, PagesMended: st.Mended,
