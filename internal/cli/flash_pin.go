@@ -88,14 +88,7 @@ func newFlashPinList(s *session) *cobra.Command {
 }
 
 func (o *flashPinListOptions) run(ctx context.Context, name string) error {
-	if err := checkName("pool", name); err != nil {
-		return err
-	}
-	client, err := o.client()
-	if err != nil {
-		return err
-	}
-	p, err := client.Flash(ctx, name)
+	p, err := o.poolFlash(ctx, name)
 	if err != nil {
 		return err
 	}

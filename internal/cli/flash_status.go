@@ -29,18 +29,23 @@ most time on flash or would. Requests, moves and times are those since the pool 
 }
 
 func (o *flashStatusOptions) run(ctx context.Context, name string) error {
-	if err := checkName("pool", name); err != nil {
-		return err
-	}
-	client, err := o.client()
-	if err != nil {
-		return err
-	}
-	p, err := client.Flash(ctx, name)
+	p, err := o.poolFlash(ctx, name)
 	if err != nil {
 		return err
 	}
 	return o.printFlash(p)
+}
+
+// poolFlash asks for the flash of a pool.
+func (s *session) poolFlash(ctx context.Context, name string) (control.PoolFlash, error) {
+	if err := checkName("pool", name); err != nil {
+		return control.PoolFlash{}, err
+	}
+	client, err := s.client()
+	if err != nil {
+		return control.PoolFlash{}, err
+	}
+	return client.Flash(ctx, name)
 }
 
 // printFlash shows all of the flash of a pool.

@@ -204,17 +204,34 @@ func (f *Flash) knownLocked(info hpdi.Info, o Primary) (*primary, error) {
 func (f *Flash) Forget(number int) error {
 	f.tableLock.Lock()
 	defer f.tableLock.Unlock()
+	p, err := f.absentLocked("forget", number)
+	switch {
+	case err != nil:
+		return err
+	case p.bits.Next(0) >= 0:
+		return f.inUse("forget", number)
+	}
+	return f.forgetLocked(number)
+}
+
+// absentLocked returns a primary that is known and not there, of which the flash device is
+// to give something up.
+func (f *Flash) absentLocked(what string, number int) (*primary, error) {
 	if number < 0 || number >= MaxPrimaries || f.primaries[number] == nil {
-		return fmt.Errorf("primary device %d of flash device %s: %w", number, f.name, block.ErrNotFound)
+		return nil, fmt.Errorf("primary device %d of flash device %s: %w", number, f.name, block.ErrNotFound)
 	}
 	p := f.primaries[number]
 	switch {
 	case f.readOnly:
-		return fmt.Errorf("forget primary device %d of flash device %s: %w", number, f.name, hpdi.ErrReadOnly)
-	case p.dev.Load() != nil || p.bits.Next(0) >= 0:
-		return fmt.Errorf("forget primary device %d of flash device %s, which is in use: %w", number, f.name, ErrBusy)
+		return nil, fmt.Errorf("%s primary device %d of flash device %s: %w", what, number, f.name, hpdi.ErrReadOnly)
+	case p.dev.Load() != nil:
+		return nil, f.inUse(what, number)
 	}
-	return f.forgetLocked(number)
+	return p, nil
+}
+
+func (f *Flash) inUse(what string, number int) error {
+	return fmt.Errorf("%s primary device %d of flash device %s, which is in use: %w", what, number, f.name, ErrBusy)
 }
 
 func (f *Flash) forgetLocked(number int) error {

@@ -1,11 +1,6 @@
 package flashmap
 
-import (
-	"fmt"
-
-	"github.com/pollux-storage/pollux/hpdi"
-	"github.com/pollux-storage/pollux/internal/block"
-)
+import "fmt"
 
 // Drop is Forget for a primary whose data nobody needs any more, wherever they are: its data
 // sets on flash are given up, without being read. After an error, or a power cut, it may be
@@ -14,15 +9,9 @@ import (
 func (f *Flash) Drop(number int) error {
 	f.tableLock.Lock()
 	defer f.tableLock.Unlock()
-	if number < 0 || number >= MaxPrimaries || f.primaries[number] == nil {
-		return fmt.Errorf("primary device %d of flash device %s: %w", number, f.name, block.ErrNotFound)
-	}
-	p := f.primaries[number]
-	switch {
-	case f.readOnly:
-		return fmt.Errorf("drop primary device %d of flash device %s: %w", number, f.name, hpdi.ErrReadOnly)
-	case p.dev.Load() != nil:
-		return fmt.Errorf("drop primary device %d of flash device %s, which is in use: %w", number, f.name, ErrBusy)
+	p, err := f.absentLocked("drop", number)
+	if err != nil {
+		return err
 	}
 	if err := f.certainLocked(); err != nil {
 		return f.failedLocked(fmt.Errorf("write the label: %w", err))

@@ -171,19 +171,8 @@ func (f *flash) pinned(in policy.Input) (out []FlashPinned) {
 	}
 	for i := range out {
 		x := &out[i]
-		switch {
-		case x.Volume == "":
+		if x.State = policy.PinState(x.Sets, x.On, x.Room); x.Volume == "" {
 			x.State = "no volume"
-		case x.Sets == 0:
-			x.State = "nothing there"
-		case x.On == x.Sets:
-			x.State = "whole"
-		case x.On > 0:
-			x.State = "partly"
-		case x.Room > 0:
-			x.State = "waiting"
-		default:
-			x.State = "no room"
 		}
 	}
 	return out

@@ -127,19 +127,24 @@ func Pins(in Input) []Pinned {
 		st := Pinned{Pin: in.Pins[i], Sets: int(s.end - s.first), On: len(p.within(s))}
 		st.Room = max(0, min(st.Sets-st.On, left))
 		left -= st.Room
-		switch {
-		case st.Sets == 0:
-			st.State = "nothing there"
-		case st.On == st.Sets:
-			st.State = "whole"
-		case st.On > 0:
-			st.State = "partly"
-		case st.Room > 0:
-			st.State = "waiting"
-		default:
-			st.State = "no room"
-		}
+		st.State = PinState(st.Sets, st.On, st.Room)
 		out = append(out, st)
 	}
 	return out
+}
+
+// PinState returns what Pinned.State says of a pin of so many data sets, of which some are on
+// flash and others have room there.
+func PinState(sets, on, room int) string {
+	switch {
+	case sets == 0:
+		return "nothing there"
+	case on == sets:
+		return "whole"
+	case on > 0:
+		return "partly"
+	case room > 0:
+		return "waiting"
+	}
+	return "no room"
 }
