@@ -3,6 +3,7 @@ package pool
 import (
 	"errors"
 	"fmt"
+	"iter"
 	"slices"
 	"sync"
 	"time"
@@ -312,10 +313,20 @@ func (f *flash) input(now time.Time, all bool) policy.Input {
 	return in
 }
 
+// ranges returns what is on flash, as [start, end) in bytes, in order.
+func (d *flashDisk) ranges() iter.Seq2[int64, int64] {
+	return func(yield func(start, end int64) bool) {
+		size := d.device.Info().Size
+		start, end := d.device.NextOnFlash(0)
+		for start < size && yield(start, end) {
+			start, end = d.device.NextOnFlash(end)
+		}
+	}
+}
+
 // on returns which data sets are on flash, in their order.
 func (d *flashDisk) on(setBytes int64) (on []collect.Set) {
-	size := d.device.Info().Size
-	for start, end := d.device.NextOnFlash(0); start < size; start, end = d.device.NextOnFlash(end) {
+	for start, end := range d.ranges() {
 		for off := start; off < end; off += setBytes {
 			on = append(on, collect.Set(off/setBytes))
 		}
@@ -507,8 +518,8 @@ func (f *flash) mishap(err error) {
 func (f *flash) evacuate() {
 	left := 0
 	for _, d := range f.disks {
-		n, size := f.layer.SetBytes(), d.device.Info().Size
-		for start, end := d.device.NextOnFlash(0); start < size; start, end = d.device.NextOnFlash(end) {
+		n := f.layer.SetBytes()
+		for start, end := range d.ranges() {
 			left += int((end - start) / n)
 			for off := start; off < end && len(f.queue) < evacuateSome; off += n {
 				f.queue = append(f.queue, policy.Move{Kind: policy.Demote, Device: d.dev, Set: collect.Set(off / n), Why: "flash is evacuated"})

@@ -30,20 +30,27 @@ func (op *opener) openFlash(collects bool) error {
 	if !ok {
 		return nil
 	}
-	f := op.flash
-	layer, err := flashmap.Open(op.set.Device(dev))
-	if err != nil {
+	if err := op.flash.open(dev, op.sb.Devices, collects); err != nil {
 		return fmt.Errorf("open pool %s: %w", op.label.Name, err)
+	}
+	return nil
+}
+
+// open opens the flash device and puts the layer over the others.
+func (f *flash) open(dev int, roots []cp.DeviceRoot, collects bool) error {
+	layer, err := flashmap.Open(f.p.set.Device(dev))
+	if err != nil {
+		return err
 	}
 	f.setLayer(layer, dev)
 	if err := f.readKept(); err != nil {
-		return fmt.Errorf("open pool %s: %w", op.label.Name, err)
+		return err
 	}
 	if f.engine, err = policy.New(f.kept.Policy); err != nil {
-		return fmt.Errorf("open pool %s: %w", op.label.Name, err)
+		return err
 	}
-	if err := f.overAll(op.sb.Devices, collects); err != nil {
-		return fmt.Errorf("open pool %s: %w", op.label.Name, err)
+	if err := f.overAll(roots, collects); err != nil {
+		return err
 	}
 	f.cover()
 	return nil
@@ -200,12 +207,6 @@ func (f *flash) serve() {
 	if f.layer == nil {
 		return
 	}
-	n := uint64(f.layer.SetBytes() / block.Size)
-	for _, d := range f.disks {
-		for _, set := range d.on(f.layer.SetBytes()) {
-			f.p.space.SetCheap(d.dev, uint64(set)*n, n, true)
-		}
-	}
 	if f.layer.Status().Grown > 0 {
 		if n, err := f.layer.Grow(); err != nil {
 			f.mishap(err)
@@ -218,6 +219,16 @@ func (f *flash) serve() {
 	f.pace.Use(f.kept.Policy.Budget)
 	f.recalled, f.tickAt, f.decideAt = false, time.Time{}, time.Time{}
 	f.look(f.input(time.Now(), false))
+}
+
+// tellCheap tells space what is on flash, before anything is allocated. Clients do not wait
+// for it.
+func (f *flash) tellCheap() {
+	for _, d := range f.disks {
+		for start, end := range d.ranges() {
+			f.p.space.SetCheap(d.dev, uint64(start/block.Size), uint64((end-start)/block.Size), true)
+		}
+	}
 }
 
 // join puts the layer over a device that is about to become part of the pool, and returns
