@@ -3,6 +3,7 @@ package flashmap
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/pollux-storage/pollux/hpdi"
 )
@@ -24,9 +25,10 @@ func (q *queue) Wait(min int, done []*hpdi.Request) ([]*hpdi.Request, error) {
 	return done, nil
 }
 
-// await waits until min requests are complete, or all.
+// await waits until min requests are complete, or all. With something at both sides it
+// looks first at what is complete already.
 func (q *queue) await(min int) {
-	for block := false; ; block = true {
+	for block := !q.sides[onFlash].busy() || !q.sides[onPrimary].busy(); ; block = true {
 		q.unpark()
 		q.collect(block && len(q.done) < min)
 		if len(q.done) >= min || q.pending == 0 && len(q.parked) == 0 {
@@ -57,7 +59,7 @@ func (q *queue) unpark() {
 // least, or until a parked write can go on when nothing else is there to wait for.
 func (q *queue) collect(block bool) {
 	for _, i := range [...]int{onFlash, onPrimary} {
-		if len(q.sides[i].flying) == 0 {
+		if !q.sides[i].busy() {
 			continue
 		}
 		least := 0
@@ -80,7 +82,11 @@ func (q *queue) reap(i, n int) {
 		err = errors.New("the device lost requests")
 	}
 	for _, r := range comp {
-		q.complete(r.User.(*part))
+		if p, ok := r.User.(*part); ok && r == &p.Request {
+			q.complete(p)
+		} else {
+			q.completePassed(s, r)
+		}
 	}
 	clear(comp)
 	q.comp = comp[:0]
@@ -99,15 +105,27 @@ func (q *queue) fail(i int, err error) {
 		p.Err = err
 		q.complete(p)
 	}
+	for _, r := range slices.Clone(s.passed) {
+		r.Err = err
+		q.completePassed(s, r)
+	}
+}
+
+// completePassed takes a request that was passed on for complete. Devices mostly complete
+// what they got first, so that it is soon found.
+func (q *queue) completePassed(s *side, r *hpdi.Request) {
+	i := slices.Index(s.passed, r)
+	s.passed = slices.Delete(s.passed, i, i+1)
+	q.sampled(r, onPrimary)
+	q.done = append(q.done, r)
+	q.pending--
 }
 
 // complete notes the result of a part.
 func (q *queue) complete(p *part) {
 	f, op := q.d.f, p.op
 	err := p.Err
-	if p == q.tally.sampled {
-		q.sampled(p)
-	}
+	q.sampled(&p.Request, p.side)
 	switch {
 	case p.side != onFlash:
 	case err != nil:

@@ -364,6 +364,18 @@ func numCopies(dev hpdi.Device) int {
 	return 1
 }
 
+// stays reports whether no byte of a range is on flash, nor lost. It takes no lock: who
+// reads what has just come to flash reads from the primary what it was before, and goes
+// before the writes to flash, none of which was complete when it began.
+func (d *device) stays(off, n int64) bool {
+	for set := Set(off >> d.f.shift); int64(set)<<d.f.shift < off+n; set++ {
+		if d.p.has(set) {
+			return false
+		}
+	}
+	return true
+}
+
 // OnFlash tells whether a byte is on flash.
 func (d *device) OnFlash(off int64) (on bool, end int64) {
 	set := Set(off >> d.f.shift)

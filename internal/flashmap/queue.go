@@ -39,7 +39,7 @@ type queue struct {
 
 // noteBusy sets busy. It is what others read of a queue, so it is not written without need.
 func (q *queue) noteBusy() {
-	if b := len(q.sides[onPrimary].flying) > 0; b != q.busy.Load() {
+	if b := q.sides[onPrimary].busy(); b != q.busy.Load() {
 		q.busy.Store(b)
 	}
 }
@@ -50,7 +50,12 @@ type side struct {
 	discards bool
 	batch    []*hpdi.Request // to be submitted
 	flying   []*part         // submitted or in batch
+	// passed are requests of the application that are submitted or in batch as they are.
+	passed []*hpdi.Request
 }
+
+// busy reports whether anything is under way at the side.
+func (s *side) busy() bool { return len(s.flying)+len(s.passed) > 0 }
 
 // parked is a write that waits until held is closed.
 type parked struct {
@@ -130,12 +135,28 @@ func (q *queue) Submit(reqs ...*hpdi.Request) error {
 			if q.observer != nil {
 				q.observer.Record(r.Op, r.Offset, r.Bytes())
 			}
-			q.start(r)
+			if r.Op == hpdi.OpRead && q.d.stays(r.Offset, r.Bytes()) {
+				q.pass(r)
+			} else {
+				q.start(r)
+			}
 		}
 	}
 	q.send()
 	q.noteBusy()
 	return nil
+}
+
+// pass sends a read of what is on the primary alone there as it is: nobody has to know of
+// it, so that it costs next to nothing where little is on flash.
+func (q *queue) pass(r *hpdi.Request) {
+	s := &q.sides[onPrimary]
+	s.passed = append(s.passed, r)
+	s.batch = append(s.batch, r)
+	q.pending++
+	if q.tally.count(onPrimary, r.Op, r.Bytes()) {
+		q.sample(r)
+	}
 }
 
 // flush makes an operation of both sides, of the primary alone if all that was
@@ -200,8 +221,8 @@ func (q *queue) prepare(p *part, r *hpdi.Request) {
 	if r.Op == hpdi.OpDiscard || r.Op == hpdi.OpWriteZeroes {
 		p.Length = p.n
 	}
-	if q.tally.count(p, r.Op) {
-		q.sample(p)
+	if q.tally.count(p.side, r.Op, p.n) {
+		q.sample(&p.Request)
 	}
 }
 

@@ -1,6 +1,7 @@
 package flashmap
 
 import (
+	"math/bits"
 	"sync/atomic"
 	"time"
 
@@ -90,8 +91,11 @@ func (t *tier) tier() TierUse {
 // write.
 type tally struct {
 	ops [2][8]count // by side and hpdi.Op
-	// sampled is the part whose time is taken, which began at begun; nil for none.
-	sampled *part
+	// fresh are the counts with something that is not added, one bit for each.
+	fresh uint16
+	// sampled is the request to a device whose time is taken, which began at begun; nil for
+	// none.
+	sampled *hpdi.Request
 	begun   time.Duration
 }
 
@@ -99,25 +103,27 @@ type tally struct {
 // the primary.
 type count struct{ requests, bytes, addedRequests, addedBytes uint64 }
 
-// count counts a part of a request, and tells whether its time is to be taken.
-func (t *tally) count(p *part, op hpdi.Op) bool {
-	c := &t.ops[p.side&1][op&7]
-	c.bytes += uint64(p.n)
+// count counts a request for n bytes to a side, and tells whether its time is to be taken.
+func (t *tally) count(side int, op hpdi.Op, n int64) bool {
+	c := &t.ops[side&1][op&7]
+	t.fresh |= 1 << (side&1<<3 | int(op&7))
+	c.bytes += uint64(n)
 	c.requests++
 	return c.requests%sampleEvery == 1
 }
 
 // settle adds what the queue has counted to what is known of the primary.
 func (q *queue) settle() {
-	for side := range q.tally.ops {
-		for _, op := range [...]hpdi.Op{hpdi.OpRead, hpdi.OpWrite, hpdi.OpWriteZeroes} {
-			c, sum := &q.tally.ops[side][op], &q.d.p.use.ops[side][kindOf(op)]
-			if c.requests > c.addedRequests {
-				sum.requests.Add(c.requests - c.addedRequests)
-				sum.bytes.Add(c.bytes - c.addedBytes)
-				c.addedRequests, c.addedBytes = c.requests, c.bytes
-			}
+	for ; q.tally.fresh != 0; q.tally.fresh &= q.tally.fresh - 1 {
+		i := bits.TrailingZeros16(q.tally.fresh)
+		side, op := i>>3, hpdi.Op(i&7)
+		if op == hpdi.OpFlush || op == hpdi.OpDiscard {
+			continue
 		}
+		c, sum := &q.tally.ops[side][op], &q.d.p.use.ops[side][kindOf(op)]
+		sum.requests.Add(c.requests - c.addedRequests)
+		sum.bytes.Add(c.bytes - c.addedBytes)
+		c.addedRequests, c.addedBytes = c.requests, c.bytes
 	}
 }
 
@@ -128,17 +134,21 @@ func kindOf(op hpdi.Op) int {
 	return writes
 }
 
-// sample begins to take the time of a part, unless that of another one is being taken.
-func (q *queue) sample(p *part) {
+// sample begins to take the time of a request to a device, unless that of another one is
+// being taken.
+func (q *queue) sample(r *hpdi.Request) {
 	q.settle()
-	if q.tally.sampled == nil && p.Op != hpdi.OpDiscard {
-		q.tally.sampled, q.tally.begun = p, q.d.clock()
+	if q.tally.sampled == nil && r.Op != hpdi.OpDiscard {
+		q.tally.sampled, q.tally.begun = r, q.d.clock()
 	}
 }
 
-// sampled notes how long the part took.
-func (q *queue) sampled(p *part) {
-	sum := &q.d.p.use.ops[p.side][kindOf(p.Op)]
+// sampled notes how long the request took, if it is the one whose time is taken.
+func (q *queue) sampled(r *hpdi.Request, side int) {
+	if r != q.tally.sampled {
+		return
+	}
+	sum := &q.d.p.use.ops[side][kindOf(r.Op)]
 	sum.samples.Add(1)
 	sum.nanos.Add(uint64(max(0, q.d.clock()-q.tally.begun)))
 	q.tally.sampled = nil
