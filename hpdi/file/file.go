@@ -76,6 +76,11 @@ type Options struct {
 	Lock     bool // fail with hpdi.ErrLocked if another description holds the lock
 	Direct   Direct
 	Engine   Engine
+	// Known is what an earlier Open of this file for the same purpose has found, or nil.
+	// If the file is still that one, what it can do is not tried out again. It is for
+	// whoever opens many devices and has somebody waiting; Direct and Engine must be
+	// left to choose.
+	Known *Known
 }
 
 // Validate says what is wrong with o, if anything is.
@@ -96,6 +101,7 @@ func (o Options) Validate() error {
 // device is an open file or block device.
 type device struct {
 	info      hpdi.Info
+	id        Identity
 	fd        int
 	block     bool // a block device, not a regular file
 	lock      bool // fd holds the lock
@@ -138,6 +144,9 @@ func (d *device) setUp(opts Options) error {
 			return err
 		}
 	}
+	if d.known(opts) {
+		return nil
+	}
 	var notes []string
 	if note, err := d.chooseDirect(opts.Direct); err != nil {
 		return err
@@ -155,17 +164,24 @@ func (d *device) setUp(opts Options) error {
 	return nil
 }
 
+// ringWorks says that this process has seen the kernel take a ring that has all that is
+// needed. To make one for each file costs as much as all else that opening it takes.
+var ringWorks atomic.Bool
+
 // chooseEngine decides between io_uring and goroutines.
 func (d *device) chooseEngine(want Engine) (note string, err error) {
 	d.info.Driver, d.makeQueue = string(EngineSync), newSyncQueue
 	if want == EngineSync {
 		return "", nil
 	}
-	if err := probeURing(); err != nil {
-		if want == EngineURing {
-			return "", fmt.Errorf("io_uring: %w", err)
+	if !ringWorks.Load() {
+		if err := probeURing(); err != nil {
+			if want == EngineURing {
+				return "", fmt.Errorf("io_uring: %w", err)
+			}
+			return fmt.Sprintf("no io_uring: %v", err), nil
 		}
-		return fmt.Sprintf("no io_uring: %v", err), nil
+		ringWorks.Store(true)
 	}
 	d.info.Driver, d.makeQueue = string(EngineURing), newURingQueue
 	return "", nil

@@ -100,6 +100,7 @@ func (d *device) measure() error {
 	default:
 		return errors.New("neither a regular file nor a block device")
 	}
+	d.identify(size)
 	d.info.Size = size &^ (BlockSize - 1)
 	if d.info.Size == 0 {
 		return fmt.Errorf("it has %d bytes, at least %d are needed", size, BlockSize)
