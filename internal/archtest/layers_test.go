@@ -51,6 +51,7 @@ var layers = [][]layer{
 		{path: "internal/flashmap/policy", only: []string{"internal/config", "internal/flashmap/collect"}, steps: true, why: "what is moved must follow from what was counted, so that a simulation decides as a guest would"},
 		{path: "internal/mirror", only: []string{"hpdi", "internal/block", "internal/ondisk", "internal/planted", "internal/stack"}, why: "a mirror is a device made of devices; what is on it is not its business"},
 		{path: "internal/cache", only: []string{"internal/block", "internal/ondisk", "internal/planted", "hpdi"}, why: "a frame is told by its key alone, whoever asks"},
+		{path: "internal/restart", only: []string{"internal/block", "internal/ondisk"}, why: "a record is compared with what is so by whoever knows that; it knows nothing but bytes"},
 		{path: "internal/region", only: []string{"internal/block", "internal/ondisk", "internal/planted"}, why: "a region is memory with sections; what is in them is their owners' business"},
 	},
 	{

@@ -11,6 +11,9 @@
 // A device that was removed leaves a gap, whose index stays: requests to it fail like
 // those to a block that does not exist.
 //
+// A device of which something must be proved before it is used can be in a set before that,
+// see Set.Prove: whatever is asked of it first waits for the proof.
+//
 // Locks: Set.mu and limiter.mu are leaves; no device is called under them. Who calls a
 // device is counted, and who takes it away waits until nobody does any more: it may hold
 // nothing that callers need.

@@ -24,6 +24,8 @@ type member struct {
 	dirty atomic.Bool // written since the last sync began
 	errs  struct{ reads, writes, corrupt atomic.Uint64 }
 	ended struct{ reads, others atomic.Uint64 } // requests that have ended
+	// unproved is what the first request waits for, nil when there is nothing to wait for.
+	unproved atomic.Pointer[proof]
 }
 
 // queue is a queue of a device with what a call needs to use it.
@@ -51,6 +53,13 @@ func (m *member) enter() error {
 	if m.users.Add(1) >= memberGone {
 		m.leave()
 		return &block.CorruptError{What: "block address", Where: fmt.Sprintf("device index %d", m.index), Why: "that device was removed from the pool"}
+	}
+	if p := m.unproved.Load(); p != nil {
+		if err := p.wait(); err != nil {
+			m.leave()
+			return err
+		}
+		m.unproved.Store(nil)
 	}
 	return nil
 }

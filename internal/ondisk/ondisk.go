@@ -37,6 +37,7 @@ const (
 	KindFlashMap   Kind = "PLXrmmap" // page of its map: which data sets are on it
 	KindFlashNote  Kind = "PLXrmnot" // note that is kept on it
 	KindAccess     Kind = "PLXacces" // how the data sets of a device are used
+	KindRestart    Kind = "PLXrestr" // restart record
 )
 
 // Header is the decoded header.

@@ -73,6 +73,7 @@ const (
 	RelieveMissing        Fault = "relieve-missing"
 	TakeoverBeforeFence   Fault = "takeover-before-fence"
 	GiveBackBeforeRelease Fault = "give-back-before-release"
+	RecordUnproved        Fault = "record-unproved"
 	LateWatcher           Fault = "late-watcher"
 	HelloIgnored          Fault = "hello-ignored"
 	StaleTermAccepted     Fault = "stale-term-accepted"

@@ -103,5 +103,6 @@ var table = []Info{
 	{string(FlashNotRequired), "a pool opens without its flash device, as without a cache", "internal/pool: opener.findDevices", durability},
 	{string(FlashGoneEarly), "the superblock says that the flash device is gone before everything has gone back", "internal/pool: remover.evacuate", durability},
 	{string(ExchangeInUse), "a device takes the place of another one before those who use that are done: data sets move beside writes that nobody marks", "internal/devices: Set.Exchange", durability},
+	{string(RecordUnproved), "labels that a restart record has are believed, and nobody looks whether the devices still have them: a disk that was swapped is written to", "internal/devices: Set.Prove", ownership},
 	{string(LateWatcher), "a guest that was late itself takes the partner's silence for its death", "internal/partner: Machine.Tick", ownership},
 }

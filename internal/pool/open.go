@@ -21,6 +21,7 @@ import (
 	"github.com/pollux-storage/pollux/internal/oplog"
 	"github.com/pollux-storage/pollux/internal/planted"
 	"github.com/pollux-storage/pollux/internal/region"
+	"github.com/pollux-storage/pollux/internal/restart"
 	"github.com/pollux-storage/pollux/internal/space"
 	"github.com/pollux-storage/pollux/internal/volume"
 )
@@ -33,6 +34,14 @@ type OpenOptions struct {
 	// Labels are those of Devices, in the same order, of a caller that has read them
 	// under the locks. Nil makes Open read them, one after the other.
 	Labels []Label
+	// Restart, if set, is a restart record that has all of Devices. It saves reading most of
+	// their labels before the pool serves. The error is a *RecordError when it is found out
+	// that the record is not true; devices are closed by nobody then, and Open may be called
+	// again without it. Not to be used with AcceptLoss.
+	Restart *restart.Record
+	// Each, if set, calls f with 0 to n-1, for several at once, and returns when all calls
+	// have returned. One after the other if nil.
+	Each func(n int, f func(i int))
 	// RegionPath is where the pool's region is, or will be.
 	RegionPath string
 	Cache      *cache.Cache // shared by all pools of a guest
@@ -111,6 +120,7 @@ type opener struct {
 	// replayed says that the log's content came from the flush log.
 	replayed bool
 	payload  int64 // bytes of a new log's arena
+	unproved []int // indices of devices whose labels come from the restart record
 }
 
 // Open takes ownership of a pool and makes it ready to serve: the map is as of
@@ -393,6 +403,9 @@ func (op *opener) takeOwnership() error {
 	joining := slices.ContainsFunc(op.labels, func(l Label) bool { return l.Joining })
 	written := !named || op.o.BatteryBacked || joining
 	if written {
+		if err := op.proved(); err != nil {
+			return err
+		}
 		if err := op.machine.Rewrite(func(*cp.Superblock) {}); err != nil {
 			return fmt.Errorf("open pool %s: %w", op.label.Name, err)
 		}
@@ -427,7 +440,7 @@ func (op *opener) completeLabels(written bool) error {
 			return fmt.Errorf("open pool %s, which was exported: %w", l.Name, err)
 		}
 	}
-	op.label = op.labels[0]
+	op.Pool.label, op.Pool.labels = op.labels[0], op.labels
 	return nil
 }
 

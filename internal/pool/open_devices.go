@@ -25,6 +25,11 @@ func (op *opener) leaveOut() {
 }
 
 func (op *opener) findDevices() error {
+	if op.o.Restart != nil {
+		if err := op.recall(); err != nil {
+			return err
+		}
+	}
 	devs, labels, err := arrange(op.o.Devices, op.o.Labels)
 	if err != nil {
 		return err
@@ -39,6 +44,11 @@ func (op *opener) findDevices() error {
 	op.sb, err = cp.ReadSuperblock(first, op.label.Pool)
 	if err = errors.Join(err, first.ReleaseQueues()); err != nil {
 		return fmt.Errorf("open pool %s: %w", op.label.Name, err)
+	}
+	if op.o.Restart != nil {
+		if err := op.agree(); err != nil {
+			return err
+		}
 	}
 	op.set, op.labels = devices.NewSet(nil), make([]Label, len(op.sb.Devices))
 	for i, root := range op.sb.Devices {
@@ -77,6 +87,7 @@ func (op *opener) findDevices() error {
 		}
 		op.extra = append(op.extra, devs[j])
 	}
+	op.proveLater()
 	return nil
 }
 

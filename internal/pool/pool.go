@@ -29,6 +29,7 @@ type Pool struct {
 	opts  OpenOptions
 	label Label
 	epoch block.Epoch
+	kept  kept
 	steps []Step
 
 	set        *devices.Set
@@ -46,6 +47,7 @@ type Pool struct {
 
 	// Of Run's goroutine, or of Open and Close when it does not run.
 	machine  *cp.Machine
+	labels   []Label     // of the devices, as they are on them as far as is known
 	loaded   atomic.Bool // the counts are in memory
 	estimate int64       // blocks reserved until then
 	retryAt  time.Time
@@ -180,6 +182,10 @@ func (p *Pool) Run(ctx context.Context) error {
 	defer p.indexer.timer.Stop()
 	rested := time.NewTimer(0)
 	defer rested.Stop()
+	if err := p.proved(); err != nil {
+		p.dropRecord()
+		return err
+	}
 	t := timing{busy: time.Now(), folded: time.Now()}
 	for {
 		p.turns.Add(1)
@@ -554,6 +560,9 @@ func (p *Pool) Close(ctx context.Context) error {
 // region.
 func (p *Pool) settle(ctx context.Context) error {
 	if err := p.owned(); err != nil {
+		return err
+	}
+	if err := p.proved(); err != nil {
 		return err
 	}
 	if err := p.load(ctx); err != nil {

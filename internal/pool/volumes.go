@@ -265,7 +265,9 @@ func (p *Pool) addDevice(dev hpdi.Device, class cp.DeviceClass, prepare func() e
 	}
 	p.tellUnused()
 	l.Joining = false
-	_ = writeLabel(dev, l) // or Open does it
+	if writeLabel(dev, l) == nil { // or Open does it
+		p.setLabel(l)
+	}
 	return nil
 }
 

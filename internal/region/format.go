@@ -47,6 +47,8 @@ type SectionKind uint32
 const (
 	SectionLog   SectionKind = 1 // operation log of the pool
 	SectionIndex SectionKind = 2 // index of fingerprints
+
+	SectionRestart SectionKind = 4 // restart record
 )
 
 // String returns the name of the kind.
@@ -56,6 +58,8 @@ func (k SectionKind) String() string {
 		return "operation log"
 	case SectionIndex:
 		return "index of fingerprints"
+	case SectionRestart:
+		return "restart record"
 	}
 	return fmt.Sprintf("kind %d", uint32(k))
 }

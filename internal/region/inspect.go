@@ -101,8 +101,14 @@ func (in *Inspection) Valid() bool { return in.Copies[0].Wins || in.Copies[1].Wi
 
 // Read reads the beginning of a section, as much of it as p has room for and the file
 // has, and returns how much that is: its owner may be taking it out.
-func (in *Inspection) Read(s Section, p []byte) int {
-	n, err := in.file.ReadAt(p[:min(int64(len(p)), s.Length)], s.Offset)
+func (in *Inspection) Read(s Section, p []byte) int { return in.ReadAt(s, p, 0) }
+
+// ReadAt is Read from an offset within the section on.
+func (in *Inspection) ReadAt(s Section, p []byte, off int64) int {
+	if off < 0 || off > s.Length {
+		return 0
+	}
+	n, err := in.file.ReadAt(p[:min(int64(len(p)), s.Length-off)], s.Offset+off)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return 0
 	}
