@@ -301,6 +301,9 @@ func (f *fold) commit() error {
 		m.forgetPrints()
 	}
 	m.journal.tail = f.sb.Journal.Offset
+	if m.journal.kept != nil {
+		m.journal.kept.folded(f.sb.Journal)
+	}
 	m.journalled -= f.covers
 	m.Map.EndFold(f.trees)
 	for id, t := range f.trees {

@@ -189,3 +189,48 @@ func (w *window) whyNot(pos JournalPos) (why string, damage, err error) {
 // FoldPages returns the metadata blocks that the last fold took and freed:
 // the trees of counts do not know of them yet.
 func (m *Machine) FoldPages() (taken, freed []space.Run) { return m.meta.Taken, m.meta.Freed }
+
+// KeptFacts are what a copy of the unfolded journal in memory says of itself.
+type KeptFacts struct {
+	Pool       block.PoolID
+	Generation uint64
+	Bytes      int64          // of records that it has room for
+	From, End  uint64         // virtual offsets of what it has
+	Whole      bool           // the records reach to End
+	Start      block.Physical // first block of the journal's area
+}
+
+// InspectKept reads a copy of the unfolded journal, for whoever only looks, and calls fn for
+// each record in it with its bytes, which are valid during the call. The error says why there is none, or is fn's.
+func InspectKept(mem []byte, fn func(r JournalRecord, raw []byte) error) (KeptFacts, error) {
+	var s keptState
+	if err := s.newest(mem); err != nil {
+		return KeptFacts{}, err
+	}
+	k := &KeptJournal{ring: mem[keptHead:][:s.ring], pool: s.pool, from: s.from, end: JournalPos{Offset: s.end}}
+	j := &journal{start: s.start, size: s.size}
+	facts := KeptFacts{Pool: s.pool, Generation: s.generation, Bytes: int64(s.ring), From: s.from, End: s.end, Start: block.At(0, s.start)}
+	pos := JournalPos{Offset: s.from}
+	// Which record is the first is told by the superblock alone.
+	for _, at := range [...]uint64{s.from, j.place(s.from, int(s.size))} {
+		if f, ok := k.frame(at); ok {
+			pos.Number, pos.Prev = f.number(), f.prev
+			break
+		}
+	}
+	r := &record{}
+	k.start, k.size = j.start, j.size
+	for _, f := range k.frames(j, pos) {
+		if f.decode(r) != nil {
+			break
+		}
+		d := describe(r, 0)
+		d.At, d.Offset, d.Bytes, d.Sum = j.at(f.offset), f.offset, f.n, f.sum
+		if err := fn(d, f.raw); err != nil {
+			return facts, err
+		}
+		pos = f.after()
+	}
+	facts.Whole = pos.Offset == s.end
+	return facts, nil
+}

@@ -1,6 +1,7 @@
 package cp
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 
@@ -25,6 +26,7 @@ type journal struct {
 	size  uint64 // bytes
 	tail  uint64 // virtual; everything before it is folded
 	next  JournalPos
+	kept  *KeptJournal // nil where no memory keeps what is not folded
 }
 
 // place returns where a record of n bytes goes that follows offset.
@@ -78,12 +80,19 @@ func (j *journal) append(r *record) error {
 	if err := j.set.Do([]*devices.IO{{Op: hpdi.OpWrite, At: j.at(offset), Vec: [][]byte{buf}}}); err != nil {
 		return fmt.Errorf("write journal record %d: %w", r.Number, err)
 	}
+	next := JournalPos{Offset: offset + uint64(len(buf)), Number: r.Number + 1, Prev: ondisk.CRC(buf)}
+	if planted.Has(planted.KeptJournalEarly) && j.kept != nil {
+		j.kept.put(j.next, offset, buf, next)
+	}
 	if !planted.Has(planted.RecordSyncMissing) {
 		if err := j.set.Sync(); err != nil {
 			return fmt.Errorf("journal record %d: %w", r.Number, err)
 		}
 	}
-	j.next = JournalPos{Offset: offset + uint64(len(buf)), Number: r.Number + 1, Prev: ondisk.CRC(buf)}
+	if j.kept != nil {
+		j.kept.put(j.next, offset, buf, next)
+	}
+	j.next = next
 	return nil
 }
 
@@ -101,6 +110,8 @@ type chain struct {
 	w      *window
 	frames []frame
 	mended int // copies of records that were written anew
+	// recalled is how many of frames, the first ones, came out of memory.
+	recalled int
 }
 
 // frame is a stored record, whole according to its checksum.
@@ -114,12 +125,18 @@ type frame struct {
 	sum    uint32 // of all of them
 }
 
-// chain reads every record from pos on. It ends at the first one that is not
+// chain reads every record from pos on, the first ones from memory that a guest before has
+// left, if there is any. It ends at the first one that is not
 // there or not whole, which a power cut explains, unless a later record proves
 // that it had been: then the journal is damaged.
 func (j *journal) chain(pos JournalPos) (*chain, error) {
 	j.tail, j.next = pos.Offset, pos
 	c := &chain{j: j, w: &window{j: j, keep: true}}
+	pos, err := c.recall(pos)
+	if err != nil {
+		c.free()
+		return nil, err
+	}
 	for {
 		f, ok, err := c.w.next(pos)
 		if err == nil && !ok {
@@ -177,6 +194,7 @@ func (c *chain) write(f *frame) error {
 // between steps.
 func (m *Machine) ProveJournal() (mended int, whole bool, err error) {
 	j := m.journal // chain moves its positions
+	j.kept = nil   // it is the device that is proved
 	c, err := j.chain(m.sb.Journal)
 	if err != nil {
 		return 0, false, err
@@ -252,13 +270,14 @@ func (j *journal) damaged() error {
 
 // window is a piece of the journal in memory.
 type window struct {
-	j    *journal
-	buf  []byte
-	from uint64 // offset in the area
-	n    uint64
-	keep bool     // what was returned stays until free
-	kept [][]byte // earlier ones of buf
-	copy int      // of the device, from 1, that is read alone; 0 for any
+	j     *journal
+	buf   []byte
+	from  uint64 // offset in the area
+	n     uint64
+	keep  bool     // what was returned stays until free
+	first int      // how much is read where nothing was read before; 0 for scanFirst
+	kept  [][]byte // earlier ones of buf
+	copy  int      // of the device, from 1, that is read alone; 0 for any
 }
 
 func (w *window) free() {
@@ -277,7 +296,7 @@ func (w *window) bytes(off uint64, n int) ([]byte, error) {
 		return nil, errBeyond
 	}
 	if off < w.from || off+uint64(n) > w.from+w.n {
-		chunk := scanFirst
+		chunk := cmp.Or(w.first, scanFirst)
 		switch {
 		case w.copy > 0:
 			chunk = n
@@ -362,7 +381,7 @@ func (w *window) next(pos JournalPos) (f frame, ok bool, err error) {
 		if planted.Has(planted.JournalChainUnchecked) && ok && offset == pos.Offset && offset < w.j.tail+w.j.size {
 			return f, true, nil
 		}
-		if ok && f.number() == pos.Number && f.prev == pos.Prev {
+		if ok && f.follows(pos) {
 			return f, true, nil
 		}
 	}
@@ -371,6 +390,9 @@ func (w *window) next(pos JournalPos) (f frame, ok bool, err error) {
 
 // number returns that of the record.
 func (f *frame) number() uint64 { return f.head.Generation }
+
+// follows reports whether the record is the one that belongs at pos.
+func (f *frame) follows(pos JournalPos) bool { return f.number() == pos.Number && f.prev == pos.Prev }
 
 // after returns where the next record belongs.
 func (f *frame) after() JournalPos {

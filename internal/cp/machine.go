@@ -46,6 +46,9 @@ type Config struct {
 	// Next takes the place of Index when it has what is stored, see UseNext; nil if
 	// there is none. What is written meanwhile goes into both.
 	Next *dedup.Index
+	// Kept is what a guest before has left of the journal in memory, or nil. The machine
+	// goes on with it.
+	Kept *KeptJournal
 	// Hash is what blocks are found by; nil for a fingerprint with the pool's secret.
 	Hash func(data []byte) dedup.Fingerprint
 }
@@ -92,6 +95,7 @@ type Machine struct {
 	// journalled is how many entries the records have that are not folded, those that
 	// later ones have replaced included: what a takeover has to replay.
 	journalled int
+	recalled   int // records that Recover found in memory
 	// movePages makes folds rewrite pages that lie on a device that leaves.
 	movePages bool
 	renew     renewals // for the next fold
@@ -130,7 +134,7 @@ func Recover(c Config, sb *Superblock) (*Machine, error) {
 	}
 	c.FoldLimit = max(c.FoldLimit, c.FoldEntries)
 	m := &Machine{Config: c, sb: *sb, byVolume: map[block.VolumeID]VolumeStats{}}
-	m.journal = journal{set: c.Devices, pool: sb.Pool, start: c.JournalStart, size: c.JournalBlock * block.Size}
+	m.journal = journal{set: c.Devices, pool: sb.Pool, start: c.JournalStart, size: c.JournalBlock * block.Size, kept: c.Kept}
 	m.last = commit{CP: sb.CP, Log: sb.Log, Flush: sb.Flush}
 	m.used = int64(sb.Used)
 	if err := m.loadCatalogue(); err != nil {
@@ -151,6 +155,7 @@ func (m *Machine) replayJournal() error {
 		return err
 	}
 	defer c.free()
+	m.recalled = c.recalled
 	m.Map.Update(func(o *blockmap.Overlay) { o.Grow(c.mappings()) })
 	return c.each(m.replay)
 }

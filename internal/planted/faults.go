@@ -79,6 +79,12 @@ const (
 	StaleTermAccepted     Fault = "stale-term-accepted"
 )
 
+// What outlives a guest in its region beside the log.
+const (
+	KeptJournalEarly    Fault = "kept-journal-early"
+	KeptJournalUnproved Fault = "kept-journal-unproved"
+)
+
 // Which copy has what.
 const (
 	MirrorMarkMissing      Fault = "mirror-mark-missing"

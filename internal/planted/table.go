@@ -23,6 +23,8 @@ var table = []Info{
 	{string(FlushPositionKept), "records go on naming the place where the flush log's chain began, which is overwritten later", "internal/cp: Machine.record", durability},
 	{string(DeletedResurrected), "deletions are not in the record: a deleted volume is back after a takeover", "internal/cp: Machine.record", recovery},
 	{string(RecordSyncMissing), "no sync after the journal record: a commit is announced that a power cut undoes", "internal/cp: journal.append", durability},
+	{string(KeptJournalEarly), "a journal record is in the region's copy of what is not folded before its sync: who replays it counts on what a power cut undoes", "internal/cp: journal.append", durability},
+	{string(KeptJournalUnproved), "replay believes the region's copy of the journal without a look at the device, which may be an older one", "internal/cp: chain.stored", recovery},
 	{string(JournalChainUnchecked), "replay takes any whole record at the next place, also one of the lap before: a log without salt or sequence check", "internal/cp: window.next", recovery},
 	{string(JournalTailEarly), "a fold says that replay starts after everything committed when it ends, not when it began", "internal/cp: fold.commit", durability},
 	{string(ReuseBeforeCommit), "a fold writes new pages over old ones that the durable tree still needs", "internal/cp: pageWriter.allocate", durability},

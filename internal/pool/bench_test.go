@@ -2,32 +2,40 @@ package pool
 
 import (
 	"context"
+	"errors"
 	"math"
 	"math/rand/v2"
 	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/hpdi/mem"
 	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/block/blocktest"
 	"github.com/pollux-storage/pollux/internal/cache"
+	"github.com/pollux-storage/pollux/internal/region"
 )
 
 // BenchmarkOpen measures what a survivor does between the fence and its first
 // reply: opening a pool with single random blocks in its journal, as many as begin a
 // fold, or, scattered over a terabyte, as many as there may ever be; and with some in
-// its log. It reports the mean of each step, and the least of the journal for a
-// thousand mappings.
+// its log. It reports the mean of each step, what the reads would take of a disk of 2008,
+// and the least of the journal for a thousand mappings.
 func BenchmarkOpen(b *testing.B) {
-	b.Run("4GiB", func(b *testing.B) { benchmarkOpen(b, 4<<30, false) })
-	b.Run("1TiB", func(b *testing.B) { benchmarkOpen(b, 1<<40, true) })
+	for _, kept := range []bool{true, false} {
+		name := map[bool]string{true: "journal in memory", false: "journal on the device"}[kept]
+		b.Run("4GiB/"+name, func(b *testing.B) { benchmarkOpen(b, 4<<30, false, kept) })
+		b.Run("1TiB/"+name, func(b *testing.B) { benchmarkOpen(b, 1<<40, true, kept) })
+	}
 }
 
-func benchmarkOpen(b *testing.B, size int64, most bool) {
+func benchmarkOpen(b *testing.B, size int64, most, kept bool) {
 	ctx := context.Background()
-	dev := newHollow(2*size, 2<<30)
+	disk := blocktest.NewDisk(blocktest.BarracudaES2)
+	dev := disk.Wrap(newHollow(2*size, 2<<30))
 	if _, err := Create(ctx, CreateOptions{Name: "p", Identity: "a", Devices: []hpdi.Device{dev}}); err != nil {
 		b.Fatal(err)
 	}
@@ -67,8 +75,22 @@ func benchmarkOpen(b *testing.B, size int64, most bool) {
 	if err := p.Release(ctx); err != nil {
 		b.Fatal(err)
 	}
+	if !kept {
+		r, err := region.Open(options.RegionPath, false)
+		if err != nil {
+			b.Fatal(err)
+		}
+		for _, s := range r.Sections(region.SectionJournal) {
+			err = errors.Join(err, r.RemoveSection(s))
+		}
+		if err = errors.Join(err, r.Close()); err != nil {
+			b.Fatal(err)
+		}
+	}
 	total, least := map[string]float64{}, math.Inf(1)
+	busy := time.Duration(0)
 	for b.Loop() {
+		before := disk.Count().Busy
 		p, err := Open(ctx, options)
 		if err != nil {
 			b.Fatal(err)
@@ -80,6 +102,10 @@ func benchmarkOpen(b *testing.B, size int64, most bool) {
 			}
 		}
 		b.StopTimer()
+		busy += disk.Count().Busy - before
+		if got := p.machine.KeptJournal().Recalled > 0; got != kept {
+			b.Fatalf("the journal comes from memory: %v", got)
+		}
 		if err := p.Release(ctx); err != nil {
 			b.Fatal(err)
 		}
@@ -89,6 +115,7 @@ func benchmarkOpen(b *testing.B, size int64, most bool) {
 	for name, ms := range total {
 		b.ReportMetric(ms/float64(b.N), strings.ReplaceAll(name, " ", "-")+"-ms")
 	}
+	b.ReportMetric(float64(busy.Microseconds())/1e3/float64(b.N), "disk-ms") // which a disk would take beside
 	b.ReportMetric(least*1e3/float64(entries), "least-journal-ms/1000")
 }
 

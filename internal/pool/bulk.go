@@ -200,6 +200,7 @@ func (p *Pool) load(ctx context.Context) error {
 	}
 	p.space.Unreserve(p.estimate)
 	p.loadSharing()
+	p.keepJournal()
 	p.flash.tellCheap()
 	p.loaded.Store(true)
 	p.tellUnused()

@@ -16,6 +16,7 @@ import (
 	"github.com/pollux-storage/pollux/internal/devices"
 	"github.com/pollux-storage/pollux/internal/ondisk"
 	"github.com/pollux-storage/pollux/internal/oplog"
+	"github.com/pollux-storage/pollux/internal/region"
 )
 
 // lookFinds looks at the pool, which nobody serves, and wants problems with
@@ -92,6 +93,7 @@ func TestDamagedJournal(t *testing.T) {
 				r.cutPower(blocktest.KeepAll, 0)
 			} else {
 				r.die()
+				r.dropSections(region.SectionJournal) // which has them, too
 			}
 			at := int64(records[len(records)-test.from].At.Block())*block.Size + 80
 			r.devs[0].Corrupt(at, 1)

@@ -73,12 +73,15 @@ type OpenOptions struct {
 	// and when one has no place where it would outlive the guest, and why. Neither costs
 	// more than savings.
 	IndexTell func(text string)
-	Cleaner   CleanerOptions
-	Scrub     ScrubOptions
-	Removal   RemovalOptions
-	Scan      ScanOptions
-	Transfer  TransferOptions
-	Flash     FlashOptions
+	// RegionTell, if set, is told what else that a guest before has left in the region is of
+	// no use, and what has no room there, and why. It costs time at the next takeover.
+	RegionTell func(text string)
+	Cleaner    CleanerOptions
+	Scrub      ScrubOptions
+	Removal    RemovalOptions
+	Scan       ScanOptions
+	Transfer   TransferOptions
+	Flash      FlashOptions
 	// BootID identifies the boot of the host, which decides whether a region
 	// can still exist. region.BootID() if empty.
 	BootID string
@@ -157,6 +160,7 @@ func (op *opener) open(ctx context.Context) error {
 		return err
 	}
 	op.step("flash")
+	op.findRegion()
 	if err := op.buildLayers(); err != nil {
 		return err
 	}
@@ -199,7 +203,7 @@ func (op *opener) buildLayers() (err error) {
 	op.machine, err = cp.Recover(cp.Config{
 		Devices: op.set, Reader: op.reader, Space: op.space, Map: op.bmap, Catalogue: op.catalogue,
 		JournalStart: op.label.Layout.Journal, JournalBlock: op.label.Layout.JournalBlocks,
-		FoldEntries: op.o.FoldEntries, FoldLimit: op.o.FoldLimit, Hash: op.o.Fingerprint,
+		FoldEntries: op.o.FoldEntries, FoldLimit: op.o.FoldLimit, Hash: op.o.Fingerprint, Kept: op.recallJournal(),
 	}, op.sb)
 	if err != nil {
 		return fmt.Errorf("open pool %s: %w", op.label.Name, err)
@@ -219,19 +223,36 @@ func newSpace(d cp.DeviceRoot) (*space.Device, error) {
 	return free, err
 }
 
+// regionExists reports whether the superblock names a region that must exist. Memory
+// does not outlive a boot of the host, unless it has a battery.
+func (op *opener) regionExists() bool {
+	return op.sb.RegionID != "" && (op.sb.BootID == op.boot || op.o.BatteryBacked)
+}
+
+// findRegion opens the pool's region if it is there and the one that the superblock names:
+// the journal may be in it. Everything else is left to openRegion.
+func (op *opener) findRegion() {
+	r, err := region.Open(op.o.RegionPath, false)
+	if err != nil {
+		return
+	}
+	if h := r.Header(); h.Pool == op.sb.Pool && h.ID == op.sb.RegionID && op.regionExists() {
+		op.region = r
+		return
+	}
+	_ = r.Close() // nothing was written to it
+}
+
 // openRegion adopts the pool's region when it is the one that the superblock
 // names, and otherwise makes a new one if nothing can be lost by it.
 func (op *opener) openRegion() error {
-	sb := op.sb
-	// Memory does not outlive a boot of the host, unless it has a battery.
-	exists := sb.RegionID != "" && (sb.BootID == op.boot || op.o.BatteryBacked)
+	if op.region != nil {
+		return nil // findRegion has
+	}
+	sb, exists := op.sb, op.regionExists()
 	r, err := region.Open(op.o.RegionPath, false)
 	if err == nil {
 		h := r.Header()
-		if h.Pool == sb.Pool && h.ID == sb.RegionID && exists {
-			op.region = r
-			return nil
-		}
 		if h.Pool != sb.Pool {
 			return errors.Join(fmt.Errorf("region %s belongs to pool %v, not to %s (%v): %w",
 				op.o.RegionPath, h.Pool, op.label.Name, sb.Pool, block.ErrInvalid), r.Close())
@@ -291,6 +312,7 @@ func (op *opener) attachLog() (err error) {
 			return fmt.Errorf("region %s of pool %s: %w", op.o.RegionPath, op.label.Name, err)
 		}
 		// The flushed prefix is what remains.
+		op.machine.LeaveJournal()
 		if err := errors.Join(op.region.Remove(), op.region.Close()); err != nil {
 			return err
 		}

@@ -59,8 +59,9 @@ type Pool struct {
 	transfer *transfer
 	survey   *survey
 	flash    *flash
-	index    indexFigures // that others may see
-	indexOwn string       // why the newest index has memory that does not outlive the guest
+	index    indexFigures   // that others may see
+	journal  region.Section // of the unfolded journal; zero without one
+	indexOwn string         // why the newest index has memory that does not outlive the guest
 
 	kick    chan struct{}
 	jobs    chan job
@@ -394,6 +395,7 @@ func (p *Pool) work(ctx context.Context, t *timing) error {
 		}
 	}
 	p.reader.Mend()
+	p.fillJournal()
 	p.cleaner.work(now)
 	p.scrub.work(now)
 	p.indexer.work(now)

@@ -47,8 +47,12 @@ type SectionKind uint32
 const (
 	SectionLog   SectionKind = 1 // operation log of the pool
 	SectionIndex SectionKind = 2 // index of fingerprints
-
-	SectionRestart SectionKind = 4 // restart record
+	// SectionRestart is the restart record.
+	SectionRestart SectionKind = 4
+	// SectionJournal is a copy of the metadata journal's records that are not folded.
+	SectionJournal SectionKind = 5
+	// SectionHistory is what was collected of how disks are used.
+	SectionHistory SectionKind = 6
 )
 
 // String returns the name of the kind.
@@ -60,6 +64,10 @@ func (k SectionKind) String() string {
 		return "index of fingerprints"
 	case SectionRestart:
 		return "restart record"
+	case SectionJournal:
+		return "unfolded journal"
+	case SectionHistory:
+		return "history of the use of disks"
 	}
 	return fmt.Sprintf("kind %d", uint32(k))
 }

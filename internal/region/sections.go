@@ -25,6 +25,13 @@ import (
 // SectionMemory returns how much memory a section for so many bytes takes at most.
 func SectionMemory(length int64) int64 { return roundUp(length, hugePage) }
 
+// SectionLength returns how many bytes a section of this region has that AddSection makes
+// for length bytes.
+func (r *Region) SectionLength(length int64) int64 {
+	h := r.Header()
+	return roundUp(length, h.unit())
+}
+
 // Sections returns the sections of a kind that the region has now, in the order of their
 // offsets.
 func (r *Region) Sections(kind SectionKind) []Section {

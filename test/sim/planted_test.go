@@ -24,6 +24,8 @@ var (
 // elsewhere names the tests that find what random runs meet too seldom.
 var elsewhere = map[planted.Fault]string{
 	planted.ExchangeInUse:        "TestExchange of internal/devices",
+	planted.KeptJournalEarly:     "TestPlantedHere of internal/pool",
+	planted.KeptJournalUnproved:  "TestPlantedHere of internal/pool",
 	planted.FlashRedirectEarly:   "TestPlantedHere of internal/flashmap",
 	planted.FlashSlotReusedEarly: "TestPlantedHere of internal/flashmap",
 	planted.FlashReturnUnseen:    "TestPlantedHere of internal/flashmap",

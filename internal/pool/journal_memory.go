@@ -1,0 +1,86 @@
+package pool
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/pollux-storage/pollux/internal/cp"
+	"github.com/pollux-storage/pollux/internal/region"
+)
+
+// The records of the journal that wait for a fold lie in a section of the pool's region,
+// too, so that whoever opens the pool after this guest need not read them from a disk. The
+// section is advisory: what is wrong with it costs the time of reading, and where the region
+// has no room for it there is none.
+
+// JournalMemory returns how much of its region the unfolded journal of a pool takes at most,
+// with OpenOptions.FoldLimit, whatever the size of its journal.
+func JournalMemory(foldLimit int) int64 {
+	const anyJournal = 1 << 40
+	return region.SectionMemory(cp.KeptBytes(foldLimit, anyJournal))
+}
+
+// recallJournal returns the copy of the journal that the region has, or nil. It changes
+// nothing: the pool is not this guest's yet.
+func (op *opener) recallJournal() *cp.KeptJournal {
+	if op.region == nil {
+		return nil
+	}
+	var errs []error
+	for _, s := range op.region.Sections(region.SectionJournal) {
+		mem, err := op.region.MapSection(s)
+		if err == nil {
+			var k *cp.KeptJournal
+			if k, err = cp.AdoptJournal(mem, op.sb.Pool, op.label.Layout.Journal, op.label.Layout.JournalBlocks); err == nil {
+				op.journal = s
+				return k
+			}
+		}
+		errs = append(errs, err)
+	}
+	if err := errors.Join(errs...); err != nil {
+		op.tellRegion("the unfolded journal of pool %s is read from its device: %v", op.label.Name, err)
+	}
+	return nil
+}
+
+// keepJournal gives the journal a section of the region, if it has none of the size that it
+// is to have.
+func (p *Pool) keepJournal() {
+	size := cp.KeptBytes(p.opts.FoldLimit, p.label.Layout.JournalBlocks)
+	for _, s := range p.region.Sections(region.SectionJournal) {
+		if s == p.journal && p.machine.KeptJournal().Bytes > 0 && s.Length == p.region.SectionLength(size) {
+			continue
+		}
+		if s == p.journal {
+			p.machine.LeaveJournal()
+		}
+		_ = p.region.RemoveSection(s) // or the next owner does
+	}
+	if p.machine.KeptJournal().Bytes > 0 {
+		return
+	}
+	s, mem, err := p.region.AddSection(region.SectionJournal, size)
+	if err == nil {
+		err = p.machine.KeepJournal(mem)
+	}
+	if err != nil {
+		p.tellRegion("whoever takes pool %s over will read its unfolded journal from a device: %v", p.label.Name, err)
+		return
+	}
+	p.journal = s
+}
+
+// fillJournal brings what the journal's section lacks there, a step at a time, unless clients
+// need what it would take.
+func (p *Pool) fillJournal() {
+	if p.machine.KeptBehind() && !p.pressed() {
+		_ = p.machine.FillKept() // what cannot be read is left out
+	}
+}
+
+func (p *Pool) tellRegion(format string, args ...any) {
+	if p.opts.RegionTell != nil {
+		p.opts.RegionTell(fmt.Sprintf(format, args...))
+	}
+}
