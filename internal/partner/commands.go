@@ -34,7 +34,8 @@ func (r *Referee) move(m Message) {
 	clear(t.failed)
 	if t.holder == "" {
 		// Left by a guest that died and was not taken over.
-		t.deaths = 0
+		r.trust(m.Identity)
+		r.seats[m.Identity].resume = time.Time{}
 		r.place(m.Identity, BasisReleased)
 		return
 	}
@@ -60,9 +61,10 @@ func (r *Referee) restart(m Message) {
 // Tick tells the referee the time: it starts guests that are due, fences one
 // that does not release or answer, and tries again what failed.
 func (r *Referee) Tick(now time.Time) {
-	late := now.Sub(r.now) >= r.cfg.AnswerTimeout/2
+	since := now.Sub(r.now)
 	r.now = now
-	r.listen(late)
+	r.listen(since >= r.cfg.AnswerTimeout/2)
+	r.watchRestarts(since >= r.cfg.RestartLimit/4)
 	for _, g := range r.cfg.Guests {
 		s := r.seats[g]
 		if r.startDue(s) {
@@ -80,6 +82,9 @@ func (r *Referee) Tick(now time.Time) {
 	}
 	for _, id := range r.cfg.Guests {
 		t := r.titles[id]
+		if t.deaths > 0 && t.phase == PhaseServing && r.proven(t) {
+			r.trust(id)
+		}
 		if !t.moveEnd.IsZero() && now.After(t.moveEnd) {
 			t.moveEnd = time.Time{}
 			if s := r.seats[t.holder]; s != nil && s.alive && !s.killing {
@@ -143,6 +148,10 @@ func (r *Referee) Next() time.Time {
 		}
 		if s.alive && !s.linked {
 			earlier(s.since.Add(r.cfg.HelloTimeout))
+		}
+		if !s.resume.IsZero() {
+			earlier(r.now.Add(r.cfg.RestartLimit / 8)) // who looks seldom cannot tell that it was late
+			earlier(s.resume)
 		}
 		if !s.asked.IsZero() {
 			earlier(s.asked.Add(r.cfg.AnswerTimeout / 4))

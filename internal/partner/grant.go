@@ -56,7 +56,7 @@ func (r *Referee) confirm(s, v *seat) {
 	r.send(s.name, Message{Kind: KindFenced, Guest: v.name, Inc: v.inc})
 	for _, id := range []string{s.name, v.name} {
 		t := r.titles[id]
-		if r.grantable(t) && (t.deaths < 2 || id == s.name) && !r.barred(t, s) {
+		if r.grantable(t) && !r.kept(id) && (id == s.name || !r.suspect(id)) && !r.barred(t, s) {
 			if t.reason == "" {
 				t.reason = v.name + " is down"
 			}
@@ -113,6 +113,9 @@ func (r *Referee) place(id, basis string) {
 		r.settle(id, t, t.to+" is not there")
 	}
 	home := r.seats[id]
+	if home.usable() && r.kept(id) {
+		basis = BasisRestart
+	}
 	if home.usable() && !r.barred(t, home) {
 		r.grant(id, t, home, basis)
 		return
@@ -120,7 +123,7 @@ func (r *Referee) place(id, basis string) {
 	// Its guest lives and cannot take it now: the partner, which had it, may.
 	// When its guest is dead the partner is offered the fence instead.
 	p := r.other(id)
-	if p.usable() && !r.barred(t, p) && t.deaths < 2 && (home.usable() || moving && home.alive) {
+	if p.usable() && !r.barred(t, p) && !r.suspect(id) && (home.usable() || moving && home.alive) {
 		r.grant(id, t, p, BasisReleased)
 	}
 }

@@ -296,7 +296,7 @@ func (m *Machine) grant(h *hold, msg Message) {
 		m.send(Message{Kind: KindFailed, Identity: msg.Identity, Term: msg.Term, Reason: "granted without a confirmed fence"})
 		return
 	}
-	if foreign && msg.Basis == BasisStart {
+	if foreign && (msg.Basis == BasisStart || msg.Basis == BasisRestart) {
 		m.send(Message{Kind: KindFailed, Identity: msg.Identity, Term: msg.Term, Reason: "not this guest's own identity"})
 		return
 	}

@@ -30,6 +30,11 @@
 //   - A watcher that was late itself restarts its count: silence is counted
 //     only over time in which the watcher was awake.
 //   - A guest that comes back waits until it is given its identity.
+//   - Where a failed guest is started again before its partner takes over, the
+//     referee decides between them, once: until the limit only the guest may be
+//     granted its identity, and from then on only the partner, after the guest was
+//     fenced if it had been granted.
+//   - What kills whoever serves an identity kills the partner once.
 //   - What is sent on a line is read on that line or lost: a guest reads a line
 //     to its end before it answers on the next one, and answers made for one
 //     line are never sent on another. So a hello is the truth.
@@ -126,6 +131,10 @@ const (
 	BasisStart    = "start"    // the identity is the guest's own and nobody held it
 	BasisFenced   = "fenced"   // its holder was fenced
 	BasisReleased = "released" // its holder released it
+	BasisRestart  = "restart"  // the identity is the guest's own, whose process ended and was started again at once
+	// BasisLate: its holder was fenced and was started again first; that start
+	// holds nothing and will not be granted it any more.
+	BasisLate = "late"
 )
 
 // Region describes a region as announced.

@@ -46,6 +46,18 @@ func randomRun(seed uint64) (*world, error) {
 	w.rcfg.CrashLimit = 1 << 30
 	w.mcfg.GivebackDelay = time.Duration(rng.IntN(3000)) * time.Millisecond
 	w.mcfg.LockoutCount = 1 + rng.IntN(3)
+	for _, g := range w.rcfg.Guests {
+		if rng.IntN(2) == 0 {
+			w.rcfg.RestartFirst = append(w.rcfg.RestartFirst, g)
+		}
+	}
+	if rng.IntN(2) == 0 { // else a failure is soon forgotten, and the next one is the first
+		w.rcfg.CrashWindow = time.Duration(1+rng.IntN(2000)) * time.Millisecond
+	}
+	w.rcfg.RestartLimit = time.Duration(50+rng.IntN(1000)) * time.Millisecond
+	if rng.IntN(4) == 0 {
+		w.rcfg.ProvenAfter = time.Duration(rng.IntN(3000)) * time.Millisecond
+	}
 	if rng.IntN(8) == 0 {
 		w.rcfg.Guests = []string{"a"}
 	}
@@ -91,7 +103,7 @@ func (w *world) randomEvent(rng *rand.Rand) {
 
 func (w *world) randomFault(rng *rand.Rand, p *proc) {
 	id := w.rcfg.Guests[rng.IntN(len(w.rcfg.Guests))]
-	switch rng.IntN(16) {
+	switch rng.IntN(17) {
 	case 0, 1:
 		if p.alive {
 			w.log("fault: kill %s", p.name)
@@ -146,6 +158,8 @@ func (w *world) randomFault(rng *rand.Rand, p *proc) {
 		}
 	case 14, 15:
 		w.setPool(p, id, rng.IntN(2) == 0)
+	case 16: // it cannot be started, or can again
+		w.noExec[p.name] = !w.noExec[p.name]
 	}
 }
 
@@ -153,6 +167,7 @@ func (w *world) randomFault(rng *rand.Rand, p *proc) {
 func (w *world) recover() error {
 	w.log("faults end")
 	clear(w.broken)
+	clear(w.noExec)
 	if w.ref == nil {
 		w.startAgent()
 	}

@@ -17,6 +17,15 @@ type RefereeConfig struct {
 	RestartDelay, RestartMax time.Duration
 	CrashLimit               int
 	CrashWindow              time.Duration
+	// RestartFirst names the guests that are started again at once when they
+	// fail, and of which the partner takes over only what they do not serve again
+	// within RestartLimit. Of the others the partner takes over at once.
+	RestartFirst []string
+	RestartLimit time.Duration
+	// ProvenAfter is how long an identity must be served until the deaths of those
+	// who served it before are forgotten. Negative: at once, so that only who dies
+	// opening it counts. Default: 3 s.
+	ProvenAfter time.Duration
 	// ReleaseTimeout is how long a guest may take to release; then it is
 	// fenced.
 	ReleaseTimeout time.Duration
@@ -57,6 +66,8 @@ type seat struct {
 	fencedBy string    // who waits for its end
 	starting bool      // DoStart was issued
 	startAt  time.Time
+	born     time.Time // when its process began
+	resume   time.Time // until when its identity is kept for its next start, zero when it is not
 	failures []time.Time
 	stopped  bool // crashed too often
 	restart  bool // its next end was asked for and is no failure
@@ -77,7 +88,9 @@ type title struct {
 	// was noticed.
 	reason string
 	since  time.Time
-	deaths int // guests that died while they opened it, in a row
+	served time.Time // since when it is served
+	deaths int       // of guests in a row that died while they opened it, or soon after; see died
+	partly bool      // the partner of its guest is among them
 	// failed are the guests that could not open it. Each has a wait of its
 	// own, so that two that both fail do not hand it to and fro.
 	failed map[string]backoff
@@ -111,6 +124,12 @@ func NewReferee(cfg RefereeConfig, now time.Time) *Referee {
 	}
 	if r.cfg.HelloTimeout == 0 {
 		r.cfg.HelloTimeout = 10 * time.Second
+	}
+	if r.cfg.ProvenAfter == 0 {
+		r.cfg.ProvenAfter = 3 * time.Second
+	}
+	if r.cfg.RestartLimit == 0 {
+		r.cfg.RestartLimit = 500 * time.Millisecond
 	}
 	if r.cfg.AnswerTimeout == 0 {
 		r.cfg.AnswerTimeout = 3 * time.Second
@@ -214,6 +233,10 @@ func (r *Referee) other(g string) *seat {
 
 func (s *seat) usable() bool { return s != nil && s.alive && s.linked && !s.killing }
 
+// soon tells whether a guest is usable, or was found by this agent and is about to
+// say what it holds.
+func (s *seat) soon() bool { return s.usable() || s != nil && s.alive && !s.known && !s.killing }
+
 // Step takes one input. Inputs that are out of date are ignored.
 func (r *Referee) Step(m Message) {
 	switch m.Kind {
@@ -226,7 +249,8 @@ func (r *Referee) Step(m Message) {
 	case KindNoStart:
 		if s := r.seats[m.Guest]; s != nil && s.starting {
 			s.starting = false
-			r.schedule(s, m.Reason)
+			r.schedule(s, m.Reason, 0)
+			r.resumeOver(s, "cannot be started: "+m.Reason)
 		}
 	case KindMove:
 		r.move(m)
@@ -301,8 +325,10 @@ func (r *Referee) fromGuest(m Message) {
 	}
 	switch m.Kind {
 	case KindServing:
-		t.phase = PhaseServing
-		t.deaths = 0
+		t.phase, t.served = PhaseServing, r.now
+		if m.Identity == s.name {
+			s.resume = time.Time{}
+		}
 		clear(t.failed)
 		r.clear("open:" + m.Identity)
 		r.settle(m.Identity, t, "")
@@ -349,6 +375,9 @@ func (r *Referee) openFailed(s *seat, t *title, m Message) {
 	r.free(t)
 	wait := min(max(2*t.failed[s.name].wait, time.Second), 30*time.Second)
 	t.failed[s.name] = backoff{r.now.Add(wait), wait}
+	if m.Identity == s.name {
+		s.resume = time.Time{}
+	}
 	r.raise("open:"+m.Identity, fmt.Sprintf("%s could not serve %s: %s", s.name, m.Identity, m.Reason))
 	r.settle(m.Identity, t, m.Reason)
 	r.place(m.Identity, BasisReleased)
@@ -360,7 +389,7 @@ func (r *Referee) started(m Message) {
 		return
 	}
 	s.inc, s.alive, s.linked, s.known = m.Inc, true, false, m.Known
-	s.killing, s.starting, s.fencedBy, s.since = false, false, "", r.now
+	s.killing, s.starting, s.fencedBy, s.since, s.born = false, false, "", r.now, r.now
 	clear(s.regions)
 	clear(s.mapped)
 	if p := r.other(s.name); p.usable() {
@@ -392,6 +421,9 @@ func (r *Referee) hello(s *seat, m Message) {
 			return
 		}
 		held[h.Identity] = true
+		if t.holder == "" {
+			t.served = r.now
+		}
 		t.holder, t.term, t.phase = s.name, h.Term, h.Phase
 	}
 	for _, id := range r.cfg.Guests {
@@ -457,11 +489,13 @@ func (r *Referee) reaped(m Message) {
 	s.alive, s.linked, s.known, s.killing, s.fencedBy = false, false, true, false, ""
 	clear(s.regions)
 	clear(s.mapped)
+	served := false // its own identity
 	for _, id := range r.cfg.Guests {
 		t := r.titles[id]
 		if t.holder == s.name {
-			if t.phase == PhaseOpening {
-				t.deaths++
+			served = served || id == s.name && t.phase != PhaseOpening
+			if !s.restart {
+				r.died(id, t, s.name)
 			}
 			r.free(t)
 			t.reason, t.since = s.name+" ended: "+m.Reason, noticed
@@ -470,7 +504,8 @@ func (r *Referee) reaped(m Message) {
 			r.settle(id, t, s.name+" ended: "+m.Reason)
 		}
 	}
-	r.schedule(s, m.Reason)
+	r.schedule(s, m.Reason, r.now.Sub(s.born))
+	r.keep(s, served)
 	if f := r.seats[by]; f.usable() {
 		r.confirm(f, s)
 	} else {
@@ -482,7 +517,8 @@ func (r *Referee) reaped(m Message) {
 }
 
 // schedule decides when a guest that ended is started again.
-func (r *Referee) schedule(s *seat, reason string) {
+// Lived is how long it ran.
+func (r *Referee) schedule(s *seat, reason string, lived time.Duration) {
 	if r.down {
 		return
 	}
@@ -502,11 +538,14 @@ func (r *Referee) schedule(s *seat, reason string) {
 		return
 	}
 	wait := min(r.cfg.RestartDelay<<min(n-1, 16), r.cfg.RestartMax)
-	if p := r.other(s.name); n == 1 && (p == nil || !p.alive) {
-		wait = 0 // nobody takes over: its clients wait for it
-		if p != nil && !p.stopped && len(p.failures) == 1 {
+	if p := r.other(s.name); !p.soon() || r.suspect(s.name) {
+		// Nobody takes over: its clients wait for it. What is spaced is its starts.
+		if wait -= lived; n == 1 {
+			wait = 0
+		}
+		if p != nil && !p.alive && !p.stopped && len(p.failures) == 1 {
 			p.startAt = r.now // each to its own, rather than one to both
 		}
 	}
-	s.startAt = r.now.Add(wait)
+	s.startAt = r.now.Add(max(0, wait))
 }

@@ -115,6 +115,12 @@ func (w *world) command(f []string) (string, error) {
 	case "manual-giveback":
 		w.mcfg.GivebackDelay = -1
 		return "", nil
+	case "restart-first": // restart-first GUEST...: its restart comes before its takeover
+		w.rcfg.RestartFirst = f[1:]
+		return "", nil
+	case "poison": // whoever serves a dies of it, for as long as deaths are remembered
+		w.rcfg.ProvenAfter = 3 * time.Second
+		return "", nil
 	case "start-agent":
 		w.startAgent()
 		w.settle()
@@ -150,6 +156,9 @@ func (w *world) command(f []string) (string, error) {
 		w.broken[arg(1)+" "+arg(2)] = f[0] == "break"
 	case "no-exec", "exec":
 		w.noExec[arg(1)] = f[0] == "no-exec"
+	case "mute", "unmute": // mute GUEST: what its process says reaches nobody
+		w.mute[arg(1)] = f[0] == "mute"
+		w.settle()
 	case "slow", "fast": // slow GUEST: its jobs stay under way
 		w.slow[arg(1)] = f[0] == "slow"
 		w.settle()

@@ -25,6 +25,7 @@ type world struct {
 	broken map[string]bool // "g id": opening fails
 	slow   map[string]bool // guests whose jobs wait for a `finish`
 	noExec map[string]bool
+	mute   map[string]bool // guests whose messages to the agent do not arrive yet
 	failed error
 }
 
@@ -51,9 +52,9 @@ var epoch0 = time.Unix(1000, 0)
 
 func newWorld() *world {
 	w := &world{now: epoch0, procs: map[string]*proc{}, incs: map[string]uint64{}, acting: map[string][]*proc{},
-		broken: map[string]bool{}, slow: map[string]bool{}, noExec: map[string]bool{}}
+		broken: map[string]bool{}, slow: map[string]bool{}, noExec: map[string]bool{}, mute: map[string]bool{}}
 	w.rcfg = RefereeConfig{Guests: []string{"a", "b"}, RestartDelay: 500 * time.Millisecond, RestartMax: 30 * time.Second,
-		CrashLimit: 5, CrashWindow: 5 * time.Minute}
+		CrashLimit: 5, CrashWindow: 5 * time.Minute, RestartLimit: 500 * time.Millisecond, ProvenAfter: -1}
 	w.mcfg = Config{HangTimeout: time.Second, GivebackDelay: 15 * time.Second, LockoutCount: 2, LockoutWindow: 10 * time.Minute}
 	return w
 }
@@ -297,7 +298,7 @@ func (w *world) deliverGuest(p *proc) bool {
 }
 
 func (w *world) deliverHost(p *proc) bool {
-	if len(p.toHost) == 0 || w.ref == nil || p.reaped {
+	if len(p.toHost) == 0 || w.ref == nil || p.reaped || w.mute[p.name] {
 		return false
 	}
 	m := p.toHost[0]

@@ -77,6 +77,7 @@ const (
 	LateWatcher           Fault = "late-watcher"
 	HelloIgnored          Fault = "hello-ignored"
 	StaleTermAccepted     Fault = "stale-term-accepted"
+	RestartNotFenced      Fault = "restart-not-fenced"
 )
 
 // What outlives a guest in its region beside the log.

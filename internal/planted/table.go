@@ -77,6 +77,7 @@ var table = []Info{
 	{string(HelloIgnored), "a new agent grants before all living guests have told it what they hold", "internal/partner: Referee.grantable", ownership},
 	{string(GiveBackBeforeRelease), "a guest reports the release when it begins it", "internal/partner: Machine.startRelease", ownership},
 	{string(StaleTermAccepted), "what a guest says about an earlier grant is taken for the present one", "internal/partner: Referee.fromGuest", ownership},
+	{string(RestartNotFenced), "the partner is granted what a restarted guest was granted and opens too slowly, before that guest is fenced", "internal/partner: Referee.resumeOver", ownership},
 	{string(MirrorMarkMissing), "regions are marked in memory only: after a restart nobody knows what the copy that was away lacks", "internal/mirror: Mirror.markLocked", recovery},
 	{string(MirrorMarkClearedEarly), "marks are cleared while a copy is away, which then comes back without what it missed", "internal/mirror: Mirror.completeLocked", durability},
 	{string(MirrorLossUnrecorded), "the others are not told that a copy is lost: after a restart it counts as in sync", "internal/mirror: Mirror.loseLocked", durability},
