@@ -13,7 +13,6 @@ import (
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/hpdi/file"
 	"github.com/pollux-storage/pollux/internal/block"
-	"github.com/pollux-storage/pollux/internal/cache"
 	"github.com/pollux-storage/pollux/internal/pool"
 	"github.com/pollux-storage/pollux/internal/region"
 )
@@ -28,7 +27,7 @@ type Pool struct {
 	on      hpdi.Device
 	dir     string
 	regions string
-	mem     []byte
+	cache   int64
 	limit   int
 	index   int64
 	end     context.CancelFunc
@@ -87,10 +86,7 @@ func NewPool(ctx context.Context, o Options) (p *Pool, err error) {
 		p.Device.SetFirst(int64(label.Layout.First) * block.Size)
 		p.Device.SetLog(int64(label.Layout.Flush)*block.Size, int64(label.Layout.Flush+label.Layout.FlushBlocks)*block.Size)
 	}
-	if p.mem, err = hpdi.Alloc(int(o.Cache)); err != nil {
-		return nil, err
-	}
-	p.limit, p.index = o.FoldLimit, o.Index
+	p.cache, p.limit, p.index = int64(o.Cache), o.FoldLimit, o.Index
 	return p, p.open(ctx, o.Cleaner)
 }
 
@@ -100,7 +96,7 @@ func (p *Pool) open(ctx context.Context, c pool.CleanerOptions) error {
 		return err
 	}
 	p.Pool, err = pool.Open(ctx, pool.OpenOptions{Devices: []hpdi.Device{p.on}, RegionPath: filepath.Join(medium.Path, "r"),
-		Cache: cache.New(p.mem), Owner: "a", FoldLimit: p.limit, IndexBytes: p.index, Cleaner: c})
+		CacheBytes: p.cache, Owner: "a", FoldLimit: p.limit, IndexBytes: p.index, Cleaner: c})
 	if err != nil {
 		return err
 	}

@@ -14,7 +14,6 @@ import (
 	"github.com/pollux-storage/pollux/hpdi/mem"
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/block/blocktest"
-	"github.com/pollux-storage/pollux/internal/cache"
 	"github.com/pollux-storage/pollux/internal/cp"
 	"github.com/pollux-storage/pollux/internal/pool"
 	"github.com/pollux-storage/pollux/internal/region"
@@ -157,13 +156,8 @@ func withPool(ctx context.Context, devs []hpdi.Device, regions string, do func(*
 	if err != nil {
 		return err
 	}
-	frames, err := hpdi.Alloc(64 << 20)
-	if err != nil {
-		return err
-	}
-	defer hpdi.Free(frames)
 	p, err := pool.Open(ctx, pool.OpenOptions{Devices: devs, RegionPath: filepath.Join(medium.Path, "r"),
-		Cache: cache.New(frames), Owner: "a", PointBytes: pointBytes, Interval: time.Hour, Cleaner: pool.CleanerOptions{Off: true},
+		CacheBytes: 64 << 20, Owner: "a", PointBytes: pointBytes, Interval: time.Hour, Cleaner: pool.CleanerOptions{Off: true},
 		Transfer: pool.TransferOptions{Rate: 1 << 30, Wait: transferWait}})
 	if err != nil {
 		return err

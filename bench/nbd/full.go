@@ -164,7 +164,7 @@ func makeFull(path string) (err error) {
 	if err != nil {
 		return err
 	}
-	reader, err := blockio.New(set, cache.New(make([]byte, 16<<20)), 1)
+	reader, err := blockio.New(set, cache.New(make([]byte, 16<<20)))
 	if err != nil {
 		return err
 	}

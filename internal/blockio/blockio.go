@@ -33,7 +33,6 @@ const (
 type Reader struct {
 	set   *devices.Set
 	cache *cache.Cache
-	pool  uint32 // the pool's number in the cache
 	bufs  chan *bounce
 	mem   []byte // of all bounce buffers
 	bad   suspects
@@ -63,14 +62,13 @@ func (b *bounce) extend() {
 
 func (b *bounce) frame(i int) []byte { return b.mem[i*block.Size:][:block.Size] }
 
-// New returns a reader of set's blocks that keeps clean frames in c under the
-// number pool.
-func New(set *devices.Set, c *cache.Cache, pool uint32) (*Reader, error) {
+// New returns a reader of set's blocks that keeps clean frames in c.
+func New(set *devices.Set, c *cache.Cache) (*Reader, error) {
 	mem, err := hpdi.Alloc(bounces * bounceBlocks * block.Size)
 	if err != nil {
 		return nil, err
 	}
-	r := &Reader{set: set, cache: c, pool: pool, mem: mem, bufs: make(chan *bounce, bounces)}
+	r := &Reader{set: set, cache: c, mem: mem, bufs: make(chan *bounce, bounces)}
 	for buf := range slices.Chunk(mem, bounceBlocks*block.Size) {
 		r.bufs <- &bounce{mem: buf}
 	}
@@ -80,8 +78,11 @@ func New(set *devices.Set, c *cache.Cache, pool uint32) (*Reader, error) {
 // Close frees the reader's memory; no call may be under way.
 func (r *Reader) Close() error { return hpdi.Free(r.mem) }
 
+// Use makes c the cache; no call may be under way.
+func (r *Reader) Use(c *cache.Cache) { r.cache = c }
+
 func (r *Reader) key(p block.Pointer) cache.Key {
-	return cache.Key{Pool: r.pool, Phys: p.Phys, Birth: p.Birth, Sum: p.Sum, Shared: p.Shared}
+	return cache.Key{Phys: p.Phys, Birth: p.Birth, Sum: p.Sum, Shared: p.Shared}
 }
 
 // Cached copies len(dst) bytes from offset off of the block into dst, if the
@@ -113,7 +114,7 @@ func (r *Reader) Offer(p block.Pointer, frame []byte) { r.cache.Offer(r.key(p), 
 func (r *Reader) Forget(p block.Physical, n int) {
 	r.bad.forget(p, n)
 	for i := range n {
-		r.cache.Forget(r.pool, p+block.Physical(i))
+		r.cache.Forget(p + block.Physical(i))
 	}
 }
 

@@ -51,7 +51,7 @@ func newRig(t *testing.T, cacheBytes int) *rig {
 			t.Fatal(err)
 		}
 	}
-	if r.Reader, err = New(set, cache.New(make([]byte, cacheBytes)), 1); err != nil {
+	if r.Reader, err = New(set, cache.New(make([]byte, cacheBytes))); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {

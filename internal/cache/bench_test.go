@@ -46,7 +46,7 @@ func BenchmarkReplace(b *testing.B) {
 	c, n := fullCache(b)
 	page, rng := make([]byte, block.Size), rand.New(rand.NewPCG(1, 1))
 	for i := 0; b.Loop(); i++ {
-		c.Forget(1, key(rng.IntN(n)).Phys)
+		c.Forget(key(rng.IntN(n)).Phys)
 		c.Put(key(n+i), page)
 	}
 }

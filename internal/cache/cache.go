@@ -1,5 +1,5 @@
-// Package cache holds clean copies of blocks in memory outside the Go heap,
-// bounded and shared by all pools of a guest.
+// Package cache holds clean copies of a pool's blocks in memory outside the Go
+// heap, bounded, which may outlive the guest.
 //
 // # What is a hit
 //
@@ -9,8 +9,8 @@
 // sake of correctness: when a physical block is freed and written again, when
 // a pool is recovered to an earlier state or when it comes from the partner,
 // its map entries carry other keys and old frames simply do not match. There
-// is at most one frame for a physical block; the last Put wins. Drop and
-// DropPool give memory back early, no more.
+// is at most one frame for a physical block; the last Put wins. Drop gives
+// memory back early, no more.
 //
 // A key of a shared block does not know the point that wrote it. For those a frame is
 // a hit if place and checksum agree, and Forget keeps away what a block held before it
@@ -37,11 +37,30 @@
 // rejected because one scan empties it, exact LRU because each hit would write
 // to three frames' links.
 //
+// # Memory that outlives the guest
+//
+// A cache that is kept, see [Cache.Keep], lies in a section of the pool's region, and
+// who opens the pool next adopts it. Nothing in it is trusted that could hurt. Adopt
+// looks at the header alone. Tables and links of a shard are made anew out of the
+// frames' records when the shard is used first: a record that cannot be one of its shard
+// is a free frame. What it says of the content is proved, like an offer, by the
+// first to ask: a guest may have died in the middle of a copy, and memory decays. The
+// key of a frame that was adopted says what the map says now, or the frame is no hit;
+// so nobody has to know what happened to the pool in between. Order and lists
+// follow from the records, too, and what left the cold list lately is whatever the
+// table of hashes says, for any hash does no more than let a block enter the hot list
+// at once.
+//
+// Rejected: to keep the tables as they are, with a mark that no change is under way.
+// A guest is killed under load, when there always is one, and a table that is almost
+// right would have to be searched for loops.
+//
 // # Layout and locking
 //
-// Memory is divided among shards by a hash of pool and physical block. Each has
+// Memory is divided among shards by a hash of the physical block. Each has
 // frames, a record for each frame, an open-addressed table and the table of
-// hashes; none holds a Go pointer. Invariants, for each shard:
+// hashes; none holds a Go pointer. docs/format/cache.md has the picture.
+// Invariants, for each shard that was used:
 //
 //   - a frame is in exactly one of: never used, free list, cold list, hot list;
 //   - exactly the frames of the cold and hot lists are in the table, once;
@@ -55,14 +74,13 @@ import (
 	"bytes"
 	"fmt"
 	"sync"
-	"unsafe"
+	"sync/atomic"
 
 	"github.com/pollux-storage/pollux/internal/block"
 )
 
 // Key identifies the content of a block.
 type Key struct {
-	Pool  uint32         // the pool's number within the guest
 	Phys  block.Physical // where
 	Birth block.CP       // written in this consistency point
 	Sum   uint32         // CRC32C of the data
@@ -75,82 +93,26 @@ type Key struct {
 // Stats describes a cache. Counters start at 0 with the cache.
 type Stats struct {
 	Frames    int // that the memory has room for
-	Used      int // that hold a block
+	Used      int // that hold a block; of an adopted cache those that were looked at, see Build
+	Adopted   int // that somebody before has left, of those that were looked at
 	Hits      uint64
 	Misses    uint64
 	Evictions uint64 // frames given up to make room
+	Damaged   uint64 // frames given up because they did not hold what their checksum says
 }
 
 // Cache is a set of frames. Its methods may be called concurrently.
 type Cache struct {
 	shards []shard
-	bits   uint // log2 of the number of shards
-}
-
-// The number of shards grows until none has more than shardFrames, so that
-// dropping a pool holds no lock for long.
-const (
-	minShards   = 16
-	maxShards   = 256
-	shardFrames = 16384
-	tinyShard   = 512 // with fewer frames some shards get too many of a few groups of neighbours
-)
-
-// frameCost is what a frame takes of the memory, all tables included.
-const frameCost = block.Size + int(unsafe.Sizeof(record{})) + slotsPerFrame*int(unsafe.Sizeof(slot{})) + 4
-
-// New returns a cache whose frames and tables are carved out of mem, which
-// must not be used for anything else from then on. With too little memory for
-// one frame the cache works and never hits.
-func New(mem []byte) *Cache {
-	// Frames are aligned as direct I/O wants them.
-	if len(mem) > 0 {
-		skip := -uintptr(unsafe.Pointer(unsafe.SliceData(mem))) % block.Size
-		mem = mem[min(int(skip), len(mem)):]
-	}
-	c := &Cache{}
-	n := len(mem) / frameCost
-	shards := minShards
-	for shards < maxShards && n/shards > shardFrames {
-		shards *= 2
-	}
-	for shards > 1 && n/shards < tinyShard {
-		shards /= 2
-	}
-	for 1<<c.bits < shards {
-		c.bits++
-	}
-	c.shards = make([]shard, shards)
-	each := n / shards
-	if shards > 1 {
-		each &^= 1 // keeps the tables of the next shard aligned to 8 bytes
-	}
-	if each == 0 {
-		return c
-	}
-	frames, rest := mem[:n*block.Size], mem[n*block.Size:]
-	for i := range c.shards {
-		s := &c.shards[i]
-		s.frames, frames = frames[:each*block.Size], frames[each*block.Size:]
-		s.records, rest = carve[record](rest, each)
-		s.table, rest = carve[slot](rest, each*slotsPerFrame)
-		s.ghosts, rest = carve[uint32](rest, each)
-		s.init()
-	}
-	return c
-}
-
-// carve takes n values of T, which has no pointers, off the front of mem.
-func carve[T any](mem []byte, n int) ([]T, []byte) {
-	size := n * int(unsafe.Sizeof(*new(T)))
-	return unsafe.Slice((*T)(unsafe.Pointer(&mem[:size][0])), n), mem[size:]
+	bits   uint   // log2 of the number of shards
+	seed   uint64 // of the hash
+	kept   atomic.Bool
 }
 
 // Get copies len(dst) bytes from offset off of the block into dst and reports
 // whether it is here.
 func (c *Cache) Get(key Key, off int, dst []byte) bool {
-	s, h := c.at(key)
-	s.mu.Lock()
+	s, h := c.enter(key.Phys)
 	defer s.mu.Unlock()
 	f, ok := s.hit(h, key)
 	if ok {
@@ -163,8 +125,7 @@ func (c *Cache) Get(key Key, off int, dst []byte) bool {
 // whether it is. fn runs under the shard's lock: it must be short, must not
 // keep or change the frame, and must not call the cache.
 func (c *Cache) View(key Key, fn func(frame []byte)) bool {
-	s, h := c.at(key)
-	s.mu.Lock()
+	s, h := c.enter(key.Phys)
 	defer s.mu.Unlock()
 	f, ok := s.hit(h, key)
 	if ok {
@@ -176,13 +137,13 @@ func (c *Cache) View(key Key, fn func(frame []byte)) bool {
 // Same reports whether the block is here, and then whether it holds data, of which the
 // key's checksum is true: a frame like it is proved by that.
 func (c *Cache) Same(key Key, data []byte) (same, here bool) {
-	s, h := c.at(key)
-	s.mu.Lock()
+	s, h := c.enter(key.Phys)
 	defer s.mu.Unlock()
-	if i, ok := s.find(h, key.Pool, key.Phys); ok {
+	if i, ok := s.find(h, key.Phys); ok {
 		f := s.table[i].frame - 1
-		if r := &s.records[f]; r.unproved && r.holds(key) && bytes.Equal(s.frame(f), data) {
-			r.unproved, same = false, true
+		if r := &s.records[f]; r.is(unproved) && r.holds(key) && bytes.Equal(s.frame(f), data) {
+			r.flags &^= unproved
+			same = true
 		}
 	}
 	f, here := s.hit(h, key)
@@ -192,10 +153,9 @@ func (c *Cache) Same(key Key, data []byte) (same, here bool) {
 // Has reports whether the block is here. It counts neither as a use nor as a
 // hit or miss.
 func (c *Cache) Has(key Key) bool {
-	s, h := c.at(key)
-	s.mu.Lock()
+	s, h := c.enter(key.Phys)
 	defer s.mu.Unlock()
-	i, ok := s.find(h, key.Pool, key.Phys)
+	i, ok := s.find(h, key.Phys)
 	return ok && s.records[s.table[i].frame-1].holds(key)
 }
 
@@ -205,8 +165,7 @@ func (c *Cache) Put(key Key, data []byte) {
 	if len(data) != block.Size {
 		panic(fmt.Sprintf("cache: put %d bytes as block %s", len(data), key.Phys))
 	}
-	s, h := c.at(key)
-	s.mu.Lock()
+	s, h := c.enter(key.Phys)
 	defer s.mu.Unlock()
 	if len(s.records) > 0 {
 		s.put(h, key, data)
@@ -219,20 +178,18 @@ func (c *Cache) Offer(key Key, data []byte) {
 	if len(data) != block.Size {
 		panic(fmt.Sprintf("cache: offer %d bytes as block %s", len(data), key.Phys))
 	}
-	s, h := c.at(key)
-	s.mu.Lock()
+	s, h := c.enter(key.Phys)
 	defer s.mu.Unlock()
 	if len(s.records) > 0 {
-		s.put(h, key, data).unproved = true
+		s.put(h, key, data).flags |= unproved
 	}
 }
 
 // Drop forgets the block if it is here.
 func (c *Cache) Drop(key Key) {
-	s, h := c.at(key)
-	s.mu.Lock()
+	s, h := c.enter(key.Phys)
 	defer s.mu.Unlock()
-	if i, ok := s.find(h, key.Pool, key.Phys); ok {
+	if i, ok := s.find(h, key.Phys); ok {
 		if f := s.table[i].frame - 1; s.records[f].holds(key) {
 			s.release(i, f)
 		}
@@ -241,19 +198,11 @@ func (c *Cache) Drop(key Key) {
 
 // Forget drops whatever is held for a physical block: it was freed, so no key
 // for it will be asked for again, and its frame is of better use elsewhere.
-func (c *Cache) Forget(pool uint32, phys block.Physical) {
-	s, h := c.at(Key{Pool: pool, Phys: phys})
-	s.mu.Lock()
+func (c *Cache) Forget(phys block.Physical) {
+	s, h := c.enter(phys)
 	defer s.mu.Unlock()
-	if i, ok := s.find(h, pool, phys); ok {
+	if i, ok := s.find(h, phys); ok {
 		s.release(i, s.table[i].frame-1)
-	}
-}
-
-// DropPool forgets all blocks of a pool.
-func (c *Cache) DropPool(pool uint32) {
-	for i := range c.shards {
-		c.shards[i].dropPool(pool)
 	}
 }
 
@@ -265,22 +214,35 @@ func (c *Cache) Stats() Stats {
 		s.mu.Lock()
 		st.Frames += len(s.records)
 		st.Used += int(s.lists[cold].n + s.lists[hot].n)
+		st.Adopted += int(s.adopted)
 		st.Hits += s.hits
 		st.Misses += s.misses
 		st.Evictions += s.evictions
+		st.Damaged += s.damaged
 		s.mu.Unlock()
 	}
 	return st
 }
 
-// at returns the shard of a key and the key's hash within it.
-func (c *Cache) at(key Key) (*shard, uint32) {
-	x := uint64(key.Phys>>neighbourBits)*0x9e3779b97f4a7c15 ^ uint64(key.Pool)*0xd6e8feb86659fd93
+// enter locks the shard of a block, and returns it with the block's hash within it.
+func (c *Cache) enter(phys block.Physical) (*shard, uint32) {
+	i, h := c.at(phys)
+	s := &c.shards[i]
+	s.mu.Lock()
+	if s.left != nil {
+		c.build(i)
+	}
+	return s, h
+}
+
+// at returns the number of a block's shard, and its hash within it.
+func (c *Cache) at(phys block.Physical) (int, uint32) {
+	x := uint64(phys>>neighbourBits)*0x9e3779b97f4a7c15 ^ c.seed
 	x = (x ^ x>>32) * 0xd6e8feb86659fd93
 	x = (x ^ x>>32) * 0xd6e8feb86659fd93
 	x ^= x >> 32
 	const within = 1<<neighbourBits - 1
-	return &c.shards[x>>32&(1<<c.bits-1)], uint32(x)&^within | uint32(key.Phys)&within
+	return int(x >> 32 & (1<<c.bits - 1)), uint32(x)&^within | uint32(phys)&within
 }
 
 // neighbourBits is log2 of how many blocks that lie side by side on a device have
@@ -295,12 +257,15 @@ type shard struct {
 	records []record
 	table   []slot
 	ghosts  []uint32 // hashes of blocks that left the cold list, at a place by their hash
+	left    []slot   // of a table that is to be made out of what somebody has left
 	lists   [3]list  // by name of list
 	fresh   uint32   // frames from here on were never used
 	clock   uint32   // insertions, to tell how long ago one was
 	coldMax uint32   // what the cold list is held to when memory is full
 
-	hits, misses, evictions uint64
+	adopted uint32 // frames that somebody before has left
+
+	hits, misses, evictions, damaged uint64
 
 	_ [64]byte // neighbours' locks on other cache lines
 }

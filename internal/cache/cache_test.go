@@ -18,7 +18,7 @@ import (
 // content fills p with what the block of a key holds, so that a wrong hit is
 // seen.
 func content(k Key, p []byte) {
-	x := uint64(k.Phys)*31 + uint64(k.Birth)*1_000_003 + uint64(k.Pool)<<40 + uint64(k.Sum)<<8
+	x := uint64(k.Phys)*31 + uint64(k.Birth)*1_000_003 + uint64(k.Sum)<<8
 	for i := 0; i+8 <= len(p); i += 8 {
 		x = x*6364136223846793005 + 1442695040888963407
 		binary.LittleEndian.PutUint64(p[i:], x)
@@ -31,7 +31,7 @@ func data(k Key) []byte {
 	return p
 }
 
-func key(n int) Key { return Key{Pool: 1, Phys: block.Physical(n), Birth: 1, Sum: uint32(n)} }
+func key(n int) Key { return Key{Phys: block.Physical(n), Birth: 1, Sum: uint32(n)} }
 
 // check verifies the invariants of the package comment.
 func (c *Cache) check() error {
@@ -78,7 +78,7 @@ func (s *shard) check() error {
 		if seen[sl.frame-1] == free || r.hash != sl.hash {
 			return fmt.Errorf("table entry %d names frame %d wrongly", i, sl.frame-1)
 		}
-		if at, ok := s.find(sl.hash, r.pool, block.Physical(r.phys)); !ok || at != uint32(i) {
+		if at, ok := s.find(sl.hash, block.Physical(r.phys)); !ok || at != uint32(i) {
 			return fmt.Errorf("table entry %d is not found: at %d, %t", i, at, ok)
 		}
 	}
@@ -99,8 +99,8 @@ func mustHold(t *testing.T, c *Cache) {
 // answer who knows which point has written it.
 func TestSharedKey(t *testing.T) {
 	c := New(make([]byte, 1<<20))
-	own := Key{Pool: 1, Phys: block.At(2, 77), Birth: 5, Sum: 9}
-	shared := Key{Pool: 1, Phys: own.Phys, Birth: 8, Sum: 9, Shared: true}
+	own := Key{Phys: block.At(2, 77), Birth: 5, Sum: 9}
+	shared := Key{Phys: own.Phys, Birth: 8, Sum: 9, Shared: true}
 	c.Put(own, data(own))
 	if !c.Has(own) || !c.Has(shared) {
 		t.Error("a shared block is not found by its content")
@@ -109,7 +109,7 @@ func TestSharedKey(t *testing.T) {
 	if !c.Has(own) {
 		t.Error("the same content put again has taken the knowledge of its birth away")
 	}
-	c.Forget(1, own.Phys)
+	c.Forget(own.Phys)
 	c.Put(shared, data(own))
 	other := own
 	other.Birth = shared.Birth
@@ -125,15 +125,15 @@ func TestSharedKey(t *testing.T) {
 
 func TestKeyMustAgree(t *testing.T) {
 	c := New(make([]byte, 1<<20))
-	k := Key{Pool: 1, Phys: block.At(2, 77), Birth: 5, Sum: 9}
+	k := Key{Phys: block.At(2, 77), Birth: 5, Sum: 9}
 	c.Put(k, data(k))
 	got := make([]byte, 100)
 	if !c.Get(k, 1000, got) || string(got) != string(data(k)[1000:1100]) {
 		t.Fatal("no hit, or the wrong part")
 	}
 	for _, other := range []Key{
-		{2, k.Phys, k.Birth, k.Sum, false}, {1, k.Phys + 1, k.Birth, k.Sum, false}, {1, k.Phys, 6, k.Sum, false}, {1, k.Phys, k.Birth, 8, false},
-		{1, k.Phys, 6, 8, true}, {1, k.Phys + 1, 6, k.Sum, true},
+		{k.Phys + 1, k.Birth, k.Sum, false}, {k.Phys, 6, k.Sum, false}, {k.Phys, k.Birth, 8, false},
+		{k.Phys, 6, 8, true}, {k.Phys + 1, 6, k.Sum, true},
 	} {
 		if c.Get(other, 0, got) || c.Has(other) || c.View(other, func([]byte) {}) {
 			t.Errorf("%+v hits the frame of %+v", other, k)
@@ -157,7 +157,7 @@ func TestKeyMustAgree(t *testing.T) {
 	if c.Has(again) || c.Stats().Used != 0 {
 		t.Error("still there after Drop")
 	}
-	if st := c.Stats(); st.Hits != 2 || st.Misses != 12 || st.Evictions != 0 {
+	if st := c.Stats(); st.Hits != 2 || st.Misses != 10 || st.Evictions != 0 {
 		t.Errorf("%+v", st)
 	}
 	mustHold(t, c)
@@ -212,24 +212,6 @@ func TestLarge(t *testing.T) {
 		t.Errorf("%d of 5000 blocks are there", st.Used)
 	}
 	mustHold(t, c)
-}
-
-func TestDropPool(t *testing.T) {
-	c := New(make([]byte, 4<<20))
-	for n := range 200 {
-		k := key(n)
-		k.Pool = uint32(n % 2)
-		c.Put(k, data(k))
-	}
-	c.DropPool(1)
-	mustHold(t, c)
-	for n := range 200 {
-		k := key(n)
-		k.Pool = uint32(n % 2)
-		if c.Has(k) != (n%2 == 0) {
-			t.Fatalf("block %d of pool %d: here is %t", n, k.Pool, c.Has(k))
-		}
-	}
 }
 
 // access reads a block through the cache and reports whether it hit.
@@ -314,15 +296,13 @@ func TestConcurrent(t *testing.T) {
 			buf, want := make([]byte, block.Size), make([]byte, block.Size)
 			for range 20000 {
 				n := rng.IntN(700)
-				k := Key{Pool: uint32(n % 3), Phys: block.Physical(n), Birth: block.CP(1 + rng.IntN(3)), Sum: uint32(rng.IntN(2))}
+				k := Key{Phys: block.Physical(n), Birth: block.CP(1 + rng.IntN(3)), Sum: uint32(rng.IntN(2))}
 				content(k, want)
 				switch rng.IntN(20) {
 				case 0:
 					c.Drop(k)
 				case 1:
-					if rng.IntN(200) == 0 {
-						c.DropPool(k.Pool)
-					}
+					c.Forget(k.Phys)
 				case 2, 3, 4, 5, 6, 7, 8:
 					c.Put(k, want)
 				case 9, 10:
@@ -365,13 +345,12 @@ func FuzzOps(f *testing.F) {
 		for len(ops) >= 2 && len(ops) < 1024 {
 			op, arg := ops[0], ops[1]
 			ops = ops[2:]
-			k := Key{Pool: uint32(arg & 1), Phys: block.Physical(arg >> 1 & 31), Birth: block.CP(op & 1), Sum: uint32(op >> 1 & 1)}
-			id := k.Phys<<1 | block.Physical(k.Pool)
-			last, known := model[id]
+			k := Key{Phys: block.Physical(arg & 63), Birth: block.CP(op & 1), Sum: uint32(op >> 1 & 1)}
+			last, known := model[k.Phys]
 			switch op >> 6 {
 			case 0, 1:
 				c.Put(k, data(k))
-				model[id] = k
+				model[k.Phys] = k
 				if !c.Has(k) {
 					t.Fatalf("%+v is gone right after Put", k)
 				}
@@ -381,14 +360,10 @@ func FuzzOps(f *testing.F) {
 				}
 			case 3:
 				if op&0x3f == 0 {
-					c.DropPool(k.Pool)
-					for i, x := range model {
-						if x.Pool == k.Pool {
-							delete(model, i)
-						}
-					}
+					c.Forget(k.Phys)
+					delete(model, k.Phys)
 				} else if c.Drop(k); last == k {
-					delete(model, id)
+					delete(model, k.Phys)
 				}
 			}
 			if err := c.check(); err != nil {
@@ -468,7 +443,7 @@ func TestOffer(t *testing.T) {
 	page := make([]byte, block.Size)
 	offer := func(n int, damage bool) (Key, []byte) {
 		page[5] = byte(n)
-		k := Key{Pool: 1, Phys: block.Physical(n), Birth: 1, Sum: ondisk.CRC(page)}
+		k := Key{Phys: block.Physical(n), Birth: 1, Sum: ondisk.CRC(page)}
 		if damage {
 			page[7] ^= 4
 		}
@@ -513,7 +488,7 @@ func TestOffer(t *testing.T) {
 			t.Errorf("block %d is %v here afterwards", n, c.Has(k))
 		}
 	}
-	if same, here := c.Same(Key{Pool: 1, Phys: 99}, page); same || here {
+	if same, here := c.Same(Key{Phys: 99}, page); same || here {
 		t.Error("a block that is not here is the same")
 	}
 	bad, want = offer(3, true)

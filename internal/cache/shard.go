@@ -13,23 +13,31 @@ const (
 	hot
 )
 
-// record describes a frame.
+// record describes a frame. Its bytes outlive the guest where the cache does, see
+// docs/format/cache.md.
 type record struct {
 	phys       uint64
 	birth      uint64
-	pool       uint32
 	sum        uint32
 	hash       uint32
 	next, prev uint32 // neighbours in its list, as frame number + 1; 0 at the ends
-	clock      uint32 // the shard's clock when it was inserted
+	clock      uint32 // the shard's clock when it was inserted, or came to the hot list
 	list       uint8
-	used       bool // second chance: asked for since it was last considered
-	unproved   bool // its bytes may not be what its checksum says
-	shared     bool // birth is not that of the block
+	flags      uint8
+	_          [2]byte
 }
 
+// What is true of a frame.
+const (
+	used     uint8 = 1 << iota // second chance: asked for since it was last considered
+	unproved                   // its bytes may not be what its checksum says
+	shared                     // birth is not that of the block
+)
+
+func (r *record) is(flag uint8) bool { return r.flags&flag != 0 }
+
 func (r *record) holds(k Key) bool {
-	return r.phys == uint64(k.Phys) && r.pool == k.Pool && r.sum == k.Sum && (k.Shared || r.birth == uint64(k.Birth) && !r.shared)
+	return r.phys == uint64(k.Phys) && r.sum == k.Sum && (k.Shared || r.birth == uint64(k.Birth) && !r.is(shared))
 }
 
 // slot is an entry of the open-addressed table. The hash decides where probing
@@ -76,7 +84,7 @@ func (s *shard) after(i uint32) uint32 {
 }
 
 // find returns the table index of the frame for a physical block.
-func (s *shard) find(hash, pool uint32, phys block.Physical) (uint32, bool) {
+func (s *shard) find(hash uint32, phys block.Physical) (uint32, bool) {
 	if len(s.table) == 0 {
 		return 0, false
 	}
@@ -85,7 +93,7 @@ func (s *shard) find(hash, pool uint32, phys block.Physical) (uint32, bool) {
 			continue
 		}
 		r := &s.records[s.table[i].frame-1]
-		if r.phys == uint64(phys) && r.pool == pool {
+		if r.phys == uint64(phys) {
 			return i, true
 		}
 	}
@@ -94,13 +102,13 @@ func (s *shard) find(hash, pool uint32, phys block.Physical) (uint32, bool) {
 
 // hit returns the frame that holds key and marks it as used.
 func (s *shard) hit(hash uint32, key Key) (uint32, bool) {
-	i, ok := s.find(hash, key.Pool, key.Phys)
+	i, ok := s.find(hash, key.Phys)
 	if ok {
 		f := s.table[i].frame - 1
 		if r := &s.records[f]; r.holds(key) && s.proved(i, f) || planted.Has(planted.StaleCacheFrame) {
 			s.hits++
 			if r.list == hot || s.clock-r.clock >= s.coldMax/2 {
-				r.used = true
+				r.flags |= used
 			}
 			return f, true
 		}
@@ -113,23 +121,24 @@ func (s *shard) hit(hash uint32, key Key) (uint32, bool) {
 // checksum says, and gives up one that does not.
 func (s *shard) proved(i, f uint32) bool {
 	r := &s.records[f]
-	if !r.unproved {
+	if !r.is(unproved) {
 		return true
 	}
 	if ondisk.CRC(s.frame(f)) != r.sum {
+		s.damaged++
 		s.release(i, f)
 		return false
 	}
-	r.unproved = false
+	r.flags &^= unproved
 	return true
 }
 
 func (s *shard) put(hash uint32, key Key, data []byte) *record {
-	if i, ok := s.find(hash, key.Pool, key.Phys); ok {
+	if i, ok := s.find(hash, key.Phys); ok {
 		f := s.table[i].frame - 1
 		if s.records[f].holds(key) {
 			copy(s.frame(f), data)
-			s.records[f].unproved = false
+			s.records[f].flags &^= unproved
 			return &s.records[f]
 		}
 		// The block was written anew since: the old content is of no use.
@@ -137,24 +146,33 @@ func (s *shard) put(hash uint32, key Key, data []byte) *record {
 	}
 	f := s.take()
 	r := &s.records[f]
-	*r = record{
-		phys: uint64(key.Phys), birth: uint64(key.Birth), pool: key.Pool, sum: key.Sum,
-		hash: hash, clock: s.clock, shared: key.Shared,
+	// Who adopts a frame of which not all is copied finds a free one. (Its checksum
+	// would not be right either.)
+	r.list = free
+	copy(s.frame(f), data)
+	*r = record{phys: uint64(key.Phys), birth: uint64(key.Birth), sum: key.Sum, hash: hash, clock: s.clock}
+	if key.Shared {
+		r.flags = shared
 	}
 	s.clock++
-	copy(s.frame(f), data)
 	if g := s.ghost(r); *g == r.ghost() {
 		*g = 0
 		s.push(hot, f)
 	} else {
 		s.push(cold, f)
 	}
+	s.enlist(f)
+	return r
+}
+
+// enlist puts a frame into the table.
+func (s *shard) enlist(f uint32) {
+	hash := s.records[f].hash
 	i := s.home(hash)
 	for s.table[i].frame != 0 {
 		i = s.after(i)
 	}
 	s.table[i] = slot{hash, f + 1}
-	return r
 }
 
 // take returns a frame that is in no list and not in the table.
@@ -175,8 +193,9 @@ func (s *shard) take() uint32 {
 		}
 		f := s.lists[from].tail - 1
 		r := &s.records[f]
-		if r.used && chances < secondChances {
-			r.used = false
+		if r.is(used) && chances < secondChances {
+			r.flags &^= used
+			r.clock = s.clock // the hot list is in this order, too
 			s.remove(f)
 			s.push(hot, f)
 			continue
@@ -184,7 +203,7 @@ func (s *shard) take() uint32 {
 		if from == cold {
 			*s.ghost(r) = r.ghost()
 		}
-		i, _ := s.find(r.hash, r.pool, block.Physical(r.phys))
+		i, _ := s.find(r.hash, block.Physical(r.phys))
 		s.unslot(i)
 		s.remove(f)
 		return f
@@ -252,17 +271,4 @@ func (s *shard) remove(f uint32) {
 		l.tail = r.prev
 	}
 	l.n--
-}
-
-func (s *shard) dropPool(pool uint32) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for f := range s.fresh {
-		r := &s.records[f]
-		if r.list == free || r.pool != pool {
-			continue
-		}
-		i, _ := s.find(r.hash, pool, block.Physical(r.phys))
-		s.release(i, f)
-	}
 }

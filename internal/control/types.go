@@ -187,6 +187,7 @@ type PoolStatus struct {
 	// PagesMended is how many pages of metadata were bad since the pool was opened,
 	// and were written again from their twins.
 	PagesMended uint64        `json:"pages_mended,omitempty"`
+	Cache       CacheStatus   `json:"cache"`
 	Cleaner     CleanerStatus `json:"cleaner"`
 	Dedup       DedupStatus   `json:"dedup"`
 	Scrub       ScrubStatus   `json:"scrub"`
@@ -199,6 +200,22 @@ type PoolStatus struct {
 	Removal *RemovalStatus `json:"removal,omitempty"`
 	// Removed are paths of devices that were removed since the pool was opened.
 	Removed []string `json:"removed,omitempty"`
+}
+
+// CacheStatus tells of the cache of a pool. Its counts are those since the pool was opened.
+type CacheStatus struct {
+	Bytes int64 `json:"bytes"` // of memory
+	Used  int64 `json:"used"`  // bytes of blocks
+	// Own are bytes of memory that end with the guest. Those of others are of the region.
+	Own int64 `json:"own_bytes,omitempty"`
+	// Why says why the cache ends with the guest, empty if it does not.
+	Why string `json:"why,omitempty"`
+	// Adopted is how many blocks a guest before has left.
+	Adopted   int64  `json:"adopted"`
+	Hits      uint64 `json:"hits"` // blocks that were found, pages of metadata too
+	Misses    uint64 `json:"misses"`
+	Evictions uint64 `json:"evictions"`
+	Damaged   uint64 `json:"damaged,omitempty"` // blocks that were not what their checksum says
 }
 
 // LLRRMStatus tells of the blocks that series leave over and that moved to low-latency

@@ -12,7 +12,6 @@ import (
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/hpdi/file"
 	"github.com/pollux-storage/pollux/internal/block"
-	"github.com/pollux-storage/pollux/internal/cache"
 	"github.com/pollux-storage/pollux/internal/cp"
 	"github.com/pollux-storage/pollux/internal/devices"
 	"github.com/pollux-storage/pollux/internal/pool"
@@ -50,7 +49,7 @@ func newRig(t *testing.T) *rig {
 	if _, err := pool.Create(ctx, pool.CreateOptions{Name: "p", Identity: "a", Devices: devs, LogBytes: 1 << 20}); err != nil {
 		t.Fatal(err)
 	}
-	p, err := pool.Open(ctx, pool.OpenOptions{Devices: devs, RegionPath: r.region, Cache: cache.New(make([]byte, 1<<20)), Owner: "a", Interval: time.Hour})
+	p, err := pool.Open(ctx, pool.OpenOptions{Devices: devs, RegionPath: r.region, CacheBytes: 1 << 20, Owner: "a", Interval: time.Hour})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -86,10 +86,7 @@ func TestDevicesAtOnce(t *testing.T) {
 				t.Fatalf("device %d is %s", i, d.Info().Name)
 			}
 		}
-		st, err := NewPools(&config.Config{}, 1<<20)
-		if err != nil {
-			t.Fatal(err)
-		}
+		st := NewPools(&config.Config{}, 1<<20)
 		member := devs[:n-1]
 		if err := st.Create(t.Context(), CreateSpec{Name: "p", Identity: "a", Devices: member, LogBytes: 1 << 20}); err != nil {
 			t.Fatal(err)
@@ -208,10 +205,7 @@ func TestMemoryOfManyDevices(t *testing.T) {
 		}
 		devs = append(devs, d)
 	}
-	st, err := NewPools(cfg, 1<<20)
-	if err != nil {
-		t.Fatal(err)
-	}
+	st := NewPools(cfg, 1<<20)
 	if err := st.Create(t.Context(), CreateSpec{Name: "p", Identity: "a", Devices: devs, LogBytes: 24 << 20}); err != nil {
 		t.Fatal(err)
 	}

@@ -94,8 +94,6 @@ func (f *fakeStorage) Adopt(o AdoptSpec) error {
 	return nil
 }
 
-func (f *fakeStorage) CacheUsed() int64 { return 1 << 20 }
-
 func (f *fakeStorage) last() *fakeStore {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -11,7 +11,6 @@ import (
 
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/hpdi/file"
-	"github.com/pollux-storage/pollux/internal/cache"
 	"github.com/pollux-storage/pollux/internal/control"
 	"github.com/pollux-storage/pollux/internal/mirror"
 	"github.com/pollux-storage/pollux/internal/pool"
@@ -69,7 +68,7 @@ func (s *shelf) use(end func(*pool.Pool, context.Context) error, files ...string
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	p, err := pool.Open(ctx, pool.OpenOptions{Devices: devs, RegionPath: s.path("region"), Cache: cache.New(make([]byte, 1<<20)), Owner: "a", Host: "here"})
+	p, err := pool.Open(ctx, pool.OpenOptions{Devices: devs, RegionPath: s.path("region"), CacheBytes: 1 << 20, Owner: "a", Host: "here"})
 	if err != nil {
 		s.t.Fatal(err)
 	}

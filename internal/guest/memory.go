@@ -27,15 +27,15 @@ type Plan struct {
 	Index  int64 // of fingerprints, where blocks are shared; in the regions, too
 	Flash  int64 // what is collected of the use of disks, where a pool has flash
 	Work   int64 // everything else
-	Cache  int64
+	Cache  int64 // clean blocks of all pools, in their regions
 
 	pools   int
 	devices int64 // bytes of all devices
 }
 
 const (
-	// minCache is what a planned cache has at least: metadata pages pass
-	// through it.
+	// minCache is what the planned cache of a pool has at least: metadata pages
+	// pass through it.
 	minCache = 16 << 20
 	// What a guest takes with no pool, and beside log, counts and cache for
 	// each pool: its buffers for reads and metadata pages, the index of its
@@ -166,7 +166,7 @@ func roundUp(n int64) config.Size { return config.Size((n + 1<<20 - 1) &^ (1<<20
 
 // divide gives each part what it needs and the cache the rest, or the least.
 func divide(cfg *config.Config, pools []poolNeeds) Plan {
-	p := Plan{Limit: int64(cfg.Memory), Cache: int64(cfg.Cache), Work: workBase, pools: len(pools)}
+	p := Plan{Limit: int64(cfg.Memory), Cache: int64(cfg.Cache) * int64(len(pools)), Work: workBase, pools: len(pools)}
 	for _, n := range pools {
 		log := n.log
 		if log == 0 {
@@ -188,10 +188,13 @@ func divide(cfg *config.Config, pools []poolNeeds) Plan {
 		p.devices += blocks * block.Size
 	}
 	if p.Cache == 0 {
-		p.Cache = max(minCache, p.Limit-p.Logs-p.Counts-p.Index-p.Flash-p.Work)
+		p.Cache = max(minCache*int64(p.pools), p.Limit-p.Logs-p.Counts-p.Index-p.Flash-p.Work)
 	}
 	return p
 }
+
+// PoolCache returns the bytes of the cache of each pool.
+func (p Plan) PoolCache() int64 { return p.Cache / int64(max(1, p.pools)) }
 
 // Sum returns the bytes of all parts.
 func (p Plan) Sum() int64 { return p.Logs + p.Counts + p.Index + p.Flash + p.Work + p.Cache }
@@ -199,7 +202,9 @@ func (p Plan) Sum() int64 { return p.Logs + p.Counts + p.Index + p.Flash + p.Wor
 // Regions returns how much memory the regions of all pools may take at most: a log that is
 // replayed after a power cut is larger, and an index of another size is made beside the
 // one before.
-func (p Plan) Regions() int64 { return p.Logs + p.Logs/4 + 2*p.Index }
+func (p Plan) Regions() int64 {
+	return p.Logs + p.Logs/4 + 2*p.Index + int64(p.pools)*pool.CacheMemory(p.PoolCache())
+}
 
 // HeapLimit returns what of Work and Flash the Go heap may take, 0 for any amount: the
 // rest is memory outside it.
@@ -229,9 +234,9 @@ const (
 
 // parts lists what is planned, and why.
 func (p Plan) parts() []control.MemoryPart {
-	cache := "as set"
+	cache := fmt.Sprintf("clean blocks of each of %d pools, in its region", p.pools)
 	if p.Limit > 0 {
-		cache = "what the others leave"
+		cache += ": what the others leave"
 	}
 	parts := []control.MemoryPart{
 		{Name: partLogs, Planned: p.Logs, Why: fmt.Sprintf("the regions of %d pools, the partner's included", p.pools)},
@@ -261,28 +266,30 @@ func flashMemory(f *control.FlashStatus) (n int64) {
 func gib(n int64) string { return fmt.Sprintf("%.1f GiB", float64(n)/(1<<30)) }
 
 // used returns the parts with what each takes now.
-func (p Plan) used(m control.MemoryStatus, pools []control.PoolStatus, cached int64) []control.MemoryPart {
+func (p Plan) used(m control.MemoryStatus, pools []control.PoolStatus) []control.MemoryPart {
 	parts := p.parts()
-	var counts, own, kept int64 // of indexes, those that end with the guest and the others
-	var flash int64
+	var counts, flash, index, cached int64
+	var own, kept int64 // of indexes and caches, those that end with the guest and the others
 	for _, s := range pools {
 		flash += flashMemory(s.Flash)
 		counts += s.CountsBytes
-		own += s.Dedup.IndexOwn
-		kept += s.Dedup.IndexKept
+		index += s.Dedup.IndexOwn + s.Dedup.IndexKept
+		cached += s.Cache.Used
+		own += s.Dedup.IndexOwn + min(s.Cache.Own, s.Cache.Used)
+		kept += s.Dedup.IndexKept + s.Cache.Bytes - s.Cache.Own
 	}
 	for i := range parts {
 		switch parts[i].Name {
 		case partLogs:
-			parts[i].Used = m.Region - kept
+			parts[i].Used = max(0, m.Region-kept)
 		case partCounts:
 			parts[i].Used = counts
 		case partIndex:
-			parts[i].Used = own + kept
+			parts[i].Used = index
 		case partFlash:
 			parts[i].Used = flash
 		case partWork:
-			parts[i].Used = max(0, m.Anonymous-counts-own-flash-cached)
+			parts[i].Used = max(0, m.Anonymous-counts-own-flash)
 		case partCache:
 			parts[i].Used = cached
 		}

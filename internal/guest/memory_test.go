@@ -115,10 +115,7 @@ func TestMemoryOfWhatExists(t *testing.T) {
 	if len(n.blocks) != 1 || n.blocks[0] != testTiB/block.Size || n.log != 0 {
 		t.Errorf("%+v", n)
 	}
-	st, err := NewPools(cfg, 1<<20)
-	if err != nil {
-		t.Fatal(err)
-	}
+	st := NewPools(cfg, 1<<20)
 	dev, err := openLocked(disk, time.Now())
 	if err != nil {
 		t.Fatal(err)
@@ -155,10 +152,7 @@ func TestMemoryOfMirrors(t *testing.T) {
 	if devs, err = makeMirrors(devs, 2, memory{}); err != nil {
 		t.Fatal(err)
 	}
-	st, err := NewPools(cfg, 1<<20)
-	if err != nil {
-		t.Fatal(err)
-	}
+	st := NewPools(cfg, 1<<20)
 	if err := st.Create(t.Context(), CreateSpec{Name: "p", Identity: "a", Devices: devs, LogBytes: 24 * testMiB}); err != nil {
 		t.Fatal(err)
 	}
@@ -211,11 +205,11 @@ func TestMemoryOfIndexes(t *testing.T) {
 		}
 		var part control.MemoryPart
 		// One lies in a region, and one has memory of the guest.
-		pools := []control.PoolStatus{{Dedup: control.DedupStatus{IndexBytes: 5, IndexKept: 6}}, {}, {Dedup: control.DedupStatus{IndexBytes: 2, IndexOwn: 2}}}
-		for _, q := range p.used(control.MemoryStatus{Anonymous: 100, Region: 50}, pools, 3) {
+		pools := []control.PoolStatus{{Dedup: control.DedupStatus{IndexBytes: 5, IndexKept: 6}}, {Cache: control.CacheStatus{Bytes: 9, Used: 7}}, {Dedup: control.DedupStatus{IndexBytes: 2, IndexOwn: 2}, Cache: control.CacheStatus{Bytes: 5, Own: 5, Used: 3}}}
+		for _, q := range p.used(control.MemoryStatus{Anonymous: 100, Region: 50}, pools) {
 			switch q.Name {
 			case partLogs:
-				if q.Used != 50-6 {
+				if q.Used != 50-6-9 {
 					t.Errorf("logs have %d bytes", q.Used)
 				}
 			case partIndex:
@@ -250,13 +244,13 @@ func TestMemoryOfFlash(t *testing.T) {
 	}
 	pools := []control.PoolStatus{{Flash: &control.FlashStatus{Used: 3, Primaries: []control.FlashPrimary{{Collected: control.FlashCollected{Bytes: 100}}, {Collected: control.FlashCollected{Bytes: 200}}}}}, {}}
 	told := map[string]control.MemoryPart{}
-	for _, part := range with.used(control.MemoryStatus{Anonymous: 1000}, pools, 50) {
+	for _, part := range with.used(control.MemoryStatus{Anonymous: 1000}, pools) {
 		told[part.Name] = part
 	}
-	if f, w := told[partFlash], told[partWork]; f.Planned != 48*testMiB || f.Used != 348 || w.Used != 1000-348-50 {
+	if f, w := told[partFlash], told[partWork]; f.Planned != 48*testMiB || f.Used != 348 || w.Used != 1000-348 {
 		t.Errorf("%+v", told)
 	}
-	for _, part := range without.used(control.MemoryStatus{}, nil, 0) {
+	for _, part := range without.used(control.MemoryStatus{}, nil) {
 		if part.Name == partFlash {
 			t.Errorf("%+v", part)
 		}
@@ -274,10 +268,7 @@ func TestMemoryOfAPoolWithFlash(t *testing.T) {
 		}
 		paths = append(paths, path)
 	}
-	st, err := NewPools(cfg, 1<<20)
-	if err != nil {
-		t.Fatal(err)
-	}
+	st := NewPools(cfg, 1<<20)
 	open := func(path string) hpdi.Device {
 		dev, err := openLocked(path, time.Now())
 		if err != nil {

@@ -27,10 +27,7 @@ func stillPair(t *testing.T) (*config.Config, *Pools) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := NewPools(cfg, 1<<20)
-	if err != nil {
-		t.Fatal(err)
-	}
+	p := NewPools(cfg, 1<<20)
 	d := device(t, cfg, true)
 	defer d.Close()
 	if err := p.Create(t.Context(), CreateSpec{Name: "tank", Identity: "a", Devices: []hpdi.Device{d}, LogBytes: int64(cfg.Log)}); err != nil {

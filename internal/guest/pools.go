@@ -12,7 +12,6 @@ import (
 
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/internal/block"
-	"github.com/pollux-storage/pollux/internal/cache"
 	"github.com/pollux-storage/pollux/internal/config"
 	"github.com/pollux-storage/pollux/internal/control"
 	"github.com/pollux-storage/pollux/internal/cp"
@@ -22,38 +21,26 @@ import (
 	"github.com/pollux-storage/pollux/internal/pool"
 )
 
-// Pools is the real Storage: package pool, with one cache for all of a
-// guest's pools.
+// Pools is the real Storage: package pool.
 type Pools struct {
 	cleaner pool.CleanerOptions
 	scrub   pool.ScrubOptions
 	removal pool.RemovalOptions
-	cache   *cache.Cache
-	slots   map[string]uint32 // of identities in the cache
+	cache   int64 // bytes of each pool's cache
 	limit   config.Points
 	index   int64  // bytes of each pool's index of fingerprints
 	host    string // this one's name
 }
 
-// NewPools returns a storage with a cache of that size.
-func NewPools(cfg *config.Config, cacheBytes int64) (*Pools, error) {
-	mem, err := hpdi.Alloc(int(cacheBytes))
-	if err != nil {
-		return nil, fmt.Errorf("cache: %w", err)
-	}
-	p := &Pools{cache: cache.New(mem), slots: map[string]uint32{}, limit: cfg.Points, index: int64(cfg.DedupIndex)}
+// NewPools returns a storage whose pools have caches of that size.
+func NewPools(cfg *config.Config, cacheBytes int64) *Pools {
+	p := &Pools{cache: cacheBytes, limit: cfg.Points, index: int64(cfg.DedupIndex)}
 	p.host, _ = os.Hostname() // it is only for people
-	for i, g := range cfg.Guests {
-		p.slots[g.Name] = uint32(i + 1)
-	}
 	p.cleaner = pool.CleanerOptions{Off: cfg.Cleaner.Off, Rate: int64(cfg.Cleaner.Rate), LowWater: cfg.Cleaner.LowWater}
 	p.removal = pool.RemovalOptions{Rate: int64(cfg.Resilver.Rate)}
 	p.scrub = pool.ScrubOptions{Off: cfg.Scrub.Off, Every: cfg.Scrub.Every, Rate: int64(cfg.Scrub.Rate)}
-	return p, nil
+	return p
 }
-
-// CacheUsed returns the bytes of blocks in the cache.
-func (p *Pools) CacheUsed() int64 { return int64(p.cache.Stats().Used) * block.Size }
 
 // Label returns what a device says about its pool.
 func (p *Pools) Label(dev hpdi.Device) (Label, error) { return readLabel(dev) }
@@ -122,9 +109,10 @@ func (p *Pools) open(ctx context.Context, o OpenSpec) (*store, error) {
 	scrub, removal, scan, flash := p.scrub, p.removal, pool.ScanOptions{}, pool.FlashOptions{}
 	removal.Removed = o.Removed
 	var grown func(hpdi.Device, int64)
-	var index func(string)
+	var index, cache func(string)
 	if o.Tell != nil {
 		index = func(text string) { o.Tell("dedup-index", text) }
+		cache = func(text string) { o.Tell("cache", text) }
 		grown = func(d hpdi.Device, bytes int64) {
 			o.Tell("device-grown", fmt.Sprintf("device %s has grown by %s, which its pool uses from now on", d.Info().Name, config.Size(bytes)))
 		}
@@ -134,7 +122,7 @@ func (p *Pools) open(ctx context.Context, o OpenSpec) (*store, error) {
 		flash.Tell = func(e pool.FlashEvent) { o.Tell(e.Kind, e.Message) }
 	}
 	q, err := pool.Open(ctx, pool.OpenOptions{
-		Devices: o.Devices, Labels: labels, RegionPath: o.RegionPath, Cache: p.cache, CacheSlot: p.slots[o.Identity],
+		Devices: o.Devices, Labels: labels, RegionPath: o.RegionPath, CacheBytes: p.cache, CacheTell: cache,
 		Owner: o.Owner, AcceptLoss: o.AcceptLoss, BatteryBacked: o.BatteryBacked, LeftOut: o.LeftOut,
 		Interval: p.limit.Interval, PointBytes: int64(p.limit.Size), FoldEntries: p.limit.FoldAfter, FoldLimit: p.limit.FoldLimit, IndexBytes: p.index,
 		Cleaner: p.cleaner, Scrub: scrub, Removal: removal, Scan: scan, Flash: flash, Grown: grown, Host: p.host,
@@ -237,6 +225,10 @@ func (s *store) Stats() control.PoolStatus {
 		Cleaner: control.CleanerStatus{
 			State: st.Cleaner.State, Tracks: st.Cleaner.Tracks, Whole: st.Cleaner.Whole, Passes: st.Cleaner.Passes,
 			Freed: st.Cleaner.Freed, Moved: st.Cleaner.Moved, Failed: st.Cleaner.Failed,
+		},
+		Cache: control.CacheStatus{
+			Bytes: st.Cache.Bytes, Used: int64(st.Cache.Used) * block.Size, Own: st.Cache.Own, Why: st.Cache.Why, Adopted: int64(st.Cache.Adopted),
+			Hits: st.Cache.Hits, Misses: st.Cache.Misses, Evictions: st.Cache.Evictions, Damaged: st.Cache.Damaged,
 		},
 		Scrub: scrubStatus(st.Scrub), Removal: removalStatus(st.Removal), Settings: poolSettings(s.Settings()),
 	}

@@ -98,10 +98,7 @@ func runProcess(ctx context.Context, dir, name string, inc uint64, log *slog.Log
 		log.Warn("more memory is needed than is set", "error", err) // a device was added
 	}
 	mem.limitHeap()
-	st, err := NewPools(cfg, mem.Cache)
-	if err != nil {
-		return err
-	}
+	st := NewPools(cfg, mem.PoolCache())
 	log.Info("guest starts", "pid", os.Getpid(), "version", version())
 	o.Config, o.Name, o.Inc, o.Sockets, o.Line, o.Storage, o.Plan, o.Logger = cfg, name, inc, sockets, ln, st, mem, log
 	return Run(ctx, o)

@@ -528,7 +528,7 @@ func (g *Guest) measure(s *control.GuestStatus) {
 	m.Anonymous = m.Resident - m.Shared
 	m.Limit, m.Cache = g.opt.Plan.Limit, g.opt.Plan.Cache
 	m.Heap = heap()
-	m.Parts = g.opt.Plan.used(*m, s.PoolStats, g.opt.Storage.CacheUsed())
+	m.Parts = g.opt.Plan.used(*m, s.PoolStats)
 }
 
 // resident is the process's memory, shared mappings included, and these alone,

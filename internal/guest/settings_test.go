@@ -99,10 +99,7 @@ func TestMemoryOfASetIndex(t *testing.T) {
 	if err := os.Truncate(disk, testTiB); err != nil {
 		t.Fatal(err)
 	}
-	st, err := NewPools(cfg, 1<<20)
-	if err != nil {
-		t.Fatal(err)
-	}
+	st := NewPools(cfg, 1<<20)
 	open := func() []hpdi.Device {
 		dev, err := openLocked(disk, time.Now())
 		if err != nil {

@@ -25,8 +25,6 @@ type Storage interface {
 	// Adopt labels devices, all of one pool that nobody has open, for an identity.
 	// It may be repeated when it was interrupted.
 	Adopt(o AdoptSpec) error
-	// CacheUsed returns the bytes of blocks in the cache.
-	CacheUsed() int64
 }
 
 // ErrNoPool says that a device belongs to no pool.

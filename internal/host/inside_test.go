@@ -66,10 +66,7 @@ func (d *inside) Start(s domain.Spec) (domain.Domain, error) {
 	if err != nil {
 		return nil, err
 	}
-	st, err := guest.NewPools(cfg, int64(cfg.Cache))
-	if err != nil {
-		return nil, err
-	}
+	st := guest.NewPools(cfg, int64(cfg.Cache))
 	ctx, cancel := context.WithCancel(context.Background())
 	r := &insideRun{idle: idle{ended: make(chan struct{})}, name: s.Name, inc: s.Inc, cancel: cancel}
 	d.mu.Lock()

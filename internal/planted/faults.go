@@ -55,6 +55,7 @@ const (
 	FlushBeforeChain      Fault = "flush-before-chain"
 	FlushNonceReused      Fault = "flush-nonce-reused"
 	StaleCacheFrame       Fault = "stale-cache-frame"
+	AdoptedUnproved       Fault = "adopted-unproved"
 	ReadErrorAsZeroes     Fault = "read-error-as-zeroes"
 	ChecksumUnverified    Fault = "checksum-unverified"
 	DirtyReadOrder        Fault = "dirty-read-order"

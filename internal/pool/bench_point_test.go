@@ -12,7 +12,6 @@ import (
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/hpdi/mem"
 	"github.com/pollux-storage/pollux/internal/block"
-	"github.com/pollux-storage/pollux/internal/cache"
 	"github.com/pollux-storage/pollux/internal/catalogue"
 )
 
@@ -52,12 +51,7 @@ func benchmarkPoint(b *testing.B, run, thn, kinds, cheap int) {
 	if _, err := Create(ctx, CreateOptions{Name: "p", Identity: "a", Devices: []hpdi.Device{dev}, LogBytes: 64 << 20}); err != nil {
 		b.Fatal(err)
 	}
-	frames, err := hpdi.Alloc(256 << 20)
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer func() { _ = hpdi.Free(frames) }()
-	p, err := Open(ctx, OpenOptions{Devices: []hpdi.Device{dev}, RegionPath: filepath.Join(b.TempDir(), "region"), Cache: cache.New(frames), Owner: "a"})
+	p, err := Open(ctx, OpenOptions{Devices: []hpdi.Device{dev}, RegionPath: filepath.Join(b.TempDir(), "region"), CacheBytes: 256 << 20, Owner: "a"})
 	if err != nil {
 		b.Fatal(err)
 	}

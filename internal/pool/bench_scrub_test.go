@@ -12,7 +12,6 @@ import (
 
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/hpdi/file"
-	"github.com/pollux-storage/pollux/internal/cache"
 	"github.com/pollux-storage/pollux/internal/mirror"
 )
 
@@ -118,7 +117,7 @@ func openOnFiles(b *testing.B, copies int, size int64) *Pool {
 		b.Fatal(err)
 	}
 	p, err := Open(context.Background(), OpenOptions{Devices: devs, RegionPath: filepath.Join(dir, "region"),
-		Cache: cache.New(make([]byte, 64<<20)), Owner: "a", Scrub: ScrubOptions{Rate: 1 << 50}, Cleaner: CleanerOptions{Off: true}})
+		CacheBytes: 64 << 20, Owner: "a", Scrub: ScrubOptions{Rate: 1 << 50}, Cleaner: CleanerOptions{Off: true}})
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -15,7 +15,6 @@ import (
 	"github.com/pollux-storage/pollux/hpdi/mem"
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/block/blocktest"
-	"github.com/pollux-storage/pollux/internal/cache"
 	"github.com/pollux-storage/pollux/internal/region"
 )
 
@@ -39,8 +38,7 @@ func benchmarkOpen(b *testing.B, size int64, most, kept bool) {
 	if _, err := Create(ctx, CreateOptions{Name: "p", Identity: "a", Devices: []hpdi.Device{dev}}); err != nil {
 		b.Fatal(err)
 	}
-	mem := make([]byte, 256<<20)
-	options := OpenOptions{Devices: []hpdi.Device{dev}, RegionPath: filepath.Join(b.TempDir(), "region"), Cache: cache.New(mem), Owner: "a"}
+	options := OpenOptions{Devices: []hpdi.Device{dev}, RegionPath: filepath.Join(b.TempDir(), "region"), CacheBytes: 256 << 20, Owner: "a"}
 	p, err := Open(ctx, options)
 	if err != nil {
 		b.Fatal(err)

@@ -82,7 +82,7 @@ func deviceError(t *testing.T, op hpdi.Op, late bool, skip, run int) bool {
 	if err := r.Fold(ctx); err != nil {
 		t.Fatal(err)
 	}
-	r.cache.DropPool(0)
+	r.forget()
 	fault := faults[skip%2]
 	fault.Add(blocktest.Rule{Op: op, Skip: skip / 2, Count: 1, Err: errMedium, Late: late})
 	for i := range int64(3) {

@@ -60,7 +60,7 @@ func TestFlashFindsWhatIsHot(t *testing.T) {
 						t.Fatal(err)
 					}
 				}
-				r.cache.DropPool(0)
+				r.forget()
 				if err := hot.Read(ctx, got, b); err != nil {
 					t.Fatal(err)
 				}

@@ -476,7 +476,7 @@ func TestFlashFails(t *testing.T) {
 	if err := v.Read(ctx, got, 0); err == nil || !strings.Contains(err.Error(), "ssd") {
 		t.Fatalf("what is on flash reads as %v, %v", got[0], err)
 	}
-	r.cache.DropPool(0)
+	r.forget()
 	r.wantFilled(w, 128, 2)
 	// What was on flash is written anew: the point fails once, and goes elsewhere then.
 	for b := range int64(128) {
@@ -496,7 +496,7 @@ func TestFlashFails(t *testing.T) {
 			t.Fatalf("block %d: %v", b, err)
 		}
 	}
-	r.cache.DropPool(0)
+	r.forget()
 	r.wantFilled(v, 128, 3)
 	r.flashUntil("failed", func(s FlashStats) bool { return s.State == FlashFailed && s.Why != "" })
 	if !slices.Equal(told, []string{"flash-failed"}) {

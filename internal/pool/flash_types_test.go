@@ -56,7 +56,7 @@ func TestFlashTypes(t *testing.T) {
 		got := make([]byte, block.Size)
 		use := func(d time.Duration) {
 			for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(4 * time.Millisecond) {
-				r.cache.DropPool(0)
+				r.forget()
 				if err := v.Read(ctx, got, rng.Int64N(2048)*block.Size); err != nil {
 					t.Fatal(err)
 				}

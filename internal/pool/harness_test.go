@@ -12,8 +12,8 @@ import (
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/block/blocktest"
-	"github.com/pollux-storage/pollux/internal/cache"
 	"github.com/pollux-storage/pollux/internal/dedup"
+	"github.com/pollux-storage/pollux/internal/region"
 )
 
 // rig runs a pool on crashable devices, without Run: jobs are served one by
@@ -26,7 +26,7 @@ type rig struct {
 	region  string
 	boot    int
 	battery bool
-	cache   *cache.Cache
+	warm    bool // the cache of a guest that died is left to the next one
 	// wrap, if set, stands between the pool and device i.
 	wrap func(i int, d hpdi.Device) hpdi.Device
 	// gather, if set, makes the pool's devices out of devs.
@@ -49,6 +49,8 @@ type rig struct {
 const (
 	testLog  = minLog
 	testSize = 256 << 20
+
+	cacheSize = 4 << 20
 )
 
 // few returns how many of n rounds of a test are made. With the race detector, which
@@ -104,11 +106,32 @@ func newBareRig(t testing.TB, devices int, size int64) *rig {
 		r.devs = append(r.devs, blocktest.NewCrashWith(blocktest.CrashOptions{
 			Name: fmt.Sprintf("disk%d", i), Size: size, Seed: uint64(i), Clock: r.clock, Direct: true}))
 	}
-	r.newCache()
 	return r
 }
 
-func (r *rig) newCache() { r.cache = cache.New(make([]byte, 4<<20)) }
+// newCache takes the cache out of the region, if there is one, so that the next guest finds
+// none.
+func (r *rig) newCache() {
+	q, err := region.Open(r.region, false)
+	if err != nil {
+		return
+	}
+	for _, s := range q.Sections(region.SectionCache) {
+		if err := q.RemoveSection(s); err != nil {
+			r.t.Fatal(err)
+		}
+	}
+	if err := q.Close(); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// forget empties the cache of the open pool.
+func (r *rig) forget() {
+	c := r.Pool.cache.Cache
+	c.Close()
+	c.Move(make([]byte, cacheSize))
+}
 
 func (r *rig) devices() []hpdi.Device {
 	if r.gather != nil {
@@ -124,7 +147,7 @@ func (r *rig) devices() []hpdi.Device {
 }
 
 func (r *rig) options() OpenOptions {
-	return OpenOptions{Devices: r.devices(), RegionPath: r.region, Cache: r.cache, Owner: "a", BatteryBacked: r.battery, BootID: fmt.Sprint(r.boot), AcceptLoss: r.acceptLoss, Cleaner: r.cleaning, Scrub: r.scrubbing, Removal: r.removal, Interval: r.interval, Fingerprint: r.fingerprint, IndexBytes: r.indexBytes}
+	return OpenOptions{Devices: r.devices(), RegionPath: r.region, CacheBytes: cacheSize, Owner: "a", BatteryBacked: r.battery, BootID: fmt.Sprint(r.boot), AcceptLoss: r.acceptLoss, Cleaner: r.cleaning, Scrub: r.scrubbing, Removal: r.removal, Interval: r.interval, Fingerprint: r.fingerprint, IndexBytes: r.indexBytes}
 }
 
 // open opens the pool and starts to serve jobs.
@@ -181,7 +204,9 @@ func (r *rig) reopenDevices() {
 // reopen makes the devices of a closed pool ready to be opened again.
 func (r *rig) reopen() {
 	r.reopenDevices()
-	r.newCache()
+	if !r.warm {
+		r.newCache()
+	}
 }
 
 // die leaves the pool as a killed guest would: the host lives, so the region
@@ -206,7 +231,6 @@ func (r *rig) cutPower(mode blocktest.CutMode, seed uint64) {
 	}
 	r.clock = clock
 	r.boot++
-	r.newCache()
 }
 
 // comesBack opens the pool after a death or power cut. Volume "v" must hold what the

@@ -93,10 +93,10 @@ func TestFoldCannotRead(t *testing.T) {
 			sb := r.machine.Superblock()
 			root := map[string]block.Pointer{"map": r.bmap.Trees()[1].Root, "counts": sb.Devices[0].Counts, "catalogue": sb.Catalogue}[of]
 			unreadable(f[0], hpdi.OpRead, root)
-			r.cache.DropPool(0)
+			r.forget()
 			for range 2 {
 				says(t, of, r.Fold(ctx), errMedium, "fold 2", root.Phys.String())
-				r.cache.DropPool(0)
+				r.forget()
 			}
 			if err := write(v, 5*block.Size, pattern(77)); err != nil {
 				t.Error(err)

@@ -147,7 +147,7 @@ func TestFailingFoldsHoldNobodyUp(t *testing.T) {
 		t.Fatal(err)
 	}
 	unreadable(f[0], hpdi.OpRead, r.bmap.Trees()[1].Root)
-	r.cache.DropPool(0)
+	r.forget()
 	for i := range int64(100) {
 		holds[i] = byte(100 + i%100)
 		if err := write(v, i*block.Size, pattern(holds[i])); err != nil {

@@ -13,7 +13,6 @@ import (
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/blockio"
 	"github.com/pollux-storage/pollux/internal/blockmap"
-	"github.com/pollux-storage/pollux/internal/cache"
 	"github.com/pollux-storage/pollux/internal/catalogue"
 	"github.com/pollux-storage/pollux/internal/cp"
 	"github.com/pollux-storage/pollux/internal/dedup"
@@ -44,9 +43,14 @@ type OpenOptions struct {
 	Each func(n int, f func(i int))
 	// RegionPath is where the pool's region is, or will be.
 	RegionPath string
-	Cache      *cache.Cache // shared by all pools of a guest
-	CacheSlot  uint32       // the pool's number in the cache
-	Owner      string       // the guest that takes ownership
+	Owner      string // the guest that takes ownership
+	// CacheBytes is the memory of the pool's cache of clean blocks; DefaultCacheBytes
+	// if 0.
+	CacheBytes int64
+	// CacheTell, if set, is told when a cache that a guest before has left is of no use,
+	// and when one has no place where it would outlive the guest, and why. Neither costs
+	// more than reads from devices.
+	CacheTell func(text string)
 	// AcceptLoss opens a pool whose region is lost or damaged: what was
 	// acknowledged but not flushed is given up.
 	AcceptLoss bool
@@ -134,6 +138,9 @@ func Open(ctx context.Context, o OpenOptions) (*Pool, error) {
 	if o.Interval == 0 {
 		o.Interval = DefaultInterval
 	}
+	if o.CacheBytes == 0 {
+		o.CacheBytes = DefaultCacheBytes
+	}
 	p := &Pool{opts: o, kick: make(chan struct{}, 1), jobs: make(chan job), volumes: map[string]*volume.Volume{}, stopped: make(chan struct{})}
 	p.flash = newFlash(p, o.Flash)
 	op := &opener{Pool: p, o: o, begun: time.Now()}
@@ -161,6 +168,10 @@ func (op *opener) open(ctx context.Context) error {
 	}
 	op.step("flash")
 	op.findRegion()
+	if err := op.openCache(op.region); err != nil {
+		return err
+	}
+	op.step("cache")
 	if err := op.buildLayers(); err != nil {
 		return err
 	}
@@ -182,7 +193,7 @@ func (op *opener) open(ctx context.Context) error {
 
 // buildLayers makes everything that does not need the log.
 func (op *opener) buildLayers() (err error) {
-	if op.reader, err = blockio.New(op.set, op.o.Cache, op.o.CacheSlot); err != nil {
+	if op.reader, err = blockio.New(op.set, op.cache.Cache); err != nil {
 		return err
 	}
 	op.space = space.New()
@@ -313,7 +324,7 @@ func (op *opener) attachLog() (err error) {
 		}
 		// The flushed prefix is what remains.
 		op.machine.LeaveJournal()
-		if err := errors.Join(op.region.Remove(), op.region.Close()); err != nil {
+		if err := errors.Join(op.leaveRegion(), op.region.Remove(), op.region.Close()); err != nil {
 			return err
 		}
 		if err := op.newRegion(); err != nil {
@@ -502,7 +513,11 @@ func (op *opener) start(ctx context.Context) error {
 	}
 	p.flash.serve()
 	p.region.SetState(region.StateServing)
-	return ctx.Err()
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	p.placeCache()
+	return nil
 }
 
 // undo gives back what a failed Open took. The devices stay open.
@@ -514,6 +529,7 @@ func (op *opener) undo() error {
 	if op.set != nil {
 		errs = append(errs, op.set.ReleaseQueues(), op.flash.close())
 	}
+	errs = append(errs, op.cache.close())
 	if op.region != nil {
 		errs = append(errs, op.region.Close())
 	}

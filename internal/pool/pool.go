@@ -34,6 +34,7 @@ type Pool struct {
 
 	set        *devices.Set
 	reader     *blockio.Reader
+	cache      keeper
 	space      *space.Space
 	bmap       *blockmap.Map
 	catalogue  *catalogue.Set
@@ -549,7 +550,7 @@ func (p *Pool) Close(ctx context.Context) error {
 		return err
 	}
 	err := p.settle(ctx)
-	if err == nil {
+	if err = errors.Join(err, p.cache.close()); err == nil {
 		err = p.region.Remove()
 	}
 	if err != nil {
@@ -594,7 +595,7 @@ func (p *Pool) Release(ctx context.Context) error {
 }
 
 func (p *Pool) free() error {
-	errs := []error{p.remover.close(), p.flusher.Close(), p.machine.Close(), p.flushQueue.Close(), p.flash.close(), p.set.Close(), p.reader.Close(), p.region.Close()}
+	errs := []error{p.remover.close(), p.flusher.Close(), p.machine.Close(), p.flushQueue.Close(), p.flash.close(), p.set.Close(), p.reader.Close(), p.cache.close(), p.region.Close()}
 	p.scrub.close()
 	p.space.Close()
 	return errors.Join(errs...)

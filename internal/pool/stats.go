@@ -32,6 +32,7 @@ type Stats struct {
 	Scan      ScanStats
 	Memory    TransferStats
 	Flash     FlashStats
+	Cache     CacheStats
 }
 
 // SharingCounts tell what a pool has shared since it was opened, and what that is worth.
@@ -80,7 +81,7 @@ func (p *Pool) Stats() Stats {
 			Written: m.Blocks, Shared: m.Shared, Zeros: m.Zeros, Unequal: m.Unequal, Saved: u.More * block.Size,
 			IndexBytes: p.index.bytes.Load(), IndexEntries: p.index.entries.Load(), IndexOwn: p.index.own.Load(), IndexKept: p.index.kept.Load(),
 		},
-		Cleaner: p.cleaner.Stats(), Scrub: p.scrub.Stats(), Removal: p.remover.Stats(), Scan: p.scan.Stats(), Memory: p.transfer.Stats(), Flash: p.flash.Stats(),
+		Cleaner: p.cleaner.Stats(), Scrub: p.scrub.Stats(), Removal: p.remover.Stats(), Scan: p.scan.Stats(), Memory: p.transfer.Stats(), Flash: p.flash.Stats(), Cache: p.cache.stats(),
 	}
 	for i := range p.set.Len() {
 		if d := p.set.Device(i); d != nil { // it may be removed just now

@@ -65,9 +65,6 @@ func pagesOf(p *Pool) (pages []block.Pointer, err error) {
 	return pages, nil
 }
 
-// forget empties the cache.
-func (r *rig) forget() { r.cache.DropPool(0) }
-
 // The pages of a small fold all have twins, far from them, where devices keep no copies;
 // where they do, none has.
 func TestEveryPageHasATwin(t *testing.T) {

@@ -57,8 +57,8 @@ func OpenView(o ViewOptions) (*View, error) {
 	v.p.flash = newFlash(v.p, FlashOptions{})
 	op := &opener{Pool: v.p, o: OpenOptions{
 		Devices: o.Devices, RegionPath: o.RegionPath, BootID: o.BootID, BatteryBacked: o.BatteryBacked,
-		Cache: cache.New(mem),
 	}}
+	v.p.cache.Cache = cache.New(mem)
 	if err = op.findDevices(); err == nil {
 		op.set.LookOnly(true)
 		if err = op.openFlash(false); err == nil {

@@ -47,6 +47,8 @@ type SectionKind uint32
 const (
 	SectionLog   SectionKind = 1 // operation log of the pool
 	SectionIndex SectionKind = 2 // index of fingerprints
+	// SectionCache is that of clean blocks.
+	SectionCache SectionKind = 3
 	// SectionRestart is the restart record.
 	SectionRestart SectionKind = 4
 	// SectionJournal is a copy of the metadata journal's records that are not folded.
@@ -62,6 +64,8 @@ func (k SectionKind) String() string {
 		return "operation log"
 	case SectionIndex:
 		return "index of fingerprints"
+	case SectionCache:
+		return "cache"
 	case SectionRestart:
 		return "restart record"
 	case SectionJournal:

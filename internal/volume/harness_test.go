@@ -78,7 +78,7 @@ func newRig(t testing.TB, o options) *rig {
 	t.Cleanup(func() { _ = errors.Join(hpdi.Free(r.buf), hpdi.Free(r.mem)) })
 	r.log, err = oplog.Format(r.mem, oplog.Config{PayloadBytes: payload, Epoch: 1})
 	r.must(err)
-	reader, err := blockio.New(r.set, cache.New(make([]byte, o.cache)), 1)
+	reader, err := blockio.New(r.set, cache.New(make([]byte, o.cache)))
 	r.must(err)
 	t.Cleanup(func() {
 		if err := errors.Join(reader.Close(), r.set.Close()); err != nil {

@@ -19,7 +19,6 @@ import (
 type pool struct {
 	w        *World
 	identity string
-	slot     uint32 // in the guests' caches
 	disks    []*disk
 	copies   int // of each block: so many disks that follow each other are a mirror
 	// candidate are disks that may be part of the pool, or become it: one, or a mirror.

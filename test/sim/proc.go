@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/pollux-storage/pollux/hpdi"
-	"github.com/pollux-storage/pollux/internal/cache"
 	"github.com/pollux-storage/pollux/internal/mirror"
 	"github.com/pollux-storage/pollux/internal/partner"
 	spool "github.com/pollux-storage/pollux/internal/pool"
@@ -29,8 +28,6 @@ type proc struct {
 	name   string
 	inc    uint64
 	m      *partner.Machine
-	cache  *cache.Cache
-	mem    []byte // of the cache
 	ctx    context.Context
 	cancel context.CancelFunc
 	wg     sync.WaitGroup // of everything that product code runs in
@@ -71,13 +68,8 @@ type tenant struct {
 
 func (w *World) spawn(g string) {
 	w.incs(g)
-	mem, err := hpdi.Alloc(cacheBytes)
-	if err != nil {
-		w.violate("memory: %v", err)
-		return
-	}
 	ctx, cancel := context.WithCancel(context.Background())
-	p := &proc{w: w, name: g, inc: w.host.incs[g], mem: mem, cache: cache.New(mem), ctx: ctx, cancel: cancel,
+	p := &proc{w: w, name: g, inc: w.host.incs[g], ctx: ctx, cancel: cancel,
 		tenants: map[string]*tenant{}, watches: map[string]*region.Region{}, alerts: map[string]string{}}
 	p.line.p = p
 	cfg := w.opt.Machine
@@ -230,7 +222,7 @@ func (p *proc) open(a partner.Action) {
 				}
 			}
 			q, err = spool.Open(ctx, spool.OpenOptions{
-				Devices: devs, RegionPath: pl.path, Cache: p.cache, CacheSlot: pl.slot, Owner: p.name,
+				Devices: devs, RegionPath: pl.path, CacheBytes: cacheBytes, Owner: p.name,
 				BatteryBacked: pl.battery, Interval: w.opt.Interval, Cleaner: w.opt.Cleaner, Transfer: spool.TransferOptions{Wait: 20 * time.Millisecond}, BootID: fmt.Sprint("boot", w.boot),
 				Fingerprint: w.fingerprint(),
 			})

@@ -180,20 +180,20 @@ func (w *World) set(s *Script) error {
 			return s.wrong(l, err)
 		}
 	}
-	for i, id := range sortedKeys(pools) {
+	for _, id := range sortedKeys(pools) {
 		p := pools[id]
-		if err := w.makePool(id, uint32(i+1), p.disks, p.copies, p.size, p.journal, p.battery); err != nil {
+		if err := w.makePool(id, p.disks, p.copies, p.size, p.journal, p.battery); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (w *World) makePool(id string, slot uint32, disks, copies int, size, journal int64, battery bool) error {
+func (w *World) makePool(id string, disks, copies int, size, journal int64, battery bool) error {
 	if journal == 0 {
 		journal = 4 << 20
 	}
-	pl := &pool{w: w, identity: id, slot: slot, copies: copies, memory: map[mirror.ID]uint64{}, journal: journal, path: filepath.Join(w.dir, "region-"+id), battery: battery,
+	pl := &pool{w: w, identity: id, copies: copies, memory: map[mirror.ID]uint64{}, journal: journal, path: filepath.Join(w.dir, "region-"+id), battery: battery,
 		volumes: map[string]*volume{}, unsure: map[string]bool{}, pins: map[pinned]bool{}, ids: map[block.VolumeID]*volume{}}
 	var devs []hpdi.Device
 	for i := range disks * copies {
@@ -457,7 +457,6 @@ func (w *World) close() {
 		for _, r := range p.watches {
 			_ = r.Close()
 		}
-		_ = hpdi.Free(p.mem)
 	}
 	for _, pl := range w.pools {
 		pl.unmap()
