@@ -43,7 +43,6 @@ func closeFails(t *testing.T, op hpdi.Op, skip int) (hit bool) {
 	if err := write(v, block.Size, pattern(201)); err != nil {
 		t.Fatal(err)
 	}
-	r.newCache()
 	f[0].Add(blocktest.Rule{Op: op, Skip: skip, Count: 1, Err: errMedium})
 	r.stop()
 	err = r.Pool.Close(ctx)

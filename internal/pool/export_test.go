@@ -144,7 +144,6 @@ func TestExportFails(t *testing.T) {
 				r.die()
 				f := r.faulty()
 				r.mustOpen()
-				r.newCache()
 				r.stop()
 				f[dev].Add(blocktest.Rule{Op: op, Skip: skip, Count: 1, Err: errMedium})
 				err := r.Pool.Export(context.Background())
@@ -230,7 +229,6 @@ func TestAdoptInterrupted(t *testing.T) {
 			r.devs[i] = d.CutTo(clock, blocktest.CutRandom, uint64(n)+uint64(i))
 		}
 		r.clock = clock
-		r.newCache()
 		if !r.unused() {
 			t.Fatalf("after %d operations it seems to be in use", n)
 		}

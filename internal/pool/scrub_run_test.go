@@ -171,7 +171,6 @@ func TestOpenReadsOtherCopies(t *testing.T) {
 				}
 			}
 		}
-		r.newCache()
 		r.mustOpen()
 		level(t, m())
 		if s := m().Status().Copies[victim]; s.Repaired < 1 {

@@ -160,7 +160,6 @@ func TestScrubMendsOneCopy(t *testing.T) {
 		r.shut()
 		r.reopenDevices()
 		r.devs = r.devs[victim:][:1]
-		r.newCache()
 		r.mustOpen()
 		level(t, m())
 		r.shut()

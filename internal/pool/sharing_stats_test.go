@@ -152,7 +152,6 @@ func TestSharingCountsUnequal(t *testing.T) {
 	data := content(1, 100)
 	r.put(r.sharingVolume("v", 16<<20, 8), 0, data)
 	r.fold()
-	r.newCache()
 	r.die()
 	r.mustOpen()
 	if err := r.IndexAll(context.Background()); err != nil {

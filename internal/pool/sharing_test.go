@@ -138,7 +138,6 @@ func TestShare(t *testing.T) {
 			r.fold()
 			r.put(w, 5000, content(3, 2000)) // whatever became free is used
 			r.expect(w, 1000, data)
-			r.newCache()
 			r.die()
 			r.mustOpen()
 			w, _ = r.Volume("w")
@@ -282,7 +281,6 @@ func TestShareBesideFold(t *testing.T) {
 				}
 			}
 		}
-		r.newCache()
 		r.die()
 		r.mustOpen()
 		v, _ = r.Volume("v")

@@ -335,7 +335,6 @@ func TestSurveyUnreadable(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.newCache()
 	r.die()
 	r.mustOpen()
 	root := r.bmap.Trees()[r.idOf("v")].Root
