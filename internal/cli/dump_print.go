@@ -177,7 +177,7 @@ func (d *dumpedRegion) print(s *session) error {
 		if d.Log != nil && x.Offset == d.Log.Offset {
 			continue // it has a line of its own
 		}
-		fmt.Fprintf(s.out, "%s in bytes %d to %d%s\n", x.Kind, x.Offset, x.Offset+x.Length-1, indexFacts(x))
+		fmt.Fprintf(s.out, "%s in bytes %d to %d%s\n", x.Kind, x.Offset, x.Offset+x.Length-1, sectionFacts(x))
 	}
 	if l := d.Log; l != nil {
 		fmt.Fprintf(s.out, "operation log at byte %d: epoch %d, generation %d, %d extents, %d slots, begun after %d, released up to %d, published up to %d\n",
@@ -194,12 +194,14 @@ func (d *dumpedRegion) print(s *session) error {
 	return table(s.out, rows)
 }
 
-// indexFacts shows what a section that is an index says of itself.
-func indexFacts(s dump.Section) string {
+// sectionFacts shows what a section that is an index or a cache says of itself.
+func sectionFacts(s dump.Section) string {
 	x := s.Index
 	switch {
 	case s.Why != "":
 		return ": of no use: " + s.Why
+	case s.Cache != nil:
+		return fmt.Sprintf(" of pool %s, room for %d blocks", s.Cache.Pool, s.Cache.Frames)
 	case x == nil:
 		return ""
 	}

@@ -261,8 +261,12 @@ func TestRegionSections(t *testing.T) {
 	r := newRig(t)
 	x, err := ReadRegion(r.region, all)
 	r.must(err)
-	if len(x.Sections) != 1 || x.Sections[0].Kind != "operation log" || x.Sections[0].Offset != x.Log.Offset {
+	if x.Sections[0].Kind != "operation log" || x.Sections[0].Offset != x.Log.Offset {
 		t.Errorf("%+v", x.Sections)
+	}
+	c := section(t, x, "cache")
+	if f := c.Cache; c.Why != "" || f == nil || f.Pool != x.Log.Pool || f.Shards != 1 || int64(f.Frames*block.Size) > c.Length || int64(f.Frames*block.Size) < c.Length*9/10 {
+		t.Errorf("%+v, %+v", c, f)
 	}
 	r.must(r.held.SetSharing(context.Background(), "v", 8))
 	v, err := r.held.Volume("v")
@@ -272,23 +276,37 @@ func TestRegionSections(t *testing.T) {
 	r.must(r.held.IndexAll(context.Background()))
 	x, err = ReadRegion(r.region, all)
 	r.damaged(x.Found, err, "")
-	if len(x.Sections) != 2 {
-		t.Fatalf("%+v", x.Sections)
-	}
-	s := x.Sections[1]
+	s := section(t, x, "index of fingerprints")
 	if s.Kind != "index of fingerprints" || s.Why != "" || s.Index == nil || s.Index.Entries == 0 || s.Index.Bytes > s.Length ||
 		s.Index.Every != 1 || s.Index.State != "complete" || s.Index.Pool != x.Log.Pool || s.Index.Successor {
 		t.Errorf("%+v, %+v", s, s.Index)
 	}
 	r.die()
-	for _, at := range []int64{70, 128 + 70} {
-		r.flip(r.region, s.Offset+at)
+	for _, at := range []int64{s.Offset + 70, s.Offset + 128 + 70, c.Offset + 70, c.Offset + block.Size + 70} {
+		r.flip(r.region, at)
 	}
 	x, err = ReadRegion(r.region, all)
 	r.damaged(x.Found, err, "")
-	if s := x.Sections[1]; s.Index != nil || !strings.Contains(s.Why, "checksum") {
-		t.Errorf("%+v", s)
+	for _, kind := range []string{"index of fingerprints", "cache"} {
+		if s := section(t, x, kind); s.Index != nil || s.Cache != nil || !strings.Contains(s.Why, "checksum") {
+			t.Errorf("%+v", s)
+		}
 	}
+}
+
+// section returns the section of a kind, of which there is one.
+func section(t *testing.T, x *Region, kind string) Section {
+	t.Helper()
+	var found []Section
+	for _, s := range x.Sections {
+		if s.Kind == kind {
+			found = append(found, s)
+		}
+	}
+	if len(found) != 1 {
+		t.Fatalf("%+v", x.Sections)
+	}
+	return found[0]
 }
 
 func TestRegion(t *testing.T) {

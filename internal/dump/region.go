@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/cache"
 	"github.com/pollux-storage/pollux/internal/dedup"
 	"github.com/pollux-storage/pollux/internal/oplog"
 	"github.com/pollux-storage/pollux/internal/region"
@@ -33,9 +34,10 @@ type Section struct {
 	Kind   string `json:"kind"`
 	Offset int64  `json:"offset"`
 	Length int64  `json:"length"`
-	// Index is what an index of fingerprints says of itself, Why why it says nothing: it is
-	// no damage, but made anew when the pool is opened.
+	// Index and Cache are what an index of fingerprints and a cache say of themselves, Why
+	// why they say nothing: it is no damage, but made anew when the pool is opened.
 	Index *IndexFacts `json:"index,omitempty"`
+	Cache *CacheFacts `json:"cache,omitempty"`
 	Why   string      `json:"why,omitempty"`
 }
 
@@ -48,6 +50,13 @@ type IndexFacts struct {
 	Every      int    `json:"one_block_in"` // of a track that it has an entry for
 	State      string `json:"state"`        // "new", "in a round", "complete"
 	Successor  bool   `json:"successor,omitempty"`
+}
+
+// CacheFacts are what a cache says of itself.
+type CacheFacts struct {
+	Pool   string `json:"pool"`
+	Frames int    `json:"frames"` // that it has room for, in use or not
+	Shards int    `json:"shards"`
 }
 
 // Header is a copy of a region's header.
@@ -131,12 +140,19 @@ func (r *Region) words(in *region.Inspection) {
 func (r *Region) sections(in *region.Inspection) {
 	for _, s := range in.Header().Sections {
 		out := Section{Kind: s.Kind.String(), Offset: s.Offset, Length: s.Length}
-		if s.Kind == region.SectionIndex {
+		switch s.Kind {
+		case region.SectionIndex:
 			head := make([]byte, dedup.FactsBytes)
 			f, err := dedup.ReadFacts(head[:in.Read(s, head)])
 			if out.Why = text(err); err == nil {
 				out.Index = &IndexFacts{Pool: f.Pool.String(), Generation: f.Generation, Bytes: f.Bytes, Entries: f.Entries,
 					Every: f.Every, State: roundState(f.Round), Successor: f.Successor}
+			}
+		case region.SectionCache:
+			head := make([]byte, cache.FactsBytes)
+			f, err := cache.ReadFacts(head[:in.Read(s, head)], s.Length)
+			if out.Why = text(err); err == nil {
+				out.Cache = &CacheFacts{Pool: f.Pool.String(), Frames: f.Frames, Shards: f.Shards}
 			}
 		}
 		r.Sections = append(r.Sections, out)

@@ -58,7 +58,7 @@ func TestMemoryOfLargePools(t *testing.T) {
 func TestMemorySettings(t *testing.T) {
 	cfg := settingsOf(t, "{memory: 1GiB, log: 64MiB, cache: 100MiB}")
 	p, err := PlanMemory(cfg)
-	if err != nil || p.Cache != 100*testMiB || p.Logs < 2*64*testMiB || p.Logs > 2*70*testMiB {
+	if err != nil || p.Cache != 2*100*testMiB || p.PoolCache() != 100*testMiB || p.Regions() < p.Logs+2*p.Index+p.Cache || p.Logs < 2*64*testMiB || p.Logs > 2*70*testMiB {
 		t.Errorf("%+v, %v", p, err)
 	}
 	cfg = settingsOf(t, "{memory: 256MiB, log: 256MiB}")
@@ -72,7 +72,7 @@ func TestMemorySettings(t *testing.T) {
 	}
 	// Without the setting nothing is limited.
 	p, err = PlanMemory(settingsOf(t, "log: 32MiB"))
-	if err != nil || p.Cache != 256*testMiB || p.HeapLimit() != 0 {
+	if err != nil || p.PoolCache() != 256*testMiB || p.HeapLimit() != 0 {
 		t.Errorf("%+v, %v", p, err)
 	}
 }

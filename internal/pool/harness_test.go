@@ -26,7 +26,9 @@ type rig struct {
 	region  string
 	boot    int
 	battery bool
-	warm    bool // the cache of a guest that died is left to the next one
+	// cacheBytes is the cache of the next guest.
+	cacheBytes int64
+	warm       bool // the cache of a guest that died is left to the next one
 	// wrap, if set, stands between the pool and device i.
 	wrap func(i int, d hpdi.Device) hpdi.Device
 	// gather, if set, makes the pool's devices out of devs.
@@ -101,7 +103,7 @@ func newRigWithLog(t testing.TB, devices int, size, log int64) *rig {
 // newBareRig returns a rig whose devices are blank.
 func newBareRig(t testing.TB, devices int, size int64) *rig {
 	t.Helper()
-	r := &rig{t: t, clock: blocktest.NewClock(), region: filepath.Join(t.TempDir(), "region"), boot: 1}
+	r := &rig{t: t, clock: blocktest.NewClock(), region: filepath.Join(t.TempDir(), "region"), boot: 1, cacheBytes: cacheSize}
 	for i := range devices {
 		r.devs = append(r.devs, blocktest.NewCrashWith(blocktest.CrashOptions{
 			Name: fmt.Sprintf("disk%d", i), Size: size, Seed: uint64(i), Clock: r.clock, Direct: true}))
@@ -147,7 +149,7 @@ func (r *rig) devices() []hpdi.Device {
 }
 
 func (r *rig) options() OpenOptions {
-	return OpenOptions{Devices: r.devices(), RegionPath: r.region, CacheBytes: cacheSize, Owner: "a", BatteryBacked: r.battery, BootID: fmt.Sprint(r.boot), AcceptLoss: r.acceptLoss, Cleaner: r.cleaning, Scrub: r.scrubbing, Removal: r.removal, Interval: r.interval, Fingerprint: r.fingerprint, IndexBytes: r.indexBytes}
+	return OpenOptions{Devices: r.devices(), RegionPath: r.region, CacheBytes: r.cacheBytes, Owner: "a", BatteryBacked: r.battery, BootID: fmt.Sprint(r.boot), AcceptLoss: r.acceptLoss, Cleaner: r.cleaning, Scrub: r.scrubbing, Removal: r.removal, Interval: r.interval, Fingerprint: r.fingerprint, IndexBytes: r.indexBytes}
 }
 
 // open opens the pool and starts to serve jobs.

@@ -104,6 +104,7 @@ func TestGuestDeath(t *testing.T) {
 	for seed := range uint64(max(2, few(6))) {
 		rng := rand.New(rand.NewPCG(seed, 1))
 		r := newRig(t, 1+int(seed%2), testSize)
+		r.warm = seed%4 > 1
 		r.mustOpen()
 		v := r.volume("v", 3<<20)
 		m := blocktest.NewModel(seed)
