@@ -67,6 +67,7 @@ var table = []Info{
 	{string(ReadErrorAsZeroes), "a failed read of a device returns zeroes and success", "internal/blockio: Reader.readChunk", integrity},
 	{string(ChecksumUnverified), "what a device returns is not compared with its checksum", "internal/blockio: verify", integrity},
 	{string(StaleCacheFrame), "a cached frame answers for any version of its physical block", "internal/cache: shard.hit", integrity},
+	{string(AdoptedUnproved), "a cached frame that a guest before has left is believed without a look at its checksum", "internal/cache: Cache.build", integrity},
 	{string(SlopMissing), "writes may use the space that folds and deletes need: a full pool stays full", "internal/space: Space.Reserve", accounting},
 	{string(SyncFirstDeviceOnly), "a sync covers only the first device of a pool", "internal/devices: Set.Sync", durability},
 	{string(SingleHeaderCopy), "only one copy of a region's header is kept up to date", "internal/region: Region.storeHeader", recovery},

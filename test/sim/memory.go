@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"bytes"
 	"errors"
 	"io/fs"
 	"os"
@@ -32,9 +33,13 @@ func privatise(r *region.Region) error {
 		if err != nil {
 			continue // it was usurped, and has not mapped that
 		}
+		// Pages that it does not touch would go on showing what others store: tables of
+		// a cache that belong to two.
+		was := bytes.Clone(mem)
 		if err := replace(unsafe.Pointer(unsafe.SliceData(mem)), s.Offset, s.Length); err != nil {
 			return err
 		}
+		copy(mem, was)
 	}
 	return replace(unsafe.Add(unsafe.Pointer(unsafe.SliceData(r.Log())), -int(h.Sections[0].Offset)), 0, h.Fixed())
 }
@@ -78,6 +83,39 @@ func (w *World) scribble(id string) {
 			copy(log[s.Off:], s.Word[:])
 		}
 	})
+}
+
+// blotch leaves a dead guest's cache with parts that it did not write so: a frame of which
+// half is copied, or whatever else memory may come to hold.
+func (w *World) blotch(id string) {
+	pl := w.pools[id]
+	if pl.region == nil || slices.ContainsFunc(pl.acting, func(p *proc) bool { return !p.dead.Load() }) || !w.chance(2) {
+		return
+	}
+	r, err := region.Open(pl.path, false)
+	if err != nil {
+		return // it is being removed
+	}
+	defer func() { _ = r.Close() }()
+	for _, s := range r.Sections(region.SectionCache) {
+		mem, err := r.MapSection(s)
+		if err != nil {
+			return // somebody else's
+		}
+		frames := len(mem) / block.Size * 9 / 10
+		for range 1 + w.rng.IntN(frames) {
+			at := (2 + w.rng.IntN(frames)) * block.Size
+			switch w.rng.IntN(4) {
+			case 0:
+				copy(mem[at:at+block.Size/2], mem[(2+w.rng.IntN(frames))*block.Size:])
+			case 1:
+				mem[w.rng.IntN(len(mem))] ^= 1 << w.rng.IntN(8)
+			default:
+				mem[at+w.rng.IntN(block.Size)] ^= 1 << w.rng.IntN(8)
+			}
+		}
+		w.log("the cache of %s is damaged", id)
+	}
 }
 
 // store changes the log section of a region behind everybody's back.

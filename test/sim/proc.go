@@ -425,6 +425,7 @@ func (w *World) kill(p *proc, why string) {
 		}
 		if t.pool != nil && !t.closed.Load() {
 			w.scribble(id)
+			w.blotch(id)
 		}
 	}
 	p.cancel()
