@@ -292,6 +292,11 @@ func (p Plan) used(m control.MemoryStatus, pools []control.PoolStatus) []control
 			parts[i].Used = max(0, m.Anonymous-counts-own-flash)
 		case partCache:
 			parts[i].Used = cached
+			for _, s := range pools {
+				if s.Cache.Why != "" {
+					parts[i].Why += fmt.Sprintf("; that of %s ends with its guest: %s", s.Name, s.Cache.Why)
+				}
+			}
 		}
 	}
 	return parts

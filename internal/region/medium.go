@@ -67,7 +67,7 @@ func (m Medium) MakeRoom(bytes int64) Medium {
 		return m
 	}
 	note := fmt.Sprintf("%s holds at most %d MiB, and regions may need %d: what finds no room there ends with its guest, "+
-		"as indexes of fingerprints, or is refused, as logs of new pools", m.Path, int64(st.Blocks)*st.Bsize>>20, bytes>>20)
+		"as indexes of fingerprints and caches, or is refused, as logs of new pools", m.Path, int64(st.Blocks)*st.Bsize>>20, bytes>>20)
 	if m.Note != "" {
 		note = m.Note + "; " + note
 	}
