@@ -37,8 +37,8 @@ type Config struct {
 	// Log is the size of each pool's operation log in shared memory. Default
 	// 256 MiB, or an eighth of Memory where that is less.
 	Log Size `yaml:"log" json:"log"`
-	// Cache is the size of each guest's cache of clean blocks. Default 256 MiB;
-	// with Memory it is 0, which stands for what is left of that.
+	// Cache is the size of each pool's cache of clean blocks. Default 256 MiB;
+	// with Memory it is 0, which stands for what is left of that, divided among them.
 	Cache Size `yaml:"cache" json:"cache"`
 	// DedupIndex is the memory of each pool's index of fingerprints, which a guest takes
 	// once a volume of the pool shares blocks. Default 32 MiB, or a 64th of Memory where

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/block/blocktest"
 	"github.com/pollux-storage/pollux/internal/dedup"
@@ -165,8 +167,9 @@ func TestIndexMadeAnew(t *testing.T) {
 			if n := r.dropSections(region.SectionIndex); n != 1 {
 				t.Fatalf("%d sections", n)
 			}
-			if st, err := os.Stat(r.region); err != nil || st.Size() > 20<<20 {
-				t.Fatalf("%d bytes, %v", st.Size(), err)
+			var st unix.Stat_t
+			if err := unix.Stat(r.region, &st); err != nil || st.Blocks*512 > 20<<20 {
+				t.Fatalf("%d bytes, %v", st.Blocks*512, err)
 			}
 		case "other secret":
 			r.fingerprint = func(data []byte) dedup.Fingerprint { return dedup.Secret(12).Fingerprint(data) }
