@@ -33,6 +33,8 @@ type keeper struct {
 	ending atomic.Bool    // nothing more is to be done in the background
 	doing  sync.WaitGroup // what is done there
 
+	section region.Section // that it was adopted in, if it was
+
 	mu    sync.Mutex // guards the rest
 	bytes int64      // its memory
 	own   []byte     // memory that ends with the guest, nil when there is none
@@ -58,8 +60,8 @@ func (op *opener) openCache(r *region.Region) error {
 	return nil
 }
 
-// adoptCache makes the cache that a guest before has left in a region that of the pool, and
-// gives back the memory of all others. It reports whether there is one.
+// adoptCache makes the cache that a guest before has left in a region that of the pool. It
+// reports whether there is one.
 func (op *opener) adoptCache(r *region.Region) bool {
 	k := &op.cache
 	for _, s := range r.Sections(region.SectionCache) {
@@ -68,13 +70,12 @@ func (op *opener) adoptCache(r *region.Region) bool {
 			if err == nil {
 				k.Cache, err = cache.Adopt(cache.Memory{Bytes: mem, Pool: op.label.Pool})
 			}
-			if err == nil {
-				k.bytes = s.Length
+			if err != nil {
+				op.tellCache("the cache of pool %s begins empty: %v", op.label.Name, err)
 				continue
 			}
-			op.tellCache("the cache of pool %s begins empty: %v", op.label.Name, err)
+			k.section, k.bytes = s, s.Length
 		}
-		_ = r.RemoveSection(s) // or the next owner does
 	}
 	return k.Cache != nil
 }
@@ -104,9 +105,11 @@ func (op *opener) leaveRegion() error {
 func (p *Pool) placeCache() {
 	k := &p.cache
 	if !k.Kept() && p.opts.CacheBytes <= readyBytes {
+		p.dropCaches()
 		p.keepCache()
 	}
 	k.doing.Go(func() {
+		p.dropCaches()
 		if !k.Kept() && k.stats().Why == "" && !k.ending.Load() {
 			p.keepCache()
 		}
@@ -114,12 +117,27 @@ func (p *Pool) placeCache() {
 	})
 }
 
+// dropCaches gives back the memory of all caches in the region but that of the pool. Where
+// that has small pages it takes a second for some GiB.
+func (p *Pool) dropCaches() {
+	k := &p.cache
+	for _, s := range p.region.Sections(region.SectionCache) {
+		if s != k.section {
+			_ = p.region.RemoveSection(s) // or the next owner does
+		}
+	}
+}
+
 // keepCache moves the cache to the region, or to memory of this guest where that has no
 // room for it.
 func (p *Pool) keepCache() {
 	k := &p.cache
-	s, mem, err := p.region.AddSection(region.SectionCache, p.opts.CacheBytes)
+	s, mem, err := p.region.AddSectionUnless(region.SectionCache, p.opts.CacheBytes, k.ending.Load)
+	if k.ending.Load() && err != nil {
+		return // the next guest will
+	}
 	if err == nil {
+		k.section = s
 		if err = k.Keep(cache.Memory{Bytes: mem, Pool: p.label.Pool}); err != nil {
 			err = errors.Join(err, p.region.RemoveSection(s))
 		}

@@ -32,5 +32,5 @@
 // A Region's methods may be called concurrently, except Close and Remove,
 // after which no memory of the region may be touched. One lock guards the
 // cached header and the rewriting of the stored one, and is a leaf; changes of
-// the sections have another one, which is held while the host finds memory.
+// the sections have another one, which is not held while the host finds memory.
 package region

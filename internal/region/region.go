@@ -36,6 +36,7 @@ type Region struct {
 
 	changing sync.Mutex       // one change of the sections at a time
 	mapped   map[int64][]byte // sections by offset, guarded by changing
+	coming   []Section        // that have a place and are not in the header yet, guarded by changing
 
 	mu    sync.Mutex
 	hdr   Header      // guarded by mu

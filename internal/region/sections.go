@@ -1,6 +1,7 @@
 package region
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -42,51 +43,115 @@ func (r *Region) Sections(kind SectionKind) []Section {
 // and with memory, and maps it. Where there is no room for it, in memory or in the
 // header, nothing changes; a region that somebody else has taken is block.ErrStale.
 func (r *Region) AddSection(kind SectionKind, length int64) (Section, []byte, error) {
-	s, mem, err := r.addSection(kind, length)
+	return r.AddSectionUnless(kind, length, func() bool { return false })
+}
+
+// AddSectionUnless is AddSection that gives up with block.ErrClosed when stop, which it
+// asks all the time, says so. The host may need seconds to find and clear memory, while
+// other sections may come and go.
+func (r *Region) AddSectionUnless(kind SectionKind, length int64, stop func() bool) (Section, []byte, error) {
+	s, mem, err := r.addSection(kind, length, stop)
 	if err != nil {
 		return Section{}, nil, fmt.Errorf("%s of %d bytes in region %s: %w", kind, length, r.path, err)
 	}
 	return s, mem, nil
 }
 
-func (r *Region) addSection(kind SectionKind, length int64) (Section, []byte, error) {
+func (r *Region) addSection(kind SectionKind, length int64, stop func() bool) (Section, []byte, error) {
 	if length <= 0 || length > maxSize/2 {
 		return Section{}, nil, block.ErrInvalid
 	}
+	s, err := r.reserve(kind, length)
+	if err != nil {
+		return Section{}, nil, err
+	}
+	mem, err := r.provide(s, stop)
 	r.changing.Lock()
 	defer r.changing.Unlock()
-	h, err := r.headerToChange()
-	if err != nil {
-		return Section{}, nil, err
-	}
-	s := Section{Kind: kind, Length: roundUp(length, h.unit())}
-	i := h.place(&s)
-	h.Sections = slices.Insert(slices.Clone(h.Sections), i, s)
-	if h.Size = max(h.Size, s.end()); h.Size > maxSize {
-		return Section{}, nil, fmt.Errorf("a region has at most %d bytes: %w", int64(maxSize), block.ErrInvalid)
-	}
-	// Encoded once before anything is done: a full table changes nothing.
-	if err := h.encode(make([]byte, headerLen)); err != nil {
-		return Section{}, nil, err
-	}
-	mem, err := r.provide(s)
+	r.coming = slices.DeleteFunc(r.coming, func(c Section) bool { return c == s })
 	if err == nil {
-		err = r.replaceHeader(h)
+		r.keep(s, mem)
+		var h Header
+		if h, err = r.headerToChange(); err == nil {
+			h.insert(s)
+			err = r.replaceHeader(h)
+		}
 	}
 	if err != nil {
-		return Section{}, nil, errors.Join(err, r.unmap(s), r.giveBack(s, r.Header().Size))
+		return Section{}, nil, errors.Join(err, r.unmap(s), r.giveBack(s, r.taken(r.Header())))
 	}
 	return s, mem, nil
 }
 
-// provide gives a section that the header does not name yet its memory, and maps it.
-func (r *Region) provide(s Section) ([]byte, error) {
+// reserve finds a place for a section, which is nobody else's until it is in the header or
+// given up.
+func (r *Region) reserve(kind SectionKind, length int64) (Section, error) {
+	r.changing.Lock()
+	defer r.changing.Unlock()
+	h, err := r.headerToChange()
+	if err != nil {
+		return Section{}, err
+	}
+	for _, c := range r.coming {
+		h.insert(c)
+	}
+	s := Section{Kind: kind, Length: roundUp(length, h.unit())}
+	h.place(&s)
+	if h.insert(s); h.Size > maxSize {
+		return Section{}, fmt.Errorf("a region has at most %d bytes: %w", int64(maxSize), block.ErrInvalid)
+	}
+	// Encoded once before anything is done: a full table changes nothing.
+	if err := h.encode(make([]byte, headerLen)); err != nil {
+		return Section{}, err
+	}
+	r.coming = append(r.coming, s)
+	return s, nil
+}
+
+// insert names a section.
+func (h *Header) insert(s Section) {
+	i, _ := slices.BinarySearchFunc(h.Sections, s, func(a, b Section) int { return cmp.Compare(a.Offset, b.Offset) })
+	h.Sections = slices.Insert(slices.Clone(h.Sections), i, s)
+	h.Size = max(h.Size, s.end())
+}
+
+// taken returns the end of what a header names, or somebody is making.
+func (r *Region) taken(h Header) int64 {
+	end := h.Size
+	for _, c := range r.coming {
+		end = max(end, c.end())
+	}
+	return end
+}
+
+// provide gives a section that the header does not name yet its memory, all zero, and maps
+// it.
+func (r *Region) provide(s Section, stop func() bool) ([]byte, error) {
 	// Somebody who died may have left something there.
 	if err := r.punch(s.Offset, s.Length); err != nil {
 		return nil, err
 	}
-	return r.mapSection(s)
+	if err := r.allocate(s); err != nil {
+		return nil, err
+	}
+	mem, err := r.mmapSection(s)
+	if err != nil {
+		return nil, err
+	}
+	for at := int64(0); at < s.Length && err == nil; at += clearAtOnce {
+		if err = populate(mem[at:min(at+clearAtOnce, s.Length)]); err == nil && stop() {
+			err = block.ErrClosed
+		}
+	}
+	if err != nil {
+		return nil, errors.Join(err, unix.Munmap(mem))
+	}
+	return mem, nil
 }
+
+// clearAtOnce is how many bytes are cleared before somebody is asked whether that is to go
+// on. It takes much longer than to allocate them.
+const clearAtOnce = 32 << 20
 
 // MapSection maps a section of the region, once; it need not have all its memory any more,
 // and what it lacks is zero. The mapping is gone after RemoveSection and Close.
@@ -111,26 +176,47 @@ func (r *Region) MapSection(s Section) ([]byte, error) {
 }
 
 // mapSection makes sure that a section has memory, without which touching it would end the
-// process, and maps it.
+// process, and maps it. Memory that is there is not touched: page by page that would take a
+// second for some GiB of small pages.
 func (r *Region) mapSection(s Section) ([]byte, error) {
-	if err := unix.Fallocate(int(r.file.Fd()), 0, s.Offset, s.Length); err != nil {
-		if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.ENOMEM) {
-			return nil, fmt.Errorf("no room for %d bytes of memory: %w", s.Length, err)
+	if hole, err := unix.Seek(int(r.file.Fd()), s.Offset, unix.SEEK_HOLE); err != nil || hole < s.end() {
+		if err := r.allocate(s); err != nil {
+			return nil, err
 		}
-		return nil, fmt.Errorf("allocate %d bytes: %w", s.Length, err)
 	}
+	mem, err := r.mmapSection(s)
+	if err == nil {
+		r.keep(s, mem)
+	}
+	return mem, err
+}
+
+// allocate gives a section memory, where it has none.
+func (r *Region) allocate(s Section) error {
+	err := unix.Fallocate(int(r.file.Fd()), 0, s.Offset, s.Length)
+	switch {
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.ENOMEM):
+		return fmt.Errorf("no room for %d bytes of memory: %w", s.Length, err)
+	case err != nil:
+		return fmt.Errorf("allocate %d bytes: %w", s.Length, err)
+	}
+	return nil
+}
+
+func (r *Region) mmapSection(s Section) ([]byte, error) {
 	mem, err := unix.Mmap(int(r.file.Fd()), s.Offset, int(s.Length), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
 		return nil, fmt.Errorf("map %d bytes: %w", s.Length, err)
 	}
-	if err := populate(mem); err != nil {
-		return nil, errors.Join(err, unix.Munmap(mem))
-	}
+	return mem, nil
+}
+
+// keep remembers what is mapped.
+func (r *Region) keep(s Section, mem []byte) {
 	if r.mapped == nil {
 		r.mapped = map[int64][]byte{}
 	}
 	r.mapped[s.Offset] = mem
-	return mem, nil
 }
 
 // RemoveSection takes an advisory section out, whose mapping nobody uses any more, and
@@ -152,7 +238,7 @@ func (r *Region) RemoveSection(s Section) error {
 		h.Size = h.Sections[len(h.Sections)-1].end()
 	}
 	if err = r.replaceHeader(h); err == nil {
-		err = errors.Join(r.unmap(s), r.giveBack(s, h.Size))
+		err = errors.Join(r.unmap(s), r.giveBack(s, r.taken(h)))
 	}
 	if err != nil {
 		return fmt.Errorf("remove %s from region %s: %w", s.Kind, r.path, err)
@@ -168,6 +254,9 @@ func (r *Region) Tidy() error {
 	h, err := r.headerToChange()
 	if err != nil {
 		return fmt.Errorf("tidy region %s: %w", r.path, err)
+	}
+	for _, c := range r.coming {
+		h.insert(c)
 	}
 	at := h.Fixed()
 	var errs []error
@@ -195,17 +284,15 @@ func (h *Header) unit() int64 {
 	return pageSize
 }
 
-// place gives a section the first offset where it fits, and returns its place in the
-// table.
-func (h *Header) place(s *Section) int {
+// place gives a section the first offset where it fits.
+func (h *Header) place(s *Section) {
 	s.Offset = h.Fixed()
-	for i, next := range h.Sections[1:] {
+	for _, next := range h.Sections[1:] {
 		if s.Offset+s.Length <= next.Offset {
-			return i + 1
+			return
 		}
 		s.Offset = roundUp(next.end(), h.unit())
 	}
-	return len(h.Sections)
 }
 
 // headerToChange returns the header, if the region is still that of who has opened it.

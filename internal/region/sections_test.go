@@ -224,14 +224,14 @@ func TestSectionCrash(t *testing.T) {
 			}
 			h := r.Header()
 			s := Section{Kind: SectionIndex, Length: 3 * pageSize}
-			h.Sections = slices.Insert(slices.Clone(h.Sections), h.place(&s), s)
-			h.Size = max(h.Size, s.end())
+			h.place(&s)
+			h.insert(s)
 			if step == 0 {
 				if err := unix.Fallocate(int(r.file.Fd()), 0, s.Offset, s.Length); err != nil {
 					t.Fatal(err)
 				}
 			} else {
-				mem, err := r.provide(s)
+				mem, err := r.provide(s, func() bool { return false })
 				if err != nil {
 					t.Fatal(err)
 				}
