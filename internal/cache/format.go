@@ -14,7 +14,7 @@ import (
 const KindCache ondisk.Kind = "PLXcache"
 
 const (
-	formatVersion = 1
+	cacheVersion = 1
 	headerLen     = 128
 	headBytes     = 2 * block.Size // the header, and its second copy in a page of its own
 )
@@ -32,12 +32,12 @@ func (h *header) encode(p []byte) {
 	le.PutUint32(p[68:], uint32(h.each))
 	le.PutUint32(p[72:], block.Size)
 	le.PutUint32(p[76:], uint32(unsafe.Sizeof(record{})))
-	ondisk.Seal(p, ondisk.Header{Kind: KindCache, Version: formatVersion, Length: headerLen, Pool: h.pool})
+	ondisk.Seal(p, ondisk.Header{Kind: KindCache, Version: cacheVersion, Length: headerLen, Pool: h.pool})
 }
 
 // decode reads one copy, of a cache in size bytes. What it accepts lies within them.
 func (h *header) decode(p []byte, size int) error {
-	oh, err := ondisk.Open(p, KindCache, formatVersion)
+	oh, err := ondisk.Open(p, KindCache, cacheVersion)
 	if err != nil {
 		return err
 	}

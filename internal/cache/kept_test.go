@@ -384,14 +384,14 @@ func TestAdoptRefuses(t *testing.T) {
 		"too little":       func(m *Memory) { m.Bytes = m.Bytes[:8<<20] },
 		"a page":           func(m *Memory) { m.Bytes = m.Bytes[:block.Size] },
 		"nothing in it":    func(m *Memory) { clear(m.Bytes[:headBytes]) },
-		"another version":  func(m *Memory) { reseal(m.Bytes, formatVersion+1, headerLen) },
-		"another length":   func(m *Memory) { reseal(m.Bytes, formatVersion, headerLen-8) },
-		"odd frames":       func(m *Memory) { m.Bytes[68] |= 1; reseal(m.Bytes, formatVersion, headerLen) },
-		"too many shards":  func(m *Memory) { m.Bytes[64] = 40; reseal(m.Bytes, formatVersion, headerLen) },
-		"no frames":        func(m *Memory) { clear(m.Bytes[68:72]); reseal(m.Bytes, formatVersion, headerLen) },
-		"other frames":     func(m *Memory) { m.Bytes[73] = 32; reseal(m.Bytes, formatVersion, headerLen) },
-		"longer records":   func(m *Memory) { m.Bytes[76]++; reseal(m.Bytes, formatVersion, headerLen) },
-		"frames past them": func(m *Memory) { m.Bytes[70] = 9; reseal(m.Bytes, formatVersion, headerLen) },
+		"another version":  func(m *Memory) { reseal(m.Bytes, cacheVersion+1, headerLen) },
+		"another length":   func(m *Memory) { reseal(m.Bytes, cacheVersion, headerLen-8) },
+		"odd frames":       func(m *Memory) { m.Bytes[68] |= 1; reseal(m.Bytes, cacheVersion, headerLen) },
+		"too many shards":  func(m *Memory) { m.Bytes[64] = 40; reseal(m.Bytes, cacheVersion, headerLen) },
+		"no frames":        func(m *Memory) { clear(m.Bytes[68:72]); reseal(m.Bytes, cacheVersion, headerLen) },
+		"other frames":     func(m *Memory) { m.Bytes[73] = 32; reseal(m.Bytes, cacheVersion, headerLen) },
+		"longer records":   func(m *Memory) { m.Bytes[76]++; reseal(m.Bytes, cacheVersion, headerLen) },
+		"frames past them": func(m *Memory) { m.Bytes[70] = 9; reseal(m.Bytes, cacheVersion, headerLen) },
 	} {
 		other := keptMemory(t, len(m.Bytes))
 		copy(other.Bytes, m.Bytes)
@@ -487,7 +487,7 @@ func FuzzAdopt(f *testing.F) {
 		copy(mem.Bytes, whole.Bytes[:size])
 		copy(mem.Bytes[int(at)%size:], over)
 		if seal {
-			reseal(mem.Bytes, formatVersion, headerLen)
+			reseal(mem.Bytes, cacheVersion, headerLen)
 		}
 		c, err := Adopt(mem)
 		if err != nil {
