@@ -15,8 +15,8 @@ const KindCache ondisk.Kind = "PLXcache"
 
 const (
 	cacheVersion = 1
-	headerLen     = 128
-	headBytes     = 2 * block.Size // the header, and its second copy in a page of its own
+	headerLen    = 128
+	headBytes    = 2 * block.Size // the header, and its second copy in a page of its own
 )
 
 // header is what has to be known to find anything in a cache. It never changes.
