@@ -31,6 +31,7 @@ var layers = [][]layer{
 	{
 		{path: "internal/block", only: none, why: "the vocabulary means the same everywhere because it depends on nothing"},
 		{path: "hpdi", only: none, why: "the device interface is public: a program outside must be able to use all of it, so it exports no internal type"},
+		{path: "internal/nbdproto", only: none, why: "the numbers of a protocol are the same at both ends"},
 		{path: "internal/config", only: none, why: "configuration is plain data; who uses it decides what it means"},
 		{path: "internal/crash", only: none, by: assemblers, why: "what is left of a failure must be kept whatever has failed"},
 		{path: "internal/planted", only: none, why: "a planted fault is a condition in somebody else's code and knows nothing of it"},
@@ -44,7 +45,7 @@ var layers = [][]layer{
 		{path: "internal/control", only: []string{"internal/block", "hpdi"}, why: "clients of the management interface must not pull in the storage they manage"},
 	},
 	{
-		{path: "hpdi/...", only: []string{"hpdi"}, by: assemblers, why: "a driver is public and knows only the interface; nobody but who assembles the program knows a driver"},
+		{path: "hpdi/...", only: []string{"hpdi", "internal/nbdproto"}, by: assemblers, why: "a driver is public and knows only the interface; nobody but who assembles the program knows a driver"},
 		{path: "internal/block/blocktest", only: []string{"hpdi", "internal/block"}, tests: true, why: "faults are injected by tests, never compiled into the program"},
 		{path: "internal/flashmap", only: []string{"hpdi", "internal/block", "internal/ondisk", "internal/planted", "internal/stack"}, why: "the flash layer is a device made of devices; volumes and names reach it only as extents and attributes"},
 		{path: "internal/flashmap/collect", only: []string{"hpdi", "internal/block", "internal/config", "internal/ondisk"}, why: "how a device is used is counted the same whatever is decided by it"},
@@ -81,7 +82,7 @@ var layers = [][]layer{
 		{path: "internal/pool", by: append([]string{"internal/guest"}, assemblers...), why: "the pool assembles storage; below the guest nobody needs more than a part of it"},
 	},
 	{
-		{path: "internal/export/...", only: []string{"internal/block"}, by: assemblers, why: "a protocol serves any block.Volume and must stay testable on one in memory"},
+		{path: "internal/export/...", only: []string{"internal/block", "internal/nbdproto"}, by: assemblers, why: "a protocol serves any block.Volume and must stay testable on one in memory"},
 		{path: "internal/partner", only: []string{"internal/block", "internal/planted"}, by: assemblers, steps: true, why: "the takeover protocol is a pure machine: what it says must follow from what it was told"},
 		{path: "internal/identity", only: []string{"internal/block"}, by: assemblers, why: "addresses and names are moved by who has fenced, and know nothing of what they lead to"},
 	},

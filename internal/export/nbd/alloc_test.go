@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/nbdproto"
 )
 
 // flat is a volume that does nothing but copy, so that what is measured is the
@@ -63,13 +64,13 @@ func (w *flatWrite) Abort()                       { w.f.writes.Put(w) }
 // does so again.
 func rounds(tb testing.TB, nc net.Conn, n, depth int, cmd, flags uint16, size uint32) {
 	one := requestBytes(cmd, flags, 1, 4096, size, nil)
-	back := simpleSize
+	back := nbdproto.SimpleSize
 	switch cmd {
-	case cmdWrite:
+	case nbdproto.CmdWrite:
 		one = append(one, pattern(1, int(size))...)
-	case cmdRead:
-		back = dataChunkSize + int(size)
-	case cmdBlockStatus:
+	case nbdproto.CmdRead:
+		back = nbdproto.DataChunkSize + int(size)
+	case nbdproto.CmdBlockStatus:
 		back = statusBytes(1)
 	}
 	var window []byte
@@ -95,14 +96,14 @@ var loads = []struct {
 	depth      int
 	device     bool
 }{
-	{"read4k", cmdRead, 0, 4096, 16, false},
-	{"write4k", cmdWrite, 0, 4096, 16, false},
-	{"read128k", cmdRead, 0, 128 << 10, 1, false},
-	{"write128k", cmdWrite, 0, 128 << 10, 1, false},
-	{"read4k-device", cmdRead, 0, 4096, 16, true},
-	{"write4k-fulllog", cmdWrite, 0, 4096, 16, true},
-	{"write4k-fua", cmdWrite, cmdFlagFUA, 4096, 16, false},
-	{"status", cmdBlockStatus, 0, 4096, 16, false},
+	{"read4k", nbdproto.CmdRead, 0, 4096, 16, false},
+	{"write4k", nbdproto.CmdWrite, 0, 4096, 16, false},
+	{"read128k", nbdproto.CmdRead, 0, 128 << 10, 1, false},
+	{"write128k", nbdproto.CmdWrite, 0, 128 << 10, 1, false},
+	{"read4k-device", nbdproto.CmdRead, 0, 4096, 16, true},
+	{"write4k-fulllog", nbdproto.CmdWrite, 0, 4096, 16, true},
+	{"write4k-fua", nbdproto.CmdWrite, nbdproto.CmdFlagFUA, 4096, 16, false},
+	{"status", nbdproto.CmdBlockStatus, 0, 4096, 16, false},
 }
 
 func newFlat(device bool) *flat {
@@ -148,7 +149,7 @@ func TestConnectionsUseMemoryAgain(t *testing.T) {
 				t.Fatal(err)
 			}
 			enter(t, nc)
-			rounds(t, nc, 1, 1, cmdRead, 0, 4096)
+			rounds(t, nc, 1, 1, nbdproto.CmdRead, 0, 4096)
 			if err := nc.Close(); err != nil {
 				t.Fatal(err)
 			}
@@ -227,12 +228,12 @@ func BenchmarkRequests(b *testing.B) {
 
 // enter negotiates without looking closely.
 func enter(b testing.TB, nc net.Conn) {
-	say := cat(helloBytes, optionBytes(optStructured, nil),
-		optionBytes(optSetContext, contextData("v", contextAllocation)), optionBytes(optGo, goData("v")))
+	say := cat(helloBytes, optionBytes(nbdproto.OptStructured, nil),
+		optionBytes(nbdproto.OptSetContext, contextData("v", nbdproto.ContextAllocation)), optionBytes(nbdproto.OptGo, goData("v")))
 	if _, err := nc.Write(say); err != nil {
 		b.Fatal(err)
 	}
-	heard := 18 + 20 + (20 + 4 + len(contextAllocation) + 20) + (20 + 12 + 20 + 14 + 20)
+	heard := 18 + 20 + (20 + 4 + len(nbdproto.ContextAllocation) + 20) + (20 + 12 + 20 + 14 + 20)
 	if _, err := io.ReadFull(nc, make([]byte, heard)); err != nil {
 		b.Fatal(err)
 	}

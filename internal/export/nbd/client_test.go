@@ -19,6 +19,7 @@ import (
 
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/export/nbd/nbdtest"
+	"github.com/pollux-storage/pollux/internal/nbdproto"
 )
 
 // exports is the provider of the tests.
@@ -171,10 +172,10 @@ func (c *client) expectCut() {
 func (c *client) hello(flags uint32) *client {
 	c.t.Helper()
 	b := c.read(18)
-	if binary.BigEndian.Uint64(b) != magicServer || binary.BigEndian.Uint64(b[8:]) != magicOption {
+	if binary.BigEndian.Uint64(b) != nbdproto.MagicServer || binary.BigEndian.Uint64(b[8:]) != nbdproto.MagicOption {
 		c.t.Fatalf("greeting % x", b)
 	}
-	if f := binary.BigEndian.Uint16(b[16:]); f != flagFixedNewstyle|flagNoZeroes {
+	if f := binary.BigEndian.Uint16(b[16:]); f != nbdproto.FlagFixedNewstyle|nbdproto.FlagNoZeroes {
 		c.t.Fatalf("handshake flags %#x", f)
 	}
 	c.write(binary.BigEndian.AppendUint32(nil, flags))
@@ -187,7 +188,7 @@ type optReply struct {
 }
 
 func optionBytes(opt uint32, data []byte) []byte {
-	b := binary.BigEndian.AppendUint64(nil, magicOption)
+	b := binary.BigEndian.AppendUint64(nil, nbdproto.MagicOption)
 	b = binary.BigEndian.AppendUint32(b, opt)
 	b = binary.BigEndian.AppendUint32(b, uint32(len(data)))
 	return append(b, data...)
@@ -200,13 +201,13 @@ func (c *client) option(opt uint32, data []byte) []optReply {
 	var replies []optReply
 	for {
 		b := c.read(20)
-		if binary.BigEndian.Uint64(b) != magicOptReply || binary.BigEndian.Uint32(b[8:]) != opt {
+		if binary.BigEndian.Uint64(b) != nbdproto.MagicOptReply || binary.BigEndian.Uint32(b[8:]) != opt {
 			c.t.Fatalf("reply to option %d: % x", opt, b)
 		}
 		r := optReply{kind: binary.BigEndian.Uint32(b[12:])}
 		r.data = c.read(int(binary.BigEndian.Uint32(b[16:])))
 		replies = append(replies, r)
-		if r.kind == repAck || r.kind&(1<<31) != 0 {
+		if r.kind == nbdproto.RepAck || r.kind&(1<<31) != 0 {
 			return replies
 		}
 	}
@@ -245,23 +246,23 @@ func contextData(name string, queries ...string) []byte {
 // enter goes to the transmission phase with everything modern.
 func (c *client) enter(name string) *client {
 	c.t.Helper()
-	c.hello(flagFixedNewstyle | flagNoZeroes)
-	c.expectOption(optStructured, nil, repAck)
+	c.hello(nbdproto.FlagFixedNewstyle | nbdproto.FlagNoZeroes)
+	c.expectOption(nbdproto.OptStructured, nil, nbdproto.RepAck)
 	c.structured = true
-	c.expectOption(optSetContext, contextData(name, contextAllocation), repAck)
+	c.expectOption(nbdproto.OptSetContext, contextData(name, nbdproto.ContextAllocation), nbdproto.RepAck)
 	return c.goTo(name)
 }
 
 // enterSimple goes there without structured replies.
 func (c *client) enterSimple(name string) *client {
 	c.t.Helper()
-	return c.hello(flagFixedNewstyle | flagNoZeroes).goTo(name)
+	return c.hello(nbdproto.FlagFixedNewstyle | nbdproto.FlagNoZeroes).goTo(name)
 }
 
 func (c *client) goTo(name string) *client {
 	c.t.Helper()
-	for _, r := range c.expectOption(optGo, goData(name, infoBlockSize), repAck) {
-		if r.kind == repInfo && binary.BigEndian.Uint16(r.data) == infoExport {
+	for _, r := range c.expectOption(nbdproto.OptGo, goData(name, nbdproto.InfoBlockSize), nbdproto.RepAck) {
+		if r.kind == nbdproto.RepInfo && binary.BigEndian.Uint16(r.data) == nbdproto.InfoExport {
 			c.size, c.flags = binary.BigEndian.Uint64(r.data[2:]), binary.BigEndian.Uint16(r.data[10:])
 		}
 	}
@@ -270,7 +271,7 @@ func (c *client) goTo(name string) *client {
 
 func (c *client) startTLS(cfg *tls.Config) *client {
 	c.t.Helper()
-	c.expectOption(optStartTLS, nil, repAck)
+	c.expectOption(nbdproto.OptStartTLS, nil, nbdproto.RepAck)
 	secure := tls.Client(c.nc, cfg)
 	if err := secure.Handshake(); err != nil {
 		c.t.Fatal(err)
@@ -280,7 +281,7 @@ func (c *client) startTLS(cfg *tls.Config) *client {
 }
 
 func requestBytes(cmd, flags uint16, cookie, off uint64, n uint32, payload []byte) []byte {
-	b := binary.BigEndian.AppendUint32(nil, magicRequest)
+	b := binary.BigEndian.AppendUint32(nil, nbdproto.MagicRequest)
 	b = binary.BigEndian.AppendUint16(b, flags)
 	b = binary.BigEndian.AppendUint16(b, cmd)
 	b = binary.BigEndian.AppendUint64(b, cookie)
@@ -300,7 +301,7 @@ func (c *client) send(cmd, flags uint16, off uint64, n uint32, payload []byte) u
 // reply is a whole reply, however many chunks it came in.
 type reply struct {
 	cookie uint64
-	err    errno
+	err    nbdproto.Errno
 	text   string
 	chunks []uint16
 	holes  int
@@ -315,31 +316,31 @@ func (c *client) receive(off uint64, n uint32, isRead bool) reply {
 	r := reply{off: off}
 	for {
 		magic := binary.BigEndian.Uint32(c.read(4))
-		if magic == magicSimple {
+		if magic == nbdproto.MagicSimple {
 			b := c.read(12)
-			r.err, r.cookie = errno(binary.BigEndian.Uint32(b)), binary.BigEndian.Uint64(b[4:])
+			r.err, r.cookie = nbdproto.Errno(binary.BigEndian.Uint32(b)), binary.BigEndian.Uint64(b[4:])
 			if isRead {
 				if c.structured {
 					c.t.Fatal("simple reply to a read")
 				}
-				if r.err == eOK {
+				if r.err == nbdproto.EOK {
 					r.data = c.read(int(n))
 				}
 			}
 			return r
 		}
-		if magic != magicStructured || !c.structured {
+		if magic != nbdproto.MagicStructured || !c.structured {
 			c.t.Fatalf("reply magic %#x", magic)
 		}
 		b := c.read(16)
 		flags, kind := binary.BigEndian.Uint16(b), binary.BigEndian.Uint16(b[2:])
-		if r.cookie = binary.BigEndian.Uint64(b[4:]); kind == chunkOffsetData || kind == chunkOffsetHole {
+		if r.cookie = binary.BigEndian.Uint64(b[4:]); kind == nbdproto.ChunkOffsetData || kind == nbdproto.ChunkOffsetHole {
 			if r.data == nil {
 				r.data = bytes.Repeat([]byte{0xcc}, int(n))
 			}
 		}
 		r.chunk(c, kind, c.read(int(binary.BigEndian.Uint32(b[12:]))))
-		if flags&chunkDone != 0 {
+		if flags&nbdproto.ChunkDone != 0 {
 			return r
 		}
 	}
@@ -349,24 +350,24 @@ func (r *reply) chunk(c *client, kind uint16, p []byte) {
 	c.t.Helper()
 	r.chunks = append(r.chunks, kind)
 	switch kind {
-	case chunkNone:
-	case chunkOffsetData:
+	case nbdproto.ChunkNone:
+	case nbdproto.ChunkOffsetData:
 		copy(r.data[binary.BigEndian.Uint64(p)-r.off:], p[8:])
-	case chunkOffsetHole:
+	case nbdproto.ChunkOffsetHole:
 		at, n := binary.BigEndian.Uint64(p)-r.off, binary.BigEndian.Uint32(p[8:])
 		clear(r.data[at : at+uint64(n)])
 		r.holes++
-	case chunkError:
-		r.err = errno(binary.BigEndian.Uint32(p))
+	case nbdproto.ChunkError:
+		r.err = nbdproto.Errno(binary.BigEndian.Uint32(p))
 		r.text = string(p[6:])
-	case chunkBlockStatus:
+	case nbdproto.ChunkBlockStatus:
 		if id := binary.BigEndian.Uint32(p); id != contextAllocationID {
 			c.t.Fatalf("context %d", id)
 		}
 		at := int64(r.off)
 		for p = p[4:]; len(p) > 0; p = p[8:] {
 			n := int64(binary.BigEndian.Uint32(p))
-			r.extent = append(r.extent, block.Extent{Offset: at, Length: n, Hole: binary.BigEndian.Uint32(p[4:]) == stateHole|stateZero})
+			r.extent = append(r.extent, block.Extent{Offset: at, Length: n, Hole: binary.BigEndian.Uint32(p[4:]) == nbdproto.StateHole|nbdproto.StateZero})
 			at += n
 		}
 	default:
@@ -378,14 +379,14 @@ func (r *reply) chunk(c *client, kind uint16, p []byte) {
 func (c *client) do(cmd, flags uint16, off uint64, n uint32, payload []byte) reply {
 	c.t.Helper()
 	cookie := c.send(cmd, flags, off, n, payload)
-	r := c.receive(off, n, cmd == cmdRead)
+	r := c.receive(off, n, cmd == nbdproto.CmdRead)
 	if r.cookie != cookie {
 		c.t.Fatalf("reply to %d, want %d", r.cookie, cookie)
 	}
 	return r
 }
 
-func (c *client) expect(want errno, cmd, flags uint16, off uint64, n uint32, payload []byte) reply {
+func (c *client) expect(want nbdproto.Errno, cmd, flags uint16, off uint64, n uint32, payload []byte) reply {
 	c.t.Helper()
 	r := c.do(cmd, flags, off, n, payload)
 	if r.err != want {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/nbdproto"
 )
 
 // Export is a volume as it is offered to clients.
@@ -187,7 +188,7 @@ func (c *Config) Validate() error {
 	check(l.Connections > 0, "Connections must be positive")
 	check(l.Handshake > 0 && l.Payload > 0 && l.Reply > 0, "Handshake, Payload and Reply must be positive times")
 	check(l.Options >= 8, "Options must be at least 8, as many as common clients send")
-	check(l.OptionBytes >= maxStringBytes+64 && l.OptionBytes <= maxOptionBytes, "OptionBytes must be from 4160 to 65536")
+	check(l.OptionBytes >= nbdproto.MaxStringBytes+64 && l.OptionBytes <= maxOptionBytes, "OptionBytes must be from 4160 to 65536")
 	check(l.MetaQueries > 0, "MetaQueries must be positive")
 	check(l.Requests > 0 && l.Requests <= 4096, "Requests must be from 1 to 4096")
 	check(l.Bytes > 0 && l.StagedBytes >= 0, "Bytes must be positive, StagedBytes not negative")

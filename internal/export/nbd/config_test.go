@@ -8,6 +8,7 @@ import (
 
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/export/nbd/nbdtest"
+	"github.com/pollux-storage/pollux/internal/nbdproto"
 )
 
 // TestNoDescriptorLeak counts the descriptors of this process.
@@ -23,7 +24,7 @@ func TestNoDescriptorLeak(t *testing.T) {
 	start := count()
 	for range 50 {
 		c := h.dialUnix().enter("v")
-		c.expect(eOK, cmdFlush, 0, 0, 0, nil)
+		c.expect(nbdproto.EOK, nbdproto.CmdFlush, 0, 0, 0, nil)
 		c.nc.Close()
 	}
 	h.srv.CloseExport(context.Background(), "v")

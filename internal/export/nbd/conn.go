@@ -9,6 +9,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/pollux-storage/pollux/internal/nbdproto"
 )
 
 // ConnInfo describes a connection to people.
@@ -92,7 +94,7 @@ func (c *conn) serve(ctx context.Context) {
 	log = log.With("export", n.export.Name)
 	ses := newSession(*n, c.in, out, c.server.limits, &c.server.staged, log)
 	c.active.Store(&active{session: ses, out: out, tls: h.encrypted})
-	log.Info("nbd: client connected", "tls", h.encrypted, "readonly", n.flags&flagReadOnly != 0)
+	log.Info("nbd: client connected", "tls", h.encrypted, "readonly", n.flags&nbdproto.FlagReadOnly != 0)
 	err = ses.run(ctx, c.kill)
 	if h.encrypted {
 		_ = h.nc.Close() // says goodbye in TLS first

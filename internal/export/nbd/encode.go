@@ -6,28 +6,29 @@ import (
 	"errors"
 
 	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/nbdproto"
 )
 
 // maxMessage is how much of an error's text a client gets.
 const (
 	maxMessage      = 256
-	errorReplyBytes = chunkSize + 6 + maxMessage
+	errorReplyBytes = nbdproto.ChunkSize + 6 + maxMessage
 )
 
 // errNoExtents is a volume that breaks its contract.
 var errNoExtents = errors.New("volume returned no block status")
 
-func putSimple(b []byte, cookie uint64, e errno) int {
-	_ = b[simpleSize-1]
-	binary.BigEndian.PutUint32(b, magicSimple)
+func putSimple(b []byte, cookie uint64, e nbdproto.Errno) int {
+	_ = b[nbdproto.SimpleSize-1]
+	binary.BigEndian.PutUint32(b, nbdproto.MagicSimple)
 	binary.BigEndian.PutUint32(b[4:], uint32(e))
 	binary.BigEndian.PutUint64(b[8:], cookie)
-	return simpleSize
+	return nbdproto.SimpleSize
 }
 
 func putChunk(b []byte, flags, kind uint16, cookie uint64, length int) {
-	_ = b[chunkSize-1]
-	binary.BigEndian.PutUint32(b, magicStructured)
+	_ = b[nbdproto.ChunkSize-1]
+	binary.BigEndian.PutUint32(b, nbdproto.MagicStructured)
 	binary.BigEndian.PutUint16(b[4:], flags)
 	binary.BigEndian.PutUint16(b[6:], kind)
 	binary.BigEndian.PutUint64(b[8:], cookie)
@@ -35,48 +36,48 @@ func putChunk(b []byte, flags, kind uint16, cookie uint64, length int) {
 }
 
 func putData(b []byte, flags uint16, cookie, off uint64, n int) int {
-	putChunk(b, flags, chunkOffsetData, cookie, 8+n)
-	binary.BigEndian.PutUint64(b[chunkSize:], off)
-	return dataChunkSize
+	putChunk(b, flags, nbdproto.ChunkOffsetData, cookie, 8+n)
+	binary.BigEndian.PutUint64(b[nbdproto.ChunkSize:], off)
+	return nbdproto.DataChunkSize
 }
 
 func putHole(b []byte, flags uint16, cookie, off uint64, n int) int {
-	putChunk(b, flags, chunkOffsetHole, cookie, 12)
-	binary.BigEndian.PutUint64(b[chunkSize:], off)
-	binary.BigEndian.PutUint32(b[chunkSize+8:], uint32(n))
-	return holeChunkSize
+	putChunk(b, flags, nbdproto.ChunkOffsetHole, cookie, 12)
+	binary.BigEndian.PutUint64(b[nbdproto.ChunkSize:], off)
+	binary.BigEndian.PutUint32(b[nbdproto.ChunkSize+8:], uint32(n))
+	return nbdproto.HoleChunkSize
 }
 
 // encodeDone writes the reply of a request that succeeded and returns no data.
 // Under structured replies the simple form is allowed for all commands but
 // READ, and shorter.
 func (s *session) encodeDone(b []byte, h *header) int {
-	if h.cmd == cmdRead && s.structured {
-		putChunk(b, chunkDone, chunkNone, h.cookie, 0)
-		return chunkSize
+	if h.cmd == nbdproto.CmdRead && s.structured {
+		putChunk(b, nbdproto.ChunkDone, nbdproto.ChunkNone, h.cookie, 0)
+		return nbdproto.ChunkSize
 	}
-	return putSimple(b, h.cookie, eOK)
+	return putSimple(b, h.cookie, nbdproto.EOK)
 }
 
 // encodeError writes a reply that says e and, where the protocol has room for
 // it, why.
-func (s *session) encodeError(b []byte, h *header, e errno, why string) int {
+func (s *session) encodeError(b []byte, h *header, e nbdproto.Errno, why string) int {
 	if !s.structured {
 		return putSimple(b, h.cookie, e)
 	}
 	why = why[:min(len(why), maxMessage)]
-	putChunk(b, chunkDone, chunkError, h.cookie, 6+len(why))
-	binary.BigEndian.PutUint32(b[chunkSize:], uint32(e))
-	binary.BigEndian.PutUint16(b[chunkSize+4:], uint16(len(why)))
-	return chunkSize + 6 + copy(b[chunkSize+6:], why)
+	putChunk(b, nbdproto.ChunkDone, nbdproto.ChunkError, h.cookie, 6+len(why))
+	binary.BigEndian.PutUint32(b[nbdproto.ChunkSize:], uint32(e))
+	binary.BigEndian.PutUint16(b[nbdproto.ChunkSize+4:], uint16(len(why)))
+	return nbdproto.ChunkSize + 6 + copy(b[nbdproto.ChunkSize+6:], why)
 }
 
 // readHead is how many bytes come before the data in the reply to a read.
 func (s *session) readHead() int {
 	if s.structured {
-		return dataChunkSize
+		return nbdproto.DataChunkSize
 	}
-	return simpleSize
+	return nbdproto.SimpleSize
 }
 
 // Holes in replies: zeroes that fill the request become one hole chunk, and so
@@ -144,22 +145,22 @@ func findRuns(runs []run, data []byte, off uint64) []run {
 // s.readHead() on. It returns the length of the reply.
 func (s *session) encodeRead(b []byte, n int, h *header) int {
 	if !s.structured {
-		return putSimple(b, h.cookie, eOK) + n
+		return putSimple(b, h.cookie, nbdproto.EOK) + n
 	}
-	data := b[dataChunkSize : dataChunkSize+n]
-	if h.flags&cmdFlagDF == 0 {
+	data := b[nbdproto.DataChunkSize : nbdproto.DataChunkSize+n]
+	if h.flags&nbdproto.CmdFlagDF == 0 {
 		if n < 2*holeRun { // no room for data and a run that counts
 			if n < minHole || !isZeroRange(data) {
-				return putData(b, chunkDone, h.cookie, h.off, n) + n
+				return putData(b, nbdproto.ChunkDone, h.cookie, h.off, n) + n
 			}
-			return putHole(b, chunkDone, h.cookie, h.off, n)
+			return putHole(b, nbdproto.ChunkDone, h.cookie, h.off, n)
 		}
 		var space [2*maxHoles + 2]run
 		if runs := findRuns(space[:0], data, h.off); len(runs) > 1 || runs[0].hole {
 			return encodeRuns(b, runs, h)
 		}
 	}
-	return putData(b, chunkDone, h.cookie, h.off, n) + n
+	return putData(b, nbdproto.ChunkDone, h.cookie, h.off, n) + n
 }
 
 // isZeroRange reports whether b is all zero.
@@ -181,27 +182,27 @@ func encodeRuns(b []byte, runs []run, h *header) int {
 	for i, r := range runs {
 		var flags uint16
 		if i == len(runs)-1 {
-			flags = chunkDone
+			flags = nbdproto.ChunkDone
 		}
 		off := h.off + uint64(r.off)
 		if r.hole {
 			out += putHole(b[out:], flags, h.cookie, off, r.n)
 			continue
 		}
-		copy(b[out+dataChunkSize:], b[dataChunkSize+r.off:dataChunkSize+r.off+r.n])
+		copy(b[out+nbdproto.DataChunkSize:], b[nbdproto.DataChunkSize+r.off:nbdproto.DataChunkSize+r.off+r.n])
 		out += putData(b[out:], flags, h.cookie, off, r.n) + r.n
 	}
 	return out
 }
 
 // statusBytes is how long a block status reply with n extents is.
-func statusBytes(n int) int { return chunkSize + 4 + 8*n }
+func statusBytes(n int) int { return nbdproto.ChunkSize + 4 + 8*n }
 
 // encodeStatus writes a block status reply. Neighbours that are alike become
 // one extent.
 func (s *session) encodeStatus(b []byte, h *header, ext []block.Extent) int {
 	const longest = 1<<32 - block.Size // a whole number of blocks
-	at, end := chunkSize+4, h.off+uint64(h.n)
+	at, end := nbdproto.ChunkSize+4, h.off+uint64(h.n)
 	var lastFlags uint32
 	next := h.off
 	for _, e := range ext {
@@ -211,10 +212,10 @@ func (s *session) encodeStatus(b []byte, h *header, ext []block.Extent) int {
 		}
 		var flags uint32
 		if e.Hole {
-			flags = stateHole | stateZero
+			flags = nbdproto.StateHole | nbdproto.StateZero
 		}
 		n := min(stop-next, longest)
-		if at > chunkSize+4 && flags == lastFlags {
+		if at > nbdproto.ChunkSize+4 && flags == lastFlags {
 			if sum := uint64(binary.BigEndian.Uint32(b[at-8:])) + n; sum <= longest {
 				binary.BigEndian.PutUint32(b[at-8:], uint32(sum))
 				next += n
@@ -228,7 +229,7 @@ func (s *session) encodeStatus(b []byte, h *header, ext []block.Extent) int {
 			break
 		}
 	}
-	putChunk(b, chunkDone, chunkBlockStatus, h.cookie, at-chunkSize)
-	binary.BigEndian.PutUint32(b[chunkSize:], contextAllocationID)
+	putChunk(b, nbdproto.ChunkDone, nbdproto.ChunkBlockStatus, h.cookie, at-nbdproto.ChunkSize)
+	binary.BigEndian.PutUint32(b[nbdproto.ChunkSize:], contextAllocationID)
 	return at
 }

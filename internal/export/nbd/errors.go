@@ -4,6 +4,7 @@ import (
 	"errors"
 
 	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/nbdproto"
 )
 
 // Errors that end a connection. They say what the client did.
@@ -21,30 +22,30 @@ var ErrServerClosed = errors.New("nbd: server was shut down")
 // errnoOf maps the error kinds of the volume to the protocol's numbers. This
 // is the only place that does. eShutdown never travels: it makes the caller cut
 // the connection (see the package comment).
-func errnoOf(err error) errno {
+func errnoOf(err error) nbdproto.Errno {
 	switch {
 	case err == nil:
-		return eOK
+		return nbdproto.EOK
 	case errors.Is(err, block.ErrClosed), errors.Is(err, block.ErrStale):
-		return eShutdown
+		return nbdproto.ESHUTDOWN
 	case errors.Is(err, block.ErrNoSpace):
-		return eNoSpace
+		return nbdproto.ENOSPC
 	case errors.Is(err, block.ErrReadOnly):
-		return ePerm
+		return nbdproto.EPERM
 	case errors.Is(err, block.ErrInvalid):
-		return eInval
+		return nbdproto.EINVAL
 	case errors.Is(err, block.ErrUnsupported):
-		return eNotSup
+		return nbdproto.ENOTSUP
 	default: // corrupt data, a device's error, anything not foreseen
-		return eIO
+		return nbdproto.EIO
 	}
 }
 
-// forCommand adjusts the number to what the protocol allows command to answer:
+// forCommand adjusts a number to what the protocol allows command to answer:
 // ENOTSUP belongs to a fast zero alone.
-func (e errno) forCommand(cmd, flags uint16) errno {
-	if e == eNotSup && (cmd != cmdWriteZeroes || flags&cmdFlagFastZero == 0) {
-		return eInval
+func forCommand(e nbdproto.Errno, cmd, flags uint16) nbdproto.Errno {
+	if e == nbdproto.ENOTSUP && (cmd != nbdproto.CmdWriteZeroes || flags&nbdproto.CmdFlagFastZero == 0) {
+		return nbdproto.EINVAL
 	}
 	return e
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/export/nbd/nbdtest"
+	"github.com/pollux-storage/pollux/internal/nbdproto"
 )
 
 // lockedBuffer is a log that connections share.
@@ -46,9 +47,9 @@ func TestFaultsAreLogged(t *testing.T) {
 		h := start(t, Config{Exports: &exports{list: []Export{{Name: "v", Volume: v}}}, Logger: slog.New(slog.NewTextHandler(&log, nil))})
 		c := h.dialUnix().enter("v")
 		for range 100 {
-			c.expect(eIO, cmdRead, 0, 8192, 4096, nil)
+			c.expect(nbdproto.EIO, nbdproto.CmdRead, 0, 8192, 4096, nil)
 		}
-		c.expect(eOK, cmdFlush, 0, 0, 0, nil)
+		c.expect(nbdproto.EOK, nbdproto.CmdFlush, 0, 0, 0, nil)
 		h.stop()
 		text := log.String()
 		if n := strings.Count(text, "request failed"); n != 7 {

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/pollux-storage/pollux/internal/export/nbd/nbdtest"
+	"github.com/pollux-storage/pollux/internal/nbdproto"
 )
 
 // script is a connection whose client says what it was given, in pieces, and
@@ -63,7 +64,7 @@ func (s *script) SetWriteDeadline(time.Time) error { return nil }
 
 func cat(parts ...[]byte) []byte { return bytes.Join(parts, nil) }
 
-var helloBytes = binary.BigEndian.AppendUint32(nil, flagFixedNewstyle|flagNoZeroes)
+var helloBytes = binary.BigEndian.AppendUint32(nil, nbdproto.FlagFixedNewstyle|nbdproto.FlagNoZeroes)
 
 // serveScript runs a connection on what a client said and returns the answers.
 func serveScript(tb testing.TB, v *nbdtest.Volume, in []byte, piece int) []byte {
@@ -85,17 +86,17 @@ func serveScript(tb testing.TB, v *nbdtest.Volume, in []byte, piece int) []byte 
 
 func FuzzHandshake(f *testing.F) {
 	opts := [][]byte{
-		optionBytes(optList, nil),
-		optionBytes(optInfo, goData("v", infoName, infoDescription, infoBlockSize)),
-		optionBytes(optGo, goData("")),
-		optionBytes(optStructured, nil),
-		optionBytes(optSetContext, contextData("v", contextAllocation, "x:y")),
-		optionBytes(optListContext, contextData("v")),
-		optionBytes(optStartTLS, nil),
-		optionBytes(optExportName, []byte("v")),
-		optionBytes(optAbort, nil),
+		optionBytes(nbdproto.OptList, nil),
+		optionBytes(nbdproto.OptInfo, goData("v", nbdproto.InfoName, nbdproto.InfoDescription, nbdproto.InfoBlockSize)),
+		optionBytes(nbdproto.OptGo, goData("")),
+		optionBytes(nbdproto.OptStructured, nil),
+		optionBytes(nbdproto.OptSetContext, contextData("v", nbdproto.ContextAllocation, "x:y")),
+		optionBytes(nbdproto.OptListContext, contextData("v")),
+		optionBytes(nbdproto.OptStartTLS, nil),
+		optionBytes(nbdproto.OptExportName, []byte("v")),
+		optionBytes(nbdproto.OptAbort, nil),
 		optionBytes(4711, []byte("data")),
-		optionBytes(optGo, make([]byte, 20<<10)),
+		optionBytes(nbdproto.OptGo, make([]byte, 20<<10)),
 	}
 	for _, o := range opts {
 		f.Add(cat(helloBytes, o), 1000)
@@ -112,22 +113,22 @@ func FuzzHandshake(f *testing.F) {
 }
 
 func FuzzRequests(f *testing.F) {
-	enter := cat(helloBytes, optionBytes(optStructured, nil),
-		optionBytes(optSetContext, contextData("v", contextAllocation)), optionBytes(optGo, goData("v")))
+	enter := cat(helloBytes, optionBytes(nbdproto.OptStructured, nil),
+		optionBytes(nbdproto.OptSetContext, contextData("v", nbdproto.ContextAllocation)), optionBytes(nbdproto.OptGo, goData("v")))
 	p := pattern(1, 9000)
 	seeds := [][]byte{
-		requestBytes(cmdWrite, cmdFlagFUA, 1, 100, 9000, p),
-		requestBytes(cmdRead, 0, 2, 0, 200000, nil),
-		requestBytes(cmdRead, cmdFlagDF, 2, 50, 20000, nil),
-		requestBytes(cmdWrite, 0, 3, testSize-100, 9000, p),
-		requestBytes(cmdTrim, 0, 4, 0, 8192, nil),
-		requestBytes(cmdWriteZeroes, cmdFlagFastZero|cmdFlagNoHole, 5, 5, 100000, nil),
-		requestBytes(cmdBlockStatus, cmdFlagReqOne, 6, 0, 1<<20, nil),
-		requestBytes(cmdCache, 0, 7, 0, 4096, nil),
-		requestBytes(cmdFlush, 0, 8, 0, 0, nil),
-		requestBytes(cmdWrite, 0, 9, 0, 1<<31, p),
+		requestBytes(nbdproto.CmdWrite, nbdproto.CmdFlagFUA, 1, 100, 9000, p),
+		requestBytes(nbdproto.CmdRead, 0, 2, 0, 200000, nil),
+		requestBytes(nbdproto.CmdRead, nbdproto.CmdFlagDF, 2, 50, 20000, nil),
+		requestBytes(nbdproto.CmdWrite, 0, 3, testSize-100, 9000, p),
+		requestBytes(nbdproto.CmdTrim, 0, 4, 0, 8192, nil),
+		requestBytes(nbdproto.CmdWriteZeroes, nbdproto.CmdFlagFastZero|nbdproto.CmdFlagNoHole, 5, 5, 100000, nil),
+		requestBytes(nbdproto.CmdBlockStatus, nbdproto.CmdFlagReqOne, 6, 0, 1<<20, nil),
+		requestBytes(nbdproto.CmdCache, 0, 7, 0, 4096, nil),
+		requestBytes(nbdproto.CmdFlush, 0, 8, 0, 0, nil),
+		requestBytes(nbdproto.CmdWrite, 0, 9, 0, 1<<31, p),
 		requestBytes(1000, 0xffff, 10, 1<<63, 1<<31, nil),
-		requestBytes(cmdDisc, 0, 0, 0, 0, nil),
+		requestBytes(nbdproto.CmdDisc, 0, 0, 0, 0, nil),
 	}
 	for i, s := range seeds {
 		f.Add(s, 100000, byte(i))
@@ -162,19 +163,19 @@ func FuzzRequests(f *testing.F) {
 // replies; a cut at the end is allowed.
 func checkReplies(b []byte) error {
 	b = b[18:]
-	for len(b) >= 20 && binary.BigEndian.Uint64(b) == magicOptReply {
+	for len(b) >= 20 && binary.BigEndian.Uint64(b) == nbdproto.MagicOptReply {
 		n := 20 + int(binary.BigEndian.Uint32(b[16:]))
 		b = b[min(n, len(b)):]
 	}
 	for len(b) >= 16 {
-		n := simpleSize
+		n := nbdproto.SimpleSize
 		switch binary.BigEndian.Uint32(b) {
-		case magicSimple:
-		case magicStructured:
-			if len(b) < chunkSize {
+		case nbdproto.MagicSimple:
+		case nbdproto.MagicStructured:
+			if len(b) < nbdproto.ChunkSize {
 				return nil
 			}
-			if n = chunkSize + int(binary.BigEndian.Uint32(b[16:])); n > testSize+dataChunkSize {
+			if n = nbdproto.ChunkSize + int(binary.BigEndian.Uint32(b[16:])); n > testSize+nbdproto.DataChunkSize {
 				return errors.New("a chunk is longer than the export")
 			}
 		default:

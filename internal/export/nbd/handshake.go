@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/nbdproto"
 )
 
 // errAborted is the polite end of a negotiation.
@@ -48,9 +49,9 @@ func (h *handshake) run() (*negotiated, error) {
 	deadline := time.Now().Add(h.limits.Handshake)
 	h.in.limit(deadline)
 	_ = h.nc.SetWriteDeadline(deadline)
-	h.put64(magicServer)
-	h.put64(magicOption)
-	h.put16(flagFixedNewstyle | flagNoZeroes)
+	h.put64(nbdproto.MagicServer)
+	h.put64(nbdproto.MagicOption)
+	h.put16(nbdproto.FlagFixedNewstyle | nbdproto.FlagNoZeroes)
 	if err := h.send(); err != nil {
 		return nil, err
 	}
@@ -59,10 +60,10 @@ func (h *handshake) run() (*negotiated, error) {
 		return nil, h.slow(err)
 	}
 	flags := binary.BigEndian.Uint32(b)
-	if flags&^(flagFixedNewstyle|flagNoZeroes) != 0 {
+	if flags&^(nbdproto.FlagFixedNewstyle|nbdproto.FlagNoZeroes) != 0 {
 		return nil, fmt.Errorf("%w: unknown client flags %#x", errProtocol, flags)
 	}
-	h.fixed, h.noZeroes = flags&flagFixedNewstyle != 0, flags&flagNoZeroes != 0
+	h.fixed, h.noZeroes = flags&nbdproto.FlagFixedNewstyle != 0, flags&nbdproto.FlagNoZeroes != 0
 	for range h.limits.Options {
 		if err := h.option(); err != nil {
 			return nil, h.slow(err)
@@ -86,12 +87,12 @@ func (h *handshake) slow(err error) error {
 
 // option receives and answers one option.
 func (h *handshake) option() error {
-	b, err := h.in.take(optHeaderSize)
+	b, err := h.in.take(nbdproto.OptHeaderSize)
 	if err != nil {
 		return err
 	}
-	if m := binary.BigEndian.Uint64(b); m != magicOption {
-		return fmt.Errorf("%w: option starts with %#016x instead of %#016x", errProtocol, m, uint64(magicOption))
+	if m := binary.BigEndian.Uint64(b); m != nbdproto.MagicOption {
+		return fmt.Errorf("%w: option starts with %#016x instead of %#016x", errProtocol, m, uint64(nbdproto.MagicOption))
 	}
 	opt, n := binary.BigEndian.Uint32(b[8:]), int(binary.BigEndian.Uint32(b[12:]))
 	if n > h.limits.OptionBytes {
@@ -101,14 +102,14 @@ func (h *handshake) option() error {
 	if err != nil {
 		return err
 	}
-	if opt == optExportName {
+	if opt == nbdproto.OptExportName {
 		return h.exportName(string(data))
 	}
 	if !h.fixed {
 		return fmt.Errorf("%w: option %d without fixed newstyle", errProtocol, opt)
 	}
-	if opt == optAbort {
-		h.reply(opt, repAck, nil)
+	if opt == nbdproto.OptAbort {
+		h.reply(opt, nbdproto.RepAck, nil)
 		_ = h.send() // the client may be gone, as the protocol lets it
 		return errAborted
 	}
@@ -121,41 +122,41 @@ func (h *handshake) option() error {
 // tooLong skips the data of an option that exceeds the limit, if that is
 // bearable.
 func (h *handshake) tooLong(opt uint32, n int) error {
-	if opt == optExportName || n > maxSkipBytes {
+	if opt == nbdproto.OptExportName || n > maxSkipBytes {
 		return fmt.Errorf("%w: option %d with %d bytes of data", errProtocol, opt, n)
 	}
 	if err := h.in.discard(int64(n)); err != nil {
 		return err
 	}
-	h.refuse(opt, repErrTooBig, fmt.Sprintf("option data is limited to %d bytes", h.limits.OptionBytes))
+	h.refuse(opt, nbdproto.RepErrTooBig, fmt.Sprintf("option data is limited to %d bytes", h.limits.OptionBytes))
 	return h.send()
 }
 
 // answer queues the replies to an option.
 func (h *handshake) answer(opt uint32, data []byte) error {
-	if opt == optStartTLS {
+	if opt == nbdproto.OptStartTLS {
 		return h.startTLS(data)
 	}
 	if h.tlsForced() && !h.encrypted {
-		h.refuse(opt, repErrTLSReqd, "this server requires TLS")
+		h.refuse(opt, nbdproto.RepErrTLSReqd, "this server requires TLS")
 		return nil
 	}
 	switch opt {
-	case optList:
+	case nbdproto.OptList:
 		h.list(data)
-	case optInfo, optGo:
+	case nbdproto.OptInfo, nbdproto.OptGo:
 		h.info(opt, data)
-	case optStructured:
+	case nbdproto.OptStructured:
 		if len(data) != 0 {
-			h.refuse(opt, repErrInvalid, "this option has no data")
+			h.refuse(opt, nbdproto.RepErrInvalid, "this option has no data")
 			return nil
 		}
 		h.structured = true
-		h.reply(opt, repAck, nil)
-	case optListContext, optSetContext:
+		h.reply(opt, nbdproto.RepAck, nil)
+	case nbdproto.OptListContext, nbdproto.OptSetContext:
 		h.context(opt, data)
 	default:
-		h.refuse(opt, repErrUnsup, "unknown option")
+		h.refuse(opt, nbdproto.RepErrUnsup, "unknown option")
 	}
 	return nil
 }
@@ -168,19 +169,19 @@ func (h *handshake) tlsForced() bool {
 func (h *handshake) startTLS(data []byte) error {
 	switch {
 	case h.cfg.TLS.Mode == TLSOff:
-		h.refuse(optStartTLS, repErrPolicy, "TLS is not set up on this server")
+		h.refuse(nbdproto.OptStartTLS, nbdproto.RepErrPolicy, "TLS is not set up on this server")
 		return nil
 	case len(data) != 0:
-		h.refuse(optStartTLS, repErrInvalid, "this option has no data")
+		h.refuse(nbdproto.OptStartTLS, nbdproto.RepErrInvalid, "this option has no data")
 		return nil
 	case h.encrypted:
-		h.refuse(optStartTLS, repErrInvalid, "the connection is encrypted already")
+		h.refuse(nbdproto.OptStartTLS, nbdproto.RepErrInvalid, "the connection is encrypted already")
 		return nil
 	case h.in.buffered() > 0:
 		// Bytes in clear behind STARTTLS would be taken for encrypted ones.
 		return fmt.Errorf("%w: data in clear after STARTTLS", errProtocol)
 	}
-	h.reply(optStartTLS, repAck, nil)
+	h.reply(nbdproto.OptStartTLS, nbdproto.RepAck, nil)
 	if err := h.send(); err != nil {
 		return err
 	}
@@ -224,36 +225,36 @@ func (r *refusal) Error() string { return r.why }
 
 // find looks an export up and settles its transmission flags.
 func (h *handshake) find(name string) (*negotiated, *refusal) {
-	if len(name) > maxStringBytes {
-		return nil, &refusal{repErrTooBig, fmt.Sprintf("export names are limited to %d bytes", maxStringBytes)}
+	if len(name) > nbdproto.MaxStringBytes {
+		return nil, &refusal{nbdproto.RepErrTooBig, fmt.Sprintf("export names are limited to %d bytes", nbdproto.MaxStringBytes)}
 	}
 	h.claim(anyExport)
 	e, err := h.lookup(name)
 	h.claim(e.Name)
 	switch {
 	case errors.Is(err, block.ErrClosed), errors.Is(err, block.ErrStale):
-		return nil, &refusal{repErrShutdown, "export is moving to another guest"}
+		return nil, &refusal{nbdproto.RepErrShutdown, "export is moving to another guest"}
 	case errors.Is(err, block.ErrNotFound):
-		return nil, &refusal{repErrUnknown, "no such export"}
+		return nil, &refusal{nbdproto.RepErrUnknown, "no such export"}
 	case err != nil:
-		return nil, &refusal{repErrUnknown, err.Error()}
+		return nil, &refusal{nbdproto.RepErrUnknown, err.Error()}
 	case e.RequireTLS && !h.encrypted:
-		return nil, &refusal{repErrTLSReqd, "this export requires TLS"}
+		return nil, &refusal{nbdproto.RepErrTLSReqd, "this export requires TLS"}
 	case !e.allows(h.addr):
-		return nil, &refusal{repErrPolicy, fmt.Sprintf("address %v may not use this export", h.addr)}
+		return nil, &refusal{nbdproto.RepErrPolicy, fmt.Sprintf("address %v may not use this export", h.addr)}
 	}
 	n := &negotiated{
 		export: e, size: uint64(e.Volume.Info().Size), structured: h.structured,
-		flags:      flagHasFlags | flagSendFlush | flagSendFUA | flagMultiConn | flagSendCache,
+		flags:      nbdproto.FlagHasFlags | nbdproto.FlagSendFlush | nbdproto.FlagSendFUA | nbdproto.FlagMultiConn | nbdproto.FlagSendCache,
 		allocation: h.contextChosen && h.contextExport == name,
 	}
 	if h.structured {
-		n.flags |= flagSendDF
+		n.flags |= nbdproto.FlagSendDF
 	}
 	if e.readOnly() {
-		n.flags |= flagReadOnly
+		n.flags |= nbdproto.FlagReadOnly
 	} else {
-		n.flags |= flagSendTrim | flagSendZeroes | flagSendFastZero
+		n.flags |= nbdproto.FlagSendTrim | nbdproto.FlagSendZeroes | nbdproto.FlagSendFastZero
 	}
 	return n, nil
 }
@@ -288,7 +289,7 @@ func (h *handshake) put64(v uint64) { h.out.Write(binary.BigEndian.AppendUint64(
 
 // reply queues one reply to an option.
 func (h *handshake) reply(opt, kind uint32, data []byte) {
-	h.put64(magicOptReply)
+	h.put64(nbdproto.MagicOptReply)
 	h.put32(opt)
 	h.put32(kind)
 	h.put32(uint32(len(data)))
@@ -297,5 +298,5 @@ func (h *handshake) reply(opt, kind uint32, data []byte) {
 
 // refuse queues an error reply with a text for people.
 func (h *handshake) refuse(opt, kind uint32, why string) {
-	h.reply(opt, kind, []byte(why[:min(len(why), maxStringBytes)]))
+	h.reply(opt, kind, []byte(why[:min(len(why), nbdproto.MaxStringBytes)]))
 }

@@ -19,6 +19,7 @@ import (
 
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/export/nbd/nbdtest"
+	"github.com/pollux-storage/pollux/internal/nbdproto"
 )
 
 // pipes is a listener in memory, so that tests can have a clock of their own.
@@ -76,13 +77,17 @@ func TestDeadlines(t *testing.T) {
 		act  func(c *client)
 		want time.Duration
 	}{
-		"silent from the start":   {func(c *client) { c.read(18) }, 10 * time.Second},
-		"half an option":          {func(c *client) { c.hello(flagFixedNewstyle).write([]byte("IHAVEO")) }, 10 * time.Second},
-		"takes no greeting":       {func(*client) {}, 10 * time.Second},
-		"half a request":          {func(c *client) { c.enter("v").write(requestBytes(cmdRead, 0, 1, 0, 512, nil)[:20]) }, 20 * time.Second},
-		"half a payload":          {func(c *client) { c.enter("v").write(requestBytes(cmdWrite, 0, 1, 0, 8192, make([]byte, 5000))) }, 20 * time.Second},
-		"half a payload, refused": {func(c *client) { c.enter("v").write(requestBytes(cmdWrite, 0, 1, 1<<40, 8192, make([]byte, 5000))) }, 20 * time.Second},
-		"does not take a reply":   {func(c *client) { c.enter("v").write(requestBytes(cmdRead, 0, 1, 0, 512, nil)) }, 30 * time.Second},
+		"silent from the start": {func(c *client) { c.read(18) }, 10 * time.Second},
+		"half an option":        {func(c *client) { c.hello(nbdproto.FlagFixedNewstyle).write([]byte("IHAVEO")) }, 10 * time.Second},
+		"takes no greeting":     {func(*client) {}, 10 * time.Second},
+		"half a request":        {func(c *client) { c.enter("v").write(requestBytes(nbdproto.CmdRead, 0, 1, 0, 512, nil)[:20]) }, 20 * time.Second},
+		"half a payload": {func(c *client) {
+			c.enter("v").write(requestBytes(nbdproto.CmdWrite, 0, 1, 0, 8192, make([]byte, 5000)))
+		}, 20 * time.Second},
+		"half a payload, refused": {func(c *client) {
+			c.enter("v").write(requestBytes(nbdproto.CmdWrite, 0, 1, 1<<40, 8192, make([]byte, 5000)))
+		}, 20 * time.Second},
+		"does not take a reply": {func(c *client) { c.enter("v").write(requestBytes(nbdproto.CmdRead, 0, 1, 0, 512, nil)) }, 30 * time.Second},
 	}
 	for name, x := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -97,7 +102,7 @@ func TestDeadlines(t *testing.T) {
 				if took := time.Since(begin); took < x.want || took > x.want+2*time.Second {
 					t.Errorf("cut after %v, want %v", took, x.want)
 				}
-				other.expect(eOK, cmdRead, 0, 0, 512, nil)
+				other.expect(nbdproto.EOK, nbdproto.CmdRead, 0, 0, 512, nil)
 				if v.Staged() != 0 || v.Unstable() != 0 {
 					t.Error("half a payload left something behind")
 				}
@@ -112,11 +117,11 @@ func TestIdleIsAllowed(t *testing.T) {
 	inBubble(t, v, Limits{Payload: 20 * time.Second}, func(t *testing.T, s *Server, dial func() *client) {
 		c := dial().enter("v")
 		for range 5 {
-			r := requestBytes(cmdWrite, 0, 7, 0, 8192, pattern(1, 8192))
+			r := requestBytes(nbdproto.CmdWrite, 0, 7, 0, 8192, pattern(1, 8192))
 			c.write(r[:5000])
 			time.Sleep(15 * time.Second)
 			c.write(r[5000:])
-			if r := c.receive(0, 0, false); r.err != eOK {
+			if r := c.receive(0, 0, false); r.err != nbdproto.EOK {
 				t.Fatal(r.err)
 			}
 			time.Sleep(time.Hour)
@@ -131,39 +136,39 @@ func TestHostile(t *testing.T) {
 	}
 	cases := map[string]func(h *harness, c *client){
 		"garbage at once": func(_ *harness, c *client) {
-			c.hello(flagFixedNewstyle).write([]byte(strings.Repeat("GET / HTTP/1.1\r\n", 9)))
+			c.hello(nbdproto.FlagFixedNewstyle).write([]byte(strings.Repeat("GET / HTTP/1.1\r\n", 9)))
 		},
 		"garbage request": func(_ *harness, c *client) { c.enter("v").write(bytes.Repeat([]byte{0xff}, 1000)) },
 		"giant option": func(_ *harness, c *client) {
-			b := binary.BigEndian.AppendUint64(nil, magicOption)
-			c.hello(flagFixedNewstyle).write(binary.BigEndian.AppendUint64(b, uint64(optGo)<<32|0xffffffff))
+			b := binary.BigEndian.AppendUint64(nil, nbdproto.MagicOption)
+			c.hello(nbdproto.FlagFixedNewstyle).write(binary.BigEndian.AppendUint64(b, uint64(nbdproto.OptGo)<<32|0xffffffff))
 		},
 		"giant export name": func(_ *harness, c *client) {
-			b := binary.BigEndian.AppendUint64(nil, magicOption)
-			c.hello(flagFixedNewstyle).write(binary.BigEndian.AppendUint64(b, uint64(optExportName)<<32|20000))
+			b := binary.BigEndian.AppendUint64(nil, nbdproto.MagicOption)
+			c.hello(nbdproto.FlagFixedNewstyle).write(binary.BigEndian.AppendUint64(b, uint64(nbdproto.OptExportName)<<32|20000))
 		},
-		"giant write": func(_ *harness, c *client) { c.enter("v").write(request(cmdWrite, 0, 0, block.MaxIO+1, nil)) },
+		"giant write": func(_ *harness, c *client) { c.enter("v").write(request(nbdproto.CmdWrite, 0, 0, block.MaxIO+1, nil)) },
 		"flood of options": func(_ *harness, c *client) {
-			c.hello(flagFixedNewstyle)
+			c.hello(nbdproto.FlagFixedNewstyle)
 			go io.Copy(io.Discard, c.nc)
 			for {
-				if _, err := c.nc.Write(optionBytes(optList, nil)); err != nil {
+				if _, err := c.nc.Write(optionBytes(nbdproto.OptList, nil)); err != nil {
 					return
 				}
 			}
 		},
 		"leaves in mid payload": func(_ *harness, c *client) {
-			c.enter("v").write(request(cmdWrite, 0, 0, 1<<20, make([]byte, 300000)))
+			c.enter("v").write(request(nbdproto.CmdWrite, 0, 0, 1<<20, make([]byte, 300000)))
 			c.nc.Close()
 		},
 		"leaves in mid request": func(_ *harness, c *client) {
-			c.enter("v").write(request(cmdRead, 0, 0, 512, nil)[:11])
+			c.enter("v").write(request(nbdproto.CmdRead, 0, 0, 512, nil)[:11])
 			c.nc.Close()
 		},
 		"leaves before its replies": func(_ *harness, c *client) {
 			c.enter("v")
 			for range 20 {
-				c.write(request(cmdRead, cmdFlagDF, 0, testSize, nil))
+				c.write(request(nbdproto.CmdRead, nbdproto.CmdFlagDF, 0, testSize, nil))
 			}
 			c.nc.Close()
 		},
@@ -175,7 +180,7 @@ func TestHostile(t *testing.T) {
 				h := serveVolume(t, v, Limits{Options: 10})
 				good := h.dialUnix().enter("v")
 				p := pattern(3, 4096)
-				good.expect(eOK, cmdWrite, 0, 0, 4096, p)
+				good.expect(nbdproto.EOK, nbdproto.CmdWrite, 0, 0, 4096, p)
 				c := h.dialUnix()
 				if network == "tcp" {
 					c = h.dialTCP()
@@ -186,7 +191,7 @@ func TestHostile(t *testing.T) {
 				if _, err := io.Copy(io.Discard, c.nc); errors.Is(err, os.ErrDeadlineExceeded) {
 					t.Error("the server did not cut the client")
 				}
-				if r := good.expect(eOK, cmdRead, 0, 0, 4096, nil); !bytes.Equal(r.data, p) {
+				if r := good.expect(nbdproto.EOK, nbdproto.CmdRead, 0, 0, 4096, nil); !bytes.Equal(r.data, p) {
 					t.Error("the good client reads something else")
 				}
 				h.stop()
@@ -208,17 +213,17 @@ func TestSlowReader(t *testing.T) {
 			const most = 4 << 20
 			h := serveVolume(t, v, Limits{Reply: 300 * time.Millisecond, Bytes: most, Requests: 16})
 			good, slow := h.dialUnix().enter("v"), h.dialTCP().enter("v")
-			good.expect(eOK, cmdWrite, 0, 0, testSize, pattern(1, testSize))
+			good.expect(nbdproto.EOK, nbdproto.CmdWrite, 0, 0, testSize, pattern(1, testSize))
 			go func() {
 				for { // until cut
-					if _, err := slow.nc.Write(requestBytes(cmdRead, 0, 1, 0, testSize/2, nil)); err != nil {
+					if _, err := slow.nc.Write(requestBytes(nbdproto.CmdRead, 0, 1, 0, testSize/2, nil)); err != nil {
 						return
 					}
 				}
 			}()
 			cut := false
 			for !cut { // the good client works all the time
-				good.expect(eOK, cmdRead, 0, 0, 4096, nil)
+				good.expect(nbdproto.EOK, nbdproto.CmdRead, 0, 0, 4096, nil)
 				infos := h.srv.Connections()
 				cut = len(infos) == 1
 				h.srv.mu.Lock()
@@ -248,14 +253,14 @@ func TestPipelineWithoutReading(t *testing.T) {
 	for i := range 60 {
 		off := uint64(i/2) * 256 << 10
 		if i%2 == 0 {
-			c.send(cmdWrite, 0, off, 256<<10, p)
+			c.send(nbdproto.CmdWrite, 0, off, 256<<10, p)
 		} else {
-			c.send(cmdRead, 0, off, 256<<10, nil)
+			c.send(nbdproto.CmdRead, 0, off, 256<<10, nil)
 		}
 	}
 	for i := range 60 {
 		r := c.receive(uint64(i/2)*256<<10, 256<<10, i%2 == 1)
-		if r.err != eOK || r.cookie != uint64(i+1) || i%2 == 1 && !bytes.Equal(r.data, p) {
+		if r.err != nbdproto.EOK || r.cookie != uint64(i+1) || i%2 == 1 && !bytes.Equal(r.data, p) {
 			t.Fatalf("reply %d: cookie %d error %d", i, r.cookie, r.err)
 		}
 	}
@@ -267,20 +272,20 @@ func TestStagedBudget(t *testing.T) {
 	h := serveVolume(t, v, Limits{StagedBytes: 100 << 10})
 	half := func(n int) *client {
 		c := h.dialUnix().enter("v")
-		c.write(requestBytes(cmdWrite, 0, 1, 0, uint32(n), pattern(1, n/2)))
+		c.write(requestBytes(nbdproto.CmdWrite, 0, 1, 0, uint32(n), pattern(1, n/2)))
 		return c
 	}
 	a, b := half(64<<10), half(1<<20)
 	good := h.dialUnix().enter("v")
 	for range 50 {
-		good.expect(eOK, cmdWrite, 0, 1<<20, 4096, pattern(2, 4096))
+		good.expect(nbdproto.EOK, nbdproto.CmdWrite, 0, 1<<20, 4096, pattern(2, 4096))
 	}
 	if n := v.Calls(nbdtest.OpTryStage); n > 51 {
 		t.Errorf("%d writes were staged, the budget allows 51", n)
 	}
 	for c, n := range map[*client]int{a: 64 << 10, b: 1 << 20} {
 		c.write(pattern(1, n)[n/2:])
-		if r := c.receive(0, 0, false); r.err != eOK {
+		if r := c.receive(0, 0, false); r.err != nbdproto.EOK {
 			t.Errorf("write of %d: error %d", n, r.err)
 		}
 	}
@@ -307,17 +312,17 @@ func TestFullLog(t *testing.T) {
 	h := serveVolume(t, v, Limits{})
 	c := h.dialUnix().enter("v")
 	for i := range 10 {
-		c.send(cmdWrite, 0, uint64(i)*4096, 4096, pattern(1, 4096))
+		c.send(nbdproto.CmdWrite, 0, uint64(i)*4096, 4096, pattern(1, 4096))
 	}
-	c.expect(eOK, cmdRead, 0, 0, 4096, nil)
+	c.expect(nbdproto.EOK, nbdproto.CmdRead, 0, 0, 4096, nil)
 	// A client that leaves while its write waits takes it along.
 	gone := h.dialUnix().enter("v")
-	gone.send(cmdWrite, 0, 0, 4096, pattern(1, 4096))
+	gone.send(nbdproto.CmdWrite, 0, 0, 4096, pattern(1, 4096))
 	gone.write([]byte("garbage that makes the server cut it, longer than a request"))
 	gone.expectCut()
 	close(room)
 	for range 10 {
-		if r := c.receive(0, 0, false); r.err != eOK {
+		if r := c.receive(0, 0, false); r.err != nbdproto.EOK {
 			t.Errorf("error %d", r.err)
 		}
 	}
@@ -328,11 +333,11 @@ func TestConnectionLimit(t *testing.T) {
 	a, b := h.dialUnix().enter("v"), h.dialTCP().enter("v")
 	h.dialUnix().expectCut()
 	h.dialTCP().expectCut()
-	a.expect(eOK, cmdFlush, 0, 0, 0, nil)
-	b.send(cmdDisc, 0, 0, 0, nil)
+	a.expect(nbdproto.EOK, nbdproto.CmdFlush, 0, 0, 0, nil)
+	b.send(nbdproto.CmdDisc, 0, 0, 0, nil)
 	b.expectCut()
 	for len(h.srv.Connections()) > 1 {
-		a.expect(eOK, cmdFlush, 0, 0, 0, nil)
+		a.expect(nbdproto.EOK, nbdproto.CmdFlush, 0, 0, 0, nil)
 	}
 	h.dialTCP().enter("v")
 }
@@ -351,7 +356,7 @@ func TestShutdownAnswersWhatIsInFlight(t *testing.T) {
 	h := serveVolume(t, v, Limits{})
 	a, b, young := h.dialUnix().enter("v"), h.dialTCP().enter("v"), h.dialUnix()
 	young.read(18)
-	cookies := map[*client]uint64{a: a.send(cmdFlush, 0, 0, 0, nil), b: b.send(cmdFlush, 0, 0, 0, nil)}
+	cookies := map[*client]uint64{a: a.send(nbdproto.CmdFlush, 0, 0, 0, nil), b: b.send(nbdproto.CmdFlush, 0, 0, 0, nil)}
 	<-begun
 	<-begun
 	done := make(chan error)
@@ -370,7 +375,7 @@ func TestShutdownAnswersWhatIsInFlight(t *testing.T) {
 	// A request that comes now is not answered, and the client asks the next
 	// owner. Only a reader that was just about to look still takes it.
 	const late = 99
-	a.write(requestBytes(cmdFlush, 0, late, 0, 0, nil))
+	a.write(requestBytes(nbdproto.CmdFlush, 0, late, 0, 0, nil))
 	close(finish)
 	for c, cookie := range cookies {
 		b, err := io.ReadAll(c.nc)
@@ -379,8 +384,8 @@ func TestShutdownAnswersWhatIsInFlight(t *testing.T) {
 		}
 		found := 0
 		for ; len(b) >= 16; b = b[16:] {
-			e, got := errno(binary.BigEndian.Uint32(b[4:])), binary.BigEndian.Uint64(b[8:])
-			if e != eOK || got != cookie && (c != a || got != late) {
+			e, got := nbdproto.Errno(binary.BigEndian.Uint32(b[4:])), binary.BigEndian.Uint64(b[8:])
+			if e != nbdproto.EOK || got != cookie && (c != a || got != late) {
 				t.Errorf("error %d cookie %d", e, got)
 			}
 			if got == cookie {
@@ -418,7 +423,7 @@ func TestShutdownCutsAtItsDeadline(t *testing.T) {
 	}
 	h := serveVolume(t, v, Limits{})
 	c := h.dialUnix().enter("v")
-	c.send(cmdFlush, 0, 0, 0, nil)
+	c.send(nbdproto.CmdFlush, 0, 0, 0, nil)
 	<-begun
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
@@ -438,9 +443,9 @@ func TestCloseExport(t *testing.T) {
 		t.Fatal(err)
 	}
 	a.expectCut()
-	b.expect(eOK, cmdRead, 0, 0, 512, nil)
-	b.expect(eOK, cmdRead, 0, 0, 512, nil) // after which the first one is in the books
-	h.dialUnix().hello(flagFixedNewstyle).expectOption(optGo, goData("v"), repErrUnknown)
+	b.expect(nbdproto.EOK, nbdproto.CmdRead, 0, 0, 512, nil)
+	b.expect(nbdproto.EOK, nbdproto.CmdRead, 0, 0, 512, nil) // after which the first one is in the books
+	h.dialUnix().hello(nbdproto.FlagFixedNewstyle).expectOption(nbdproto.OptGo, goData("v"), nbdproto.RepErrUnknown)
 	infos := h.srv.Connections()
 	found := false
 	for _, i := range infos {
@@ -471,7 +476,7 @@ func TestListenerIsHandedOn(t *testing.T) {
 		c := h.dialUnix() // before anybody accepts
 		ended := make(chan error)
 		go func() { ended <- s.Serve(context.Background(), l) }()
-		c.enter("v").expect(eOK, cmdRead, 0, 0, 512, nil)
+		c.enter("v").expect(nbdproto.EOK, nbdproto.CmdRead, 0, 0, 512, nil)
 		if err := s.Shutdown(context.Background()); err != nil {
 			t.Fatal(err)
 		}

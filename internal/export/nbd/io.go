@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/nbdproto"
 )
 
 // readRequest answers a read from memory, or leaves it to a worker.
@@ -55,7 +56,7 @@ func (s *session) readLarge(ctx context.Context, h header) error {
 // writeRequest receives a payload into staged memory and publishes it. e is
 // what is wrong with the request; its payload is consumed all the same, except
 // when the connection ends.
-func (s *session) writeRequest(ctx context.Context, h header, e errno, why string) error {
+func (s *session) writeRequest(ctx context.Context, h header, e nbdproto.Errno, why string) error {
 	n := int64(h.n)
 	if n > block.MaxIO {
 		return fmt.Errorf("%w: a write of %d bytes exceeds the maximum of %d", errProtocol, n, block.MaxIO)
@@ -64,7 +65,7 @@ func (s *session) writeRequest(ctx context.Context, h header, e errno, why strin
 	if n >= largePayload {
 		s.in.ahead = shortAhead
 	}
-	if e != eOK || n == 0 {
+	if e != nbdproto.EOK || n == 0 {
 		return s.refuse(&h, e, why)
 	}
 	missing := n - int64(s.in.buffered())
@@ -78,11 +79,11 @@ func (s *session) writeRequest(ctx context.Context, h header, e errno, why strin
 	w, err := s.vol.TryStage(int64(h.off), int(n))
 	switch {
 	case err != nil:
-		if e = errnoOf(err); e == eShutdown {
+		if e = errnoOf(err); e == nbdproto.ESHUTDOWN {
 			return errHandover
 		}
 		s.fault(&h, e, err)
-		return s.refuse(&h, e.forCommand(h.cmd, h.flags), err.Error())
+		return s.refuse(&h, forCommand(e, h.cmd, h.flags), err.Error())
 	case w == nil:
 		return s.writeAside(ctx, h)
 	}
@@ -99,7 +100,7 @@ func (s *session) publish(ctx context.Context, h header, w block.Write) error {
 	switch {
 	case err != nil:
 		return s.failed(&h, err)
-	case ok && h.flags&cmdFlagFUA == 0:
+	case ok && h.flags&nbdproto.CmdFlagFUA == 0:
 		return s.succeed(&h)
 	}
 	r := getRequest()
@@ -139,14 +140,14 @@ func (s *session) writeAside(ctx context.Context, h header) error {
 
 // refuse consumes the payload of a write and answers it; eOK is the answer to
 // an empty write.
-func (s *session) refuse(h *header, e errno, why string) error {
+func (s *session) refuse(h *header, e nbdproto.Errno, why string) error {
 	if s.in.buffered() < int(h.n) {
 		s.flush() // answered requests do not wait for this payload
 	}
 	if err := s.in.discard(int64(h.n)); err != nil {
 		return err
 	}
-	if e == eOK {
+	if e == nbdproto.EOK {
 		return s.succeed(h)
 	}
 	return s.fail(h, e, why)
@@ -223,20 +224,20 @@ func (s *session) flush() {
 // succeed, fail and failed answer a request from the reader. An error of
 // theirs ends the connection.
 func (s *session) succeed(h *header) error {
-	s.batched(s.encodeDone(s.reserve(chunkSize), h))
+	s.batched(s.encodeDone(s.reserve(nbdproto.ChunkSize), h))
 	return nil
 }
 
-func (s *session) fail(h *header, e errno, why string) error {
+func (s *session) fail(h *header, e nbdproto.Errno, why string) error {
 	s.batched(s.encodeError(s.reserve(errorReplyBytes), h, e, why))
 	return nil
 }
 
 func (s *session) failed(h *header, err error) error {
 	e := errnoOf(err)
-	if e == eShutdown {
+	if e == nbdproto.ESHUTDOWN {
 		return errHandover
 	}
 	s.fault(h, e, err)
-	return s.fail(h, e.forCommand(h.cmd, h.flags), err.Error())
+	return s.fail(h, forCommand(e, h.cmd, h.flags), err.Error())
 }

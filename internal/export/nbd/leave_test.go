@@ -13,6 +13,7 @@ import (
 
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/export/nbd/nbdtest"
+	"github.com/pollux-storage/pollux/internal/nbdproto"
 )
 
 // A client that goes while its connection waits for room leaves nothing behind,
@@ -26,9 +27,9 @@ func TestClientGoesWhileWaiting(t *testing.T) {
 			return nil
 		}
 	}
-	read := requestBytes(cmdRead, 0, 2, 0, 4096, nil)
-	write := requestBytes(cmdWrite, 0, 2, 0, 4096, pattern(1, 4096))
-	fua := requestBytes(cmdWrite, cmdFlagFUA, 2, 0, 4096, pattern(1, 4096))
+	read := requestBytes(nbdproto.CmdRead, 0, 2, 0, 4096, nil)
+	write := requestBytes(nbdproto.CmdWrite, 0, 2, 0, 4096, pattern(1, 4096))
+	fua := requestBytes(nbdproto.CmdWrite, nbdproto.CmdFlagFUA, 2, 0, 4096, pattern(1, 4096))
 	for name, x := range map[string]struct {
 		hook    func(context.Context, nbdtest.Op, int64, int64) error
 		request []byte
@@ -44,7 +45,7 @@ func TestClientGoesWhileWaiting(t *testing.T) {
 			v.Hook = x.hook
 			inBubble(t, v, Limits{Requests: 1}, func(t *testing.T, s *Server, dial func() *client) {
 				c := dial().enter("v")
-				c.write(requestBytes(cmdRead, 0, 1, 0, 4096, nil)) // its reply is not taken
+				c.write(requestBytes(nbdproto.CmdRead, 0, 1, 0, 4096, nil)) // its reply is not taken
 				synctest.Wait()
 				go func() { _, _ = c.nc.Write(x.request) }()
 				synctest.Wait()
@@ -60,7 +61,7 @@ func TestClientGoesWhileWaiting(t *testing.T) {
 					t.Errorf("written: %v", got)
 				}
 				other := dial().enter("v")
-				other.expect(eOK, cmdRead, 0, 0, 512, nil)
+				other.expect(nbdproto.EOK, nbdproto.CmdRead, 0, 0, 512, nil)
 			})
 		})
 	}
@@ -73,12 +74,12 @@ func TestAnswersThatNobodyTakes(t *testing.T) {
 	v := nbdtest.New("v", testSize)
 	h := serveVolume(t, v, Limits{Bytes: limit})
 	c := h.dialUnix().enter("v")
-	c.expect(eOK, cmdWrite, 0, 0, 4096, pattern(1, 4096)) // or the answers are short
+	c.expect(nbdproto.EOK, nbdproto.CmdWrite, 0, 0, 4096, pattern(1, 4096)) // or the answers are short
 	sent := make(chan error, 1)
 	go func() {
 		var err error
 		for i := uint64(1); i <= n && err == nil; i++ {
-			_, err = c.nc.Write(requestBytes(cmdRead, 0, i, 0, 4096, nil))
+			_, err = c.nc.Write(requestBytes(nbdproto.CmdRead, 0, i, 0, 4096, nil))
 		}
 		sent <- err
 	}()
@@ -96,7 +97,7 @@ func TestAnswersThatNobodyTakes(t *testing.T) {
 		}
 	}
 	for i := uint64(1); i <= n; i++ {
-		if r := c.receive(0, 4096, true); r.err != eOK || r.cookie != i || len(r.data) != 4096 {
+		if r := c.receive(0, 4096, true); r.err != nbdproto.EOK || r.cookie != i || len(r.data) != 4096 {
 			t.Fatalf("reply %d is %d, error %d, %d bytes", i, r.cookie, r.err, len(r.data))
 		}
 	}
@@ -128,16 +129,16 @@ func TestEachRequestHasItsTime(t *testing.T) {
 	inBubble(t, nbdtest.New("v", testSize), Limits{Payload: 20 * time.Second}, func(t *testing.T, s *Server, dial func() *client) {
 		c := dial().enter("v")
 		for range 3 {
-			r := requestBytes(cmdWrite, 0, 7, 0, 8192, pattern(1, 8192))
+			r := requestBytes(nbdproto.CmdWrite, 0, 7, 0, 8192, pattern(1, 8192))
 			c.write(r[:5000])
 			time.Sleep(15 * time.Second)
 			c.write(r[5000:])
-			if r := c.receive(0, 0, false); r.err != eOK {
+			if r := c.receive(0, 0, false); r.err != nbdproto.EOK {
 				t.Fatal(r.err)
 			}
 		}
 		begin := time.Now()
-		c.write(requestBytes(cmdRead, 0, 8, 0, 512, nil)[:20])
+		c.write(requestBytes(nbdproto.CmdRead, 0, 8, 0, 512, nil)[:20])
 		c.nc.SetReadDeadline(time.Time{})
 		c.expectCut()
 		if took := time.Since(begin); took != 20*time.Second {
@@ -163,8 +164,8 @@ func (l *slowLookup) Lookup(name string) (Export, error) {
 func TestShutdownDuringNegotiation(t *testing.T) {
 	l := &slowLookup{exports{list: []Export{{Name: "v", Volume: nbdtest.New("v", testSize)}}}, make(chan struct{}), make(chan struct{})}
 	h := start(t, Config{Exports: l})
-	c := h.dialUnix().hello(flagFixedNewstyle | flagNoZeroes)
-	c.write(optionBytes(optGo, goData("v")))
+	c := h.dialUnix().hello(nbdproto.FlagFixedNewstyle | nbdproto.FlagNoZeroes)
+	c.write(optionBytes(nbdproto.OptGo, goData("v")))
 	<-l.asked
 	down := make(chan error, 1)
 	go func() { down <- h.srv.Shutdown(context.Background()) }()
@@ -179,7 +180,7 @@ func TestShutdownDuringNegotiation(t *testing.T) {
 	if err := <-down; err != nil {
 		t.Error(err)
 	}
-	if b, err := io.ReadAll(c.nc); err != nil || binary.BigEndian.Uint32(b[len(b)-8:]) != repAck {
+	if b, err := io.ReadAll(c.nc); err != nil || binary.BigEndian.Uint32(b[len(b)-8:]) != nbdproto.RepAck {
 		t.Errorf("the last the client hears is % x, %v", b, err)
 	}
 }
@@ -202,7 +203,7 @@ func TestClientDiesInPayload(t *testing.T) {
 			}
 			h := serveVolume(t, v, Limits{})
 			c := h.dialTCP().enter("v")
-			c.write(requestBytes(cmdWrite, 0, 1, 0, 1<<20, pattern(1, 300<<10)))
+			c.write(requestBytes(nbdproto.CmdWrite, 0, 1, 0, 1<<20, pattern(1, 300<<10)))
 			<-begun
 			if reset {
 				if err := c.nc.(*net.TCPConn).SetLinger(0); err != nil {
@@ -211,7 +212,7 @@ func TestClientDiesInPayload(t *testing.T) {
 			}
 			c.nc.Close()
 			other := h.dialTCP().enter("v")
-			other.expect(eOK, cmdRead, 0, 0, 512, nil)
+			other.expect(nbdproto.EOK, nbdproto.CmdRead, 0, 0, 512, nil)
 			other.nc.Close()
 			for len(h.srv.Connections()) > 0 {
 				runtime.Gosched()
@@ -233,9 +234,9 @@ func TestTryCommitFails(t *testing.T) {
 		return nil
 	}
 	c := serveVolume(t, v, Limits{}).dialUnix().enter("v")
-	c.expect(eNoSpace, cmdWrite, 0, 0, 4096, pattern(1, 4096))
+	c.expect(nbdproto.ENOSPC, nbdproto.CmdWrite, 0, 0, 4096, pattern(1, 4096))
 	if v.Staged() != 0 || v.Bytes(0, 1)[0] != 0 {
 		t.Error("the write left something behind")
 	}
-	c.expect(eOK, cmdRead, 0, 0, 4096, nil)
+	c.expect(nbdproto.EOK, nbdproto.CmdRead, 0, 0, 4096, nil)
 }

@@ -7,6 +7,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/nbdproto"
 )
 
 // cursor takes the data of an option apart. After a field that is not there,
@@ -49,7 +50,7 @@ func (c *cursor) whole() bool { return !c.bad && len(c.rest) == 0 }
 // list answers LIST with the exports that this client may know of.
 func (h *handshake) list(data []byte) {
 	if len(data) != 0 {
-		h.refuse(optList, repErrInvalid, "this option has no data")
+		h.refuse(nbdproto.OptList, nbdproto.RepErrInvalid, "this option has no data")
 		return
 	}
 	for _, e := range h.cfg.Exports.List() {
@@ -58,9 +59,9 @@ func (h *handshake) list(data []byte) {
 		}
 		d := binary.BigEndian.AppendUint32(nil, uint32(len(e.Name)))
 		d = append(append(d, e.Name...), e.Description...)
-		h.reply(optList, repServer, d)
+		h.reply(nbdproto.OptList, nbdproto.RepServer, d)
 	}
-	h.reply(optList, repAck, nil)
+	h.reply(nbdproto.OptList, nbdproto.RepAck, nil)
 }
 
 // info answers INFO and GO.
@@ -72,9 +73,9 @@ func (h *handshake) info(opt uint32, data []byte) {
 	for range count {
 		switch kind := c.u16(); {
 		case c.bad:
-		case kind == infoName:
+		case kind == nbdproto.InfoName:
 			wantName = true
-		case kind == infoDescription:
+		case kind == nbdproto.InfoDescription:
 			wantDescription = true
 		}
 		if c.bad {
@@ -82,7 +83,7 @@ func (h *handshake) info(opt uint32, data []byte) {
 		}
 	}
 	if !c.whole() || !utf8.ValidString(name) {
-		h.refuse(opt, repErrInvalid, "the option's lengths do not add up, or the name is not UTF-8")
+		h.refuse(opt, nbdproto.RepErrInvalid, "the option's lengths do not add up, or the name is not UTF-8")
 		return
 	}
 	n, refusal := h.find(name)
@@ -90,59 +91,59 @@ func (h *handshake) info(opt uint32, data []byte) {
 		h.refuse(opt, refusal.reply, refusal.why)
 		return
 	}
-	d := binary.BigEndian.AppendUint16(nil, infoExport)
+	d := binary.BigEndian.AppendUint16(nil, nbdproto.InfoExport)
 	d = binary.BigEndian.AppendUint64(d, n.size)
-	h.reply(opt, repInfo, binary.BigEndian.AppendUint16(d, n.flags))
+	h.reply(opt, nbdproto.RepInfo, binary.BigEndian.AppendUint16(d, n.flags))
 	if wantName {
-		h.infoString(opt, infoName, n.export.Name)
+		h.infoString(opt, nbdproto.InfoName, n.export.Name)
 	}
 	if wantDescription && n.export.Description != "" {
-		h.infoString(opt, infoDescription, n.export.Description)
+		h.infoString(opt, nbdproto.InfoDescription, n.export.Description)
 	}
-	d = binary.BigEndian.AppendUint16(nil, infoBlockSize)
+	d = binary.BigEndian.AppendUint16(nil, nbdproto.InfoBlockSize)
 	d = binary.BigEndian.AppendUint32(d, minBlock)
 	d = binary.BigEndian.AppendUint32(d, preferredBlock)
-	h.reply(opt, repInfo, binary.BigEndian.AppendUint32(d, block.MaxIO))
-	h.reply(opt, repAck, nil)
-	if opt == optGo {
+	h.reply(opt, nbdproto.RepInfo, binary.BigEndian.AppendUint32(d, block.MaxIO))
+	h.reply(opt, nbdproto.RepAck, nil)
+	if opt == nbdproto.OptGo {
 		h.enterRequested = n
 	}
 }
 
 func (h *handshake) infoString(opt uint32, kind uint16, s string) {
-	h.reply(opt, repInfo, append(binary.BigEndian.AppendUint16(nil, kind), s...))
+	h.reply(opt, nbdproto.RepInfo, append(binary.BigEndian.AppendUint16(nil, kind), s...))
 }
 
 // context answers LIST_META_CONTEXT and SET_META_CONTEXT.
 func (h *handshake) context(opt uint32, data []byte) {
-	if opt == optSetContext {
+	if opt == nbdproto.OptSetContext {
 		h.contextChosen, h.contextExport = false, "" // even when this one fails
 	}
 	if !h.structured {
-		h.refuse(opt, repErrInvalid, "metadata contexts need structured replies first")
+		h.refuse(opt, nbdproto.RepErrInvalid, "metadata contexts need structured replies first")
 		return
 	}
 	c := cursor{rest: data}
 	name := c.str()
 	count := c.u32()
 	if int64(count) > int64(h.limits.MetaQueries) {
-		h.refuse(opt, repErrTooBig, fmt.Sprintf("at most %d queries are allowed", h.limits.MetaQueries))
+		h.refuse(opt, nbdproto.RepErrTooBig, fmt.Sprintf("at most %d queries are allowed", h.limits.MetaQueries))
 		return
 	}
-	match := count == 0 && opt == optListContext
+	match := count == 0 && opt == nbdproto.OptListContext
 	for range count {
 		switch q := c.str(); {
-		case q == contextAllocation:
+		case q == nbdproto.ContextAllocation:
 			match = true
-		case q == "base:" && opt == optListContext:
+		case q == "base:" && opt == nbdproto.OptListContext:
 			match = true
 		case !c.bad && !strings.Contains(q, ":"):
-			h.refuse(opt, repErrInvalid, "a query needs a namespace and a colon")
+			h.refuse(opt, nbdproto.RepErrInvalid, "a query needs a namespace and a colon")
 			return
 		}
 	}
 	if !c.whole() || !utf8.ValidString(name) {
-		h.refuse(opt, repErrInvalid, "the option's lengths do not add up, or the name is not UTF-8")
+		h.refuse(opt, nbdproto.RepErrInvalid, "the option's lengths do not add up, or the name is not UTF-8")
 		return
 	}
 	if _, refusal := h.find(name); refusal != nil {
@@ -151,10 +152,10 @@ func (h *handshake) context(opt uint32, data []byte) {
 	}
 	if match {
 		id := uint32(0) // LIST reserves the number
-		if opt == optSetContext {
+		if opt == nbdproto.OptSetContext {
 			id, h.contextChosen, h.contextExport = contextAllocationID, true, name
 		}
-		h.reply(opt, repMetaContext, append(binary.BigEndian.AppendUint32(nil, id), contextAllocation...))
+		h.reply(opt, nbdproto.RepMetaContext, append(binary.BigEndian.AppendUint32(nil, id), nbdproto.ContextAllocation...))
 	}
-	h.reply(opt, repAck, nil)
+	h.reply(opt, nbdproto.RepAck, nil)
 }

@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/pollux-storage/pollux/internal/export/nbd/nbdtest"
+	"github.com/pollux-storage/pollux/internal/nbdproto"
 )
 
 // program finds a client, or skips the test; with POLLUX_REQUIRE_CLIENTS=1 a
@@ -106,7 +107,7 @@ func TestNbdinfo(t *testing.T) {
 	v := nbdtest.New("v", 8<<20)
 	v2 := nbdtest.New("w", 4<<20)
 	h := start(t, Config{Exports: &exports{list: []Export{{Name: "v", Volume: v}, {Name: "w", Volume: v2, ReadOnly: true}}}})
-	h.dialUnix().enter("v").expect(eOK, cmdWrite, 0, 1<<20, 4096, pattern(1, 4096))
+	h.dialUnix().enter("v").expect(nbdproto.EOK, nbdproto.CmdWrite, 0, 1<<20, 4096, pattern(1, 4096))
 	out := runClient(t, nbdinfo, "--list", "nbd+unix://?socket="+h.unix)
 	for _, want := range []string{`export="v"`, `export="w"`, "base:allocation", "is_read_only: true"} {
 		if !strings.Contains(out, want) {
@@ -291,23 +292,23 @@ func TestTLSModes(t *testing.T) {
 	list := []Export{{Name: "v", Volume: v}, {Name: "secret", Volume: v, RequireTLS: true}}
 	t.Run("required", func(t *testing.T) {
 		h := start(t, Config{Exports: &exports{list: list}, TLS: TLS{Mode: TLSRequired, Config: cfg}})
-		c := h.dialTCP().hello(flagFixedNewstyle)
-		for _, opt := range []uint32{optList, optInfo, optGo, optStructured, optSetContext, 4711} {
-			c.expectOption(opt, nil, repErrTLSReqd)
+		c := h.dialTCP().hello(nbdproto.FlagFixedNewstyle)
+		for _, opt := range []uint32{nbdproto.OptList, nbdproto.OptInfo, nbdproto.OptGo, nbdproto.OptStructured, nbdproto.OptSetContext, 4711} {
+			c.expectOption(opt, nil, nbdproto.RepErrTLSReqd)
 		}
 		c.startTLS(trust)
-		c.expectOption(optStartTLS, nil, repErrInvalid)
-		c.expectOption(optStructured, nil, repAck)
+		c.expectOption(nbdproto.OptStartTLS, nil, nbdproto.RepErrInvalid)
+		c.expectOption(nbdproto.OptStructured, nil, nbdproto.RepAck)
 		c.structured = true
 		p := pattern(1, 1<<20)
-		c.goTo("v").expect(eOK, cmdWrite, 0, 0, 1<<20, p)
-		if r := c.expect(eOK, cmdRead, 0, 0, 1<<20, nil); !bytes.Equal(r.data, p) {
+		c.goTo("v").expect(nbdproto.EOK, nbdproto.CmdWrite, 0, 0, 1<<20, p)
+		if r := c.expect(nbdproto.EOK, nbdproto.CmdRead, 0, 0, 1<<20, nil); !bytes.Equal(r.data, p) {
 			t.Error("data came back changed")
 		}
-		c = h.dialTCP().hello(flagFixedNewstyle)
-		c.write(optionBytes(optExportName, []byte("v")))
+		c = h.dialTCP().hello(nbdproto.FlagFixedNewstyle)
+		c.write(optionBytes(nbdproto.OptExportName, []byte("v")))
 		c.expectCut()
-		h.dialUnix().hello(flagFixedNewstyle).expectOption(optGo, goData("v"), repErrTLSReqd)
+		h.dialUnix().hello(nbdproto.FlagFixedNewstyle).expectOption(nbdproto.OptGo, goData("v"), nbdproto.RepErrTLSReqd)
 	})
 	t.Run("free on unix sockets", func(t *testing.T) {
 		h := start(t, Config{Exports: &exports{list: list}, TLS: TLS{Mode: TLSRequired, Config: cfg, FreeUnix: true}})
@@ -315,29 +316,29 @@ func TestTLSModes(t *testing.T) {
 	})
 	t.Run("allowed", func(t *testing.T) {
 		h := start(t, Config{Exports: &exports{list: list}, TLS: TLS{Mode: TLSAllowed, Config: cfg}})
-		c := h.dialTCP().hello(flagFixedNewstyle)
-		if r := c.expectOption(optList, nil, repAck); len(r) != 2 {
+		c := h.dialTCP().hello(nbdproto.FlagFixedNewstyle)
+		if r := c.expectOption(nbdproto.OptList, nil, nbdproto.RepAck); len(r) != 2 {
 			t.Errorf("in clear %d exports are listed", len(r)-1)
 		}
-		c.expectOption(optGo, goData("secret"), repErrTLSReqd)
-		c.expectOption(optStructured, nil, repAck)
-		c.expectOption(optSetContext, contextData("secret", contextAllocation), repErrTLSReqd)
+		c.expectOption(nbdproto.OptGo, goData("secret"), nbdproto.RepErrTLSReqd)
+		c.expectOption(nbdproto.OptStructured, nil, nbdproto.RepAck)
+		c.expectOption(nbdproto.OptSetContext, contextData("secret", nbdproto.ContextAllocation), nbdproto.RepErrTLSReqd)
 		c.startTLS(trust)
 		// What was negotiated in clear is forgotten.
-		c.expectOption(optSetContext, contextData("v", contextAllocation), repErrInvalid)
-		c.goTo("secret").expect(eOK, cmdFlush, 0, 0, 0, nil)
-		h.dialTCP().enter("v").expect(eOK, cmdFlush, 0, 0, 0, nil)
+		c.expectOption(nbdproto.OptSetContext, contextData("v", nbdproto.ContextAllocation), nbdproto.RepErrInvalid)
+		c.goTo("secret").expect(nbdproto.EOK, nbdproto.CmdFlush, 0, 0, 0, nil)
+		h.dialTCP().enter("v").expect(nbdproto.EOK, nbdproto.CmdFlush, 0, 0, 0, nil)
 	})
 	t.Run("injection", func(t *testing.T) {
 		h := start(t, Config{Exports: &exports{list: list}, TLS: TLS{Mode: TLSAllowed, Config: cfg}})
-		c := h.dialTCP().hello(flagFixedNewstyle)
-		c.write(cat(optionBytes(optStartTLS, nil), optionBytes(optList, nil)))
+		c := h.dialTCP().hello(nbdproto.FlagFixedNewstyle)
+		c.write(cat(optionBytes(nbdproto.OptStartTLS, nil), optionBytes(nbdproto.OptList, nil)))
 		c.expectCut()
 	})
 	t.Run("client does not shake hands", func(t *testing.T) {
 		h := start(t, Config{Exports: &exports{list: list}, TLS: TLS{Mode: TLSAllowed, Config: cfg}})
-		c := h.dialTCP().hello(flagFixedNewstyle)
-		c.expectOption(optStartTLS, nil, repAck)
+		c := h.dialTCP().hello(nbdproto.FlagFixedNewstyle)
+		c.expectOption(nbdproto.OptStartTLS, nil, nbdproto.RepAck)
 		c.write(bytes.Repeat([]byte("not TLS"), 10))
 		for { // an alert, then the end
 			if _, err := c.nc.Read(make([]byte, 100)); err != nil {

@@ -19,6 +19,7 @@ import (
 
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/export/nbd/nbdtest"
+	"github.com/pollux-storage/pollux/internal/nbdproto"
 )
 
 // What an administrator can get wrong is refused in words that name it.
@@ -104,7 +105,7 @@ func TestAcceptFails(t *testing.T) {
 		a, b := net.Pipe()
 		f.conns <- b
 		c := &client{t: t, nc: a}
-		c.enter("v").expect(eOK, cmdRead, 0, 0, 512, nil)
+		c.enter("v").expect(nbdproto.EOK, nbdproto.CmdRead, 0, 0, 512, nil)
 		a.Close()
 		if n := strings.Count(log.String(), "cannot accept a connection"); n != 12 || !strings.Contains(log.String(), "too many open files") {
 			t.Errorf("%d complaints:\n%s", n, log.String())
@@ -147,12 +148,12 @@ func (o *odd) Lookup(name string) (Export, error) {
 // What is wrong with an export is told to the client, who may choose another.
 func TestLookupFails(t *testing.T) {
 	h := start(t, Config{Exports: &odd{exports{list: []Export{{Name: "v", Volume: nbdtest.New("v", testSize)}}}}})
-	c := h.dialUnix().hello(flagFixedNewstyle | flagNoZeroes)
-	r := c.expectOption(optGo, goData("w"), repErrUnknown)
+	c := h.dialUnix().hello(nbdproto.FlagFixedNewstyle | nbdproto.FlagNoZeroes)
+	r := c.expectOption(nbdproto.OptGo, goData("w"), nbdproto.RepErrUnknown)
 	if text := string(r[len(r)-1].data); text != "pool of w: corrupt data" {
 		t.Errorf("told %q", text)
 	}
-	c.goTo("v").expect(eOK, cmdRead, 0, 0, 512, nil)
+	c.goTo("v").expect(nbdproto.EOK, nbdproto.CmdRead, 0, 0, 512, nil)
 }
 
 // Negotiations that break off, or that the protocol forbids, end without a
@@ -163,21 +164,23 @@ func TestNegotiationBreaksOff(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tooLong := optionBytes(optGo, make([]byte, 100<<10))
+	tooLong := optionBytes(nbdproto.OptGo, make([]byte, 100<<10))
 	for name, x := range map[string]struct {
 		act  func(c *client)
 		want string
 	}{
-		"within an option":            {func(c *client) { c.hello(flagFixedNewstyle).write(optionBytes(optGo, goData("v"))[:20]) }, "unexpected EOF"},
-		"within a long option":        {func(c *client) { c.hello(flagFixedNewstyle).write(tooLong[:50<<10]) }, "unexpected EOF"},
-		"before the reply to it":      {func(c *client) { c.hello(flagFixedNewstyle).write(optionBytes(optList, nil)) }, "closed pipe"},
-		"before STARTTLS is answered": {func(c *client) { c.hello(flagFixedNewstyle).write(optionBytes(optStartTLS, nil)) }, "closed pipe"},
+		"within an option": {func(c *client) {
+			c.hello(nbdproto.FlagFixedNewstyle).write(optionBytes(nbdproto.OptGo, goData("v"))[:20])
+		}, "unexpected EOF"},
+		"within a long option":        {func(c *client) { c.hello(nbdproto.FlagFixedNewstyle).write(tooLong[:50<<10]) }, "unexpected EOF"},
+		"before the reply to it":      {func(c *client) { c.hello(nbdproto.FlagFixedNewstyle).write(optionBytes(nbdproto.OptList, nil)) }, "closed pipe"},
+		"before STARTTLS is answered": {func(c *client) { c.hello(nbdproto.FlagFixedNewstyle).write(optionBytes(nbdproto.OptStartTLS, nil)) }, "closed pipe"},
 		"instead of TLS": {func(c *client) {
-			c.hello(flagFixedNewstyle).expectOption(optStartTLS, nil, repAck)
+			c.hello(nbdproto.FlagFixedNewstyle).expectOption(nbdproto.OptStartTLS, nil, nbdproto.RepAck)
 			c.write([]byte(strings.Repeat("in clear ", 9)))
 			_, _ = c.nc.Read(make([]byte, 100)) // what TLS says to that
 		}, "TLS handshake"},
-		"an option of the new style": {func(c *client) { c.hello(0).write(optionBytes(optList, nil)) }, "option 3 without fixed newstyle"},
+		"an option of the new style": {func(c *client) { c.hello(0).write(optionBytes(nbdproto.OptList, nil)) }, "option 3 without fixed newstyle"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -217,9 +220,9 @@ func TestStartTLSWithData(t *testing.T) {
 		t.Fatal(err)
 	}
 	h := start(t, Config{Exports: &exports{}, TLS: TLS{Mode: TLSRequired, Config: secure}})
-	c := h.dialTCP().hello(flagFixedNewstyle | flagNoZeroes)
-	c.expectOption(optStartTLS, []byte("x"), repErrInvalid)
-	c.expectOption(optStartTLS, nil, repAck)
+	c := h.dialTCP().hello(nbdproto.FlagFixedNewstyle | nbdproto.FlagNoZeroes)
+	c.expectOption(nbdproto.OptStartTLS, []byte("x"), nbdproto.RepErrInvalid)
+	c.expectOption(nbdproto.OptStartTLS, nil, nbdproto.RepAck)
 }
 
 // Block status puts alike neighbours together, skips what is empty or before
@@ -242,7 +245,7 @@ func TestStatusEncoding(t *testing.T) {
 		s := &session{}
 		n := s.encodeStatus(mem, &header{off: x.off, n: uint32(x.n)}, x.ext)
 		var got []uint32
-		for at := chunkSize + 4; at < n; at += 4 {
+		for at := nbdproto.ChunkSize + 4; at < n; at += 4 {
 			got = append(got, binary.BigEndian.Uint32(mem[at:]))
 		}
 		if !slices.Equal(got, x.want) {
@@ -255,8 +258,8 @@ func TestStatusEncoding(t *testing.T) {
 func TestStatusWithoutExtents(t *testing.T) {
 	h := start(t, Config{Exports: &exports{list: []Export{{Name: "v", Volume: mute{nbdtest.New("v", testSize)}}}}})
 	c := h.dialUnix().enter("v")
-	c.expect(eIO, cmdBlockStatus, 0, 0, 4096, nil)
-	c.expect(eOK, cmdRead, 0, 0, 4096, nil)
+	c.expect(nbdproto.EIO, nbdproto.CmdBlockStatus, 0, 0, 4096, nil)
+	c.expect(nbdproto.EOK, nbdproto.CmdRead, 0, 0, 4096, nil)
 }
 
 type mute struct{ *nbdtest.Volume }

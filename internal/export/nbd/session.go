@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 
 	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/nbdproto"
 )
 
 // header is a request as the client sent it.
@@ -21,9 +22,9 @@ type header struct {
 }
 
 func parseHeader(b []byte) (header, error) {
-	_ = b[requestSize-1]
-	if m := binary.BigEndian.Uint32(b); m != magicRequest {
-		return header{}, fmt.Errorf("%w: request starts with %#08x instead of %#08x", errProtocol, m, magicRequest)
+	_ = b[nbdproto.RequestSize-1]
+	if m := binary.BigEndian.Uint32(b); m != nbdproto.MagicRequest {
+		return header{}, fmt.Errorf("%w: request starts with %#08x instead of %#08x", errProtocol, m, nbdproto.MagicRequest)
 	}
 	return header{
 		flags:  binary.BigEndian.Uint16(b[4:]),
@@ -124,7 +125,7 @@ func (s *session) run(ctx context.Context, kill func()) error {
 // read is the reader's loop.
 func (s *session) read(ctx context.Context) error {
 	for {
-		if s.in.buffered() < requestSize {
+		if s.in.buffered() < nbdproto.RequestSize {
 			s.flush()
 			s.received.Store(s.in.received)
 			if err := s.in.more(s.in.buffered() > 0); err != nil {
@@ -135,7 +136,7 @@ func (s *session) read(ctx context.Context) error {
 		if s.lost.Load() {
 			return errHandover
 		}
-		b, err := s.in.take(requestSize)
+		b, err := s.in.take(nbdproto.RequestSize)
 		if err != nil {
 			return err
 		}
@@ -153,80 +154,80 @@ func (s *session) read(ctx context.Context) error {
 // allowedFlags are the flags that each command takes. FUA is allowed with all
 // of them, by the protocol.
 var allowedFlags = [...]uint16{
-	cmdRead:        cmdFlagFUA | cmdFlagDF,
-	cmdWrite:       cmdFlagFUA,
-	cmdDisc:        0xffff,
-	cmdFlush:       cmdFlagFUA,
-	cmdTrim:        cmdFlagFUA,
-	cmdCache:       cmdFlagFUA,
-	cmdWriteZeroes: cmdFlagFUA | cmdFlagNoHole | cmdFlagFastZero,
-	cmdBlockStatus: cmdFlagFUA | cmdFlagReqOne,
+	nbdproto.CmdRead:        nbdproto.CmdFlagFUA | nbdproto.CmdFlagDF,
+	nbdproto.CmdWrite:       nbdproto.CmdFlagFUA,
+	nbdproto.CmdDisc:        0xffff,
+	nbdproto.CmdFlush:       nbdproto.CmdFlagFUA,
+	nbdproto.CmdTrim:        nbdproto.CmdFlagFUA,
+	nbdproto.CmdCache:       nbdproto.CmdFlagFUA,
+	nbdproto.CmdWriteZeroes: nbdproto.CmdFlagFUA | nbdproto.CmdFlagNoHole | nbdproto.CmdFlagFastZero,
+	nbdproto.CmdBlockStatus: nbdproto.CmdFlagFUA | nbdproto.CmdFlagReqOne,
 }
 
 // validate checks a request against what was negotiated.
-func (s *session) validate(h *header) (errno, string) {
+func (s *session) validate(h *header) (nbdproto.Errno, string) {
 	if int(h.cmd) >= len(allowedFlags) {
-		return eInval, "unknown command"
+		return nbdproto.EINVAL, "unknown command"
 	}
-	if h.flags&^allowedFlags[h.cmd] != 0 || h.flags&cmdFlagDF != 0 && !s.structured {
-		return eInval, "flag does not apply to this command"
+	if h.flags&^allowedFlags[h.cmd] != 0 || h.flags&nbdproto.CmdFlagDF != 0 && !s.structured {
+		return nbdproto.EINVAL, "flag does not apply to this command"
 	}
 	switch h.cmd {
-	case cmdWrite, cmdTrim, cmdWriteZeroes:
-		if s.flags&flagReadOnly != 0 {
-			return ePerm, "export is read-only"
+	case nbdproto.CmdWrite, nbdproto.CmdTrim, nbdproto.CmdWriteZeroes:
+		if s.flags&nbdproto.FlagReadOnly != 0 {
+			return nbdproto.EPERM, "export is read-only"
 		}
-	case cmdFlush:
+	case nbdproto.CmdFlush:
 		if h.off != 0 || h.n != 0 {
-			return eInval, "a flush has no offset and no length"
+			return nbdproto.EINVAL, "a flush has no offset and no length"
 		}
-		return eOK, ""
-	case cmdBlockStatus:
+		return nbdproto.EOK, ""
+	case nbdproto.CmdBlockStatus:
 		if !s.allocation {
-			return eInval, "no metadata context was selected"
+			return nbdproto.EINVAL, "no metadata context was selected"
 		}
 		if h.n == 0 {
-			return eInval, "block status of an empty range"
+			return nbdproto.EINVAL, "block status of an empty range"
 		}
-	case cmdRead:
+	case nbdproto.CmdRead:
 		if h.n > block.MaxIO {
-			return eOverflow.unlessSimple(s.structured), "read is larger than the maximum payload"
+			return unlessSimple(nbdproto.EOVERFLOW, s.structured), "read is larger than the maximum payload"
 		}
 	}
 	if h.off > s.size || uint64(h.n) > s.size-h.off {
-		if h.cmd == cmdWrite || h.cmd == cmdWriteZeroes {
-			return eNoSpace, "beyond the end of the export"
+		if h.cmd == nbdproto.CmdWrite || h.cmd == nbdproto.CmdWriteZeroes {
+			return nbdproto.ENOSPC, "beyond the end of the export"
 		}
-		return eInval, "beyond the end of the export"
+		return nbdproto.EINVAL, "beyond the end of the export"
 	}
-	return eOK, ""
+	return nbdproto.EOK, ""
 }
 
 // unlessSimple returns e under structured replies, which alone know EOVERFLOW
 // as an answer to a read, and EINVAL otherwise.
-func (e errno) unlessSimple(structured bool) errno {
+func unlessSimple(e nbdproto.Errno, structured bool) nbdproto.Errno {
 	if structured {
 		return e
 	}
-	return eInval
+	return nbdproto.EINVAL
 }
 
 // handle does a request or gives it to a worker.
 func (s *session) handle(ctx context.Context, h header) error {
-	if h.cmd == cmdDisc {
+	if h.cmd == nbdproto.CmdDisc {
 		return errDisconnect
 	}
 	e, why := s.validate(&h)
-	if h.cmd == cmdWrite {
+	if h.cmd == nbdproto.CmdWrite {
 		return s.writeRequest(ctx, h, e, why)
 	}
 	s.in.done()
 	switch {
-	case e != eOK:
+	case e != nbdproto.EOK:
 		return s.fail(&h, e, why)
-	case h.n == 0 && h.cmd != cmdFlush:
+	case h.n == 0 && h.cmd != nbdproto.CmdFlush:
 		return s.succeed(&h)
-	case h.cmd == cmdRead:
+	case h.cmd == nbdproto.CmdRead:
 		return s.readRequest(ctx, h)
 	}
 	return s.dispatch(ctx, getRequest(), h, 0)

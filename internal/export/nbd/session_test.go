@@ -10,6 +10,7 @@ import (
 
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/export/nbd/nbdtest"
+	"github.com/pollux-storage/pollux/internal/nbdproto"
 )
 
 func TestReadWrite(t *testing.T) {
@@ -26,11 +27,11 @@ func TestReadWrite(t *testing.T) {
 			for _, n := range []int{1, 511, 4096, 4097, 65536, 131072, 1 << 20, block.MaxIO} {
 				off := uint64(12345)
 				p := pattern(byte(n), n)
-				c.expect(eOK, cmdWrite, 0, off, uint32(n), p)
-				if got := c.expect(eOK, cmdRead, 0, off, uint32(n), nil); !bytes.Equal(got.data, p) {
+				c.expect(nbdproto.EOK, nbdproto.CmdWrite, 0, off, uint32(n), p)
+				if got := c.expect(nbdproto.EOK, nbdproto.CmdRead, 0, off, uint32(n), nil); !bytes.Equal(got.data, p) {
 					t.Fatalf("%d bytes came back changed", n)
 				}
-				c.expect(eOK, cmdFlush, 0, 0, 0, nil)
+				c.expect(nbdproto.EOK, nbdproto.CmdFlush, 0, 0, 0, nil)
 			}
 			if n := v.Staged(); n != 0 {
 				t.Errorf("%d writes are still staged", n)
@@ -108,23 +109,23 @@ func runModel(t *testing.T, c *client, rng *rand.Rand, v *nbdtest.Volume) {
 			part := model[f.off : f.off+uint64(n)]
 			switch rng.IntN(6) {
 			case 0, 1:
-				f.cmd, f.want = cmdRead, bytes.Clone(part)
+				f.cmd, f.want = nbdproto.CmdRead, bytes.Clone(part)
 				if c.structured && rng.IntN(3) == 0 {
-					flags = cmdFlagDF
+					flags = nbdproto.CmdFlagDF
 				}
 			case 2, 3:
-				f.cmd, payload = cmdWrite, pattern(byte(rng.IntN(4)), n)
+				f.cmd, payload = nbdproto.CmdWrite, pattern(byte(rng.IntN(4)), n)
 				copy(part, payload)
 			case 4:
-				f.cmd = cmdWriteZeroes
-				flags = uint16(rng.IntN(4)) * cmdFlagNoHole & (cmdFlagNoHole | cmdFlagFastZero)
+				f.cmd = nbdproto.CmdWriteZeroes
+				flags = uint16(rng.IntN(4)) * nbdproto.CmdFlagNoHole & (nbdproto.CmdFlagNoHole | nbdproto.CmdFlagFastZero)
 				clear(part)
 			case 5:
-				f.cmd = cmdTrim
+				f.cmd = nbdproto.CmdTrim
 				clear(part)
 			}
-			if f.cmd != cmdRead && rng.IntN(4) == 0 {
-				flags |= cmdFlagFUA
+			if f.cmd != nbdproto.CmdRead && rng.IntN(4) == 0 {
+				flags |= nbdproto.CmdFlagFUA
 			}
 			c.cookie++
 			flying[c.cookie] = f
@@ -136,7 +137,7 @@ func runModel(t *testing.T, c *client, rng *rand.Rand, v *nbdtest.Volume) {
 			r := receiveAny(c, flying)
 			f := flying[r.cookie]
 			delete(flying, r.cookie)
-			if r.err != eOK || f.cmd == cmdRead && !bytes.Equal(r.data, f.want) {
+			if r.err != nbdproto.EOK || f.cmd == nbdproto.CmdRead && !bytes.Equal(r.data, f.want) {
 				t.Fatalf("command %d at %d+%d: error %d, or wrong data", f.cmd, f.off, f.n, r.err)
 			}
 		}
@@ -170,7 +171,7 @@ func receiveAny(c *client, flying map[uint64]inFlight) reply {
 	whole := c.nc
 	c.nc = &unread{Conn: whole, head: head}
 	defer func() { c.nc = whole }()
-	return c.receive(f.off, f.n, f.cmd == cmdRead)
+	return c.receive(f.off, f.n, f.cmd == nbdproto.CmdRead)
 }
 
 func TestFlagsAndErrors(t *testing.T) {
@@ -178,31 +179,31 @@ func TestFlagsAndErrors(t *testing.T) {
 	h := serveVolume(t, v, Limits{})
 	c := h.dialUnix().enter("v")
 	p := pattern(0, 4096)
-	c.expect(eOK, cmdRead, cmdFlagFUA, 0, 512, nil)
-	c.expect(eInval, cmdRead, cmdFlagNoHole, 0, 512, nil)
-	c.expect(eInval, cmdWrite, cmdFlagDF, 0, 4096, p)
-	c.expect(eInval, cmdWriteZeroes, cmdFlagReqOne, 0, 4096, nil)
-	c.expect(eInval, cmdFlush, 0, 0, 1, nil)
-	c.expect(eInval, 99, 0, 0, 0, nil)
-	c.expect(eInval, cmdRead, 0, testSize-1, 2, nil)
-	c.expect(eInval, cmdRead, 0, 1<<63, 1, nil)
-	c.expect(eInval, cmdRead, 0, 1<<64-1, 4096, nil)
-	c.expect(eNoSpace, cmdWrite, 0, testSize-1, 2, p[:2])
-	c.expect(eNoSpace, cmdWriteZeroes, 0, testSize, 1, nil)
-	c.expect(eInval, cmdTrim, 0, testSize, 1, nil)
-	c.expect(eInval, cmdBlockStatus, 0, testSize, 1, nil)
-	c.expect(eInval, cmdBlockStatus, 0, 0, 0, nil)
-	c.expect(eOverflow, cmdRead, 0, 0, block.MaxIO+1, nil)
-	for _, cmd := range []uint16{cmdRead, cmdWrite, cmdTrim, cmdWriteZeroes, cmdCache} {
-		c.expect(eOK, cmd, 0, testSize, 0, nil)
+	c.expect(nbdproto.EOK, nbdproto.CmdRead, nbdproto.CmdFlagFUA, 0, 512, nil)
+	c.expect(nbdproto.EINVAL, nbdproto.CmdRead, nbdproto.CmdFlagNoHole, 0, 512, nil)
+	c.expect(nbdproto.EINVAL, nbdproto.CmdWrite, nbdproto.CmdFlagDF, 0, 4096, p)
+	c.expect(nbdproto.EINVAL, nbdproto.CmdWriteZeroes, nbdproto.CmdFlagReqOne, 0, 4096, nil)
+	c.expect(nbdproto.EINVAL, nbdproto.CmdFlush, 0, 0, 1, nil)
+	c.expect(nbdproto.EINVAL, 99, 0, 0, 0, nil)
+	c.expect(nbdproto.EINVAL, nbdproto.CmdRead, 0, testSize-1, 2, nil)
+	c.expect(nbdproto.EINVAL, nbdproto.CmdRead, 0, 1<<63, 1, nil)
+	c.expect(nbdproto.EINVAL, nbdproto.CmdRead, 0, 1<<64-1, 4096, nil)
+	c.expect(nbdproto.ENOSPC, nbdproto.CmdWrite, 0, testSize-1, 2, p[:2])
+	c.expect(nbdproto.ENOSPC, nbdproto.CmdWriteZeroes, 0, testSize, 1, nil)
+	c.expect(nbdproto.EINVAL, nbdproto.CmdTrim, 0, testSize, 1, nil)
+	c.expect(nbdproto.EINVAL, nbdproto.CmdBlockStatus, 0, testSize, 1, nil)
+	c.expect(nbdproto.EINVAL, nbdproto.CmdBlockStatus, 0, 0, 0, nil)
+	c.expect(nbdproto.EOVERFLOW, nbdproto.CmdRead, 0, 0, block.MaxIO+1, nil)
+	for _, cmd := range []uint16{nbdproto.CmdRead, nbdproto.CmdWrite, nbdproto.CmdTrim, nbdproto.CmdWriteZeroes, nbdproto.CmdCache} {
+		c.expect(nbdproto.EOK, cmd, 0, testSize, 0, nil)
 	}
-	c.expect(eOK, cmdCache, 0, 0, testSize, nil)
-	c.expect(eOK, cmdWrite, 0, 0, 4096, p) // and still in step
+	c.expect(nbdproto.EOK, nbdproto.CmdCache, 0, 0, testSize, nil)
+	c.expect(nbdproto.EOK, nbdproto.CmdWrite, 0, 0, 4096, p) // and still in step
 	s := h.dialUnix().enterSimple("v")
-	s.expect(eInval, cmdRead, cmdFlagDF, 0, 512, nil)
-	s.expect(eInval, cmdRead, 0, 0, block.MaxIO+1, nil)
-	s.expect(eInval, cmdBlockStatus, 0, 0, 512, nil)
-	s.send(cmdDisc, 0, 0, 0, nil)
+	s.expect(nbdproto.EINVAL, nbdproto.CmdRead, nbdproto.CmdFlagDF, 0, 512, nil)
+	s.expect(nbdproto.EINVAL, nbdproto.CmdRead, 0, 0, block.MaxIO+1, nil)
+	s.expect(nbdproto.EINVAL, nbdproto.CmdBlockStatus, 0, 0, 512, nil)
+	s.send(nbdproto.CmdDisc, 0, 0, 0, nil)
 	s.expectCut()
 }
 
@@ -210,14 +211,14 @@ func TestReadOnly(t *testing.T) {
 	v := nbdtest.New("v", testSize)
 	h := start(t, Config{Exports: &exports{list: []Export{{Name: "v", Volume: v, ReadOnly: true}}}})
 	c := h.dialUnix().enter("v")
-	if c.flags&flagReadOnly == 0 || c.flags&flagSendTrim != 0 {
+	if c.flags&nbdproto.FlagReadOnly == 0 || c.flags&nbdproto.FlagSendTrim != 0 {
 		t.Errorf("flags %#x", c.flags)
 	}
-	c.expect(ePerm, cmdWrite, 0, 0, 5, []byte("hello"))
-	c.expect(ePerm, cmdTrim, 0, 0, 4096, nil)
-	c.expect(ePerm, cmdWriteZeroes, 0, 0, 4096, nil)
-	c.expect(eOK, cmdRead, 0, 0, 4096, nil)
-	c.expect(eOK, cmdFlush, 0, 0, 0, nil)
+	c.expect(nbdproto.EPERM, nbdproto.CmdWrite, 0, 0, 5, []byte("hello"))
+	c.expect(nbdproto.EPERM, nbdproto.CmdTrim, 0, 0, 4096, nil)
+	c.expect(nbdproto.EPERM, nbdproto.CmdWriteZeroes, 0, 0, 4096, nil)
+	c.expect(nbdproto.EOK, nbdproto.CmdRead, 0, 0, 4096, nil)
+	c.expect(nbdproto.EOK, nbdproto.CmdFlush, 0, 0, 0, nil)
 	if v.Calls(nbdtest.OpTryStage) != 0 {
 		t.Error("a write reached the volume")
 	}
@@ -227,14 +228,14 @@ func TestErrorsOfTheVolume(t *testing.T) {
 	device := errors.New("the device failed")
 	for _, x := range []struct {
 		err        error
-		read, zero errno
+		read, zero nbdproto.Errno
 	}{
-		{fmt.Errorf("wrapped: %w", block.ErrNoSpace), eNoSpace, eNoSpace},
-		{block.ErrReadOnly, ePerm, ePerm},
-		{block.ErrInvalid, eInval, eInval},
-		{&block.CorruptError{What: "block", Where: "0:1", Why: "test"}, eIO, eIO},
-		{device, eIO, eIO},
-		{block.ErrUnsupported, eInval, eNotSup},
+		{fmt.Errorf("wrapped: %w", block.ErrNoSpace), nbdproto.ENOSPC, nbdproto.ENOSPC},
+		{block.ErrReadOnly, nbdproto.EPERM, nbdproto.EPERM},
+		{block.ErrInvalid, nbdproto.EINVAL, nbdproto.EINVAL},
+		{&block.CorruptError{What: "block", Where: "0:1", Why: "test"}, nbdproto.EIO, nbdproto.EIO},
+		{device, nbdproto.EIO, nbdproto.EIO},
+		{block.ErrUnsupported, nbdproto.EINVAL, nbdproto.ENOTSUP},
 	} {
 		for _, waits := range []bool{false, true} {
 			v := nbdtest.New("v", testSize)
@@ -247,17 +248,17 @@ func TestErrorsOfTheVolume(t *testing.T) {
 				return x.err
 			}
 			c := serveVolume(t, v, Limits{}).dialUnix().enter("v")
-			if r := c.expect(x.read, cmdRead, 0, 0, 4096, nil); r.text == "" {
+			if r := c.expect(x.read, nbdproto.CmdRead, 0, 0, 4096, nil); r.text == "" {
 				t.Errorf("%v: no text for people", x.err)
 			}
-			c.expect(x.read, cmdRead, 0, 0, 1<<20, nil)
-			c.expect(x.read, cmdWrite, 0, 0, 4096, pattern(0, 4096))
-			c.expect(x.read, cmdWrite, 0, 0, 1<<20, pattern(0, 1<<20))
-			c.expect(x.read, cmdFlush, 0, 0, 0, nil)
-			c.expect(x.read, cmdTrim, 0, 0, 4096, nil)
-			c.expect(x.read, cmdCache, 0, 0, 4096, nil)
-			c.expect(x.read, cmdBlockStatus, 0, 0, 4096, nil)
-			c.expect(x.zero, cmdWriteZeroes, cmdFlagFastZero, 0, 4096, nil)
+			c.expect(x.read, nbdproto.CmdRead, 0, 0, 1<<20, nil)
+			c.expect(x.read, nbdproto.CmdWrite, 0, 0, 4096, pattern(0, 4096))
+			c.expect(x.read, nbdproto.CmdWrite, 0, 0, 1<<20, pattern(0, 1<<20))
+			c.expect(x.read, nbdproto.CmdFlush, 0, 0, 0, nil)
+			c.expect(x.read, nbdproto.CmdTrim, 0, 0, 4096, nil)
+			c.expect(x.read, nbdproto.CmdCache, 0, 0, 4096, nil)
+			c.expect(x.read, nbdproto.CmdBlockStatus, 0, 0, 4096, nil)
+			c.expect(x.zero, nbdproto.CmdWriteZeroes, nbdproto.CmdFlagFastZero, 0, 4096, nil)
 			if n := v.Staged(); n != 0 {
 				t.Errorf("%v: %d writes are still staged", x.err, n)
 			}
@@ -267,14 +268,14 @@ func TestErrorsOfTheVolume(t *testing.T) {
 
 func TestVolumeGone(t *testing.T) {
 	for _, gone := range []error{block.ErrClosed, block.ErrStale} {
-		for _, cmd := range []uint16{cmdRead, cmdWrite, cmdFlush} {
+		for _, cmd := range []uint16{nbdproto.CmdRead, nbdproto.CmdWrite, nbdproto.CmdFlush} {
 			v := nbdtest.New("v", testSize)
 			v.Hook = func(context.Context, nbdtest.Op, int64, int64) error { return gone }
 			c := serveVolume(t, v, Limits{}).dialUnix().enter("v")
 			switch cmd {
-			case cmdRead:
+			case nbdproto.CmdRead:
 				c.send(cmd, 0, 0, 4096, nil)
-			case cmdWrite:
+			case nbdproto.CmdWrite:
 				c.send(cmd, 0, 0, 4096, pattern(0, 4096))
 			default:
 				c.send(cmd, 0, 0, 0, nil)
@@ -287,16 +288,16 @@ func TestVolumeGone(t *testing.T) {
 func TestHoles(t *testing.T) {
 	v := nbdtest.New("v", testSize)
 	c := serveVolume(t, v, Limits{}).dialUnix().enter("v")
-	if r := c.expect(eOK, cmdRead, 0, 0, 4096, nil); r.holes != 1 || len(r.chunks) != 1 {
+	if r := c.expect(nbdproto.EOK, nbdproto.CmdRead, 0, 0, 4096, nil); r.holes != 1 || len(r.chunks) != 1 {
 		t.Errorf("empty block: chunks %v", r.chunks)
 	}
-	c.expect(eOK, cmdWrite, 0, 64<<10, 4096, pattern(1, 4096))
+	c.expect(nbdproto.EOK, nbdproto.CmdWrite, 0, 64<<10, 4096, pattern(1, 4096))
 	want := v.Bytes(0, 256<<10)
-	r := c.expect(eOK, cmdRead, 0, 0, 256<<10, nil)
+	r := c.expect(nbdproto.EOK, nbdproto.CmdRead, 0, 0, 256<<10, nil)
 	if !bytes.Equal(r.data, want) || r.holes != 2 || len(r.chunks) != 3 {
 		t.Errorf("hole, data, hole: chunks %v", r.chunks)
 	}
-	r = c.expect(eOK, cmdRead, cmdFlagDF, 0, 256<<10, nil)
+	r = c.expect(nbdproto.EOK, nbdproto.CmdRead, nbdproto.CmdFlagDF, 0, 256<<10, nil)
 	if !bytes.Equal(r.data, want) || len(r.chunks) != 1 || r.holes != 0 {
 		t.Errorf("with DF: chunks %v", r.chunks)
 	}
@@ -316,8 +317,8 @@ func TestFindRuns(t *testing.T) {
 			}
 			at += k
 		}
-		b := make([]byte, dataChunkSize+n)
-		copy(b[dataChunkSize:], data)
+		b := make([]byte, nbdproto.DataChunkSize+n)
+		copy(b[nbdproto.DataChunkSize:], data)
 		k := s.encodeRead(b, n, &header{off: off, n: uint32(n)})
 		c := &client{t: t, structured: true, nc: &unread{head: b[:k]}}
 		if r := c.receive(off, uint32(n), true); !bytes.Equal(r.data, data) {
@@ -329,14 +330,14 @@ func TestFindRuns(t *testing.T) {
 func TestBlockStatus(t *testing.T) {
 	v := nbdtest.New("v", 5<<30)
 	c := serveVolume(t, v, Limits{Extents: 3}).dialUnix().enter("v")
-	c.expect(eOK, cmdWrite, 0, 8192, 4096, pattern(1, 4096))
-	c.expect(eOK, cmdWrite, 0, 16384, 4096, pattern(1, 4096))
-	r := c.expect(eOK, cmdBlockStatus, 0, 100, 32768, nil)
+	c.expect(nbdproto.EOK, nbdproto.CmdWrite, 0, 8192, 4096, pattern(1, 4096))
+	c.expect(nbdproto.EOK, nbdproto.CmdWrite, 0, 16384, 4096, pattern(1, 4096))
+	r := c.expect(nbdproto.EOK, nbdproto.CmdBlockStatus, 0, 100, 32768, nil)
 	want := []block.Extent{{Offset: 100, Length: 8092, Hole: true}, {Offset: 8192, Length: 4096}, {Offset: 12288, Length: 4096, Hole: true}}
 	if fmt.Sprint(r.extent) != fmt.Sprint(want) {
 		t.Errorf("extents %v, want %v", r.extent, want)
 	}
-	r = c.expect(eOK, cmdBlockStatus, cmdFlagReqOne, 20480, 1<<32-1, nil)
+	r = c.expect(nbdproto.EOK, nbdproto.CmdBlockStatus, nbdproto.CmdFlagReqOne, 20480, 1<<32-1, nil)
 	if len(r.extent) != 1 || !r.extent[0].Hole || r.extent[0].Length != 1<<32-4096 {
 		t.Errorf("4 GiB hole with REQ_ONE: %v", r.extent)
 	}
@@ -345,16 +346,16 @@ func TestBlockStatus(t *testing.T) {
 func TestFUAFlushesBeforeTheReply(t *testing.T) {
 	v := nbdtest.New("v", testSize)
 	c := serveVolume(t, v, Limits{}).dialUnix().enter("v")
-	c.expect(eOK, cmdWrite, 0, 0, 4096, pattern(1, 4096))
+	c.expect(nbdproto.EOK, nbdproto.CmdWrite, 0, 0, 4096, pattern(1, 4096))
 	if v.Unstable() == 0 {
 		t.Fatal("a plain write was flushed")
 	}
-	for _, cmd := range []uint16{cmdWrite, cmdWriteZeroes, cmdTrim} {
+	for _, cmd := range []uint16{nbdproto.CmdWrite, nbdproto.CmdWriteZeroes, nbdproto.CmdTrim} {
 		var p []byte
-		if cmd == cmdWrite {
+		if cmd == nbdproto.CmdWrite {
 			p = pattern(2, 4096)
 		}
-		c.expect(eOK, cmd, cmdFlagFUA, 0, 4096, p)
+		c.expect(nbdproto.EOK, cmd, nbdproto.CmdFlagFUA, 0, 4096, p)
 		if n := v.Unstable(); n != 0 {
 			t.Errorf("command %d with FUA left %d changes unstable", cmd, n)
 		}

@@ -5,6 +5,7 @@ import (
 	"sync"
 
 	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/nbdproto"
 )
 
 // request is what a worker gets.
@@ -37,10 +38,10 @@ func (s *session) execute(ctx context.Context, r *request) {
 	h := &r.h
 	defer r.release()
 	switch h.cmd {
-	case cmdRead:
+	case nbdproto.CmdRead:
 		s.executeRead(ctx, r)
 		return
-	case cmdBlockStatus:
+	case nbdproto.CmdBlockStatus:
 		s.executeStatus(ctx, r)
 		return
 	}
@@ -49,7 +50,7 @@ func (s *session) execute(ctx context.Context, r *request) {
 		s.replyError(ctx, r, err)
 		return
 	}
-	seg := getSegment(simpleSize)
+	seg := getSegment(nbdproto.SimpleSize)
 	s.reply(r, seg, s.encodeDone(seg.mem, h))
 }
 
@@ -59,21 +60,21 @@ func (s *session) perform(ctx context.Context, r *request) error {
 	off, n := int64(h.off), int64(h.n)
 	var err error
 	switch h.cmd {
-	case cmdWrite:
+	case nbdproto.CmdWrite:
 		err = s.executeWrite(ctx, r)
-	case cmdTrim:
+	case nbdproto.CmdTrim:
 		err = s.vol.Trim(ctx, off, n)
-	case cmdWriteZeroes:
+	case nbdproto.CmdWriteZeroes:
 		// A range of zeroes is one record of the log, at most with two blocks
 		// to complete at its ends: always faster than a write of that length,
 		// so a fast zero needs no other way.
-		err = s.vol.WriteZeroes(ctx, off, n, h.flags&cmdFlagNoHole == 0)
-	case cmdCache:
+		err = s.vol.WriteZeroes(ctx, off, n, h.flags&nbdproto.CmdFlagNoHole == 0)
+	case nbdproto.CmdCache:
 		return s.executeCache(ctx, off, n)
-	case cmdFlush:
+	case nbdproto.CmdFlush:
 		return s.vol.Flush(ctx)
 	}
-	if err == nil && h.flags&cmdFlagFUA != 0 {
+	if err == nil && h.flags&nbdproto.CmdFlagFUA != 0 {
 		err = s.vol.Flush(ctx)
 	}
 	return err
@@ -115,7 +116,7 @@ func (s *session) executeRead(ctx context.Context, r *request) {
 
 func (s *session) executeStatus(ctx context.Context, r *request) {
 	most := s.extents
-	if r.h.flags&cmdFlagReqOne != 0 {
+	if r.h.flags&nbdproto.CmdFlagReqOne != 0 {
 		most = 1
 	}
 	ext, err := s.vol.Status(ctx, int64(r.h.off), int64(r.h.n), most, r.ext[:0])
@@ -156,9 +157,9 @@ func (s *session) reply(r *request, seg *segment, n int) {
 // away, or the request was called off because the connection is being cut, it
 // does not answer: to the client that must not look like a failed disk.
 func (s *session) replyError(ctx context.Context, r *request, err error) {
-	e := errnoOf(err).forCommand(r.h.cmd, r.h.flags)
-	if e == eShutdown || ctx.Err() != nil {
-		if e == eShutdown {
+	e := forCommand(errnoOf(err), r.h.cmd, r.h.flags)
+	if e == nbdproto.ESHUTDOWN || ctx.Err() != nil {
+		if e == nbdproto.ESHUTDOWN {
 			s.lost.Store(true)
 		}
 		s.in.stop()
@@ -172,15 +173,15 @@ func (s *session) replyError(ctx context.Context, r *request, err error) {
 
 // commandNames are those of the commands that a volume can fail.
 var commandNames = map[uint16]string{
-	cmdRead: "read", cmdWrite: "write", cmdFlush: "flush", cmdTrim: "trim",
-	cmdCache: "cache", cmdWriteZeroes: "write zeroes", cmdBlockStatus: "block status",
+	nbdproto.CmdRead: "read", nbdproto.CmdWrite: "write", nbdproto.CmdFlush: "flush", nbdproto.CmdTrim: "trim",
+	nbdproto.CmdCache: "cache", nbdproto.CmdWriteZeroes: "write zeroes", nbdproto.CmdBlockStatus: "block status",
 }
 
 // fault logs an error that the client only sees as EIO: damage and trouble with
 // devices, of which whoever runs the server must learn the place. A client may
 // try without end, so of its faults only the 1st, 2nd, 4th, 8th... are logged.
-func (s *session) fault(h *header, e errno, err error) {
-	if e != eIO {
+func (s *session) fault(h *header, e nbdproto.Errno, err error) {
+	if e != nbdproto.EIO {
 		return
 	}
 	if n := s.faults.Add(1); n&(n-1) == 0 {
