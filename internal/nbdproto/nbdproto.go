@@ -24,6 +24,7 @@ const (
 	FlagReadOnly     = 1 << 1
 	FlagSendFlush    = 1 << 2
 	FlagSendFUA      = 1 << 3
+	FlagRotational   = 1 << 4
 	FlagSendTrim     = 1 << 5
 	FlagSendZeroes   = 1 << 6
 	FlagSendDF       = 1 << 7
@@ -130,6 +131,7 @@ const (
 	EPERM     Errno = 1
 	EIO       Errno = 5
 	EINVAL    Errno = 22
+	ENOMEM    Errno = 12
 	ENOSPC    Errno = 28
 	EOVERFLOW Errno = 75
 	ENOTSUP   Errno = 95
