@@ -177,7 +177,7 @@ func (l *link) run(conn net.Conn, structured bool) {
 		l.conn = nil
 		l.mu.Unlock()
 		_ = conn.Close()
-		if errors.Is(why, net.ErrClosed) || why == nil {
+		if errors.Is(why, net.ErrClosed) {
 			why = errors.New("the connection has ended")
 		}
 		why = fmt.Errorf("%s: %w", l.d.uri, why)

@@ -221,7 +221,7 @@ func TestCuts(t *testing.T) {
 			return false, nil
 		}
 		left.Store(20 + int64(q.off>>12)%40) // more than are under way, or it would never end
-		if q.kind == proto.CmdRead { // half of the reply comes
+		if q.kind == proto.CmdRead {         // half of the reply comes
 			c.s.mu.Lock()
 			defer c.s.mu.Unlock()
 			head := make([]byte, 0, 64)
