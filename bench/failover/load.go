@@ -20,10 +20,12 @@ const (
 // load keeps writes in flight to one volume.
 type load struct {
 	client *nbdclient.Client
+	gate   gate
 	cancel context.CancelFunc
 	all    sync.WaitGroup
 	writes atomic.Int64
-	began  time.Time
+	worked time.Duration // while the gate was open
+	since  time.Time     // that it is
 
 	mu  sync.Mutex // guards err
 	err error
@@ -35,7 +37,8 @@ func startLoad(uri string, seed uint64) (*load, error) {
 		return nil, err
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	l := &load{client: c, cancel: cancel, began: time.Now()}
+	l := &load{client: c, cancel: cancel}
+	l.gate.shut()
 	for worker := range loadDepth {
 		l.all.Go(func() { l.work(ctx, rand.New(rand.NewPCG(seed, uint64(worker)+2))) })
 	}
@@ -45,6 +48,7 @@ func startLoad(uri string, seed uint64) (*load, error) {
 func (l *load) work(ctx context.Context, rng *rand.Rand) {
 	r := &nbdclient.Request{Command: nbdclient.Write, Data: make([]byte, blockSize)}
 	for op := uint64(1); ; op++ {
+		l.gate.pass()
 		n := rng.IntN(loadSize / blockSize)
 		r.Offset = int64(n) * blockSize
 		fill(r.Data, n, op)
@@ -62,11 +66,23 @@ func (l *load) work(ctx context.Context, rng *rand.Rand) {
 	}
 }
 
-// stop ends the load and returns how many writes a second were acknowledged,
+// rest and resume shut and open the gate.
+func (l *load) rest() {
+	l.gate.shut()
+	l.worked += time.Since(l.since)
+}
+
+func (l *load) resume() {
+	l.since = time.Now()
+	l.gate.open()
+}
+
+// stop ends a load that rests and returns how many writes a second were acknowledged,
 // pauses included.
 func (l *load) stop() (float64, error) {
 	l.cancel()
+	l.gate.open()
 	l.all.Wait()
 	l.client.Close()
-	return float64(l.writes.Load()) / time.Since(l.began).Seconds(), l.err
+	return float64(l.writes.Load()) / max(l.worked.Seconds(), 1e-3), l.err
 }

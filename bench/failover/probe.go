@@ -22,6 +22,7 @@ const (
 // every block holds.
 type probe struct {
 	client *nbdclient.Client
+	gate   gate
 	cancel context.CancelFunc
 	tick   chan struct{} // filled by each reply
 	ended  chan struct{} // closed when err is final
@@ -60,7 +61,7 @@ func (w *watch) reply(now time.Time, connects int, command nbdclient.Command) {
 	w.replies++
 }
 
-// startProbe begins with an empty volume.
+// startProbe begins with an empty volume, at rest.
 func startProbe(uri string, seed uint64) (*probe, error) {
 	c, err := nbdclient.New(nbdclient.Options{URI: uri, Structured: true})
 	if err != nil {
@@ -68,6 +69,7 @@ func startProbe(uri string, seed uint64) (*probe, error) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	p := &probe{client: c, cancel: cancel, tick: make(chan struct{}, 1), ended: make(chan struct{})}
+	p.gate.shut()
 	go func() {
 		defer close(p.ended)
 		p.err = p.work(ctx, rand.New(rand.NewPCG(seed, 1)))
@@ -75,9 +77,18 @@ func startProbe(uri string, seed uint64) (*probe, error) {
 	return p, nil
 }
 
-// stop ends the probe and returns what went wrong, if anything did.
+// gate lets workers pass while it is open, as it is at first. One goroutine shuts
+// and opens it.
+type gate struct{ mu sync.RWMutex }
+
+func (g *gate) shut() { g.mu.Lock() }
+func (g *gate) open() { g.mu.Unlock() }
+func (g *gate) pass() { g.mu.RLock(); g.mu.RUnlock() }
+
+// stop ends a probe that rests and returns what went wrong, if anything did.
 func (p *probe) stop() error {
 	p.cancel()
+	p.gate.open()
 	<-p.ended
 	p.client.Close()
 	return p.err
@@ -89,6 +100,7 @@ func (p *probe) work(ctx context.Context, rng *rand.Rand) error {
 	want := make([]byte, blockSize)
 	r := &nbdclient.Request{Data: make([]byte, blockSize)}
 	for op := uint64(1); ; op++ {
+		p.gate.pass()
 		n := rng.IntN(probeBlocks)
 		r.Offset = int64(n) * blockSize
 		r.Command = nbdclient.Read

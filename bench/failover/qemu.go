@@ -9,7 +9,6 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"syscall"
 	"time"
 
@@ -32,8 +31,8 @@ type qemu struct {
 	done   chan error
 }
 
-// startQEMU puts QEMU's NBD client between a volume and a socket in dir.
-func startQEMU(ctx context.Context, dir, uri string) (*qemu, error) {
+// startQEMU puts QEMU's NBD client between a volume and a socket.
+func startQEMU(ctx context.Context, socket, uri string) (*qemu, error) {
 	network, address, export, err := nbdclient.ParseURI(uri)
 	if err != nil {
 		return nil, err
@@ -46,7 +45,7 @@ func startQEMU(ctx context.Context, dir, uri string) (*qemu, error) {
 		}
 		server = fmt.Sprintf("server.type=inet,server.host=%s,server.port=%s", host, port)
 	}
-	q := &qemu{socket: filepath.Join(dir, "qemu.sock"), done: make(chan error, 1)}
+	q := &qemu{socket: socket, done: make(chan error, 1)}
 	q.uri = "nbd+unix:///" + export + "?socket=" + q.socket
 	q.cmd = exec.Command(qemuProgram,
 		"--blockdev", fmt.Sprintf("driver=nbd,node-name=n,%s,export=%s,reconnect-delay=%d", server, export, reconnectDelay),

@@ -40,7 +40,7 @@ func regions(ctx context.Context, p *pair.Pair, o options) (size int64, hugePage
 	if err != nil {
 		return 0, false, err
 	}
-	for _, r := range pair.Guest(st, guest).Region {
+	for _, r := range pair.Guest(st, "a").Region {
 		size, hugePages = max(size, r.Bytes), r.HugePages
 	}
 	if hugePages && !o.huge {

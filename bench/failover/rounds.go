@@ -6,20 +6,21 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/pollux-storage/pollux/internal/config"
 	"github.com/pollux-storage/pollux/internal/control"
 	"github.com/pollux-storage/pollux/test/pair"
 )
 
 const (
-	guest      = "a" // whose identity is measured
 	roundLimit = time.Minute
 	healLimit  = 30 * time.Second
-	// settle is how many replies end the look at a fault: then the survivor
-	// serves, and not only its first request.
+	// settle is how many replies end the look at a fault: then whoever serves
+	// does so, and not only the first request.
 	settle = 50
 	// The fault comes this long after the load, at random, so that it meets
 	// every phase of a consistency point.
@@ -36,11 +37,26 @@ type fault struct {
 	qemu   bool
 }
 
+// side is a guest whose failures one policy answers.
+type side struct {
+	guest string
+	kind  string // what follows a failure, as the pair reports it
+	after string // put after the names of cases
+	title string // and their titles
+}
+
+// sides are the guests, by their policies.
+var sides = map[string]side{
+	config.TakeoverFirst: {guest: "a", kind: control.KindTakeover},
+	config.RestartFirst:  {guest: "b", kind: control.KindResumed, after: "-restart", title: ", restart first"},
+}
+
 // bench measures one pair.
 type bench struct {
 	options
 	pair   *pair.Pair
 	report *report
+	sides  []side
 }
 
 func (b *bench) cases() []fault {
@@ -52,62 +68,112 @@ func (b *bench) cases() []fault {
 	}
 }
 
-// run measures a case on a volume of its own.
+// run measures a case on volumes of its own, by turns on each side. The clients of
+// the other side rest meanwhile.
 func (b *bench) run(ctx context.Context, f fault) (err error) {
 	if f.rounds == 0 {
 		return nil
 	}
-	uri, err := b.volume(ctx, "probe-"+f.name, probeBlocks*blockSize)
-	if err != nil {
-		return err
-	}
-	if f.qemu {
-		q, err := startQEMU(ctx, b.pair.Dir, uri)
+	var all []*clients
+	defer func() {
+		for _, c := range all {
+			err = errors.Join(err, c.stop())
+		}
+	}()
+	for _, s := range b.sides {
+		c, err := b.clients(ctx, f, s)
+		if c != nil {
+			all = append(all, c)
+		}
 		if err != nil {
 			return err
 		}
-		defer func() { err = errors.Join(err, q.stop()) }()
-		uri = q.uri
-	}
-	p, err := startProbe(uri, b.seed)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, p.stop()) }()
-	res := b.report.add(f.name, f.title)
-	if f.busy {
-		uri, err := b.volume(ctx, "load", loadSize)
-		if err != nil {
-			return err
-		}
-		l, err := startLoad(uri, b.seed)
-		if err != nil {
-			return err
-		}
-		defer func() {
-			var lerr error
-			res.LoadIOPS, lerr = l.stop()
-			err = errors.Join(err, lerr)
-		}()
-	}
-	var back *result
-	if f.name == caseKill {
-		back = b.report.add("giveback", "giveback, planned")
 	}
 	rng := rand.New(rand.NewPCG(b.seed, 0))
 	for n := range f.rounds {
-		if err := b.round(ctx, f, p, rng, res, back); err != nil {
-			return fmt.Errorf("round %d: %w", n+1, err)
+		for _, c := range all {
+			c.work()
+			err := b.round(ctx, f, c, rng)
+			c.rest()
+			if err != nil {
+				return fmt.Errorf("round %d of guest %s: %w", n+1, c.guest, err)
+			}
+			last := c.res.Samples[len(c.res.Samples)-1]
+			fmt.Fprintf(os.Stderr, "%-12s %3d/%d  pause %7.1f ms, noticed %4.1f %s %6.1f ms, longest later gap %5.1f ms, %s %v\n",
+				c.res.Name, n+1, f.rounds, last.Pause, last.Noticed, c.kind, last.Total, last.After, last.First, last.Steps)
 		}
-		last := res.Samples[len(res.Samples)-1]
-		fmt.Fprintf(os.Stderr, "%-8s %3d/%d  pause %7.1f ms, noticed %4.1f takeover %6.1f ms, longest later gap %5.1f ms, %s %v\n",
-			f.name, n+1, f.rounds, last.Pause, last.Noticed, last.Total, last.After, last.First, last.Steps)
 	}
 	return nil
 }
 
+// clients are those of one side in one case. They rest at first.
+type clients struct {
+	side
+	res, back *result
+	qemu      *qemu
+	probe     *probe
+	load      *load
+}
+
+func (b *bench) clients(ctx context.Context, f fault, s side) (*clients, error) {
+	c := &clients{side: s, res: b.report.add(f.name+s.after, f.title+s.title)}
+	uri, err := b.volume(ctx, s.guest, "probe-"+f.name+"-"+s.guest, probeBlocks*blockSize)
+	if err != nil {
+		return c, err
+	}
+	if f.qemu {
+		if c.qemu, err = startQEMU(ctx, filepath.Join(b.pair.Dir, "qemu-"+s.guest+".sock"), uri); err != nil {
+			return c, err
+		}
+		uri = c.qemu.uri
+	}
+	if c.probe, err = startProbe(uri, b.seed); err != nil {
+		return c, err
+	}
+	if f.busy {
+		if uri, err = b.volume(ctx, s.guest, "load-"+s.guest, loadSize); err != nil {
+			return c, err
+		}
+		if c.load, err = startLoad(uri, b.seed); err != nil {
+			return c, err
+		}
+	}
+	if f.name == caseKill && s.kind == control.KindTakeover {
+		c.back = b.report.add("giveback", "giveback, planned")
+	}
+	return c, nil
+}
+
+func (c *clients) work() {
+	c.probe.gate.open()
+	if c.load != nil {
+		c.load.resume()
+	}
+}
+
+func (c *clients) rest() {
+	c.probe.gate.shut()
+	if c.load != nil {
+		c.load.rest()
+	}
+}
+
+// stop ends clients that rest.
+func (c *clients) stop() (err error) {
+	if c.load != nil {
+		c.res.LoadIOPS, err = c.load.stop()
+	}
+	if c.probe != nil {
+		err = errors.Join(err, c.probe.stop())
+	}
+	if c.qemu != nil {
+		err = errors.Join(err, c.qemu.stop())
+	}
+	return err
+}
+
 // volume makes a volume and returns where it is served.
-func (b *bench) volume(ctx context.Context, name string, size int64) (string, error) {
+func (b *bench) volume(ctx context.Context, guest, name string, size int64) (string, error) {
 	if _, err := b.pair.Do(ctx, "volume", "create", name, "--size", fmt.Sprint(size), "--guest", guest); err != nil {
 		return "", err
 	}
@@ -118,46 +184,48 @@ func (b *bench) volume(ctx context.Context, name string, size int64) (string, er
 	return e.NBDUnix, err
 }
 
-// round hurts the guest once, waits until it is well, and gives back.
-func (b *bench) round(ctx context.Context, f fault, p *probe, rng *rand.Rand, res, back *result) error {
+// round hurts the guest once, waits until it is well, and gives back what was taken
+// over.
+func (b *bench) round(ctx context.Context, f fault, c *clients, rng *rand.Rand) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, roundLimit, fmt.Errorf("the round took longer than %v: %w", roundLimit, context.DeadlineExceeded))
 	defer cancel()
 	if err := b.pair.Until(ctx, healLimit, pair.Well); err != nil {
 		return err
 	}
-	h, err := b.pair.HoldGuest(ctx, guest)
+	h, err := b.pair.HoldGuest(ctx, c.guest)
 	if err != nil {
 		return err
 	}
 	defer h.Close()
 	hurt := func() error { return h.Signal(f.signal) }
-	s, err := b.change(ctx, f, p, rng, "takeover", hurt)
+	s, err := b.change(ctx, f, c, rng, c.kind, hurt)
 	if err != nil {
 		return err
 	}
-	res.Samples = append(res.Samples, s)
+	c.res.Samples = append(c.res.Samples, s)
 	if !h.Ended() {
-		return fmt.Errorf("process %d was taken over and lives", h.PID)
+		return fmt.Errorf("process %d was replaced and lives", h.PID)
 	}
-	if err := b.pair.Until(ctx, healLimit, pair.Well); err != nil {
+	if err := b.pair.Until(ctx, healLimit, pair.Well); err != nil || c.kind == control.KindResumed {
 		return err
 	}
-	s, err = b.change(ctx, f, p, rng, "giveback", func() error {
-		_, err := b.pair.Client().Giveback(ctx, guest)
+	s, err = b.change(ctx, f, c, rng, control.KindGiveback, func() error {
+		_, err := b.pair.Client().Giveback(ctx, c.guest)
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	if back != nil {
-		back.Samples = append(back.Samples, s)
+	if c.back != nil {
+		c.back.Samples = append(c.back.Samples, s)
 	}
 	return nil
 }
 
 // change does something that brings another guest to serve the probe, at a
 // random moment, and returns what the probe saw of it.
-func (b *bench) change(ctx context.Context, f fault, p *probe, rng *rand.Rand, kind string, do func() error) (sample, error) {
+func (b *bench) change(ctx context.Context, f fault, c *clients, rng *rand.Rand, kind string, do func() error) (sample, error) {
+	p := c.probe
 	if err := p.awaitReplies(ctx, settle); err != nil {
 		return sample{}, err
 	}
@@ -181,8 +249,8 @@ func (b *bench) change(ctx context.Context, f fault, p *probe, rng *rand.Rand, k
 	var took control.Takeover
 	err := b.pair.Until(ctx, healLimit, func(st control.Status) string {
 		t := st.LastTakeover
-		if t == nil || t.Kind != kind || t.Of != guest || t.Started.Before(began.Truncate(time.Millisecond)) {
-			return fmt.Sprintf("no %s of %s in the status", kind, guest)
+		if t == nil || t.Kind != kind || t.Of != c.guest || t.Started.Before(began.Truncate(time.Millisecond)) {
+			return fmt.Sprintf("no %s of %s in the status", kind, c.guest)
 		}
 		took = *t
 		return ""
@@ -191,7 +259,7 @@ func (b *bench) change(ctx context.Context, f fault, p *probe, rng *rand.Rand, k
 		return sample{}, err
 	}
 	if took.Error != "" {
-		return sample{}, fmt.Errorf("%s of %s: %s", kind, guest, took.Error)
+		return sample{}, fmt.Errorf("%s of %s: %s", kind, c.guest, took.Error)
 	}
 	if err := p.awaitReplies(ctx, settle); err != nil {
 		return sample{}, err

@@ -140,8 +140,11 @@ func (s *session) lastTakeover(t control.Takeover) string {
 	text := fmt.Sprintf("LAST %s: %s (%s), guest %s took over identity %s, %s",
 		strings.ToUpper(orDash(t.Kind)), when(t.Started),
 		humanize.RelTime(t.Started, s.now(), "ago", "from now"), t.By, t.Of, how)
-	if t.Kind == "giveback" {
+	switch t.Kind {
+	case control.KindGiveback:
 		text = strings.Replace(text, "took over identity", "got back identity", 1)
+	case control.KindResumed:
+		text = strings.Replace(text, "took over identity", "was started again and serves", 1)
 	}
 	if t.Reason != "" {
 		text += ": " + t.Reason

@@ -18,7 +18,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"time"
 
 	"github.com/goccy/go-yaml"
 )
@@ -80,6 +79,9 @@ type Guest struct {
 	Port *int `yaml:"port" json:"port"`
 	// Socket is the unix socket of its NBD server. Default DIR/run/nbd-NAME.sock.
 	Socket string `yaml:"socket" json:"socket"`
+	// Policy says what comes first when the guest fails, as Failover.Policy, which
+	// is its default.
+	Policy string `yaml:"policy" json:"policy,omitempty"`
 	// Pool is the guest's own pool.
 	Pool Pool `yaml:"pool" json:"pool"`
 }
@@ -130,33 +132,6 @@ type Import struct {
 	Epoch uint64 `yaml:"-" json:"epoch"`
 	// AcceptLoss opens it although its region is not here.
 	AcceptLoss bool `yaml:"-" json:"accept_loss,omitempty"`
-}
-
-// Failover are the rules of takeover and giveback.
-type Failover struct {
-	// HangTimeout is how long a heartbeat may stand still.
-	HangTimeout time.Duration `yaml:"hang_timeout" json:"hang_timeout"`
-	// Heartbeat is how often a guest probes itself and beats.
-	Heartbeat time.Duration `yaml:"heartbeat" json:"heartbeat"`
-	// GivebackDelay is how long a guest that came back must be well before
-	// it is given its identity. Negative: only by command.
-	GivebackDelay time.Duration `yaml:"giveback_delay" json:"giveback_delay"`
-	// LockoutCount automatic givebacks within LockoutWindow are the last;
-	// after them a person must give back.
-	LockoutCount  int           `yaml:"lockout_count" json:"lockout_count"`
-	LockoutWindow time.Duration `yaml:"lockout_window" json:"lockout_window"`
-	// RestartDelay is the wait before a failed guest is started again; it
-	// doubles with each failure up to RestartMax.
-	RestartDelay time.Duration `yaml:"restart_delay" json:"restart_delay"`
-	RestartMax   time.Duration `yaml:"restart_max" json:"restart_max"`
-	// CrashLimit failures within CrashWindow stop the restarts.
-	CrashLimit  int           `yaml:"crash_limit" json:"crash_limit"`
-	CrashWindow time.Duration `yaml:"crash_window" json:"crash_window"`
-	// StuckTimeout is how long what brings a pool's data to its devices may do nothing,
-	// with no device to wait for, before the guest ends itself.
-	StuckTimeout time.Duration `yaml:"stuck_timeout" json:"stuck_timeout"`
-	// FenceTimeout bounds the wait for a killed guest's device locks.
-	FenceTimeout time.Duration `yaml:"fence_timeout" json:"fence_timeout"`
 }
 
 // NBD are settings of all exports.
@@ -265,22 +240,12 @@ func (c *Config) setDefaults() {
 	c.setPartDefaults()
 	or(&c.LogFile, 16<<20)
 	or(&c.EventFile, 4<<20)
-	f := &c.Failover
-	or(&f.HangTimeout, time.Second)
-	or(&f.Heartbeat, 50*time.Millisecond)
-	or(&f.GivebackDelay, 15*time.Second)
-	or(&f.LockoutCount, 2)
-	or(&f.LockoutWindow, 10*time.Minute)
-	or(&f.RestartDelay, 500*time.Millisecond)
-	or(&f.RestartMax, 30*time.Second)
-	or(&f.CrashLimit, 8)
-	or(&f.CrashWindow, 5*time.Minute)
-	or(&f.StuckTimeout, time.Minute)
-	or(&f.FenceTimeout, 5*time.Second)
+	c.Failover.setDefaults()
 	or(&c.NBD.TLS, "off")
 	or(&c.NBD.MaxConnections, 1024)
 	for i := range c.Guests {
 		c.Guests[i].setDefaults(c.Dir, i)
+		or(&c.Guests[i].Policy, c.Failover.Policy)
 	}
 }
 
@@ -473,6 +438,9 @@ func (g *Guest) validate(i int) error {
 	if err := g.Pool.validateGroups(); err != nil {
 		return fmt.Errorf("%s: %w", at("pool.devices"), err)
 	}
+	if err := validatePolicy(at("policy"), g.Policy); err != nil {
+		return err
+	}
 	if g.Pool.Size < minPoolSize {
 		return fmt.Errorf("%s: %s is too small, at least %s", at("pool.size"), g.Pool.Size, minPoolSize)
 	}
@@ -489,26 +457,6 @@ func validName(s string) bool {
 		}
 	}
 	return true
-}
-
-func (f *Failover) validate() error {
-	switch {
-	case f.Heartbeat < 5*time.Millisecond:
-		return fmt.Errorf("failover.heartbeat: %s is too short, at least 5ms", f.Heartbeat)
-	case f.HangTimeout < 4*f.Heartbeat:
-		return fmt.Errorf("failover.hang_timeout: %s must be at least four heartbeats of %s", f.HangTimeout, f.Heartbeat)
-	case f.LockoutCount < 1:
-		return fmt.Errorf("failover.lockout_count: %d, at least 1", f.LockoutCount)
-	case f.RestartDelay < 0 || f.RestartMax < f.RestartDelay:
-		return fmt.Errorf("failover.restart_delay: %s must lie between 0 and restart_max %s", f.RestartDelay, f.RestartMax)
-	case f.CrashLimit < 1:
-		return fmt.Errorf("failover.crash_limit: %d, at least 1", f.CrashLimit)
-	case f.StuckTimeout < 5*time.Second:
-		return fmt.Errorf("failover.stuck_timeout: %s is too short, at least 5s", f.StuckTimeout)
-	case f.FenceTimeout < 100*time.Millisecond:
-		return fmt.Errorf("failover.fence_timeout: %s is too short, at least 100ms", f.FenceTimeout)
-	}
-	return nil
 }
 
 func (n *NBD) validate() error {

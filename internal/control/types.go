@@ -90,26 +90,32 @@ const (
 
 // GuestStatus describes one guest and the identity of the same name.
 type GuestStatus struct {
-	Name       string         `json:"name"`
-	State      string         `json:"state"`
-	PID        int            `json:"pid"`
-	Serves     []string       `json:"serves"`        // identities that this guest serves now
-	ServedBy   string         `json:"served_by"`     // guest that serves this guest's identity, "" when none does
-	Pools      []string       `json:"pools"`         // pools that this guest owns now
-	Protected  bool           `json:"protected"`     // its partner would take over at once
-	Why        string         `json:"why,omitempty"` // why it is not protected
-	Address    string         `json:"address"`       // TCP address of its identity
-	Socket     string         `json:"socket"`        // unix socket of its identity
-	Exports    []Export       `json:"exports"`       // exports of its identity, whoever serves them
-	Region     []RegionStatus `json:"regions"`
-	Devices    []DeviceStatus `json:"devices"`
-	PoolStats  []PoolStatus   `json:"pool_stats"`
-	Memory     MemoryStatus   `json:"memory"`
-	Uptime     Duration       `json:"uptime_ms"`
-	Restarts   int            `json:"restarts"`
-	GivebackIn Duration       `json:"giveback_in_ms,omitempty"`      // until the automatic giveback to this guest
-	LockedOut  bool           `json:"giveback_locked_out,omitempty"` // automatic giveback was stopped, see alerts
-	Alerts     []string       `json:"alerts,omitempty"`
+	Name      string         `json:"name"`
+	State     string         `json:"state"`
+	PID       int            `json:"pid"`
+	Serves    []string       `json:"serves"`        // identities that this guest serves now
+	ServedBy  string         `json:"served_by"`     // guest that serves this guest's identity, "" when none does
+	Pools     []string       `json:"pools"`         // pools that this guest owns now
+	Protected bool           `json:"protected"`     // its partner would take over at once
+	Why       string         `json:"why,omitempty"` // why it is not protected
+	Address   string         `json:"address"`       // TCP address of its identity
+	Socket    string         `json:"socket"`        // unix socket of its identity
+	Exports   []Export       `json:"exports"`       // exports of its identity, whoever serves them
+	Region    []RegionStatus `json:"regions"`
+	Devices   []DeviceStatus `json:"devices"`
+	PoolStats []PoolStatus   `json:"pool_stats"`
+	Memory    MemoryStatus   `json:"memory"`
+	Uptime    Duration       `json:"uptime_ms"`
+	Restarts  int            `json:"restarts"`
+	// Policy is what comes first when it fails: "restart-first" or "takeover-first".
+	Policy string `json:"policy,omitempty"`
+	// Resumed is how often it served again after a restart that came before a
+	// takeover, ResumedLate how often such a restart was not in time.
+	Resumed     int      `json:"restarted_in_place,omitempty"`
+	ResumedLate int      `json:"restarted_late,omitempty"`
+	GivebackIn  Duration `json:"giveback_in_ms,omitempty"`      // until the automatic giveback to this guest
+	LockedOut   bool     `json:"giveback_locked_out,omitempty"` // automatic giveback was stopped, see alerts
+	Alerts      []string `json:"alerts,omitempty"`
 }
 
 // Export is a volume as clients reach it.
@@ -294,11 +300,18 @@ type Step struct {
 	Took Duration `json:"took_ms"`
 }
 
-// Takeover is the record of one takeover or giveback.
+// The kinds of a [Takeover].
+const (
+	KindTakeover = "takeover" // the partner serves
+	KindGiveback = "giveback" // the guest serves again what its partner served
+	KindResumed  = "restart"  // the guest was started again before its partner took over, and serves
+)
+
+// Takeover is the record of one takeover or giveback, or of a restart in its place.
 type Takeover struct {
 	Of      string    `json:"of"`   // the identity
 	By      string    `json:"by"`   // the guest that serves it since
-	Kind    string    `json:"kind"` // "takeover", "giveback"
+	Kind    string    `json:"kind"` // one of the kinds above
 	Reason  string    `json:"reason"`
 	Planned bool      `json:"planned"`
 	Started time.Time `json:"started"` // when the end or hang was noticed, or the command came

@@ -52,9 +52,25 @@ type Remains struct {
 	Log []byte
 }
 
+// Spare is a domain in which nothing runs yet that anybody would miss: all has been
+// loaded, and it waits to be told that it is the next run of its guest.
+type Spare interface {
+	// Start makes it that run, with an incarnation higher than all before. After an
+	// error it is of no use.
+	Start(inc uint64) (Domain, error)
+	// Ended is closed when it has ended, before it was started or after.
+	Ended() <-chan struct{}
+	// Discard ends it, unless it was started, and returns when it has ended.
+	Discard()
+}
+
 // Driver starts domains and finds those that an earlier agent started.
 type Driver interface {
 	Start(Spec) (Domain, error)
+	// Prepare makes a spare. The Spec's number does not matter, and its arguments
+	// are those by which a program waits for its number. A spare ends when the agent
+	// does.
+	Prepare(Spec) (Spare, error)
 	// Find returns the domain of a guest as it was recorded. A domain that
 	// has ended since is returned as such; nil means that there never was one.
 	Find(name string) (Domain, error)

@@ -30,16 +30,28 @@ func Args(dir, name string, inc uint64) []string {
 	return []string{"--dir", dir, "--guest", name, "--incarnation", strconv.FormatUint(inc, 10)}
 }
 
+// SpareArgs are the same of a process that is told its incarnation when it is needed.
+func SpareArgs(dir, name string) []string {
+	return []string{"--dir", dir, "--guest", name, "--spare"}
+}
+
 // Main is the life of a guest's process.
 func Main(ctx context.Context, args []string) error {
 	fl := flag.NewFlagSet("guest-process", flag.ContinueOnError)
 	dir := fl.String("dir", "", "directory of the pair")
 	name := fl.String("guest", "", "name of the guest")
 	inc := fl.Uint64("incarnation", 0, "number of this start")
+	spare := fl.Bool("spare", false, "wait for the number on the standard input")
 	if err := fl.Parse(args); err != nil {
 		return err
 	}
-	if err := awaitRecord(os.Stdin); err != nil {
+	if *spare {
+		warm(*dir)
+		var err error
+		if *inc, err = awaitNumber(os.Stdin); err != nil || *inc == 0 {
+			return err
+		}
+	} else if err := awaitRecord(os.Stdin); err != nil {
 		return err
 	}
 	lines := newLogWriter(os.Stderr)

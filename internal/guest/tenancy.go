@@ -86,6 +86,8 @@ func (g *Guest) open(a partner.Action, since time.Time) {
 		name = "fence"
 	case a.Message.Basis == partner.BasisReleased:
 		name = "release"
+	case a.Message.Basis == partner.BasisRestart, a.Message.Basis == partner.BasisLate:
+		name = "restart"
 	}
 	w.lap(name)
 	t, err := g.openTenancy(a, w)
@@ -353,7 +355,7 @@ func (g *Guest) record(a partner.Action, since time.Time, steps []partner.Step) 
 	if a.Identity == g.opt.Name {
 		return
 	}
-	t := &control.Takeover{Of: a.Identity, By: g.opt.Name, Kind: "takeover", Started: since, Total: control.Duration(total)}
+	t := &control.Takeover{Of: a.Identity, By: g.opt.Name, Kind: control.KindTakeover, Started: since, Total: control.Duration(total)}
 	for _, s := range steps {
 		t.Steps = append(t.Steps, control.Step{Name: s.Name, Took: control.Duration(s.Took)})
 	}

@@ -346,6 +346,8 @@ func (a *agent) endGuests(ctx context.Context) error {
 	var left []domain.Domain
 	err := a.ask(ctx, func() {
 		a.ref.Step(partner.Message{Kind: partner.KindDown})
+		a.dropSpares()
+		a.noSpares = true
 		for _, m := range a.members {
 			if m.dom != nil && !hasEnded(m.dom) {
 				left = append(left, m.dom)
@@ -379,6 +381,7 @@ func (a *agent) cleanUp() error {
 	for _, g := range cfg.Guests {
 		removeFile(g.Socket)
 		removeFile(linkPath(cfg, g.Name))
+		removeFile(sparePath(cfg, g.Name))
 		removeFile(control.GuestSocket(cfg.Dir, g.Name))
 		if err := a.opt.Driver.Forget(g.Name); err != nil {
 			a.log.Warn("record of a guest", "error", err)

@@ -63,11 +63,12 @@ type agent struct {
 	stop    context.CancelFunc
 
 	// Owned by the loop.
-	ref     *partner.Referee
-	waiting map[uint64]chan string // commands, by number
-	nextCmd uint64
-	grants  map[string]partner.Message // the newest, by identity
-	left    map[string][]partner.Step  // steps of the newest release, by identity
+	ref      *partner.Referee
+	waiting  map[uint64]chan string // commands, by number
+	nextCmd  uint64
+	noSpares bool                       // the guests are to end, or none can be made
+	grants   map[string]partner.Message // the newest, by identity
+	left     map[string][]partner.Step  // steps of the newest release, by identity
 
 	downOnce sync.Once
 	downErr  error
@@ -86,8 +87,12 @@ type member struct {
 	inc    uint64 // the highest that was used
 	dom    domain.Domain
 	line   *guest.Line // of the loop
+	spare  *spare      // of the loop; nil when there is none
 	client *control.Client
 	starts int
+	// resumed and late count restarts that came before a takeover: which served
+	// again, and which were not in time.
+	resumed, late int
 	// told is what it said of itself last, with the run that said it.
 	told *told
 }
@@ -199,9 +204,13 @@ func refereeConfig(c *config.Config) partner.RefereeConfig {
 	r := partner.RefereeConfig{
 		RestartDelay: c.Failover.RestartDelay, RestartMax: c.Failover.RestartMax,
 		CrashLimit: c.Failover.CrashLimit, CrashWindow: c.Failover.CrashWindow,
+		RestartLimit: c.Failover.RestartLimit,
 	}
 	for _, g := range c.Guests {
 		r.Guests = append(r.Guests, g.Name)
+		if g.Policy == config.RestartFirst {
+			r.RestartFirst = append(r.RestartFirst, g.Name)
+		}
 	}
 	return r
 }
@@ -234,6 +243,8 @@ func (a *agent) loop(ctx context.Context) {
 	defer t.Stop()
 	tidy := time.NewTicker(time.Minute)
 	defer tidy.Stop()
+	spares := time.NewTicker(spareEvery)
+	defer spares.Stop()
 	for {
 		select {
 		case <-ctx.Done():
@@ -243,6 +254,8 @@ func (a *agent) loop(ctx context.Context) {
 			f()
 		case <-t.C:
 			a.ref.Tick(time.Now())
+		case <-spares.C:
+			a.prepareSpare()
 		case <-tidy.C:
 			for _, m := range a.members {
 				if err := a.opt.Driver.Tidy(m.name); err != nil {
@@ -293,12 +306,18 @@ func (a *agent) act(x partner.Action) {
 	case partner.DoClear:
 		a.event("", "alert-over", map[string]string{"key": x.Key}, "no more: %s", x.Key)
 	case partner.DoNote:
+		if x.Key == partner.NoteLate {
+			a.mu.Lock()
+			a.members[x.Guest].late++
+			a.mu.Unlock()
+		}
 		a.event(x.Guest, x.Key, nil, "%s", x.Text)
 	}
 }
 
 // leave ends what belongs to this agent and nothing of the guests.
 func (a *agent) leave() {
+	a.dropSpares()
 	for _, m := range a.members {
 		if m.line != nil {
 			m.line.Close()

@@ -79,6 +79,11 @@ func (d *inside) Start(s domain.Spec) (domain.Domain, error) {
 	return r, nil
 }
 
+// Prepare refuses: guests in this process are started as they are needed.
+func (d *inside) Prepare(domain.Spec) (domain.Spare, error) {
+	return nil, errors.New("no process can be made")
+}
+
 func (d *inside) Find(string) (domain.Domain, error)                    { return nil, nil }
 func (d *inside) Tidy(string) error                                     { return nil }
 func (d *inside) Remains(domain.Domain, int64) (*domain.Remains, error) { return nil, nil }

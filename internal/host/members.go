@@ -88,9 +88,11 @@ func (a *agent) find() (found map[string]domain.Domain, alive bool, err error) {
 	return found, alive, nil
 }
 
-func hasEnded(d domain.Domain) bool {
+func hasEnded(d domain.Domain) bool { return isClosed(d.Ended()) }
+
+func isClosed(c <-chan struct{}) bool {
 	select {
-	case <-d.Ended():
+	case <-c:
 		return true
 	default:
 		return false
@@ -271,23 +273,37 @@ func (a *agent) start(m *member) {
 }
 
 func (a *agent) startDomain(m *member) (domain.Domain, error) {
+	inc := m.inc + 1
+	if d := a.startSpare(m, inc); d != nil {
+		return d, nil
+	}
 	cfg := a.settings()
-	ln, err := identity.ListenUnix(linkPath(cfg, m.name), 0o600)
+	spec, err := a.spec(m.name, linkPath(cfg, m.name), guest.Args(cfg.Dir, m.name, inc))
 	if err != nil {
 		return nil, err
+	}
+	defer spec.Files[0].Close()
+	spec.Inc = inc
+	return a.opt.Driver.Start(spec)
+}
+
+// spec describes a process of a guest. The first of its files, the listener of its
+// line, is the caller's to close.
+func (a *agent) spec(name, link string, args []string) (domain.Spec, error) {
+	ln, err := identity.ListenUnix(link, 0o600)
+	if err != nil {
+		return domain.Spec{}, err
 	}
 	defer ln.Close()
 	line, err := identity.File(ln)
 	if err != nil {
-		return nil, err
+		return domain.Spec{}, err
 	}
-	defer line.Close()
-	inc := m.inc + 1
-	return a.opt.Driver.Start(domain.Spec{
-		Name: m.name, Inc: inc,
-		Args:  append(append([]string{}, a.opt.Command...), guest.Args(cfg.Dir, m.name, inc)...),
+	return domain.Spec{
+		Name:  name,
+		Args:  append(append([]string{}, a.opt.Command...), args...),
 		Files: append([]*os.File{line}, identity.Files(a.sockets)...),
-	})
+	}, nil
 }
 
 // attend watches a living domain and keeps the line to its guest. A line that
@@ -310,6 +326,10 @@ func (a *agent) reaped(m *member, d domain.Domain) {
 	a.report(d)
 }
 
+// brokenLine is how long a guest may take to end after its line has. Only then the
+// line is taken up again, which would meet the next run's listener otherwise.
+const brokenLine = 100 * time.Millisecond
+
 // keepLine talks to one run of a guest until it ends. While its end and the
 // agent's are not known, a broken line is taken up again.
 func (a *agent) keepLine(m *member, d domain.Domain, c *net.UnixConn) {
@@ -330,6 +350,10 @@ func (a *agent) keepLine(m *member, d domain.Domain, c *net.UnixConn) {
 			for _, f := range files {
 				_ = f.Close()
 			}
+		}
+		if hasEnded(d) {
+			_ = c.Close() // it is to the run that came after, whose own line waits for it
+			return
 		}
 		l := guest.NewLine(c)
 		c = nil
@@ -357,9 +381,11 @@ func (a *agent) keepLine(m *member, d domain.Domain, c *net.UnixConn) {
 			}
 		})
 		select {
+		case <-d.Ended():
+			return
 		case <-a.ended:
 			return
-		default:
+		case <-time.After(brokenLine):
 		}
 	}
 }

@@ -50,6 +50,7 @@ type noDriver struct {
 }
 
 func (d *noDriver) Start(domain.Spec) (domain.Domain, error)              { return nil, d.startErr }
+func (d *noDriver) Prepare(domain.Spec) (domain.Spare, error)             { return nil, d.startErr }
 func (d *noDriver) Find(name string) (domain.Domain, error)               { return d.found[name], d.findErr }
 func (d *noDriver) Tidy(string) error                                     { return nil }
 func (d *noDriver) Remains(domain.Domain, int64) (*domain.Remains, error) { return nil, nil }

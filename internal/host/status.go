@@ -143,7 +143,7 @@ func (a *agent) guestStatus(g *config.Guest, s snapshot, reports map[string]cont
 	gs.Address, gs.Socket = g.Endpoint(), g.Socket
 	a.mu.Lock()
 	m := a.members[g.Name]
-	gs.Restarts = max(0, m.starts-1)
+	gs.Restarts, gs.Policy, gs.Resumed, gs.ResumedLate = max(0, m.starts-1), g.Policy, m.resumed, m.late
 	if m.dom != nil && seat.Alive {
 		gs.PID, gs.Uptime = m.dom.PID(), control.Duration(time.Since(m.dom.Started()))
 	}
@@ -193,6 +193,8 @@ func (a *agent) protection(id string, s snapshot) (bool, string) {
 	switch {
 	case other == "":
 		return false, "it is alone: there is no second guest"
+	case s.titles[id].Suspect:
+		return false, "whoever served " + id + " died: guest " + other + " does not take it over for now"
 	case !seat.Alive:
 		return false, "guest " + other + " is down"
 	case !seat.Linked:

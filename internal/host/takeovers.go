@@ -31,7 +31,7 @@ func readLast(dir string) *control.Takeover {
 func (a *agent) serving(m *member, msg partner.Message) {
 	g := a.grants[msg.Identity]
 	t := &control.Takeover{
-		Of: msg.Identity, By: m.name, Kind: "takeover", Reason: g.Reason, Planned: g.Planned,
+		Of: msg.Identity, By: m.name, Kind: control.KindTakeover, Reason: g.Reason, Planned: g.Planned,
 		Started: time.Unix(0, msg.Since),
 	}
 	for _, s := range msg.Steps {
@@ -51,12 +51,19 @@ func (a *agent) serving(m *member, msg partner.Message) {
 		t.Total += s.Took
 	}
 	took := time.Duration(t.Total).Round(10 * time.Microsecond)
-	if m.name == msg.Identity {
+	switch {
+	case m.name != msg.Identity:
+	case g.Basis == partner.BasisRestart:
+		t.Kind = control.KindResumed
+		a.mu.Lock()
+		m.resumed++
+		a.mu.Unlock()
+	default:
 		if g.Basis == partner.BasisStart || a.lastBy(msg.Identity) == m.name {
 			a.event(m.name, "serving", nil, "guest %s serves %s after %s", m.name, msg.Identity, took)
 			return
 		}
-		t.Kind = "giveback"
+		t.Kind = control.KindGiveback
 	}
 	a.event(m.name, t.Kind, map[string]string{"of": t.Of, "by": t.By, "total": took.String()},
 		"guest %s serves %s after %s (%s): %s", m.name, msg.Identity, took, t.Kind, t.Reason)

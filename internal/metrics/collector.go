@@ -171,12 +171,12 @@ var Metrics = []Metric{
 	gauge("pollux_alerts", "Alerts that a person must look at.", nil, func(st *control.Status, send sender) {
 		send(float64(len(st.AllAlerts())))
 	}),
-	gauge("pollux_last_takeover_seconds", "How long the newest takeover or giveback took.", []string{"kind"}, func(st *control.Status, send sender) {
+	gauge("pollux_last_takeover_seconds", "How long the newest takeover, giveback or restart in place took.", []string{"kind"}, func(st *control.Status, send sender) {
 		if t := st.LastTakeover; t != nil {
 			send(seconds(t.Total), t.Kind)
 		}
 	}),
-	gauge("pollux_last_takeover_timestamp_seconds", "When the newest takeover or giveback began.", []string{"kind"}, func(st *control.Status, send sender) {
+	gauge("pollux_last_takeover_timestamp_seconds", "When the newest takeover, giveback or restart in place began.", []string{"kind"}, func(st *control.Status, send sender) {
 		if t := st.LastTakeover; t != nil {
 			send(float64(t.Started.UnixMilli())/1e3, t.Kind)
 		}
@@ -189,6 +189,13 @@ var Metrics = []Metric{
 	gauge("pollux_guest_protected", "Whether its partner would serve its volumes at once.", byGuest, ofGuests(func(g *control.GuestStatus) float64 { return number(g.Protected) })),
 	gauge("pollux_guest_served", "Whether anybody serves its volumes.", byGuest, ofGuests(func(g *control.GuestStatus) float64 { return number(g.ServedBy != "") })),
 	counter("pollux_guest_restarts_total", "How often the agent has started it again.", byGuest, ofGuests(func(g *control.GuestStatus) float64 { return float64(g.Restarts) })),
+	gauge("pollux_guest_policy", "1 for what comes first when it fails.", []string{"guest", "policy"}, func(st *control.Status, send sender) {
+		for _, g := range st.Guests {
+			send(1, g.Name, g.Policy)
+		}
+	}),
+	counter("pollux_guest_restarts_in_place_total", "Restarts that came before a takeover and served in time.", byGuest, ofGuests(func(g *control.GuestStatus) float64 { return float64(g.Resumed) })),
+	counter("pollux_guest_restarts_late_total", "Restarts that came first and did not serve in time.", byGuest, ofGuests(func(g *control.GuestStatus) float64 { return float64(g.ResumedLate) })),
 	gauge("pollux_guest_resident_bytes", "Memory of its process, shared memory included.", byGuest, ofGuests(func(g *control.GuestStatus) float64 { return float64(g.Memory.Resident) })),
 	gauge("pollux_guest_cache_bytes", "Memory that is planned for the caches of both pools.", byGuest, ofGuests(func(g *control.GuestStatus) float64 { return float64(g.Memory.Cache) })),
 	gauge("pollux_pool_capacity_bytes", "Space of the pool for data and metadata.", byPool, ofPools(func(p *control.PoolStatus) float64 { return float64(p.Capacity) })),

@@ -230,6 +230,10 @@ const (
 	DoDone Do = "done"
 )
 
+// NoteLate is the key of a note that a guest which was started again first did not
+// serve in time.
+const NoteLate = "restart-late"
+
 // Action is one thing for the driver to do.
 type Action struct {
 	Do       Do

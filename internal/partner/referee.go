@@ -164,6 +164,8 @@ type TitleView struct {
 	Holder string
 	Phase  Phase
 	To     string
+	// Suspect tells whether the partner keeps off it, because whoever served it died.
+	Suspect bool
 }
 
 // Seat returns the referee's view of a guest.
@@ -185,7 +187,7 @@ func (r *Referee) Seat(g string) SeatView {
 // Title returns the referee's view of an identity.
 func (r *Referee) Title(id string) TitleView {
 	t := r.titles[id]
-	return TitleView{Holder: t.holder, Phase: t.phase, To: t.to}
+	return TitleView{Holder: t.holder, Phase: t.phase, To: t.to, Suspect: r.suspect(id)}
 }
 
 // Alerts returns the alerts that are raised, by key.

@@ -62,7 +62,7 @@ func (r *Referee) resumeOver(s *seat, why string) {
 	if !p.usable() || r.down || s.killing {
 		return // it is waited for as long as it takes, or its end is near
 	}
-	r.note(s.name, "restart-late", "%s %s: %s takes over", s.name, why, p.name)
+	r.note(s.name, NoteLate, "%s %s: %s takes over", s.name, why, p.name)
 	if t.holder == s.name && planted.Has(planted.RestartNotFenced) {
 		r.free(t)
 	}

@@ -23,12 +23,13 @@ import (
 // command only. More settings may be appended at the end of the failover map,
 // or with Pool and Head.
 type Settings struct {
-	Log, Cache string   // sizes
-	PoolSize   string   // of each guest's file
-	Copies     int      // files of each guest's pool that keep the same; 1 if 0
-	Devices    int      // files of guest a's pool, each of PoolSize; the program's default if 0
-	Failover   []string // "name: value"
-	More       []string // lines of their own
+	Log, Cache string            // sizes
+	PoolSize   string            // of each guest's file
+	Copies     int               // files of each guest's pool that keep the same; 1 if 0
+	Devices    int               // files of guest a's pool, each of PoolSize; the program's default if 0
+	Failover   []string          // "name: value"
+	Policies   map[string]string // of guests, what comes first when they fail; the program's default if not there
+	More       []string          // lines of their own
 }
 
 // text writes the settings file.
@@ -55,7 +56,11 @@ func (s Settings) text() string {
 			}
 			devices = fmt.Sprintf(", devices: [%s]", strings.Join(names, ", "))
 		}
-		fmt.Fprintf(&b, "  - {name: %s, port: 0, pool: {size: %s, copies: %d%s}}\n", g, size, max(s.Copies, 1), devices)
+		policy := ""
+		if p := s.Policies[g]; p != "" {
+			policy = ", policy: " + p
+		}
+		fmt.Fprintf(&b, "  - {name: %s, port: 0%s, pool: {size: %s, copies: %d%s}}\n", g, policy, size, max(s.Copies, 1), devices)
 	}
 	if len(s.Failover) > 0 {
 		fmt.Fprintf(&b, "failover: {%s}\n", strings.Join(s.Failover, ", "))

@@ -75,12 +75,30 @@ type proc struct {
 
 // Start begins a process and records it before it does anything.
 func (d *Driver) Start(s domain.Spec) (domain.Domain, error) {
+	p, release, err := d.begin(s)
+	if err != nil {
+		return nil, err
+	}
+	defer release.Close()
+	if err := d.name(p, s.Inc); err != nil {
+		_ = p.Kill()
+		<-p.ended
+		return nil, err
+	}
+	// A process that has ended meanwhile does not read; the watch tells.
+	_, _ = release.Write([]byte{1})
+	return p, nil
+}
+
+// begin begins a process, which reads from the other end of release before it does
+// anything.
+func (d *Driver) begin(s domain.Spec) (p *proc, release *os.File, err error) {
 	// A full log directory must not keep a guest from serving. Whoever calls
 	// Tidy from time to time learns of it.
 	_ = d.Tidy(s.Name)
 	log, err := os.OpenFile(d.logPath(s.Name), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("log of guest %s: %w", s.Name, err)
+		return nil, nil, fmt.Errorf("log of guest %s: %w", s.Name, err)
 	}
 	defer log.Close()
 	cmd := exec.Command(d.Program, s.Args...)
@@ -89,43 +107,43 @@ func (d *Driver) Start(s domain.Spec) (domain.Domain, error) {
 	cmd.ExtraFiles = s.Files
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	cmd.Env = append(os.Environ(), "GOTRACEBACK=all")
-	// Without it the guest serves all the same.
-	_ = os.WriteFile(config.LastWordsPath(d.RunDir, s.Name, s.Inc), nil, 0o600)
 	await, release, err := os.Pipe()
 	if err != nil {
-		return nil, fmt.Errorf("start guest %s: %w", s.Name, err)
+		return nil, nil, fmt.Errorf("start guest %s: %w", s.Name, err)
 	}
-	defer release.Close()
 	cmd.Stdin = await
 	err = cmd.Start()
 	await.Close()
 	if err != nil {
-		return nil, fmt.Errorf("start guest %s: %w", s.Name, err)
+		_ = release.Close()
+		return nil, nil, fmt.Errorf("start guest %s: %w", s.Name, err)
 	}
-	rec := record{PID: cmd.Process.Pid, Inc: s.Inc, Started: time.Now()}
+	p = &proc{name: s.Name, rec: record{PID: cmd.Process.Pid}, ended: make(chan struct{})}
 	// Not yet waited for, the process keeps its number even if it has ended.
-	st, err := readStat(rec.PID)
-	var pidfd *os.File
+	st, err := readStat(p.rec.PID)
 	if err == nil {
-		rec.StartTime = st.startTime
-		pidfd, err = openPidfd(rec.PID)
-	}
-	if err == nil {
-		err = config.WriteRunJSON(d.recordPath(s.Name), rec)
+		p.rec.StartTime = st.startTime
+		p.pidfd, err = openPidfd(p.rec.PID)
 	}
 	if err != nil {
+		_ = release.Close()
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
-		if pidfd != nil {
-			_ = pidfd.Close()
-		}
-		return nil, fmt.Errorf("start guest %s: %w", s.Name, err)
+		return nil, nil, fmt.Errorf("start guest %s: %w", s.Name, err)
 	}
-	// A process that has ended meanwhile does not read; the watch tells.
-	_, _ = release.Write([]byte{1})
-	p := &proc{name: s.Name, rec: rec, pidfd: pidfd, ended: make(chan struct{})}
 	go p.watch(cmd)
-	return p, nil
+	return p, release, nil
+}
+
+// name records a process as a run of its guest.
+func (d *Driver) name(p *proc, inc uint64) error {
+	// Without it the guest serves all the same.
+	_ = os.WriteFile(config.LastWordsPath(d.RunDir, p.name, inc), nil, 0o600)
+	p.rec.Inc, p.rec.Started = inc, time.Now()
+	if err := config.WriteRunJSON(d.recordPath(p.name), p.rec); err != nil {
+		return fmt.Errorf("start guest %s: %w", p.name, err)
+	}
+	return nil
 }
 
 // Find returns the recorded process of a guest.
