@@ -64,7 +64,7 @@ func (r *Referee) Tick(now time.Time) {
 	since := now.Sub(r.now)
 	r.now = now
 	r.listen(since >= r.cfg.AnswerTimeout/2)
-	r.watchRestarts(since >= r.cfg.RestartLimit/4)
+	r.watchRestarts(since)
 	for _, g := range r.cfg.Guests {
 		s := r.seats[g]
 		if r.startDue(s) {

@@ -68,6 +68,7 @@ type seat struct {
 	startAt  time.Time
 	born     time.Time // when its process began
 	resume   time.Time // until when its identity is kept for its next start, zero when it is not
+	atMost   time.Time // what resume is put off to when the referee was late
 	failures []time.Time
 	stopped  bool // crashed too often
 	restart  bool // its next end was asked for and is no failure

@@ -30,22 +30,28 @@ func (r *Referee) keep(s *seat, served bool) {
 	if r.down || s.stopped || len(s.failures) > 1 || r.titles[s.name].to != "" {
 		return
 	}
-	s.startAt, s.resume = r.now, r.now.Add(r.cfg.RestartLimit)
+	s.startAt, s.resume, s.atMost = r.now, r.now.Add(r.cfg.RestartLimit), r.now.Add(4*r.cfg.RestartLimit)
 }
 
 // kept tells whether an identity waits for its own guest.
 func (r *Referee) kept(id string) bool { return !r.seats[id].resume.IsZero() }
 
-// watchRestarts ends the wait for guests that take too long. A referee that was
-// itself late begins to count anew: that the guest serves may be told by a
-// message that waits.
-func (r *Referee) watchRestarts(late bool) {
+// lateReferee is the least time without a look that counts as late; drivers look more
+// often while a guest is waited for.
+const lateReferee = 50 * time.Millisecond
+
+// watchRestarts ends the wait for guests that take too long. Time in which the
+// referee itself did not run, since its last look, does not count, within bounds: that
+// the guest serves may be told by a message that waits.
+func (r *Referee) watchRestarts(since time.Duration) {
 	for _, g := range r.cfg.Guests {
 		s := r.seats[g]
 		switch {
 		case s.resume.IsZero():
-		case late:
-			s.resume = r.now.Add(r.cfg.RestartLimit)
+		case since >= max(lateReferee, r.cfg.RestartLimit/4) && r.now.Before(s.atMost):
+			if s.resume = s.resume.Add(since); s.resume.After(s.atMost) {
+				s.resume = s.atMost
+			}
 		case !r.now.Before(s.resume):
 			r.resumeOver(s, fmt.Sprintf("has not served again within %s", r.cfg.RestartLimit))
 		}

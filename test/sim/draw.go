@@ -48,6 +48,7 @@ func Draw(seed uint64) *Script {
 		d.say("add a size=%dM llrrm", 6+d.rng.IntN(3))
 	}
 	flash := newFlashDrawer(d, seed)
+	starts := newStartDrawer(d, seed)
 	leaves := rand.New(rand.NewPCG(seed, 0x6c656176)) // so that it changes nothing else that is drawn
 	for range 4 + d.rng.IntN(28) {
 		d.traffic()
@@ -73,6 +74,7 @@ func Draw(seed uint64) *Script {
 			}
 		}
 		flash.draw()
+		starts.draw()
 	}
 	return &Script{Name: fmt.Sprintf("seed %d", seed), Lines: d.lines}
 }

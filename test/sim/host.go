@@ -17,6 +17,30 @@ type host struct {
 	incs  map[string]uint64
 	cmd   uint64
 	done  map[uint64]string // outcomes of commands
+	// starts says how the next starts of a guest go, if not well.
+	starts map[string]starting
+}
+
+// starting is how starts of a guest go.
+type starting struct {
+	fails bool          // there is no process
+	slow  time.Duration // until the guest is on its line
+	dies  int64         // after so many counted operations
+	times int           // so many starts
+}
+
+// nextStart tells how a guest's start goes that is made now.
+func (h *host) nextStart(g string) starting {
+	s, ok := h.starts[g]
+	if !ok {
+		return starting{}
+	}
+	if s.times--; s.times <= 0 {
+		delete(h.starts, g)
+	} else {
+		h.starts[g] = s
+	}
+	return s
 }
 
 func (w *World) other(g string) string {
@@ -105,11 +129,17 @@ func (h *host) carryOut() {
 					p.line.toGuest(a.Message)
 				}
 			case partner.DoStart:
+				s := h.nextStart(a.Guest)
+				if s.fails {
+					h.ref.Step(partner.Message{Kind: partner.KindNoStart, Guest: a.Guest, Reason: "no process can be made"})
+					continue
+				}
 				w.spawn(a.Guest)
 				p := w.procs[a.Guest]
+				p.killIn = s.dies
 				h.ref.Step(partner.Message{Kind: partner.KindStarted, Guest: a.Guest, Inc: p.inc, Known: true})
 				life := h.life
-				w.after(w.between(time.Millisecond, 30*time.Millisecond), nil, "", func() {
+				w.after(s.slow+w.between(time.Millisecond, 30*time.Millisecond), nil, "", func() {
 					if h.life == life && h.ref != nil && !p.dead.Load() {
 						p.line.connect()
 					}

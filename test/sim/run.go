@@ -122,11 +122,11 @@ func newWorld(seed uint64, dir string, keep int) *World {
 		procs: map[string]*proc{}, pools: map[string]*pool{}, cls: map[string]*client{},
 		opt: Options{
 			Machine: partner.Config{HangTimeout: time.Second, GivebackDelay: 2 * time.Second, LockoutCount: 1 << 30, LockoutWindow: time.Minute},
-			Referee: partner.RefereeConfig{RestartDelay: 100 * time.Millisecond, RestartMax: 2 * time.Second, CrashLimit: 1 << 30, CrashWindow: time.Minute},
+			Referee: partner.RefereeConfig{RestartDelay: 100 * time.Millisecond, RestartMax: 2 * time.Second, CrashLimit: 1 << 30, CrashWindow: time.Minute, ProvenAfter: -1},
 			Cleaner: spool.CleanerOptions{Off: true},
 		},
 	}
-	w.host = host{w: w, names: []string{"a", "b"}, incs: map[string]uint64{}, done: map[uint64]string{}}
+	w.host = host{w: w, names: []string{"a", "b"}, incs: map[string]uint64{}, done: map[uint64]string{}, starts: map[string]starting{}}
 	w.opt.Interval = w.between(20*time.Millisecond, 2*time.Second)
 	return w
 }
@@ -155,6 +155,14 @@ func (w *World) set(s *Script) error {
 		case "sharing":
 			w.opt.Run, err = strconv.Atoi(l.arg(1))
 			w.opt.Weak = l.has("weak")
+		case "restart-first":
+			w.opt.Referee.RestartFirst = l.Fields[1:]
+		case "restart-limit":
+			w.opt.Referee.RestartLimit, err = l.duration(1)
+		case "crash-window":
+			w.opt.Referee.CrashWindow, err = l.duration(1)
+		case "poison":
+			w.opt.Referee.ProvenAfter, err = l.duration(1)
 		case "giveback-delay":
 			if w.opt.Machine.GivebackDelay = -1; l.arg(1) != "never" {
 				w.opt.Machine.GivebackDelay, err = l.duration(1)
@@ -293,6 +301,7 @@ func (w *World) finish() error {
 		d.slow, d.faults, d.gone, d.vanishIn, d.missing = 1, nil, false, 0, false
 		d.unstick()
 	}
+	clear(w.host.starts)
 	for _, g := range w.host.names {
 		if p := w.procs[g]; p != nil {
 			p.killIn, p.line.slow, p.line.repeat = 0, false, 0

@@ -91,10 +91,14 @@ func (s *Script) String() string {
 //	interval D                    longest time between consistency points
 //	cleaner                       pools are cleaned at every opportunity; never without
 //	sharing N [weak]              volumes share N blocks or more, and clients write much twice; weak: by fingerprints that say little
+//	restart-first GUEST...        these are started again before their partner takes over
+//	restart-limit D               and have so long for it; 500ms
+//	crash-window D                failures are forgotten after it; one minute
+//	poison D                      the deaths of who served an identity are remembered until it was served so long; not at all
 //	giveback-delay D              delay of automatic givebacks, or "never"
 func isSetting(word string) bool {
 	switch word {
-	case "seed", "alone", "pool", "volume", "interval", "cleaner", "sharing", "giveback-delay":
+	case "seed", "alone", "pool", "volume", "interval", "cleaner", "sharing", "giveback-delay", "restart-first", "restart-limit", "crash-window", "poison":
 		return true
 	}
 	return false

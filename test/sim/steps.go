@@ -39,6 +39,8 @@ func verbOf(l Line) verb {
 		return (*World).doOps
 	case "kill": // kill GUEST [after N]
 		return (*World).doKill
+	case "start": // start GUEST slow D | dies N | fails | well [times N]: how its next starts go
+		return (*World).doStart
 	case "hang", "thaw": // hang GUEST
 		return (*World).doHang
 	case "clock": // clock GUEST DURATION: its clock jumps ahead
@@ -254,6 +256,27 @@ func (w *World) doAgent(l Line) error {
 		return fmt.Errorf("the agent cannot %q", l.arg(1))
 	}
 	return nil
+}
+
+func (w *World) doStart(l Line) error {
+	times, err := l.countOf("times", 1)
+	if err != nil {
+		return err
+	}
+	s := starting{times: int(times)}
+	switch l.arg(2) {
+	case "slow":
+		s.slow, err = l.duration(3)
+	case "dies":
+		s.dies, err = l.countOf("dies", 1)
+	case "fails":
+		s.fails = true
+	case "well":
+	default:
+		err = fmt.Errorf("a start cannot be %q", l.arg(2))
+	}
+	w.host.starts[l.arg(1)] = s
+	return err
 }
 
 func (w *World) doLine(l Line) error {
