@@ -184,12 +184,23 @@ func (b *bench) volume(ctx context.Context, guest, name string, size int64) (str
 	return e.NBDUnix, err
 }
 
+// ready is a complaint about a status as [pair.Well], and about guests whose next
+// processes are not ready: those that fail twice within a second are not looked at.
+func ready(st control.Status) string {
+	for _, g := range st.Guests {
+		if !g.Spare {
+			return fmt.Sprintf("guest %s has no spare process", g.Name)
+		}
+	}
+	return pair.Well(st)
+}
+
 // round hurts the guest once, waits until it is well, and gives back what was taken
 // over.
 func (b *bench) round(ctx context.Context, f fault, c *clients, rng *rand.Rand) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, roundLimit, fmt.Errorf("the round took longer than %v: %w", roundLimit, context.DeadlineExceeded))
 	defer cancel()
-	if err := b.pair.Until(ctx, healLimit, pair.Well); err != nil {
+	if err := b.pair.Until(ctx, healLimit, ready); err != nil {
 		return err
 	}
 	h, err := b.pair.HoldGuest(ctx, c.guest)

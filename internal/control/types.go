@@ -111,11 +111,13 @@ type GuestStatus struct {
 	Policy string `json:"policy,omitempty"`
 	// Resumed is how often it served again after a restart that came before a
 	// takeover, ResumedLate how often such a restart was not in time.
-	Resumed     int      `json:"restarted_in_place,omitempty"`
-	ResumedLate int      `json:"restarted_late,omitempty"`
-	GivebackIn  Duration `json:"giveback_in_ms,omitempty"`      // until the automatic giveback to this guest
-	LockedOut   bool     `json:"giveback_locked_out,omitempty"` // automatic giveback was stopped, see alerts
-	Alerts      []string `json:"alerts,omitempty"`
+	Resumed     int `json:"restarted_in_place,omitempty"`
+	ResumedLate int `json:"restarted_late,omitempty"`
+	// Spare tells whether its next process is ready.
+	Spare      bool     `json:"spare"`
+	GivebackIn Duration `json:"giveback_in_ms,omitempty"`      // until the automatic giveback to this guest
+	LockedOut  bool     `json:"giveback_locked_out,omitempty"` // automatic giveback was stopped, see alerts
+	Alerts     []string `json:"alerts,omitempty"`
 }
 
 // Export is a volume as clients reach it.

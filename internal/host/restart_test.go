@@ -26,21 +26,9 @@ func cmdline(pid int) string {
 	return strings.ReplaceAll(string(b), "\x00", " ")
 }
 
-// spares counts the processes of a pair that wait for their numbers.
-func (p *pair) spares(st control.Status) int {
-	n := 0
-	dirs, _ := os.ReadDir("/proc")
-	for _, d := range dirs {
-		var pid int
-		if _, err := fmt.Sscan(d.Name(), &pid); err != nil {
-			continue
-		}
-		used := slices.ContainsFunc(st.Guests, func(g control.GuestStatus) bool { return g.PID == pid })
-		if line := cmdline(pid); !used && strings.Contains(line, "--spare") && strings.Contains(line, p.dir) {
-			n++
-		}
-	}
-	return n
+// withSpares tells whether each guest serves its own and has a spare process.
+func withSpares(st control.Status) bool {
+	return servedBy("a", "b")(st) && st.Guests[0].Spare && st.Guests[1].Spare
 }
 
 // eventKinds lists what happened.
@@ -61,7 +49,7 @@ func TestRestartFirst(t *testing.T) {
 	}
 	p := newPair(t, restartConfig)
 	ctx := t.Context()
-	st := p.until("start, with spares", func(st control.Status) bool { return servedBy("a", "b")(st) && p.spares(st) == 2 })
+	st := p.until("start, with spares", withSpares)
 	_, err := p.client.CreateVolume(ctx, control.VolumeCreate{Name: "v", Size: 64 << 20, Guest: "a"})
 	p.ok(err)
 
@@ -117,7 +105,7 @@ func TestRestartLate(t *testing.T) {
 		t.Skip("starts processes")
 	}
 	p := newPair(t, strings.Replace(restartConfig, "restart_limit: 20s", "restart_limit: 300ms", 1))
-	st := p.until("start, with spares", func(st control.Status) bool { return servedBy("a", "b")(st) && p.spares(st) == 2 })
+	st := p.until("start, with spares", withSpares)
 	// Its spare process stands still, and it is what a becomes.
 	dirs, err := os.ReadDir("/proc")
 	p.ok(err)

@@ -21,13 +21,15 @@ type snapshot struct {
 	seats  map[string]partner.SeatView
 	titles map[string]partner.TitleView
 	alerts map[string]string
+	spares map[string]bool
 }
 
 func (a *agent) snapshot(ctx context.Context) (snapshot, error) {
-	s := snapshot{seats: map[string]partner.SeatView{}, titles: map[string]partner.TitleView{}}
+	s := snapshot{seats: map[string]partner.SeatView{}, titles: map[string]partner.TitleView{}, spares: map[string]bool{}}
 	err := a.ask(ctx, func() {
 		for _, g := range a.names() {
 			s.seats[g], s.titles[g] = a.ref.Seat(g), a.ref.Title(g)
+			s.spares[g] = a.members[g] != nil && a.members[g].spare != nil
 		}
 		s.alerts = a.ref.Alerts()
 	})
@@ -143,6 +145,7 @@ func (a *agent) guestStatus(g *config.Guest, s snapshot, reports map[string]cont
 	gs.Address, gs.Socket = g.Endpoint(), g.Socket
 	a.mu.Lock()
 	m := a.members[g.Name]
+	gs.Spare = s.spares[g.Name]
 	gs.Restarts, gs.Policy, gs.Resumed, gs.ResumedLate = max(0, m.starts-1), g.Policy, m.resumed, m.late
 	if m.dom != nil && seat.Alive {
 		gs.PID, gs.Uptime = m.dom.PID(), control.Duration(time.Since(m.dom.Started()))

@@ -196,6 +196,7 @@ var Metrics = []Metric{
 	}),
 	counter("pollux_guest_restarts_in_place_total", "Restarts that came before a takeover and served in time.", byGuest, ofGuests(func(g *control.GuestStatus) float64 { return float64(g.Resumed) })),
 	counter("pollux_guest_restarts_late_total", "Restarts that came first and did not serve in time.", byGuest, ofGuests(func(g *control.GuestStatus) float64 { return float64(g.ResumedLate) })),
+	gauge("pollux_guest_spare", "Whether its next process is ready.", byGuest, ofGuests(func(g *control.GuestStatus) float64 { return number(g.Spare) })),
 	gauge("pollux_guest_resident_bytes", "Memory of its process, shared memory included.", byGuest, ofGuests(func(g *control.GuestStatus) float64 { return float64(g.Memory.Resident) })),
 	gauge("pollux_guest_cache_bytes", "Memory that is planned for the caches of both pools.", byGuest, ofGuests(func(g *control.GuestStatus) float64 { return float64(g.Memory.Cache) })),
 	gauge("pollux_pool_capacity_bytes", "Space of the pool for data and metadata.", byPool, ofPools(func(p *control.PoolStatus) float64 { return float64(p.Capacity) })),

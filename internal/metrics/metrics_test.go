@@ -25,7 +25,7 @@ func sample() control.Status {
 		Agent: control.AgentStatus{Running: true, Version: "v1"}, Protected: true, Alerts: []string{"one"},
 		LastTakeover: &control.Takeover{Kind: "takeover", Started: time.Unix(1000, 0), Total: control.Duration(40 * time.Millisecond)},
 		Guests: []control.GuestStatus{{
-			Name: "a", State: control.StateServing, ServedBy: "a", Protected: true, Restarts: 2, Policy: "restart-first", Resumed: 53, ResumedLate: 54, Alerts: []string{"two"},
+			Name: "a", State: control.StateServing, ServedBy: "a", Protected: true, Restarts: 2, Policy: "restart-first", Resumed: 53, ResumedLate: 54, Spare: true, Alerts: []string{"two"},
 			Memory: control.MemoryStatus{Resident: 5, Cache: 6},
 			PoolStats: []control.PoolStatus{{Name: "p", Capacity: 100, Free: 60, LogBytes: 50, LogUsed: 5, Dirty: 4, CP: 9, Error: "no", PagesMended: 13, Cleaner: control.CleanerStatus{Freed: 3},
 				Dedup: control.DedupStatus{DedupCounts: control.DedupCounts{Shared: 14, Written: 15, Zeros: 16}, Unequal: 17, Saved: 18, IndexBytes: 19, IndexEntries: 20, MeanExtent: 21.5},
@@ -66,7 +66,7 @@ func TestCollector(t *testing.T) {
 		`pollux_last_takeover_seconds{kind="takeover"} 0.04`, `pollux_last_takeover_timestamp_seconds{kind="takeover"} 1000`,
 		`pollux_guest_state{guest="a",state="serving"} 1`, `pollux_guest_state{guest="b",state="takeover"} 1`,
 		`pollux_guest_served{guest="b"} 0`, `pollux_guest_restarts_total{guest="a"} 2`,
-		`pollux_guest_policy{guest="a",policy="restart-first"} 1`, `pollux_guest_restarts_in_place_total{guest="a"} 53`, `pollux_guest_restarts_late_total{guest="a"} 54`,
+		`pollux_guest_policy{guest="a",policy="restart-first"} 1`, `pollux_guest_restarts_in_place_total{guest="a"} 53`, `pollux_guest_restarts_late_total{guest="a"} 54`, `pollux_guest_spare{guest="a"} 1`,
 		`pollux_guest_resident_bytes{guest="a"} 5`, `pollux_guest_cache_bytes{guest="a"} 6`,
 		`pollux_pool_capacity_bytes{pool="p"} 100`, `pollux_pool_free_bytes{pool="p"} 60`, `pollux_pool_log_bytes{pool="p"} 50`,
 		`pollux_pool_log_used_bytes{pool="p"} 5`, `pollux_pool_dirty_bytes{pool="p"} 4`, `pollux_pool_failing{pool="p"} 1`,
