@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/pollux-storage/pollux/internal/config"
 	"github.com/pollux-storage/pollux/internal/domain"
 )
@@ -23,7 +25,11 @@ func start(t *testing.T, d *Driver, script string) domain.Domain {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = p.Kill(); <-p.Ended() })
+	t.Cleanup(func() {
+		_ = unix.Kill(-p.PID(), unix.SIGKILL) // with what it has started, which may outlive it
+		_ = p.Kill()
+		<-p.Ended()
+	})
 	return p
 }
 
