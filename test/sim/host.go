@@ -130,7 +130,7 @@ func (h *host) carryOut() {
 				}
 			case partner.DoStart:
 				s := h.nextStart(a.Guest)
-				if s.fails {
+				if s.fails && w.procs[a.Guest] != nil { // steps name guests that there have been
 					h.ref.Step(partner.Message{Kind: partner.KindNoStart, Guest: a.Guest, Reason: "no process can be made"})
 					continue
 				}
