@@ -33,7 +33,9 @@ func BenchmarkOpen(b *testing.B) {
 
 func benchmarkOpen(b *testing.B, size int64, most, kept bool) {
 	ctx := context.Background()
-	disk := blocktest.NewDisk(blocktest.BarracudaES2)
+	sheet := blocktest.BarracudaES2
+	sheet.Size = max(sheet.Size, 2*size)
+	disk := blocktest.NewDisk(sheet)
 	dev := disk.Wrap(newHollow(2*size, 2<<30))
 	if _, err := Create(ctx, CreateOptions{Name: "p", Identity: "a", Devices: []hpdi.Device{dev}}); err != nil {
 		b.Fatal(err)
