@@ -201,6 +201,9 @@ func (p *Pool) load(ctx context.Context) error {
 	p.space.Unreserve(p.estimate)
 	p.loadSharing()
 	p.keepJournal()
+	if p.flash.layer == nil {
+		p.flash.dropUsage() // of flash that has left
+	}
 	p.flash.tellCheap()
 	p.loaded.Store(true)
 	p.tellUnused()

@@ -77,6 +77,7 @@ type flash struct {
 	stuck                    error // why the newest move of an evacuation failed
 	pins                     pinWalk
 	note                     *flashmap.NoteWriter // what was collected is being written
+	memory                   flashMemory          // what was collected, in the region
 	recalled                 bool                 // what was collected before was looked for
 	counted                  uint64               // accesses, when the note was written
 	failed                   error                // why it fails, as somebody was told
@@ -187,6 +188,9 @@ func (f *flash) leaves() bool {
 // work does what is due.
 func (f *flash) work(now time.Time) {
 	if f.layer == nil {
+		if f.memory.mem != nil {
+			f.dropUsage()
+		}
 		return
 	}
 	if !now.Before(f.tickAt) {
@@ -216,6 +220,7 @@ func (f *flash) work(now time.Time) {
 	}
 	f.pins.work(now)
 	f.keep(now)
+	f.keepUsage(now)
 }
 
 // turn begins or ends that everything goes back. What is queued is given up.

@@ -194,7 +194,8 @@ func decodeHistory(b []byte) (h history, err error) {
 	return h, nil
 }
 
-// recall takes over what a guest before has collected. Without it some windows pass before
+// recall takes over what a guest before has collected: the note, and of the region what is
+// newer. Without it some windows pass before
 // anything new comes to flash.
 func (f *flash) recall(now time.Time) {
 	f.keepAt = now.Add(flashKeep)
@@ -203,7 +204,6 @@ func (f *flash) recall(now time.Time) {
 	if err == nil {
 		h, err = decodeHistory(b)
 	}
-	f.engine.AddWear(h.wear, now)
 	for _, e := range h.devices {
 		for _, d := range f.disks {
 			if d.id == e.id {
@@ -211,6 +211,11 @@ func (f *flash) recall(now time.Time) {
 			}
 		}
 	}
+	wear, ok := f.recallUsage(now)
+	if !ok || wear.Hour < h.wear.Hour {
+		wear = h.wear
+	}
+	f.engine.AddWear(wear, now)
 	if err != nil && !errors.Is(err, block.ErrNotFound) {
 		f.tell("flash-history-lost", "what was collected of the devices of pool %s cannot be read whole: %v", f.p.label.Name, err)
 	}

@@ -43,12 +43,9 @@ func (c *Collector) state(now time.Time) *state {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.tickLocked(now)
-	s := &state{
-		geometry: c.geometry, window: c.p.Window, decay: c.p.Decay,
-		elapsed: max(0, min(now.Sub(c.begun), c.p.Window)), age: c.age, counted: c.out, totals: c.totals,
-		entries: make([]entry, len(c.table.entries)),
-		windows: slices.Clone(c.history.windows), // their sets are never changed
-	}
+	s := c.countedLocked(now)
+	s.entries = make([]entry, len(c.table.entries))
+	s.windows = slices.Clone(c.history.windows) // their sets are never changed
 	at := c.seconds(now.UnixNano())
 	for i := range c.table.entries {
 		c.table.roll(&c.table.entries[i], c.window)
@@ -57,6 +54,14 @@ func (c *Collector) state(now time.Time) *state {
 		s.entries[i] = e
 	}
 	return s
+}
+
+// countedLocked returns the state without its sets and windows.
+func (c *Collector) countedLocked(now time.Time) *state {
+	return &state{
+		geometry: c.geometry, window: c.p.Window, decay: c.p.Decay,
+		elapsed: max(0, min(now.Sub(c.begun), c.p.Window)), age: c.age, counted: c.out, totals: c.totals,
+	}
 }
 
 // encode writes as much of the state as finds room.
@@ -70,8 +75,27 @@ func (s *state) encode(id Identity, limit int) []byte {
 	}
 	slices.SortFunc(list, func(a, b entry) int { return cmp.Compare(a.set, b.set) })
 
-	le := binary.LittleEndian
 	p := make([]byte, ondisk.HeaderSize, ondisk.HeaderSize+prefixBytes+len(list)*savedBytes+len(past))
+	p = s.appendPrefix(p, len(list))
+	for i := range list {
+		p = append(p, make([]byte, savedBytes)...)
+		list[i].encode(p[len(p)-savedBytes:], list[i].last)
+	}
+	p = append(p, past...)
+	id.seal(p)
+	return p
+}
+
+func (id *Identity) seal(p []byte) {
+	ondisk.Seal(p, ondisk.Header{
+		Kind: ondisk.KindAccess, Version: stateVersion, Length: len(p),
+		Pool: id.Pool, Epoch: id.Epoch, Generation: id.Generation,
+	})
+}
+
+// appendPrefix appends what stands before so many sets.
+func (s *state) appendPrefix(p []byte, sets int) []byte {
+	le := binary.LittleEndian
 	p = le.AppendUint64(p, uint64(s.geometry.SetBytes))
 	p = le.AppendUint64(p, uint64(s.geometry.Size))
 	p = le.AppendUint64(p, uint64(s.window))
@@ -82,23 +106,26 @@ func (s *state) encode(id Identity, limit int) []byte {
 	for _, v := range [3]float64{s.totals.reads, s.totals.writes, s.totals.runs} {
 		p = le.AppendUint64(p, math.Float64bits(v))
 	}
-	p = le.AppendUint32(p, uint32(len(list)))
-	for i := range list {
-		e := &list[i]
-		p = le.AppendUint64(p, uint64(e.set))
-		p = le.AppendUint32(p, e.last)
-		for _, m := range [2]counts{e.past, e.current} {
-			for _, v := range [4]float32{m.reads, m.writes, m.runs, m.bytes} {
-				p = le.AppendUint32(p, math.Float32bits(v))
-			}
-		}
-	}
-	p = append(p, past...)
-	ondisk.Seal(p, ondisk.Header{
-		Kind: ondisk.KindAccess, Version: stateVersion, Length: len(p),
-		Pool: id.Pool, Epoch: id.Epoch, Generation: id.Generation,
-	})
-	return p
+	return le.AppendUint32(p, uint32(sets))
+}
+
+// encode writes a set, whose last access is so many seconds ago, to p, which has savedBytes.
+func (e *entry) encode(p []byte, ago uint32) {
+	le := binary.LittleEndian
+	p = p[:savedBytes]
+	le.PutUint64(p, uint64(e.set))
+	le.PutUint32(p[8:], ago)
+	e.past.encode(p[12:])
+	e.current.encode(p[28:])
+}
+
+func (c *counts) encode(p []byte) {
+	le := binary.LittleEndian
+	p = p[:16]
+	le.PutUint32(p, math.Float32bits(c.reads))
+	le.PutUint32(p[4:], math.Float32bits(c.writes))
+	le.PutUint32(p[8:], math.Float32bits(c.runs))
+	le.PutUint32(p[12:], math.Float32bits(c.bytes))
 }
 
 // sortByWorth brings those in front whose loss would be greatest.
@@ -112,10 +139,15 @@ func sortByWorth(list []entry) {
 // of another shape, the collector stays as it is, and the error, of package ondisk's or kind
 // block.ErrCorrupt, block.ErrUnsupported or block.ErrInvalid, says why.
 func (c *Collector) Load(p []byte, pool block.PoolID, now time.Time) error {
-	s, err := decode(p)
+	s, err := decode(p, inOrder)
 	if err != nil {
 		return fmt.Errorf("saved access information: %w", err)
 	}
+	return c.load(s, pool, now)
+}
+
+// load replaces what is counted by a state, and the history, if the state has one.
+func (c *Collector) load(s *state, pool block.PoolID, now time.Time) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {
@@ -148,7 +180,9 @@ func (c *Collector) Load(p []byte, pool block.PoolID, now time.Time) error {
 	c.table = t
 	c.totals, c.age, c.out = s.totals, s.age, s.counted
 	c.begun = now.Add(-s.elapsed)
-	c.history.windows = s.windows
+	if !s.countsAlone {
+		c.history.windows = s.windows
+	}
 	if s.window != c.p.Window || s.decay != c.p.Decay {
 		f := float64(s.elapsed) / float64(s.window)
 		c.age = restate(t.entries, means{s.window, s.decay, f, s.age}, c.p)
@@ -174,10 +208,18 @@ type state struct {
 	totals   sums
 	entries  []entry  // last is the age in seconds
 	windows  []Window // the oldest first
+	// countsAlone says that it says nothing of windows that have ended.
+	countsAlone bool
 }
 
-// decode reads what Save has written, of whatever bytes.
-func decode(p []byte) (*state, error) {
+// The order of the sets in a state.
+const (
+	inOrder  = true
+	anyOrder = false
+)
+
+// decode reads what Save has written, or Keep, of whatever bytes.
+func decode(p []byte, ordered bool) (*state, error) {
 	h, err := ondisk.Open(p, ondisk.KindAccess, stateVersion)
 	if err != nil {
 		return nil, err
@@ -196,8 +238,21 @@ func decode(p []byte) (*state, error) {
 	if d.Err() == nil {
 		s.check(d)
 	}
+	s.entries = make([]entry, 0, n)
 	for i := 0; i < n && d.Err() == nil; i++ {
 		s.entries = append(s.entries, s.entry(d))
+	}
+	sets := make([]Set, len(s.entries))
+	for i := range s.entries {
+		sets[i] = s.entries[i].set
+	}
+	if !ordered {
+		slices.Sort(sets)
+	}
+	for i := 1; i < len(sets) && d.Err() == nil; i++ {
+		if sets[i] <= sets[i-1] {
+			d.Fail("set %d is not in order", sets[i])
+		}
 	}
 	if d.Err() == nil {
 		s.past(d)
@@ -229,18 +284,27 @@ const maxCount = 1e30
 func isCount(v float64) bool { return v >= 0 && v <= maxCount }
 
 // entry reads a set.
-func (s *state) entry(d *ondisk.Decoder) entry {
-	e := entry{set: Set(d.U64()), last: d.U32()}
+func (s *state) entry(d *ondisk.Decoder) (e entry) {
+	b := d.Bytes(savedBytes)
+	if b == nil {
+		return e
+	}
+	le := binary.LittleEndian
+	e.set, e.last = Set(le.Uint64(b)), le.Uint32(b[8:])
+	e.past.decode(b[12:])
+	e.current.decode(b[28:])
 	for _, m := range [2]*counts{&e.past, &e.current} {
-		for _, v := range [4]*float32{&m.reads, &m.writes, &m.runs, &m.bytes} {
-			*v = math.Float32frombits(d.U32())
-			if !isCount(float64(*v)) {
-				d.Fail("set %d has a count of %v", e.set, *v)
-			}
+		if !isCount(float64(m.reads)) || !isCount(float64(m.writes)) || !isCount(float64(m.runs)) || !isCount(float64(m.bytes)) {
+			d.Fail("set %d has counts of %v", e.set, *m)
 		}
 	}
-	if n := len(s.entries); uint64(e.set) >= s.geometry.Sets() || n > 0 && e.set <= s.entries[n-1].set {
-		d.Fail("set %d is not there, or not in order", e.set)
+	if uint64(e.set) >= s.geometry.Sets() {
+		d.Fail("set %d is not there", e.set)
 	}
 	return e
+}
+
+func (c *counts) decode(p []byte) {
+	le := binary.LittleEndian
+	*c = counts{math.Float32frombits(le.Uint32(p)), math.Float32frombits(le.Uint32(p[4:])), math.Float32frombits(le.Uint32(p[8:])), math.Float32frombits(le.Uint32(p[12:]))}
 }
