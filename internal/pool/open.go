@@ -112,7 +112,10 @@ type Step struct {
 
 // ErrRegionLost says that the pool's region, with acknowledged writes, should
 // exist and does not. AcceptLoss opens the pool all the same.
-var ErrRegionLost = errors.New("the pool's region is lost; writes that no flush covered are lost with it: set accept_loss for the pool to go on without them")
+var ErrRegionLost = errors.New("the pool's region is lost; writes that no flush covered are lost with it: " + acceptLoss)
+
+// acceptLoss says what a person can do whose region is of no use.
+const acceptLoss = "set accept_loss for the pool to go on without them"
 
 // opener is a pool being opened.
 type opener struct {
@@ -279,7 +282,7 @@ func (op *opener) openRegion() error {
 			return err
 		}
 	} else if !errors.Is(err, fs.ErrNotExist) && !op.o.AcceptLoss {
-		return fmt.Errorf("region of pool %s: %w", op.label.Name, err)
+		return fmt.Errorf("region of pool %s, with writes that no flush covered: %w; %s", op.label.Name, err, acceptLoss)
 	}
 	if exists && !op.o.AcceptLoss {
 		return fmt.Errorf("open pool %s, region %s at %s: %w", op.label.Name, sb.RegionID, op.o.RegionPath, ErrRegionLost)
@@ -306,21 +309,13 @@ func (op *opener) newRegion() (err error) {
 // attachLog opens the log in an adopted region, or fills that of a new one
 // from the flush log.
 func (op *opener) attachLog() (err error) {
-	id, _ := op.region.Committed()
 	adopted := op.region.Header().ID == op.sb.RegionID
 	if planted.Has(planted.RegionReplaced) && op.region.Header().Owner != op.o.Owner {
 		adopted, op.payload = false, op.label.LogBytes
 	}
 	if adopted {
-		if id > op.machine.CP() {
-			return &block.CorruptError{What: "metadata journal", Where: "pool " + op.label.Name,
-				Why: fmt.Sprintf("it ends at consistency point %d although %d was made", op.machine.CP(), id)}
-		}
-		if op.log, err = oplog.Attach(op.region.Log()); err == nil {
-			return nil
-		}
-		if !op.o.AcceptLoss {
-			return fmt.Errorf("region %s of pool %s: %w", op.o.RegionPath, op.label.Name, err)
+		if err = op.attachRegion(); err == nil || !op.o.AcceptLoss {
+			return err
 		}
 		// The flushed prefix is what remains.
 		op.machine.LeaveJournal()
@@ -341,6 +336,32 @@ func (op *opener) attachLog() (err error) {
 		return err
 	}
 	return op.replayFlushLog()
+}
+
+// attachRegion opens the log in an adopted region, which must go on where the journal ends.
+func (op *opener) attachRegion() error {
+	var behind error
+	if id, _ := op.region.Committed(); id > op.machine.CP() {
+		behind = op.lost(&block.CorruptError{What: "metadata journal", Where: "pool " + op.label.Name,
+			Why: fmt.Sprintf("it ends at consistency point %d although %d was made", op.machine.CP(), id)})
+		if !op.o.AcceptLoss {
+			return behind
+		}
+	}
+	log, err := oplog.Attach(op.region.Log())
+	if err != nil {
+		return op.lost(err)
+	}
+	if behind != nil && log.Tail() > op.machine.Committed() {
+		return behind // what the missing points had is in the log no more
+	}
+	op.log = log
+	return nil
+}
+
+// lost says where the region is that is of no use, and what a person can do.
+func (op *opener) lost(err error) error {
+	return fmt.Errorf("region %s of pool %s, with writes that no flush covered: %w; %s", op.o.RegionPath, op.label.Name, err, acceptLoss)
 }
 
 // replayFlushLog publishes again what flushes had made durable when the host
@@ -426,7 +447,7 @@ func (op *opener) allocRun(n int) (first oplog.Extent, ok bool) {
 // records are released that a consistency point covers, and the labels of devices
 // that the superblock names.
 func (op *opener) takeOwnership() error {
-	op.epoch = max(op.sb.Epoch, op.region.Epoch()) + 1
+	op.epoch = max(op.sb.Epoch, op.region.LastEpoch()) + 1
 	if planted.Has(planted.EpochNotRaised) {
 		op.epoch--
 	}

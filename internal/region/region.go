@@ -313,7 +313,7 @@ func (r *Region) SetOwner(owner string, epoch block.Epoch) error {
 	h := r.Header()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if now := r.Epoch(); epoch < now {
+	if now := lastEpoch(h, r.Epoch()); epoch < now {
 		return fmt.Errorf("set owner of region %s to epoch %d, it has %d: %w", r.path, epoch, now, block.ErrStale)
 	}
 	former := r.hdr
@@ -336,6 +336,21 @@ func (r *Region) SetOwner(owner string, epoch block.Epoch) error {
 // Epoch returns the epoch of the owner. A guest that finds a higher one than
 // its own has lost the pool.
 func (r *Region) Epoch() block.Epoch { return block.Epoch(r.word(wordEpoch).Load()) }
+
+// LastEpoch returns the epoch of the last owner: that of the word, which is stored before the
+// header, or that of the header where the word has been damaged.
+func (r *Region) LastEpoch() block.Epoch { return lastEpoch(r.Header(), r.Epoch()) }
+
+// mostAhead is how many epochs the word may be ahead of the header: one for each owner that
+// died between the two stores, and as long as anybody could wait for that.
+const mostAhead = 1 << 16
+
+func lastEpoch(h Header, word block.Epoch) block.Epoch {
+	if word < h.Epoch || word-h.Epoch > mostAhead {
+		return h.Epoch
+	}
+	return word
+}
 
 // Beat advances the heartbeat.
 func (r *Region) Beat() { r.word(wordHeartbeat).Add(1) }
@@ -366,9 +381,19 @@ func (r *Region) SetCommitted(cp block.CP, seq block.Seq) {
 	r.word(at + 8).Store(uint64(cp))
 }
 
+// mostApart is how far the numbers of the two consistency points may lie apart that were
+// recorded last: by one, and by two more for each owner that died between a point and its
+// record, one after the other.
+const mostApart = 64
+
 // Committed returns the newest consistency point that was recorded, and up to
-// where it committed the log.
+// where it committed the log. It is 0 where the two that are recorded do not fit each other:
+// words have no checksum, and one of them has been damaged.
 func (r *Region) Committed() (cp block.CP, seq block.Seq) {
+	a, b := block.CP(r.word(wordCommitted0+8).Load()), block.CP(r.word(wordCommitted1+8).Load())
+	if a != 0 && b != 0 && max(a, b)-min(a, b) > mostApart {
+		return 0, 0
+	}
 	for _, at := range []int{wordCommitted0, wordCommitted1} {
 		n := block.CP(r.word(at + 8).Load())
 		s := block.Seq(r.word(at).Load())
