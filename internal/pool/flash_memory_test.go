@@ -37,7 +37,7 @@ func (r *rig) use(v block.Volume, seed uint64) {
 	buf := make([]byte, block.Size)
 	for range 300 {
 		b := rng.Int64N(512)
-		r.cache.DropPool(0)
+		r.forget()
 		if err := v.Read(context.Background(), buf, b*block.Size); err != nil {
 			r.t.Fatal(err)
 		}
@@ -156,7 +156,7 @@ func TestUsageIsKeptBySeconds(t *testing.T) {
 		var was uint64
 		for round := range 3 {
 			for range 20 {
-				r.cache.DropPool(0)
+				r.forget()
 				if err := v.Read(t.Context(), make([]byte, block.Size), 0); err != nil {
 					t.Fatal(err)
 				}
