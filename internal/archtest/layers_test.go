@@ -35,6 +35,7 @@ var layers = [][]layer{
 		{path: "internal/config", only: none, why: "configuration is plain data; who uses it decides what it means"},
 		{path: "internal/crash", only: none, by: assemblers, why: "what is left of a failure must be kept whatever has failed"},
 		{path: "internal/planted", only: none, why: "a planted fault is a condition in somebody else's code and knows nothing of it"},
+		{path: "internal/release", only: none, why: "what a build says of itself must not depend on what it can do"},
 		{path: "internal/archtest", only: none, by: none, why: "it watches the program and is no part of it"},
 	},
 	{

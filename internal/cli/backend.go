@@ -12,6 +12,7 @@ import (
 	"github.com/pollux-storage/pollux/internal/domain/process"
 	"github.com/pollux-storage/pollux/internal/guest"
 	"github.com/pollux-storage/pollux/internal/host"
+	"github.com/pollux-storage/pollux/internal/release"
 )
 
 // backend is what the command line reaches past the control interface: the
@@ -19,8 +20,9 @@ import (
 // that `check` reads when nothing runs.
 type backend struct {
 	// agent runs the host agent until it was told to go down, or until ctx
-	// ends, which leaves the guests as they are. It tells log what it does.
-	agent func(ctx context.Context, cfg *config.Config, log io.Writer) error
+	// ends, which leaves the guests as they are. It tells log what it does. failed
+	// says why the program that was to take its place did not.
+	agent func(ctx context.Context, cfg *config.Config, log io.Writer, failed string) error
 	// guest is the whole life of a guest's process.
 	guest func(ctx context.Context, args []string) error
 	// check recounts the pools of a pair that does not run; tell, if not nil,
@@ -43,7 +45,7 @@ var system = backend{
 }
 
 // hostAgent runs the agent with guests that are processes of this program.
-func hostAgent(ctx context.Context, cfg *config.Config, log io.Writer) error {
+func hostAgent(ctx context.Context, cfg *config.Config, log io.Writer, failed string) error {
 	self, err := os.Executable()
 	if err != nil {
 		return fmt.Errorf("where this program is: %w", err)
@@ -53,7 +55,9 @@ func hostAgent(ctx context.Context, cfg *config.Config, log io.Writer) error {
 			Program: self, RunDir: cfg.RunDir(), LogDir: cfg.LogDir(), LogMax: int64(cfg.LogFile),
 		},
 		Command: []string{"guest-process"},
-		Version: buildVersion().Version,
+		Version: release.Version(),
+		Program: self,
+		Failed:  failed,
 		Logger:  slog.New(slog.NewTextHandler(log, nil)),
 	})
 }

@@ -110,7 +110,7 @@ mirrored below Pollux, or loss of unflushed writes at a power cut of the host.
 		newUp(s), newDown(s), newStatus(s), newEvents(s), newCheck(s), newSupportBundle(s),
 		newVolume(s), newPool(s), newDedup(s), newFlash(s), newDump(s),
 		newTakeover(s), newGiveback(s), newGuest(s),
-		newVersion(s), newGuestProcess(s),
+		newUpgrade(s), newVersion(s), newGuestProcess(s),
 	)
 	return root
 }

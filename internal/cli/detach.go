@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -33,44 +34,10 @@ func (o *upOptions) spawn(ctx context.Context, cfg *config.Config) error {
 	if err != nil {
 		return fmt.Errorf("where this program is: %w", err)
 	}
-	log, err := openLog(cfg)
+	cmd, got, err := o.launch(cfg, self, o.first.String())
 	if err != nil {
 		return err
 	}
-	defer log.Close()
-	reports, report, err := os.Pipe()
-	if err != nil {
-		return err
-	}
-	defer reports.Close()
-
-	words := []string{"up", "--report", "--dir", cfg.Dir}
-	if o.config != "" {
-		file, err := filepath.Abs(o.config)
-		if err != nil {
-			return fmt.Errorf("settings %q: %w", o.config, err)
-		}
-		words = append(words, "--config", file)
-	}
-	if o.onAlert != "" {
-		words = append(words, "--on-alert", o.onAlert)
-	}
-	if o.first.name != "" {
-		words = append(words, "--first-volume", o.first.String())
-	}
-	cmd := exec.Command(self, words...)
-	cmd.Args[0] = os.Args[0]
-	cmd.Dir = "/" // hold no directory of the caller's
-	cmd.Stdout, cmd.Stderr = log, log
-	cmd.ExtraFiles = []*os.File{report}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	err = cmd.Start()
-	report.Close()
-	if err != nil {
-		return fmt.Errorf("starting the agent: %w", err)
-	}
-	got := make(chan error, 1)
-	go func() { got <- readOutcome(reports, log.Name()) }()
 	select {
 	case err := <-got:
 		if err == nil {
@@ -80,6 +47,90 @@ func (o *upOptions) spawn(ctx context.Context, cfg *config.Config) error {
 	case <-ctx.Done():
 		return fmt.Errorf("interrupted; the agent (pid %d) goes on starting: %w", cmd.Process.Pid, ctx.Err())
 	}
+}
+
+// launch starts a program as a detached agent. What it reports of its start comes on
+// the channel.
+func (o *upOptions) launch(cfg *config.Config, program, firstVolume string) (*exec.Cmd, <-chan error, error) {
+	log, err := openLog(cfg)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer log.Close()
+	reports, report, err := os.Pipe()
+	if err != nil {
+		return nil, nil, err
+	}
+	defer report.Close()
+
+	words := []string{"up", "--report", "--dir", cfg.Dir}
+	if o.config != "" {
+		file, err := filepath.Abs(o.config)
+		if err != nil {
+			return nil, nil, errors.Join(fmt.Errorf("settings %q: %w", o.config, err), reports.Close())
+		}
+		words = append(words, "--config", file)
+	}
+	if o.onAlert != "" {
+		words = append(words, "--on-alert", o.onAlert)
+	}
+	if firstVolume != "" {
+		words = append(words, "--first-volume", firstVolume)
+	}
+	cmd := exec.Command(program, words...)
+	cmd.Args[0] = os.Args[0]
+	cmd.Dir = "/" // hold no directory of the caller's
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.ExtraFiles = []*os.File{report}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("starting the agent: %w", err), reports.Close())
+	}
+	got := make(chan error, 1)
+	go func() {
+		defer reports.Close()
+		got <- readOutcome(reports, log.Name())
+	}()
+	return cmd, got, nil
+}
+
+// successorLimit is how long the program that takes an agent's place may take until
+// the guests, which run, are seen to serve.
+const successorLimit = time.Minute
+
+// succeed lets another program take the place of an agent that has ended. Should that
+// not do, it is ended, and an error says why. With stay it is waited for until it ends;
+// the end of ctx then ends it, and leaves the guests.
+func (o *upOptions) succeed(ctx context.Context, cfg *config.Config, program string, stay bool) error {
+	cmd, got, err := o.launch(cfg, program, "")
+	if err != nil {
+		return err
+	}
+	limit := time.NewTimer(successorLimit)
+	defer limit.Stop()
+	select {
+	case err = <-got:
+	case <-limit.C:
+		err = fmt.Errorf("it is not ready after %s", successorLimit)
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	if err != nil {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait() // so that its lock is free
+		return fmt.Errorf("the agent with the new program did not take over: %w", err)
+	}
+	if !stay {
+		return cmd.Process.Release()
+	}
+	stop := context.AfterFunc(ctx, func() { _ = cmd.Process.Signal(syscall.SIGTERM) })
+	defer stop()
+	o.say("pollux: the agent goes on with another program, as process %d", cmd.Process.Pid)
+	if err := cmd.Wait(); err != nil && ctx.Err() == nil {
+		// The agent has gone, and nobody is left to ask: not an error of the upgrade.
+		o.say("pollux: the agent (process %d) ended: %v; its last words are in %s", cmd.Process.Pid, err, filepath.Join(cfg.LogDir(), "agent.log"))
+	}
+	return nil
 }
 
 // readOutcome returns what the detached agent reports.
@@ -104,7 +155,7 @@ func (o *upOptions) detached(ctx context.Context, cfg *config.Config) error {
 	if err != nil {
 		return err
 	}
-	agent, err := o.startAgent(ctx, cfg)
+	agent, err := o.startAgent(ctx, cfg, func(ctx context.Context, program string) error { return o.succeed(ctx, cfg, program, false) })
 	if err != nil {
 		return err
 	}

@@ -63,7 +63,8 @@ func (o *downOptions) orphans(ctx context.Context, client *control.Client) error
 	if err != nil {
 		return err
 	}
-	agent, err := o.startAgent(ctx, cfg)
+	// It lives for one command and begins no upgrade.
+	agent, err := o.startAgent(ctx, cfg, func(context.Context, string) error { return nil })
 	if err != nil {
 		return err
 	}

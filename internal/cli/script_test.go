@@ -279,7 +279,7 @@ var fake = backend{
 		}
 		return f, nil
 	},
-	agent: func(ctx context.Context, cfg *config.Config, log io.Writer) error {
+	agent: func(ctx context.Context, cfg *config.Config, log io.Writer, _ string) error {
 		answers := filepath.Join(cfg.Dir, "answers")
 		if _, err := os.Stat(answers); err != nil {
 			return control.NewError(control.KindRefused, "device /dev/sdx is locked by another process", "stop what uses it")

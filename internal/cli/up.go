@@ -17,6 +17,7 @@ import (
 	"github.com/pollux-storage/pollux/internal/config"
 	"github.com/pollux-storage/pollux/internal/control"
 	"github.com/pollux-storage/pollux/internal/guest"
+	"github.com/pollux-storage/pollux/internal/host"
 )
 
 type upOptions struct {
@@ -111,7 +112,7 @@ func (o *upOptions) run(ctx context.Context) error {
 
 // foreground runs the agent until it is taken down, which a signal does too.
 func (o *upOptions) foreground(ctx context.Context, cfg *config.Config, client *control.Client) error {
-	agent, err := o.startAgent(ctx, cfg)
+	agent, err := o.startAgent(ctx, cfg, func(ctx context.Context, program string) error { return o.succeed(ctx, cfg, program, true) })
 	if err != nil {
 		return err
 	}
@@ -174,8 +175,9 @@ type agent struct {
 }
 
 // startAgent runs the agent apart from ctx's end: a signal is no reason to
-// leave the guests alone.
-func (s *session) startAgent(ctx context.Context, cfg *config.Config) (*agent, error) {
+// leave the guests alone. An agent that is to be followed by another program is, by
+// succeed; where that fails, this program's agent goes on.
+func (s *session) startAgent(ctx context.Context, cfg *config.Config, succeed func(ctx context.Context, program string) error) (*agent, error) {
 	log, err := openLog(cfg)
 	if err != nil {
 		return nil, err
@@ -184,7 +186,20 @@ func (s *session) startAgent(ctx context.Context, cfg *config.Config) (*agent, e
 	a := &agent{cancel: cancel, ended: make(chan struct{})}
 	go func() {
 		defer close(a.ended)
-		a.err = s.backend.agent(ctx, cfg, log)
+		failed := ""
+		for {
+			own := *cfg // the agent makes it its own
+			own.Guests = slices.Clone(cfg.Guests)
+			a.err = s.backend.agent(ctx, &own, log, failed)
+			var next *host.Successor
+			if !errors.As(a.err, &next) {
+				break
+			}
+			if a.err = succeed(ctx, next.Program); a.err == nil || ctx.Err() != nil {
+				break
+			}
+			failed = a.err.Error()
+		}
 		_ = log.Close() // what it said last is in the file or lost
 	}()
 	return a, nil

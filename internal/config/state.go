@@ -142,6 +142,11 @@ func writeJSON(path string, v any, durable bool) error {
 	return nil
 }
 
+// RunVersion is that of the files by which agent and guests of one run, and the next
+// run, understand each other: the settings that hold, what the pair remembers, and what
+// runs. It is raised by what an older program would misread; new fields are no such.
+const RunVersion = 1
+
 // EffectivePath is where the agent leaves the settings that hold.
 func EffectivePath(dir string) string { return filepath.Join(dir, "run", "effective.json") }
 

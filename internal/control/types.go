@@ -38,6 +38,8 @@ type Status struct {
 	LastTakeover *Takeover     `json:"last_takeover,omitempty"`
 	Alerts       []string      `json:"alerts"` // what a person must look at
 	Notes        []string      `json:"notes,omitempty"`
+	// Upgrade is one that is under way, or half done.
+	Upgrade *Upgrade `json:"upgrade,omitempty"`
 }
 
 // AllAlerts returns those of the pair and of its guests, each once, with the name of
@@ -70,6 +72,7 @@ type AgentStatus struct {
 	Running bool      `json:"running"`
 	PID     int       `json:"pid,omitempty"`
 	Version string    `json:"version,omitempty"`
+	Build   string    `json:"build,omitempty"` // see Program
 	Dir     string    `json:"dir"`
 	Socket  string    `json:"socket"`
 	Started time.Time `json:"started,omitzero"`
@@ -93,14 +96,16 @@ type GuestStatus struct {
 	Name      string         `json:"name"`
 	State     string         `json:"state"`
 	PID       int            `json:"pid"`
-	Serves    []string       `json:"serves"`        // identities that this guest serves now
-	ServedBy  string         `json:"served_by"`     // guest that serves this guest's identity, "" when none does
-	Pools     []string       `json:"pools"`         // pools that this guest owns now
-	Protected bool           `json:"protected"`     // its partner would take over at once
-	Why       string         `json:"why,omitempty"` // why it is not protected
-	Address   string         `json:"address"`       // TCP address of its identity
-	Socket    string         `json:"socket"`        // unix socket of its identity
-	Exports   []Export       `json:"exports"`       // exports of its identity, whoever serves them
+	Version   string         `json:"version,omitempty"` // of its program
+	Build     string         `json:"build,omitempty"`   // see Program
+	Serves    []string       `json:"serves"`            // identities that this guest serves now
+	ServedBy  string         `json:"served_by"`         // guest that serves this guest's identity, "" when none does
+	Pools     []string       `json:"pools"`             // pools that this guest owns now
+	Protected bool           `json:"protected"`         // its partner would take over at once
+	Why       string         `json:"why,omitempty"`     // why it is not protected
+	Address   string         `json:"address"`           // TCP address of its identity
+	Socket    string         `json:"socket"`            // unix socket of its identity
+	Exports   []Export       `json:"exports"`           // exports of its identity, whoever serves them
 	Region    []RegionStatus `json:"regions"`
 	Devices   []DeviceStatus `json:"devices"`
 	PoolStats []PoolStatus   `json:"pool_stats"`

@@ -14,10 +14,12 @@ import (
 
 // Spec describes a domain to be started.
 type Spec struct {
-	Name  string   // of the guest
-	Inc   uint64   // incarnation, higher than all before
-	Args  []string // of the guest's program
-	Files []*os.File
+	Name string // of the guest
+	Inc  uint64 // incarnation, higher than all before
+	// Program is the file that runs; empty for the driver's own.
+	Program string
+	Args    []string // of the guest's program
+	Files   []*os.File
 }
 
 // Domain is one run of a guest.
@@ -25,6 +27,8 @@ type Domain interface {
 	Name() string
 	Inc() uint64
 	PID() int
+	// Program is the file that runs, "" when that was not recorded.
+	Program() string
 	Started() time.Time
 	// Ended is closed when the domain has ended.
 	Ended() <-chan struct{}

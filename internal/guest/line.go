@@ -15,6 +15,10 @@ import (
 // descriptors of the listening sockets, which the guest sends first, one
 // message of package partner a line, as JSON.
 
+// LineVersion is that of the line, and of the arguments and descriptors that a guest's
+// process is started with. It is raised by what the other side would misread.
+const LineVersion = 1
+
 const (
 	maxLine     = 64 << 10
 	maxQueued   = 1024

@@ -10,7 +10,6 @@ import (
 	"net"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"strconv"
 	"time"
 
@@ -19,6 +18,7 @@ import (
 	"github.com/pollux-storage/pollux/internal/config"
 	"github.com/pollux-storage/pollux/internal/domain"
 	"github.com/pollux-storage/pollux/internal/identity"
+	"github.com/pollux-storage/pollux/internal/release"
 )
 
 // firstFD is where a guest's process finds what it inherits: the listener of
@@ -111,17 +111,9 @@ func runProcess(ctx context.Context, dir, name string, inc uint64, log *slog.Log
 	}
 	mem.limitHeap()
 	st := NewPools(cfg, mem.PoolCache())
-	log.Info("guest starts", "pid", os.Getpid(), "version", version())
+	log.Info("guest starts", "pid", os.Getpid(), "version", release.Version())
 	o.Config, o.Name, o.Inc, o.Sockets, o.Line, o.Storage, o.Plan, o.Logger = cfg, name, inc, sockets, ln, st, mem, log
 	return Run(ctx, o)
-}
-
-// version is that of this program.
-func version() string {
-	if info, ok := debug.ReadBuildInfo(); ok {
-		return info.Main.Version
-	}
-	return "unknown"
 }
 
 // inherited takes the descriptors that the agent passed.

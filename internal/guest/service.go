@@ -19,6 +19,7 @@ import (
 	"github.com/pollux-storage/pollux/internal/mirror"
 	"github.com/pollux-storage/pollux/internal/partner"
 	"github.com/pollux-storage/pollux/internal/region"
+	"github.com/pollux-storage/pollux/internal/release"
 )
 
 // handlers answer on the guest's control socket, for what it holds.
@@ -56,7 +57,7 @@ func (g *Guest) handlers() control.Handlers {
 
 func (g *Guest) status(ctx context.Context) (control.Status, error) {
 	s := control.GuestStatus{
-		Name: g.opt.Name, PID: os.Getpid(), Uptime: control.Duration(time.Since(g.started)),
+		Name: g.opt.Name, PID: os.Getpid(), Version: release.Version(), Uptime: control.Duration(time.Since(g.started)),
 		Serves: []string{}, Pools: []string{}, Exports: []control.Export{},
 	}
 	if set := g.cfg.Guest(g.opt.Name); set != nil {

@@ -17,7 +17,9 @@ import (
 // and unused, never some that are needed and unknown. The same may be added again
 // when it is not known whether it was.
 func (a *agent) addDevice(ctx context.Context, name string, c control.PoolAdd) (control.Pool, error) {
-	a.change.Lock()
+	if err := a.beginChange(); err != nil {
+		return control.Pool{}, err
+	}
 	defer a.change.Unlock()
 	p, g, cl, err := a.poolToChange(ctx, name)
 	if err != nil {

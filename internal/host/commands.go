@@ -19,6 +19,9 @@ const (
 	restartLimit = time.Minute
 )
 
+// movesItself is why commands may not move identities during an upgrade.
+const movesItself = "it moves them itself"
+
 func (a *agent) handlers() control.Handlers {
 	return control.Handlers{
 		Status:            a.status,
@@ -46,6 +49,9 @@ func (a *agent) handlers() control.Handlers {
 		EvacuateFlash:     a.evacuateFlash,
 		ExplainFlash:      a.explainFlash,
 		SimulateFlash:     a.simulateFlash,
+		CheckUpgrade:      a.checkUpgrade,
+		StartUpgrade:      a.startUpgrade,
+		Programs:          a.programs,
 		CheckTakeover:     a.checkTakeover,
 		Takeover:          a.takeover,
 		Giveback:          a.giveback,
@@ -108,6 +114,9 @@ func (a *agent) takeover(ctx context.Context, name string) (control.Takeover, er
 	if err != nil {
 		return control.Takeover{}, err
 	}
+	if err := a.upgrading(movesItself, false); err != nil {
+		return control.Takeover{}, err
+	}
 	ids := []string{name}
 	err = a.ask(ctx, func() {
 		if a.ref.Title(to).Holder == name {
@@ -128,6 +137,9 @@ func (a *agent) takeover(ctx context.Context, name string) (control.Takeover, er
 
 func (a *agent) giveback(ctx context.Context, name string) (control.Takeover, error) {
 	if _, err := a.paired(name); err != nil {
+		return control.Takeover{}, err
+	}
+	if err := a.upgrading(movesItself, false); err != nil {
 		return control.Takeover{}, err
 	}
 	a.event(name, "command", nil, "giveback to %s", name)
@@ -207,6 +219,9 @@ func (a *agent) domainOf(name string) (domain.Domain, error) {
 // drill does to a guest what faults do.
 func (a *agent) drill(ctx context.Context, name, what string) error {
 	if what == control.DrillRestart {
+		if err := a.upgrading(movesItself, false); err != nil {
+			return err
+		}
 		return a.restart(ctx, name)
 	}
 	d, err := a.domainOf(name)

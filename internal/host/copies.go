@@ -15,7 +15,9 @@ import (
 // known and holds nothing, beside copies that hold all, and the replacement can be
 // repeated.
 func (a *agent) changeCopy(ctx context.Context, name string, c control.CopyChange) (control.Pool, error) {
-	a.change.Lock()
+	if err := a.beginChange(); err != nil {
+		return control.Pool{}, err
+	}
 	defer a.change.Unlock()
 	p, g, cl, err := a.poolToChange(ctx, name)
 	if err != nil {

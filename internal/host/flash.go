@@ -29,7 +29,9 @@ func (a *agent) flashPolicy(ctx context.Context, name string) (control.FlashPoli
 // changeFlashPolicy changes parameters of a pool's flash, and classes of its devices. Each
 // that is another one then is an event, whoever asked.
 func (a *agent) changeFlashPolicy(ctx context.Context, name string, c control.FlashPolicyChange) (control.FlashPolicy, error) {
-	a.change.Lock()
+	if err := a.beginChange(); err != nil {
+		return control.FlashPolicy{}, err
+	}
 	defer a.change.Unlock()
 	p, _, cl, err := a.poolHolder(ctx, name)
 	if err != nil {
@@ -80,7 +82,9 @@ func classWords(c control.FlashClass) string {
 
 // changeFlashPin adds or removes pins of a volume.
 func (a *agent) changeFlashPin(ctx context.Context, volume string, c control.FlashPinChange) (control.PoolFlash, error) {
-	a.change.Lock()
+	if err := a.beginChange(); err != nil {
+		return control.PoolFlash{}, err
+	}
 	defer a.change.Unlock()
 	cl, err := a.volumeHolder(ctx, volume)
 	if err != nil {
@@ -119,7 +123,9 @@ func (a *agent) volumeHolder(ctx context.Context, name string) (*control.Client,
 
 // evacuateFlash begins to move all data back from flash, or lets flash be used again.
 func (a *agent) evacuateFlash(ctx context.Context, name string, e control.FlashEvacuation) (control.PoolFlash, error) {
-	a.change.Lock()
+	if err := a.beginChange(); err != nil {
+		return control.PoolFlash{}, err
+	}
 	defer a.change.Unlock()
 	p, _, cl, err := a.poolHolder(ctx, name)
 	if err != nil {

@@ -46,6 +46,12 @@ type Options struct {
 	Logger  *slog.Logger
 	// Command is put in front of a guest's arguments.
 	Command []string
+	// Program is the file that this process was started from. Copies of it are kept
+	// and guests are started from them; if it is empty, guests are started with the
+	// driver's program, and there are no upgrades.
+	Program string
+	// Failed says why a Successor that was to take this agent's place did not.
+	Failed string
 }
 
 // agent is the running agent.
@@ -79,6 +85,9 @@ type agent struct {
 	members map[string]*member
 	last    *control.Takeover
 	exports map[string][]control.Export // as last heard, by identity
+	builds  builds
+	// successor is what the agent ends with.
+	successor *Successor
 }
 
 // member is a guest as the agent knows it.
@@ -93,6 +102,8 @@ type member struct {
 	// resumed and late count restarts that came before a takeover: which served
 	// again, and which were not in time.
 	resumed, late int
+	// noStart says why its newest start failed, while it has not succeeded; of the loop.
+	noStart string
 	// told is what it said of itself last, with the run that said it.
 	told *told
 }
@@ -104,7 +115,8 @@ type told struct {
 }
 
 // RunWith is the life of the agent. It returns nil after `down` and after ctx
-// has ended, which leaves the guests as they are.
+// has ended, which leaves the guests as they are; so does a *Successor, which says
+// with which program the agent shall go on.
 func RunWith(ctx context.Context, cfg *config.Config, o Options) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
@@ -160,7 +172,11 @@ func RunWith(ctx context.Context, cfg *config.Config, o Options) error {
 	defer cancel()
 	_ = srv.Close(grace) // a request that is still under way is cut
 	_ = os.Remove(control.AgentSocket(cfg.Dir))
-	return a.closeSockets()
+	err = a.closeSockets()
+	if a.successor != nil {
+		return errors.Join(a.successor, err)
+	}
+	return err
 }
 
 // lockAgent makes sure that one agent runs in a directory.

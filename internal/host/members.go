@@ -67,6 +67,9 @@ func (a *agent) prepare() (map[string]*net.UnixConn, error) {
 		return nil, err
 	}
 	a.last = readLast(a.cfg.Dir)
+	if err := a.prepareBuilds(alive); err != nil {
+		return nil, err
+	}
 	a.ref = partner.NewReferee(refereeConfig(a.cfg), time.Now())
 	a.adopt(found)
 	return conns, nil
@@ -259,10 +262,12 @@ func (a *agent) adopt(found map[string]domain.Domain) {
 func (a *agent) start(m *member) {
 	d, err := a.startDomain(m)
 	if err != nil {
+		m.noStart = err.Error()
 		a.event(m.name, "start-failed", nil, "guest %s cannot be started: %v", m.name, err)
 		a.ref.Step(partner.Message{Kind: partner.KindNoStart, Guest: m.name, Reason: err.Error()})
 		return
 	}
+	m.noStart = ""
 	a.mu.Lock()
 	m.dom, m.inc = d, d.Inc()
 	m.starts++
@@ -300,9 +305,10 @@ func (a *agent) spec(name, link string, args []string) (domain.Spec, error) {
 		return domain.Spec{}, err
 	}
 	return domain.Spec{
-		Name:  name,
-		Args:  append(append([]string{}, a.opt.Command...), args...),
-		Files: append([]*os.File{line}, identity.Files(a.sockets)...),
+		Name:    name,
+		Program: a.programOf(name),
+		Args:    append(append([]string{}, a.opt.Command...), args...),
+		Files:   append([]*os.File{line}, identity.Files(a.sockets)...),
 	}, nil
 }
 

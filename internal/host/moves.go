@@ -32,7 +32,9 @@ func (a *agent) freePool(name, guest string) error {
 
 // exportPool closes a pool, and makes the pair forget it.
 func (a *agent) exportPool(ctx context.Context, name string, c control.PoolExport) (control.Pool, error) {
-	a.change.Lock()
+	if err := a.beginChange(); err != nil {
+		return control.Pool{}, err
+	}
 	defer a.change.Unlock()
 	p, err := a.pool(ctx, name)
 	if control.KindOf(err) == control.KindNotFound {
@@ -113,7 +115,9 @@ func (a *agent) dropImport(ctx context.Context, p control.Pool) (control.Pool, e
 
 // importPool takes over a pool that was found on devices.
 func (a *agent) importPool(ctx context.Context, c control.PoolImport) (control.Pool, error) {
-	a.change.Lock()
+	if err := a.beginChange(); err != nil {
+		return control.Pool{}, err
+	}
 	defer a.change.Unlock()
 	f, err := a.findPool(c)
 	if err != nil {

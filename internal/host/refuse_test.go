@@ -65,6 +65,7 @@ type idle struct {
 func (d *idle) Name() string           { return "a" }
 func (d *idle) Inc() uint64            { return 1 }
 func (d *idle) PID() int               { return 1 << 30 }
+func (d *idle) Program() string        { return "" }
 func (d *idle) Started() time.Time     { return time.Time{} }
 func (d *idle) Ended() <-chan struct{} { return d.ended }
 func (d *idle) Reason() string         { return "killed" }

@@ -13,7 +13,9 @@ import (
 // so first: then a guest that opens the pool does without the device if the pool does,
 // whatever is left of it. Once the pool has no such device the settings forget it.
 func (a *agent) removeDevice(ctx context.Context, name string, c control.PoolRemove) (control.Pool, error) {
-	a.change.Lock()
+	if err := a.beginChange(); err != nil {
+		return control.Pool{}, err
+	}
 	defer a.change.Unlock()
 	p, g, cl, err := a.poolToChange(ctx, name)
 	if err != nil {

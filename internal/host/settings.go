@@ -10,7 +10,9 @@ import (
 
 // changePool changes the settings that are kept with a pool.
 func (a *agent) changePool(ctx context.Context, name string, c control.PoolChange) (control.Pool, error) {
-	a.change.Lock()
+	if err := a.beginChange(); err != nil {
+		return control.Pool{}, err
+	}
 	defer a.change.Unlock()
 	was, _, cl, err := a.poolHolder(ctx, name)
 	if err != nil {

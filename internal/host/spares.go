@@ -23,7 +23,8 @@ const spareEvery = time.Second
 // spare is a guest's next process.
 type spare struct {
 	domain.Spare
-	link string // where its line is for now
+	link    string // where its line is for now
+	program string // that it was started from
 }
 
 func (s *spare) discard() {
@@ -79,7 +80,7 @@ func (a *agent) makeSpare(name string) (*spare, error) {
 		removeFile(link)
 		return nil, err
 	}
-	return &spare{s, link}, nil
+	return &spare{s, link, spec.Program}, nil
 }
 
 // startSpare makes a guest's spare its next run, or returns nil when there is none
@@ -87,6 +88,10 @@ func (a *agent) makeSpare(name string) (*spare, error) {
 func (a *agent) startSpare(m *member, inc uint64) domain.Domain {
 	s := m.spare
 	if m.spare = nil; s == nil {
+		return nil
+	}
+	if s.program != a.programOf(m.name) { // it was made before an upgrade came to the guest
+		s.discard()
 		return nil
 	}
 	err := os.Rename(s.link, linkPath(a.settings(), m.name))

@@ -115,6 +115,7 @@ func (a *agent) observe(ctx context.Context) (control.Status, snapshot, error) {
 	}
 	a.giveGivebacks(&st)
 	st.Alerts = append(st.Alerts, a.alertsOf(s, st.Guests)...)
+	a.giveBuilds(&st)
 	if a.medium.Note != "" {
 		st.Notes = append(st.Notes, a.medium.Note)
 	}

@@ -75,7 +75,9 @@ func (a *agent) free(ctx context.Context, name string) error {
 }
 
 func (a *agent) createVolume(ctx context.Context, c control.VolumeCreate) (control.Volume, error) {
-	a.change.Lock()
+	if err := a.beginChange(); err != nil {
+		return control.Volume{}, err
+	}
 	defer a.change.Unlock()
 	if c.Guest == "" {
 		c.Guest = a.names()[0]
@@ -96,7 +98,9 @@ func (a *agent) createVolume(ctx context.Context, c control.VolumeCreate) (contr
 }
 
 func (a *agent) changeVolume(ctx context.Context, name string, c control.VolumeChange) (control.Volume, error) {
-	a.change.Lock()
+	if err := a.beginChange(); err != nil {
+		return control.Volume{}, err
+	}
 	defer a.change.Unlock()
 	was, err := a.volume(ctx, name)
 	if err != nil {
@@ -131,7 +135,9 @@ func (a *agent) changeVolume(ctx context.Context, name string, c control.VolumeC
 }
 
 func (a *agent) deleteVolume(ctx context.Context, name string) error {
-	a.change.Lock()
+	if err := a.beginChange(); err != nil {
+		return err
+	}
 	defer a.change.Unlock()
 	v, err := a.volume(ctx, name)
 	if err != nil {
@@ -198,7 +204,9 @@ func (a *agent) pool(ctx context.Context, name string) (control.Pool, error) {
 // before its devices are written to, as one that is yet to be made: should its
 // guest not come that far, its next start makes it.
 func (a *agent) createPool(ctx context.Context, c control.PoolCreate) (control.Pool, error) {
-	a.change.Lock()
+	if err := a.beginChange(); err != nil {
+		return control.Pool{}, err
+	}
 	defer a.change.Unlock()
 	g, err := a.known(c.Guest)
 	if err != nil {

@@ -18,6 +18,7 @@ package process
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -40,7 +41,7 @@ import (
 
 // Driver runs guests as processes.
 type Driver struct {
-	// Program is what runs, with the arguments of the Spec.
+	// Program is what runs, with the arguments of the Spec, where that names no other.
 	Program string
 	// RunDir is where records are kept, LogDir where the guests' output goes.
 	RunDir, LogDir string
@@ -56,6 +57,7 @@ type record struct {
 	StartTime uint64    `json:"start_time"` // field 22 of /proc/PID/stat
 	Inc       uint64    `json:"incarnation"`
 	Started   time.Time `json:"started"`
+	Program   string    `json:"program,omitempty"`
 }
 
 func (d *Driver) recordPath(name string) string {
@@ -101,7 +103,8 @@ func (d *Driver) begin(s domain.Spec) (p *proc, release *os.File, err error) {
 		return nil, nil, fmt.Errorf("log of guest %s: %w", s.Name, err)
 	}
 	defer log.Close()
-	cmd := exec.Command(d.Program, s.Args...)
+	program := cmp.Or(s.Program, d.Program)
+	cmd := exec.Command(program, s.Args...)
 	cmd.Dir = "/" // keep no file system of the caller's busy
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.ExtraFiles = s.Files
@@ -118,7 +121,7 @@ func (d *Driver) begin(s domain.Spec) (p *proc, release *os.File, err error) {
 		_ = release.Close()
 		return nil, nil, fmt.Errorf("start guest %s: %w", s.Name, err)
 	}
-	p = &proc{name: s.Name, rec: record{PID: cmd.Process.Pid}, ended: make(chan struct{})}
+	p = &proc{name: s.Name, rec: record{PID: cmd.Process.Pid, Program: program}, ended: make(chan struct{})}
 	// Not yet waited for, the process keeps its number even if it has ended.
 	st, err := readStat(p.rec.PID)
 	if err == nil {
@@ -342,6 +345,7 @@ func describe(st *os.ProcessState) string {
 func (p *proc) Name() string           { return p.name }
 func (p *proc) Inc() uint64            { return p.rec.Inc }
 func (p *proc) PID() int               { return p.rec.PID }
+func (p *proc) Program() string        { return p.rec.Program }
 func (p *proc) Started() time.Time     { return p.rec.Started }
 func (p *proc) Ended() <-chan struct{} { return p.ended }
 func (p *proc) Reason() string         { return p.reason }
