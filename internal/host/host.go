@@ -104,6 +104,7 @@ type member struct {
 	resumed, late int
 	// noStart says why its newest start failed, while it has not succeeded; of the loop.
 	noStart string
+	end     string // why its newest run ended, while none has begun since; of the loop
 	// told is what it said of itself last, with the run that said it.
 	told *told
 }

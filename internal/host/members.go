@@ -267,7 +267,7 @@ func (a *agent) start(m *member) {
 		a.ref.Step(partner.Message{Kind: partner.KindNoStart, Guest: m.name, Reason: err.Error()})
 		return
 	}
-	m.noStart = ""
+	m.noStart, m.end = "", ""
 	a.mu.Lock()
 	m.dom, m.inc = d, d.Inc()
 	m.starts++
@@ -328,6 +328,7 @@ func (a *agent) reaped(m *member, d domain.Domain) {
 		return
 	}
 	a.event(m.name, "guest-ended", nil, "guest %s ended (process %d): %s", m.name, d.PID(), d.Reason())
+	m.end = d.Reason()
 	a.ref.Step(partner.Message{Kind: partner.KindReaped, Guest: m.name, Inc: d.Inc(), Reason: d.Reason()})
 	a.report(d)
 }
@@ -355,6 +356,12 @@ func (a *agent) keepLine(m *member, d domain.Domain, c *net.UnixConn) {
 			}
 			for _, f := range files {
 				_ = f.Close()
+			}
+			// The next run of the guest listens at the same place, and must not have
+			// its line taken by who looks after this one.
+			if hasEnded(d) {
+				_ = c.Close()
+				return
 			}
 		}
 		if hasEnded(d) {

@@ -1,6 +1,7 @@
 package host
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -277,7 +278,7 @@ func (u *upgrade) start(ctx context.Context, g, build string, gently bool) error
 	var inc uint64
 	err := a.ask(ctx, func() {
 		inc = a.members[g].inc
-		a.members[g].noStart = ""
+		a.members[g].noStart, a.members[g].end = "", ""
 		a.ref.Step(partner.Message{Kind: partner.KindRestart, Guest: g})
 	})
 	if err != nil {
@@ -311,7 +312,7 @@ func (u *upgrade) start(ctx context.Context, g, build string, gently bool) error
 		case m.noStart != "":
 			failed = errors.New(m.noStart)
 		case m.inc > inc+1 || m.inc == inc+1 && !s.Alive:
-			failed = errors.New("its process ended as soon as it was started; see its log and `pollux events`")
+			failed = fmt.Errorf("its process ended before it was there: %s; see its log and `pollux events`", cmp.Or(m.end, "it was started again"))
 		}
 		return failed != nil || m.inc == inc+1 && s.Alive && s.Linked
 	})
@@ -375,7 +376,7 @@ func (u *upgrade) watchGuest(ctx context.Context, g string, ids []string) error 
 			s := a.ref.Seat(g)
 			switch {
 			case a.members[g].inc != inc || !s.Alive:
-				wrong = "its process ended after it had served; see its log and `pollux events`"
+				wrong = fmt.Sprintf("its process ended after it had served: %s; see its log and `pollux events`", cmp.Or(a.members[g].end, "it was started again"))
 			case !s.Linked:
 				wrong = "its line to the agent broke after it had served"
 			}

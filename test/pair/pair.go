@@ -88,7 +88,24 @@ func Build(ctx context.Context, dir string, race bool) (string, error) {
 		return filepath.Abs(bin)
 	}
 	bin := filepath.Join(dir, "pollux")
+	return bin, compile(ctx, bin, race, "", "")
+}
+
+// BuildAs compiles a program into a directory that says of itself that it is of a
+// version, and that some rows of its table of formats are other ones; see
+// internal/release for their form.
+func BuildAs(ctx context.Context, dir string, race bool, version, claims string) (string, error) {
+	bin := filepath.Join(dir, "pollux-"+version)
+	return bin, compile(ctx, bin, race, version, claims)
+}
+
+// compile builds the program.
+func compile(ctx context.Context, bin string, race bool, version, claims string) error {
 	args := []string{"build", "-o", bin}
+	if version != "" {
+		const release = "github.com/pollux-storage/pollux/internal/release"
+		args = append(args, "-ldflags", fmt.Sprintf("-X '%s.version=%s' -X '%s.claims=%s'", release, version, release, claims))
+	}
 	if race {
 		args = append(args, "-race")
 	}
@@ -97,9 +114,9 @@ func Build(ctx context.Context, dir string, race bool) (string, error) {
 	}
 	cmd := exec.CommandContext(ctx, "go", append(args, "github.com/pollux-storage/pollux/cmd/pollux")...)
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("go build: %w\n%s", err, out)
+		return fmt.Errorf("go build: %w\n%s", err, out)
 	}
-	return bin, nil
+	return nil
 }
 
 // New prepares a pair in a new directory below base (the system's temporary
