@@ -21,6 +21,7 @@ const (
 	killAfter   = 10 * time.Second // a guest that does not end when it is told to
 	watchLook   = 50 * time.Millisecond
 	watchStatus = 500 * time.Millisecond // between two looks at alerts
+	alertStands = 2 * time.Second        // an alert that is gone earlier is no doubt
 )
 
 // errEnding says that the agent ends: the next one finds the upgrade interrupted.
@@ -219,11 +220,27 @@ func (u *upgrade) settled(ctx context.Context) error {
 	if err := u.a.protectedWithin(ctx, settleWait); err != nil {
 		return err
 	}
-	st, err := u.a.status(ctx)
-	if err != nil {
-		return err
+	return u.calmly(ctx)
+}
+
+// calmly demands that nothing is wrong that was not when the upgrade began. What passes
+// within a moment, as each takeover has some, is none.
+func (u *upgrade) calmly(ctx context.Context) error {
+	began := time.Now()
+	for {
+		st, err := u.a.status(ctx)
+		if err != nil {
+			return err
+		}
+		if err = u.calm(st); err == nil || time.Since(began) > alertStands {
+			return err
+		}
+		select {
+		case <-time.After(watchLook):
+		case <-u.a.ended:
+			return errEnding
+		}
 	}
-	return u.calm(st)
 }
 
 // calm returns an error for what is wrong in a status and was not when the upgrade
@@ -393,15 +410,10 @@ func (u *upgrade) watchGuest(ctx context.Context, g string, ids []string) error 
 			return errors.New(wrong)
 		}
 		if last := time.Now().After(end); last || time.Since(looked) >= watchStatus {
-			looked = time.Now()
-			st, err := a.status(ctx)
-			if err != nil {
+			if err := u.calmly(ctx); err != nil {
 				return err
 			}
-			if err := u.calm(st); err != nil {
-				return err
-			}
-			if last {
+			if looked = time.Now(); last {
 				return nil
 			}
 		}

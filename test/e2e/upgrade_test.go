@@ -1,9 +1,7 @@
 package e2e
 
 import (
-	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -17,8 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/pollux-storage/pollux/internal/control"
-	"github.com/pollux-storage/pollux/test/campaign/nbdclient"
 	"github.com/pollux-storage/pollux/test/pair"
+	"github.com/pollux-storage/pollux/test/verify"
 )
 
 // other builds the program as one of another release, once for each.
@@ -67,91 +65,22 @@ func broken(t *testing.T, script string) string {
 	return path
 }
 
-// use is a client of a volume: it writes and reads blocks one after the other and
-// compares. Its connection comes back, as those of the clients that people have do when
-// they are told to.
-type use struct {
-	client *nbdclient.Client
-	cancel context.CancelFunc
-	ended  chan struct{}
-	err    error // valid when ended is closed
-	ops    int
-	pause  time.Duration // the longest between two replies
-}
-
-const useBlocks = 1024
-
-func startUse(t *testing.T, uri string) *use {
-	t.Helper()
-	c, err := nbdclient.New(nbdclient.Options{URI: uri, Structured: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	u := &use{client: c, cancel: cancel, ended: make(chan struct{})}
-	rng := random(t)
-	go func() {
-		defer close(u.ended)
-		written := make([]uint64, useBlocks)
-		last := time.Now()
-		for op := uint64(1); ctx.Err() == nil; op++ {
-			n := rng.IntN(useBlocks)
-			r := &nbdclient.Request{Command: nbdclient.Read, Offset: int64(n) * 4096, Data: make([]byte, 4096)}
-			if op%2 == 1 {
-				r.Command, r.FUA, r.Data = nbdclient.Write, op%16 == 1, stamp(n, op)
-			}
-			if err := c.Do(ctx, r); err != nil {
-				if ctx.Err() == nil {
-					u.err = fmt.Errorf("block %d, operation %d: %w", n, op, err)
-				}
-				return
-			}
-			u.pause, last = max(u.pause, time.Since(last)), time.Now()
-			if r.Command == nbdclient.Write {
-				written[n] = op
-			} else if !bytes.Equal(r.Data, stamp(n, written[n])) {
-				u.err = fmt.Errorf("block %d does not hold what operation %d wrote, but % x", n, written[n], r.Data[:16])
-				return
-			}
-			u.ops++
-		}
-	}()
-	t.Cleanup(func() { u.stop(t) })
-	return u
-}
-
-// stamp is the content of a block that an operation wrote.
-func stamp(block int, op uint64) []byte {
-	b := make([]byte, 0, 4096)
-	if op == 0 {
-		return b[:4096]
-	}
-	for len(b) < 4096 {
-		b = binary.LittleEndian.AppendUint64(b, uint64(block)<<32^op)
-	}
-	return b
-}
-
-// stop ends the client, which must have met nothing wrong.
-func (u *use) stop(t *testing.T) {
-	t.Helper()
-	u.cancel()
-	<-u.ended
-	u.client.Close()
-	if u.err != nil {
-		t.Errorf("a client: %v", u.err)
-	}
-	if u.ops == 0 {
-		t.Error("a client did nothing")
-	}
-}
-
 // loaded is a pair with a client of each guest.
 func loaded(t *testing.T) *rig {
 	r := start(t, small)
 	for _, g := range []string{"a", "b"} {
-		u := startUse(t, r.volume("disk-"+g, 16<<20, g).NBDUnix)
-		t.Cleanup(func() { t.Logf("client of %s: %d requests, longest pause %v", g, u.ops, u.pause) })
+		c, err := verify.Start(r.volume("disk-"+g, verify.Size, g).NBDUnix, random(t).Uint64())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			err := c.Stop()
+			pause, ops := c.Look()
+			t.Logf("client of %s: %d requests, longest pause %v", g, ops, pause)
+			if err != nil || ops == 0 {
+				t.Errorf("the client of %s: %d requests, %v", g, ops, err)
+			}
+		})
 	}
 	return r
 }
