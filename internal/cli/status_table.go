@@ -30,6 +30,9 @@ func (s *session) printStatus(st control.Status) error {
 			}
 		}
 	}
+	if line := programs(st); line != "" {
+		fmt.Fprintf(&b, "\n%s\n", line)
+	}
 	if t := st.LastTakeover; t != nil {
 		fmt.Fprintf(&b, "\n%s\n", s.lastTakeover(*t))
 	}
@@ -79,6 +82,27 @@ func guestRows(st control.Status) [][]string {
 		})
 	}
 	return rows
+}
+
+// programs says which programs agent and guests run, "" if that is not known.
+func programs(st control.Status) string {
+	agent := control.Program{Build: st.Agent.Build, Version: st.Agent.Version}
+	parts, same := []string{"agent " + agent.String()}, true
+	for _, g := range st.Guests {
+		p := control.Program{Build: g.Build, Version: g.Version}
+		if g.Build == "" {
+			p.Build = "unknown"
+		}
+		same = same && p == agent
+		parts = append(parts, "guest "+g.Name+" "+p.String())
+	}
+	switch {
+	case agent.Build == "":
+		return ""
+	case same:
+		return "PROGRAM " + agent.String()
+	}
+	return "PROGRAMS " + strings.Join(parts, ", ")
 }
 
 func memory(m control.MemoryStatus) string {

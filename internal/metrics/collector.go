@@ -165,6 +165,18 @@ var Metrics = []Metric{
 	gauge("pollux_build_info", "Always 1; the version is a label.", []string{"version"}, func(st *control.Status, send sender) {
 		send(1, st.Agent.Version)
 	}),
+	gauge("pollux_guest_build_info", "Always 1; version and build of the program that the guest runs are labels.", []string{"guest", "version", "build"}, func(st *control.Status, send sender) {
+		for _, g := range st.Guests {
+			if g.Build != "" {
+				send(1, g.Name, g.Version, g.Build)
+			}
+		}
+	}),
+	gauge("pollux_upgrade_pending", "1 for the state of an upgrade that is under way or half done.", []string{"state"}, func(st *control.Status, send sender) {
+		if st.Upgrade.Pending() {
+			send(1, st.Upgrade.State)
+		}
+	}),
 	gauge("pollux_protected", "Whether either guest may die now and nothing is lost.", nil, func(st *control.Status, send sender) {
 		send(number(st.Protected))
 	}),
