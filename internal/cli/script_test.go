@@ -239,6 +239,15 @@ func fakeHandlers(dir string, down func()) control.Handlers {
 			_, err := answer[struct{}](dir, "drill", d+" "+n)
 			return err
 		},
+		CheckUpgrade: func(_ context.Context, r control.UpgradeRequest) (control.UpgradeCheck, error) {
+			return answer[control.UpgradeCheck](dir, "upgrade-check", text(r))
+		},
+		StartUpgrade: func(_ context.Context, r control.UpgradeRequest) (control.Programs, error) {
+			return answer[control.Programs](dir, "upgrade-start", text(r))
+		},
+		Programs: func(context.Context) (control.Programs, error) {
+			return answer[control.Programs](dir, "upgrade", "")
+		},
 		Check: func(context.Context) (control.CheckReport, error) {
 			return answer[control.CheckReport](dir, "check", "")
 		},
