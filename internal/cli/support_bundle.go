@@ -216,7 +216,7 @@ func (o *supportBundleOptions) settings(b *bundle, dir string) {
 		}
 		return withoutSecrets(c)
 	})
-	for _, n := range []string{config.EffectivePath(dir), filepath.Join(dir, "state.json")} {
+	for _, n := range []string{config.EffectivePath(dir), filepath.Join(dir, "state.json"), filepath.Join(dir, "bin", "builds.json")} {
 		p, err := head(n, bundleFileLimit)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // the pair does not run, or has nothing to remember

@@ -278,12 +278,18 @@ func (a *agent) stored() ([]release.Seen, error) {
 	var out []release.Seen
 	cfg := a.settings()
 	for _, g := range cfg.Guests {
+		var failed error
+		had := len(out)
 		for _, path := range g.Pool.Devices {
 			seen, err := headOf(path)
 			if err != nil {
-				return nil, fmt.Errorf("device of pool %s: %w", g.Pool.Name, err)
+				failed = fmt.Errorf("device of pool %s: %w", g.Pool.Name, err)
 			}
 			out = append(out, seen...)
+		}
+		// Of several copies one may be absent; the others say the same.
+		if failed != nil && (g.Pool.Copies < 2 || len(out) == had) {
+			return nil, failed
 		}
 		path := cfg.RegionPath(g.Name)
 		if _, err := os.Stat(path); err != nil {

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -445,6 +446,53 @@ func TestInterrupted(t *testing.T) {
 		r.well()
 		r.clean()
 	})
+}
+
+// TestUpgradeForeground: an agent in the foreground leaves its place to the new program
+// and stays for its terminal; a signal to it takes the pair down. Identities that go home
+// by themselves are waited for.
+func TestUpgradeForeground(t *testing.T) {
+	s := small
+	s.Failover = []string{"giveback_delay: 1ms"}
+	newer := program(t, "v2.2.0", "")
+	r := start(t, s)
+	r.down()
+	cmd := exec.Command(r.Bin, "up", "--dir", r.Dir)
+	var said bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &said, &said
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	r.well()
+	if _, err := r.upgrade("--binary", newer); err != nil {
+		t.Fatal(err)
+	}
+	r.well()
+	st := r.status()
+	if st.Agent.Version != "v2.2.0" || st.Agent.PID == cmd.Process.Pid {
+		t.Errorf("%+v", st.Agent)
+	}
+	select {
+	case err := <-ended:
+		t.Fatalf("the foreground has ended: %v\n%s", err, said.String())
+	default:
+	}
+	if err := cmd.Process.Signal(unix.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-ended:
+		if err != nil || !strings.Contains(said.String(), "goes on with another program") {
+			t.Errorf("%v\n%s", err, said.String())
+		}
+	case <-time.After(time.Minute):
+		t.Fatal("the pair does not go down by a signal to the foreground")
+	}
+	if left := r.Left(); len(left) > 0 {
+		t.Errorf("left behind: %q", left)
+	}
 }
 
 // TestReplacedFile: a file that is replaced changes nothing while the pair runs, and the
