@@ -300,6 +300,54 @@ fi`, []string{"ended after it had served", "as before"}},
 	}
 }
 
+// TestAlertStops: an alert that is raised while an upgrade is under way stops it, and
+// the guest that it was at goes back; one that stands before is to be accepted.
+func TestAlertStops(t *testing.T) {
+	s := small
+	s.More = []string{"alerts: {full_warning: 10}"}
+	newer := program(t, "v2.2.0", "")
+	r := start(t, s)
+	before := r.builds()
+	fill := r.volume("fill", 256<<20, "a")
+	type outcome struct {
+		p   control.Programs
+		err error
+	}
+	ended := make(chan outcome, 1)
+	go func() {
+		var o outcome
+		o.err = r.JSON(t.Context(), &o.p, "upgrade", "--watch", "1m", "--binary", newer)
+		ended <- o
+	}()
+	err := r.Until(t.Context(), 30*time.Second, func(st control.Status) string {
+		if st.Upgrade == nil || !strings.Contains(st.Upgrade.Doing, "goes on serving") {
+			return "the upgrade has not come to watch guest b"
+		}
+		return ""
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustQemuIO(t, fill.NBDUnix, "write -P 3 0 64M", "write -P 3 64M 64M", "write -P 3 128M 64M", "flush")
+	o := <-ended
+	wants(t, o.err, 1, "an alert was raised", "pool-a is full", "as before")
+	if o.p.Upgrade == nil || o.p.Upgrade.State != control.UpgradeFailed {
+		t.Errorf("%+v", o.p.Upgrade)
+	}
+	if now := r.builds(); now != before {
+		t.Errorf("builds %s, want %s", now, before)
+	}
+	_, err = r.upgrade("--binary", newer)
+	wants(t, err, 5, "alerts: ", "pool-a is full", "--accept-alerts")
+	if _, err := r.upgrade("--binary", newer, "--accept-alerts"); err != nil {
+		t.Fatal(err)
+	}
+	if st := r.status(); st.Agent.Version != "v2.2.0" || pair.Guest(st, "a").Version != "v2.2.0" {
+		t.Errorf("%+v", st.Agent)
+	}
+	r.clean()
+}
+
 // TestBrokenAgent: guests are on the new program, and it is no agent: the old one goes
 // on, and the pair can go back.
 func TestBrokenAgent(t *testing.T) {
