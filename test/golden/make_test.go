@@ -17,7 +17,6 @@ import (
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/hpdi/file"
 	"github.com/pollux-storage/pollux/internal/block"
-	"github.com/pollux-storage/pollux/internal/cache"
 	"github.com/pollux-storage/pollux/internal/dedup"
 	"github.com/pollux-storage/pollux/internal/mirror"
 	"github.com/pollux-storage/pollux/internal/pool"
@@ -96,7 +95,7 @@ func (k kind) begin(dir, boot string) (*life, error) {
 		return nil, err
 	}
 	p, err := pool.Open(context.Background(), pool.OpenOptions{
-		Devices: devs, RegionPath: filepath.Join(dir, regionName), Cache: cache.New(make([]byte, 8<<20)),
+		Devices: devs, RegionPath: filepath.Join(dir, regionName), CacheBytes: 8 << 20,
 		Owner: "a", BootID: boot, IndexBytes: dedup.MinIndex,
 	})
 	if err != nil {
