@@ -34,7 +34,7 @@ import (
 	"github.com/pollux-storage/pollux/bench/through"
 	"github.com/pollux-storage/pollux/internal/control"
 	"github.com/pollux-storage/pollux/test/pair"
-	"github.com/pollux-storage/pollux/test/verify"
+	"github.com/pollux-storage/pollux/test/prove"
 )
 
 type options struct {
@@ -55,7 +55,7 @@ type client struct {
 	holds   bool      // its connection must not end
 	program string    // that it is behind
 	guest   string
-	v       *verify.Client
+	v       *prove.Client
 }
 
 type report struct {
@@ -181,7 +181,7 @@ func measure(ctx context.Context, o options, rep *report) (err error) {
 // start makes a volume for a client and lets it begin.
 func (c *client) start(ctx context.Context, p *pair.Pair, dir string, seed uint64) (end func() error, err error) {
 	name := fmt.Sprintf("disk-%s-%d", c.guest, seed%1000)
-	if _, err := p.Do(ctx, "volume", "create", name, "--size", fmt.Sprint(verify.Size), "--guest", c.guest); err != nil {
+	if _, err := p.Do(ctx, "volume", "create", name, "--size", fmt.Sprint(prove.Size), "--guest", c.guest); err != nil {
 		return nil, err
 	}
 	e, err := p.Export(ctx, name)
@@ -196,7 +196,7 @@ func (c *client) start(ctx context.Context, p *pair.Pair, dir string, seed uint6
 		}
 		uri, stop = t.URI, t.Stop
 	}
-	if c.v, err = verify.Start(uri, seed); err != nil {
+	if c.v, err = prove.Start(uri, seed); err != nil {
 		return nil, errors.Join(err, stop())
 	}
 	return func() error { return errors.Join(c.v.Stop(), stop()) }, c.v.Await(ctx, 100)

@@ -17,7 +17,7 @@ import (
 
 	"github.com/pollux-storage/pollux/internal/control"
 	"github.com/pollux-storage/pollux/test/pair"
-	"github.com/pollux-storage/pollux/test/verify"
+	"github.com/pollux-storage/pollux/test/prove"
 )
 
 // other builds the program as one of another release, once for each.
@@ -70,7 +70,7 @@ func broken(t *testing.T, script string) string {
 func loaded(t *testing.T) *rig {
 	r := start(t, small)
 	for _, g := range []string{"a", "b"} {
-		c, err := verify.Start(r.volume("disk-"+g, verify.Size, g).NBDUnix, random(t).Uint64())
+		c, err := prove.Start(r.volume("disk-"+g, prove.Size, g).NBDUnix, random(t).Uint64())
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -1,9 +1,9 @@
-// Package verify is a client of one volume that writes and reads single blocks, one
+// Package prove is a client of one volume that writes and reads single blocks, one
 // request at a time, compares what it reads with what it wrote, and keeps how long it
 // waited. It is the volume's only writer. Its connection comes back; behind another
 // client that promises to hold it (QEMU, nbdkit) that is counted as an error by whoever
 // looks at Connects.
-package verify
+package prove
 
 import (
 	"bytes"
