@@ -219,7 +219,7 @@ func (a *agent) prepareBuilds(alive bool) error {
 	if err != nil {
 		// The pair can do without; it must not fail to start for want of a copy.
 		a.builds.why = fmt.Sprintf("no copy of the program is kept: %v", err)
-		a.event("", "alert", nil, "%s; guests are started with %s, and there is no `pollux upgrade`", a.builds.why, a.opt.Program)
+		a.event("", "program", nil, "%s; guests are started with %s, and there is no `pollux upgrade`", a.builds.why, a.opt.Program)
 		return nil
 	}
 	if rec == nil {

@@ -89,6 +89,9 @@ func (a *agent) giveBuilds(st *control.Status) {
 		}
 	}
 	if st.Agent.Build = a.builds.self; rec == nil {
+		if a.opt.Program != "" {
+			st.Notes = append(st.Notes, a.builds.why+"; guests are started with "+a.opt.Program+", and there is no `pollux upgrade`")
+		}
 		return
 	}
 	if u := shownUpgrade(rec); u.Pending() {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/pollux-storage/pollux/internal/control"
+	"github.com/pollux-storage/pollux/internal/domain"
 	"github.com/pollux-storage/pollux/internal/partner"
 )
 
@@ -293,15 +294,17 @@ func (u *upgrade) start(ctx context.Context, g, build string, gently bool) error
 		return err
 	}
 	var inc uint64
+	var d domain.Domain // the run that is to end; one that begins meanwhile has the new program
 	err := a.ask(ctx, func() {
-		inc = a.members[g].inc
-		a.members[g].noStart, a.members[g].end = "", ""
+		m := a.members[g]
+		inc, d = m.inc, m.dom
+		m.noStart, m.end = "", ""
 		a.ref.Step(partner.Message{Kind: partner.KindRestart, Guest: g})
 	})
 	if err != nil {
 		return err
 	}
-	if d, derr := a.domainOf(g); derr == nil {
+	if d != nil && !hasEnded(d) {
 		end := d.Kill
 		if gently {
 			end = d.Terminate
