@@ -357,12 +357,6 @@ func (a *agent) keepLine(m *member, d domain.Domain, c *net.UnixConn) {
 			for _, f := range files {
 				_ = f.Close()
 			}
-			// The next run of the guest listens at the same place, and must not have
-			// its line taken by who looks after this one.
-			if hasEnded(d) {
-				_ = c.Close()
-				return
-			}
 		}
 		if hasEnded(d) {
 			_ = c.Close() // it is to the run that came after, whose own line waits for it
