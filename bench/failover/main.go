@@ -53,6 +53,7 @@ import (
 	"time"
 
 	"github.com/pollux-storage/pollux/bench/stat"
+	"github.com/pollux-storage/pollux/bench/through"
 	"github.com/pollux-storage/pollux/internal/config"
 	"github.com/pollux-storage/pollux/test/pair"
 )
@@ -84,7 +85,7 @@ type options struct {
 }
 
 func main() {
-	// QEMU dies with the thread that started it, see startQEMU.
+	// QEMU dies with the thread that started it, see through.Start.
 	runtime.LockOSThread()
 	var o options
 	flag.StringVar(&o.pollux, "pollux", "bin/pollux", "the program to measure")
@@ -118,7 +119,7 @@ func run(o options) error {
 		return errors.New("numbers of rounds are 0 or more, and not all 0")
 	}
 	if o.qemu > 0 {
-		if _, err := exec.LookPath(qemuProgram); err != nil {
+		if _, err := exec.LookPath(through.QEMU); err != nil {
 			return fmt.Errorf("%w: install it with `make deps`, or leave the case out with -qemu 0", err)
 		}
 	}

@@ -5,13 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"os"
 	"os/exec"
 	"runtime"
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/pollux-storage/pollux/bench/stat"
 )
 
 // The cases that something is promised of.
@@ -127,15 +128,7 @@ func (rep *report) finish() {
 
 func spreadOf(v []float64) spread {
 	v = slices.Sorted(slices.Values(v))
-	return spread{rank(v, 50), rank(v, 90), rank(v, 99), rank(v, 100)}
-}
-
-// rank returns the nearest-rank percentile of sorted values.
-func rank(v []float64, percent float64) float64 {
-	if len(v) == 0 {
-		return 0
-	}
-	return v[max(1, int(math.Ceil(float64(len(v))*percent/100)))-1]
+	return spread{stat.Rank(v, 50), stat.Rank(v, 90), stat.Rank(v, 99), stat.Rank(v, 100)}
 }
 
 // print writes the report as Markdown.

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/pollux-storage/pollux/bench/through"
 	"github.com/pollux-storage/pollux/internal/config"
 	"github.com/pollux-storage/pollux/internal/control"
 	"github.com/pollux-storage/pollux/test/pair"
@@ -110,7 +111,7 @@ func (b *bench) run(ctx context.Context, f fault) (err error) {
 type clients struct {
 	side
 	res, back *result
-	qemu      *qemu
+	qemu      *through.Client
 	probe     *probe
 	load      *load
 }
@@ -122,10 +123,10 @@ func (b *bench) clients(ctx context.Context, f fault, s side) (*clients, error) 
 		return c, err
 	}
 	if f.qemu {
-		if c.qemu, err = startQEMU(ctx, filepath.Join(b.pair.Dir, "qemu-"+s.guest+".sock"), uri); err != nil {
+		if c.qemu, err = through.Start(ctx, through.QEMU, filepath.Join(b.pair.Dir, "qemu-"+s.guest+".sock"), uri); err != nil {
 			return c, err
 		}
-		uri = c.qemu.uri
+		uri = c.qemu.URI
 	}
 	if c.probe, err = startProbe(uri, b.seed); err != nil {
 		return c, err
@@ -167,7 +168,7 @@ func (c *clients) stop() (err error) {
 		err = errors.Join(err, c.probe.stop())
 	}
 	if c.qemu != nil {
-		err = errors.Join(err, c.qemu.stop())
+		err = errors.Join(err, c.qemu.Stop())
 	}
 	return err
 }

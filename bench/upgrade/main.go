@@ -20,13 +20,11 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"math"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"syscall"
 	"time"
 
@@ -236,20 +234,11 @@ func round(ctx context.Context, o options, p *pair.Pair, to string, rep *report)
 
 func (rep *report) print() {
 	fmt.Printf("%d upgrades of a pair under load, none of which a client met an error in; %d CPUs, seed %d.\n", len(rep.Took), rep.CPUs, rep.Seed)
-	fmt.Printf("One upgrade took %.0f ms (median), %.0f ms at most.\n\n", rank(rep.Took, 50), rank(rep.Took, 100))
-	fmt.Println("| client | requests | median pause ms | p99 ms | max ms |\n|---|--:|--:|--:|--:|")
+	fmt.Printf("One upgrade took %.0f ms (median), %.0f ms at most.\n\n", stat.Rank(rep.Took, 50), stat.Rank(rep.Took, 100))
+	fmt.Println("| client | requests | median pause ms | p90 ms | p99 ms | max ms |\n|---|--:|--:|--:|--:|--:|")
 	for _, c := range rep.Clients {
-		fmt.Printf("| %s | %d | %.1f | %.1f | %.1f |\n", c.Name, c.Ops, rank(c.Pauses, 50), rank(c.Pauses, 99), rank(c.Pauses, 100))
+		fmt.Printf("| %s | %d | %.1f | %.1f | %.1f | %.1f |\n", c.Name, c.Ops, stat.Rank(c.Pauses, 50), stat.Rank(c.Pauses, 90), stat.Rank(c.Pauses, 99), stat.Rank(c.Pauses, 100))
 	}
-}
-
-// rank returns the nearest-rank percentile.
-func rank(v []float64, percent float64) float64 {
-	v = slices.Sorted(slices.Values(v))
-	if len(v) == 0 {
-		return 0
-	}
-	return v[max(1, int(math.Ceil(float64(len(v))*percent/100)))-1]
 }
 
 func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1e3 }
