@@ -3,6 +3,7 @@
 //	go run ./bench/restart                        the tables to stdout, all samples to out/restart.json
 //	go run ./bench/restart -cache 256MiB          the same with a smaller warm cache
 //	go run ./bench/restart -cases own,clean       only some cases; -rounds 1 for a quick look
+//	go run ./bench/restart -cases own,takeover -reads 10000 -more 1.25    what is left of the cache
 //
 // A pair is made whose guest a has a pool of 1 TiB on 64 sparse files and 1,000
 // volumes, of which 200 were in use: data were written here and there and read
@@ -25,6 +26,12 @@
 // of its own, sixteen at a time. What asking alone takes is shown beside it, measured while nothing
 // restarts. tgt has a client of its own, iscsi-inq, whose process is part of its times,
 // and only the last of its units is asked: until then it is given them one by one.
+//
+// With -reads, so many blocks are read before each restart of the own guest and each takeover,
+// and after it, a few of them much more often than others: how many of them the cache had,
+// and how long they took, four at a time over connections that are there already. Before
+// that is done first the cache is filled with such reads. With -more the blocks that were
+// written do not fit into it.
 //
 // Steps before the pool is opened are told by the times in the guest's log, in
 // milliseconds; the others by the guest itself.
@@ -52,6 +59,7 @@ import (
 const (
 	bootLimit     = 2000.0 // ms until all exports answer, of a conventional boot
 	takeoverLimit = 150.0  // ms until the partner has answered the first read
+	warmLimit     = 0.99   // of the share of reads that the cache had before
 	// Those of a fast restart, which is not there yet, are only shown.
 	fastRead, fastAll = 50.0, 200.0
 )
@@ -69,6 +77,8 @@ type options struct {
 	volumes int
 	used    int
 	seed    uint64
+	reads   int
+	more    float64
 	check   bool
 	limit   time.Duration
 	written int64 // bytes of all volumes in use
@@ -89,6 +99,8 @@ func main() {
 	flag.IntVar(&o.volumes, "volumes", 1000, "volumes of the pool, and exports of the peers")
 	flag.IntVar(&o.used, "used", 200, "volumes that are in use")
 	flag.Uint64Var(&o.seed, "seed", uint64(time.Now().UnixNano()), "of where is written and read")
+	flag.IntVar(&o.reads, "reads", 0, "skewed reads of 4 KiB before and after each restart of the own guest and takeover, to see what of the cache is left")
+	flag.Float64Var(&o.more, "more", 1, "how often the cache fits into what is written")
 	flag.BoolVar(&o.check, "check", false, "fail when a target is missed")
 	flag.DurationVar(&o.limit, "limit", 30*time.Minute, "for everything together")
 	flag.Parse()
@@ -103,6 +115,9 @@ func run(o options) (err error) {
 	defer stop()
 	ctx, cancel := context.WithTimeoutCause(ctx, o.limit, fmt.Errorf("it took longer than %v, see -limit: %w", o.limit, context.DeadlineExceeded))
 	defer cancel()
+	if o.reads < 0 || o.more <= 0 {
+		return errors.New("there are no fewer reads than none, and something has to be written")
+	}
 	if o.rounds < 1 || o.devices < 1 || o.volumes < 1 || o.used < 1 || o.used > o.volumes {
 		return errors.New("there must be rounds, devices and volumes, and no more volumes in use than there are")
 	}
@@ -116,7 +131,7 @@ func run(o options) (err error) {
 	if err != nil {
 		return fmt.Errorf("-cache: %w", err)
 	}
-	o.written = int64(size)
+	o.written = int64(float64(size) * o.more)
 	if o.pollux, err = filepath.Abs(o.pollux); err != nil {
 		return err
 	}

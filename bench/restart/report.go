@@ -21,6 +21,7 @@ type sample struct {
 	Read  float64 `json:"first_read_ms"`
 	All   float64 `json:"all_exports_ms"`
 	Steps []named `json:"steps,omitempty"`
+	Warm  *warm   `json:"reads,omitempty"`
 }
 
 // result is a case.
@@ -29,6 +30,7 @@ type result struct {
 	Read    float64  `json:"first_read_ms"` // medians
 	All     float64  `json:"all_exports_ms"`
 	Steps   []named  `json:"steps,omitempty"`
+	Warm    *warm    `json:"reads,omitempty"` // medians
 	Samples []sample `json:"samples"`
 }
 
@@ -87,6 +89,7 @@ func (r *report) finish() {
 				took[step.Name][i] += step.Took
 			}
 		}
+		c.warm()
 		c.Read, c.All, c.Steps = stat.Median(read), stat.Median(all), nil
 		for _, n := range names {
 			c.Steps = append(c.Steps, named{n, stat.Median(took[n])})
@@ -109,6 +112,7 @@ func (r *report) print(w io.Writer) {
 		fmt.Fprintf(w, "| %s | %d | %.1f%s | %.1f%s |\n", c.Name, len(c.Samples), c.Read, limit(targets[c.Name][0]), c.All, limit(targets[c.Name][1]))
 	}
 	fmt.Fprintf(w, "| fast restart, wanted | | %.0f | %.0f |\n", fastRead, fastAll)
+	r.printWarm(w)
 	for _, c := range r.Cases {
 		if len(c.Steps) == 0 {
 			continue
@@ -131,6 +135,9 @@ func limit(ms float64) string {
 func (r *report) judge() error {
 	var errs []error
 	for _, c := range r.Cases {
+		if m := c.Warm; m != nil && m.After.Hits < warmLimit*m.Before.Hits {
+			errs = append(errs, fmt.Errorf("of reads after %s the cache had %.4f, and %.4f before", c.Name, m.After.Hits, m.Before.Hits))
+		}
 		for i, got := range []float64{c.Read, c.All} {
 			if want := targets[c.Name][i]; want > 0 && got > want {
 				errs = append(errs, fmt.Errorf("%s took %.1f ms, wanted are %.0f", c.Name, got, want))

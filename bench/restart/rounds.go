@@ -136,11 +136,15 @@ var errPartner = errors.New("the partner serves the pool")
 
 func (b *bench) own(ctx context.Context) (s sample, err error) {
 	for range 5 {
+		var m warm
+		if m.Before, err = b.before(ctx); err != nil {
+			return s, err
+		}
 		if _, err := b.killed(ctx, "b", guest); err != nil {
 			return s, err
 		}
 		if s, err = b.started(ctx); !errors.Is(err, errPartner) {
-			return s, err
+			return s, errors.Join(err, b.after(ctx, &m, &s))
 		}
 		if err := b.giveback(ctx); err != nil {
 			return s, err
@@ -206,11 +210,18 @@ func (b *bench) started(ctx context.Context) (s sample, err error) {
 }
 
 func (b *bench) takeover(ctx context.Context) (s sample, err error) {
+	var m warm
+	if m.Before, err = b.before(ctx); err != nil {
+		return s, err
+	}
 	at, err := b.killed(ctx, guest)
 	if err != nil {
 		return s, err
 	}
 	if err := b.world.answers(ctx, func() time.Time { return at }, &s); err != nil {
+		return s, err
+	}
+	if err := b.after(ctx, &m, &s); err != nil {
 		return s, err
 	}
 	err = b.world.pair.Until(ctx, healLimit, func(st control.Status) string {

@@ -32,6 +32,7 @@ type world struct {
 	uris   []string // of all volumes, in the order of their creation
 	places [][]int64
 	rng    *rand.Rand
+	heated bool
 }
 
 // inUse returns the n-th volume in use; they are spread over all.
