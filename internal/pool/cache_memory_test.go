@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 
@@ -84,6 +85,45 @@ func TestCacheOutlivesGuest(t *testing.T) {
 		}
 	}
 	r.shut()
+}
+
+// A survivor has the caches of both pools, each in its own region, and neither takes
+// anything from the other.
+func TestCachesOfTwoPools(t *testing.T) {
+	var rigs [2]*rig
+	var data [2][]byte
+	for i := range rigs {
+		data[i] = content(uint64(i), 300)
+		rigs[i], _ = warmRig(t, data[i])
+	}
+	rigs[0].die()
+	if told := rigs[0].openTelling("b"); len(told) > 0 {
+		t.Errorf("%q", told)
+	}
+	for i, r := range rigs {
+		v, _ := r.Volume("v")
+		if n := r.reads(func() { r.expect(v, 0, data[i]) }); n > 0 {
+			t.Errorf("pool %d: %d reads from devices", i, n)
+		}
+		if st := r.Pool.Stats().Cache; (st.Adopted > 0) != (i == 0) || st.Bytes != cacheSize || st.Own != 0 {
+			t.Errorf("pool %d: %+v", i, st)
+		}
+	}
+	// One whose region has the cache of the other has none.
+	var other []byte
+	rigs[1].die()
+	rigs[1].changeCache(func(mem []byte) { other = slices.Clone(mem) })
+	rigs[0].die()
+	rigs[0].changeCache(func(mem []byte) { copy(mem, other) })
+	if told := rigs[0].openTelling("a"); len(told) != 1 || !strings.Contains(told[0], "it is of pool") {
+		t.Errorf("%q", told)
+	}
+	rigs[1].mustOpen()
+	for i, r := range rigs {
+		v, _ := r.Volume("v")
+		r.expect(v, 0, data[i])
+		r.shut()
+	}
 }
 
 // A large cache comes to its place in the background, with what it has by then, and the next
