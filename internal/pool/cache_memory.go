@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/internal/cache"
@@ -132,7 +133,7 @@ func (p *Pool) dropCaches() {
 // room for it.
 func (p *Pool) keepCache() {
 	k := &p.cache
-	s, mem, err := p.region.AddSectionUnless(region.SectionCache, p.opts.CacheBytes, k.ending.Load)
+	s, mem, err := p.region.AddSectionUnless(region.SectionCache, p.opts.CacheBytes, p.cacheRest())
 	if k.ending.Load() && err != nil {
 		return // the next guest will
 	}
@@ -157,6 +158,20 @@ func (p *Pool) keepCache() {
 	k.mu.Unlock()
 	if len(before) > 0 && (len(own) == 0 || &before[0] != &own[0]) {
 		_ = hpdi.Free(before) // nobody has anything there any more
+	}
+}
+
+// cacheRest returns what is called between the steps of clearing a cache, and whether it is
+// to end. A large one is cleared for seconds, in a part of the time of one processor: clients
+// are served beside it.
+func (p *Pool) cacheRest() func() bool {
+	begun := time.Now()
+	return func() bool {
+		if p.opts.CacheBytes > readyBytes && !p.cache.ending.Load() {
+			time.Sleep(min(time.Since(begun), longestRest))
+			begun = time.Now()
+		}
+		return p.cache.ending.Load()
 	}
 }
 

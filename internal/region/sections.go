@@ -151,7 +151,7 @@ func (r *Region) provide(s Section, stop func() bool) ([]byte, error) {
 
 // clearAtOnce is how many bytes are cleared before somebody is asked whether that is to go
 // on. It takes much longer than to allocate them.
-const clearAtOnce = 32 << 20
+const clearAtOnce = 4 << 20
 
 // MapSection maps a section of the region, once; it need not have all its memory any more,
 // and what it lacks is zero. The mapping is gone after RemoveSection and Close.
