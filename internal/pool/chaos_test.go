@@ -194,7 +194,7 @@ func (c *chaos) lost(volume block.VolumeID, committed block.Seq) map[block.Logic
 func chaosLife(t testing.TB, seed uint64) (c *chaos, m *blocktest.Model) {
 	rng := rand.New(rand.NewPCG(seed, 53))
 	r := newRig(t, 1+int(seed%2), testSize)
-	r.repeats = true
+	r.repeats, r.warm = true, seed%4 > 0
 	r.indexBytes = dedup.MinIndex << (seed % 3)
 	r.mustOpen()
 	v := r.sharingVolume("v", 3<<20, 1+int(seed%3))
