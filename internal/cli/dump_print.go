@@ -194,7 +194,7 @@ func (d *dumpedRegion) print(s *session) error {
 	return table(s.out, rows)
 }
 
-// sectionFacts shows what a section that is an index or a cache says of itself.
+// sectionFacts shows what a section says of itself.
 func sectionFacts(s dump.Section) string {
 	x := s.Index
 	switch {
@@ -202,6 +202,14 @@ func sectionFacts(s dump.Section) string {
 		return ": of no use: " + s.Why
 	case s.Cache != nil:
 		return fmt.Sprintf(" of pool %s, room for %d blocks", s.Cache.Pool, s.Cache.Frames)
+	case s.Journal != nil:
+		k := s.Journal
+		whole := ""
+		if !k.Whole {
+			whole = ", and what follows is not whole"
+		}
+		return fmt.Sprintf(": %s of %s of pool %s, generation %d, records %d to %d%s",
+			humanSize(k.Used), humanSize(k.Bytes), k.Pool, k.Generation, k.First, k.Last, whole)
 	case x == nil:
 		return ""
 	}

@@ -193,6 +193,9 @@ type PoolStatus struct {
 	Faults map[string]DeviceErrors `json:"faults,omitempty"`
 	// CountsBytes is the memory of its reference counts.
 	CountsBytes int64 `json:"counts_bytes"`
+	// RegionKept are bytes of its region that keep what a takeover need not read: the
+	// unfolded journal, and what was collected of the use of disks.
+	RegionKept int64 `json:"region_kept_bytes,omitempty"`
 	// Loading says that the counts are still being read: clients are served,
 	// and nothing is taken to the devices yet.
 	Loading bool   `json:"loading,omitempty"`

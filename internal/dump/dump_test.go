@@ -264,6 +264,11 @@ func TestRegionSections(t *testing.T) {
 	if x.Sections[0].Kind != "operation log" || x.Sections[0].Offset != x.Log.Offset {
 		t.Errorf("%+v", x.Sections)
 	}
+	j := section(t, x, "unfolded journal")
+	if k := j.Journal; k == nil || !k.Whole || k.Records == 0 || k.Last-k.First+1 != uint64(k.Records) ||
+		k.Used > k.Bytes || k.Bytes > j.Length || k.Pool != x.Log.Pool {
+		t.Errorf("%+v, %+v", j, k)
+	}
 	c := section(t, x, "cache")
 	if f := c.Cache; c.Why != "" || f == nil || f.Pool != x.Log.Pool || f.Shards != 1 || int64(f.Frames*block.Size) > c.Length || int64(f.Frames*block.Size) < c.Length*9/10 {
 		t.Errorf("%+v, %+v", c, f)
@@ -282,13 +287,13 @@ func TestRegionSections(t *testing.T) {
 		t.Errorf("%+v, %+v", s, s.Index)
 	}
 	r.die()
-	for _, at := range []int64{s.Offset + 70, s.Offset + 128 + 70, c.Offset + 70, c.Offset + block.Size + 70} {
+	for _, at := range []int64{s.Offset + 70, s.Offset + 128 + 70, c.Offset + 70, c.Offset + block.Size + 70, j.Offset + 70, j.Offset + 128 + 70} {
 		r.flip(r.region, at)
 	}
 	x, err = ReadRegion(r.region, all)
 	r.damaged(x.Found, err, "")
-	for _, kind := range []string{"index of fingerprints", "cache"} {
-		if s := section(t, x, kind); s.Index != nil || s.Cache != nil || !strings.Contains(s.Why, "checksum") {
+	for _, kind := range []string{"index of fingerprints", "cache", "unfolded journal"} {
+		if s := section(t, x, kind); s.Index != nil || s.Cache != nil || s.Journal != nil || !strings.Contains(s.Why, "checksum") {
 			t.Errorf("%+v", s)
 		}
 	}

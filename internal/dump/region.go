@@ -7,6 +7,7 @@ import (
 
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/cache"
+	"github.com/pollux-storage/pollux/internal/cp"
 	"github.com/pollux-storage/pollux/internal/dedup"
 	"github.com/pollux-storage/pollux/internal/oplog"
 	"github.com/pollux-storage/pollux/internal/region"
@@ -38,7 +39,9 @@ type Section struct {
 	// why they say nothing: it is no damage, but made anew when the pool is opened.
 	Index *IndexFacts `json:"index,omitempty"`
 	Cache *CacheFacts `json:"cache,omitempty"`
-	Why   string      `json:"why,omitempty"`
+	// Journal is what a copy of the unfolded journal says of itself, and has.
+	Journal *KeptFacts `json:"journal,omitempty"`
+	Why     string     `json:"why,omitempty"`
 }
 
 // IndexFacts are what an index of fingerprints says of itself.
@@ -57,6 +60,18 @@ type CacheFacts struct {
 	Pool   string `json:"pool"`
 	Frames int    `json:"frames"` // that it has room for, in use or not
 	Shards int    `json:"shards"`
+}
+
+// KeptFacts are what a copy of the unfolded journal says of itself, and what it has.
+type KeptFacts struct {
+	Pool       string `json:"pool"`
+	Generation uint64 `json:"generation"`
+	Bytes      int64  `json:"bytes"` // of records that it has room for
+	Used       int64  `json:"used"`
+	Records    int    `json:"records"`
+	First      uint64 `json:"first,omitempty"` // number of the first record
+	Last       uint64 `json:"last,omitempty"`
+	Whole      bool   `json:"whole"` // the records are as many as it says
 }
 
 // Header is a copy of a region's header.
@@ -153,6 +168,20 @@ func (r *Region) sections(in *region.Inspection) {
 			f, err := cache.ReadFacts(head[:in.Read(s, head)], s.Length)
 			if out.Why = text(err); err == nil {
 				out.Cache = &CacheFacts{Pool: f.Pool.String(), Frames: f.Frames, Shards: f.Shards}
+			}
+		case region.SectionJournal:
+			mem := make([]byte, s.Length)
+			k := &KeptFacts{}
+			f, err := cp.InspectKept(mem[:in.Read(s, mem)], func(j cp.JournalRecord, _ []byte) error {
+				if k.Records++; k.First == 0 {
+					k.First = j.Number
+				}
+				k.Last = j.Number
+				return nil
+			})
+			if out.Why = text(err); err == nil {
+				k.Pool, k.Generation, k.Bytes, k.Used, k.Whole = f.Pool.String(), f.Generation, f.Bytes, int64(f.End-f.From), f.Whole
+				out.Journal = k
 			}
 		}
 		r.Sections = append(r.Sections, out)

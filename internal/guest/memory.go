@@ -26,6 +26,7 @@ type Plan struct {
 	Counts int64 // reference counts, while nothing is shared
 	Index  int64 // of fingerprints, where blocks are shared; in the regions, too
 	Flash  int64 // what is collected of the use of disks, where a pool has flash
+	Kept   int64 // in the regions: what a takeover need not read
 	Work   int64 // everything else
 	Cache  int64 // clean blocks of all pools, in their regions
 
@@ -53,6 +54,7 @@ type poolNeeds struct {
 	log    int64    // bytes of payload; 0 while the settings decide
 	index  int64    // of fingerprints; 0 as long as the settings decide
 	flash  int64    // bytes for its flash, 0 without
+	disks  int      // of whose use something is collected
 }
 
 // flashSet is the memory for a data set that is on flash.
@@ -102,6 +104,9 @@ func needsOf(cfg *config.Config, set *config.Guest) poolNeeds {
 		blocks += b
 	}
 	n.index, n.flash = int64(use.Settings.IndexBytes), flashNeeds(use, blocks)
+	if use.Flash {
+		n.disks = use.Disks
+	}
 	return n
 }
 
@@ -185,10 +190,11 @@ func divide(cfg *config.Config, pools []poolNeeds) Plan {
 		}
 		p.Index += pool.IndexMemory(index, blocks)
 		p.Flash += n.flash
+		p.Kept += pool.JournalMemory(cfg.Points.FoldLimit) + pool.UsageMemory(n.disks, policy.Defaults().Collect)
 		p.devices += blocks * block.Size
 	}
 	if p.Cache == 0 {
-		p.Cache = max(minCache*int64(p.pools), p.Limit-p.Logs-p.Counts-p.Index-p.Flash-p.Work)
+		p.Cache = max(minCache*int64(p.pools), p.Limit-p.Logs-p.Counts-p.Index-p.Flash-p.Kept-p.Work)
 	}
 	return p
 }
@@ -197,13 +203,13 @@ func divide(cfg *config.Config, pools []poolNeeds) Plan {
 func (p Plan) PoolCache() int64 { return p.Cache / int64(max(1, p.pools)) }
 
 // Sum returns the bytes of all parts.
-func (p Plan) Sum() int64 { return p.Logs + p.Counts + p.Index + p.Flash + p.Work + p.Cache }
+func (p Plan) Sum() int64 { return p.Logs + p.Counts + p.Index + p.Flash + p.Kept + p.Work + p.Cache }
 
 // Regions returns how much memory the regions of all pools may take at most: a log that is
 // replayed after a power cut is larger, and an index of another size is made beside the
 // one before.
 func (p Plan) Regions() int64 {
-	return p.Logs + p.Logs/4 + 2*p.Index + int64(p.pools)*pool.CacheMemory(p.PoolCache())
+	return p.Logs + p.Logs/4 + 2*p.Index + p.Kept + int64(p.pools)*pool.CacheMemory(p.PoolCache())
 }
 
 // HeapLimit returns what of Work and Flash the Go heap may take, 0 for any amount: the
@@ -228,6 +234,7 @@ const (
 	partCounts = "reference counts"
 	partIndex  = "deduplication"
 	partFlash  = "flash"
+	partKept   = "takeover"
 	partWork   = "work"
 	partCache  = "cache"
 )
@@ -242,6 +249,7 @@ func (p Plan) parts() []control.MemoryPart {
 		{Name: partLogs, Planned: p.Logs, Why: fmt.Sprintf("the regions of %d pools, the partner's included", p.pools)},
 		{Name: partCounts, Planned: p.Counts, Why: fmt.Sprintf("34 bytes for each MiB of %s of devices, more where blocks are shared", gib(p.devices))},
 		{Name: partIndex, Planned: p.Index, Why: fmt.Sprintf("the index of each of %d pools, in its region, taken once a volume of it shares blocks", p.pools)},
+		{Name: partKept, Planned: p.Kept, Why: "what whoever takes a pool over need not read, in its region: its unfolded journal, and the use of disks where it has flash"},
 		{Name: partWork, Planned: p.Work, Why: "index of the logs, mappings before their fold, buffers, heap"},
 		{Name: partCache, Planned: p.Cache, Why: cache},
 	}
@@ -270,7 +278,9 @@ func (p Plan) used(m control.MemoryStatus, pools []control.PoolStatus) []control
 	parts := p.parts()
 	var counts, flash, index, cached int64
 	var own, kept int64 // of indexes and caches, those that end with the guest and the others
+	ahead := int64(0)   // of what a takeover need not read
 	for _, s := range pools {
+		ahead += s.RegionKept
 		flash += flashMemory(s.Flash)
 		counts += s.CountsBytes
 		index += s.Dedup.IndexOwn + s.Dedup.IndexKept
@@ -281,7 +291,9 @@ func (p Plan) used(m control.MemoryStatus, pools []control.PoolStatus) []control
 	for i := range parts {
 		switch parts[i].Name {
 		case partLogs:
-			parts[i].Used = max(0, m.Region-kept)
+			parts[i].Used = max(0, m.Region-kept-ahead)
+		case partKept:
+			parts[i].Used = ahead
 		case partCounts:
 			parts[i].Used = counts
 		case partIndex:

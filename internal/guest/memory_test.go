@@ -205,12 +205,16 @@ func TestMemoryOfIndexes(t *testing.T) {
 		}
 		var part control.MemoryPart
 		// One lies in a region, and one has memory of the guest.
-		pools := []control.PoolStatus{{Dedup: control.DedupStatus{IndexBytes: 5, IndexKept: 6}}, {Cache: control.CacheStatus{Bytes: 9, Used: 7}}, {Dedup: control.DedupStatus{IndexBytes: 2, IndexOwn: 2}, Cache: control.CacheStatus{Bytes: 5, Own: 5, Used: 3}}}
+		pools := []control.PoolStatus{{Dedup: control.DedupStatus{IndexBytes: 5, IndexKept: 6}, RegionKept: 4}, {Cache: control.CacheStatus{Bytes: 9, Used: 7}}, {Dedup: control.DedupStatus{IndexBytes: 2, IndexOwn: 2}, Cache: control.CacheStatus{Bytes: 5, Own: 5, Used: 3}}}
 		for _, q := range p.used(control.MemoryStatus{Anonymous: 100, Region: 50}, pools) {
 			switch q.Name {
 			case partLogs:
-				if q.Used != 50-6-9 {
+				if q.Used != 50-6-9-4 {
 					t.Errorf("logs have %d bytes", q.Used)
+				}
+			case partKept:
+				if q.Used != 4 || q.Planned != 2*pool.JournalMemory(cfg.Points.FoldLimit) || p.Regions() < p.Logs+p.Kept {
+					t.Errorf("%+v of %+v", q, p)
 				}
 			case partIndex:
 				part = q

@@ -109,10 +109,11 @@ func (p *Pools) open(ctx context.Context, o OpenSpec) (*store, error) {
 	scrub, removal, scan, flash := p.scrub, p.removal, pool.ScanOptions{}, pool.FlashOptions{}
 	removal.Removed = o.Removed
 	var grown func(hpdi.Device, int64)
-	var index, cache func(string)
+	var index, cache, kept func(string)
 	if o.Tell != nil {
 		index = func(text string) { o.Tell("dedup-index", text) }
 		cache = func(text string) { o.Tell("cache", text) }
+		kept = func(text string) { o.Tell("region-kept", text) }
 		grown = func(d hpdi.Device, bytes int64) {
 			o.Tell("device-grown", fmt.Sprintf("device %s has grown by %s, which its pool uses from now on", d.Info().Name, config.Size(bytes)))
 		}
@@ -126,7 +127,7 @@ func (p *Pools) open(ctx context.Context, o OpenSpec) (*store, error) {
 		Owner: o.Owner, AcceptLoss: o.AcceptLoss, BatteryBacked: o.BatteryBacked, LeftOut: o.LeftOut,
 		Interval: p.limit.Interval, PointBytes: int64(p.limit.Size), FoldEntries: p.limit.FoldAfter, FoldLimit: p.limit.FoldLimit, IndexBytes: p.index,
 		Cleaner: p.cleaner, Scrub: scrub, Removal: removal, Scan: scan, Flash: flash, Grown: grown, Host: p.host,
-		IndexTell: index,
+		IndexTell: index, RegionTell: kept,
 	})
 	if err != nil {
 		return nil, err
@@ -214,7 +215,7 @@ func (s *store) Stats() control.PoolStatus {
 		LLRRM: llrrmStatus(st), Flash: flashStatus(st.Flash),
 		Name: s.Name(), Identity: s.Identity(), Epoch: uint64(s.Epoch()), CP: st.CP, Capacity: st.Bytes, Free: st.FreeBytes,
 		LogBytes: st.LogBytes, LogUsed: st.LogUsedBytes, Dirty: int64(st.DirtyBlocks) * block.Size, Error: st.LastError,
-		Faults: faults, CountsBytes: st.CountsBytes, Loading: st.Loading, PagesMended: st.Mended,
+		Faults: faults, CountsBytes: st.CountsBytes, RegionKept: st.RegionKept, Loading: st.Loading, PagesMended: st.Mended,
 		Dedup: control.DedupStatus{
 			DedupCounts: control.DedupCounts{Shared: st.Sharing.Shared, Written: st.Sharing.Written, Zeros: st.Sharing.Zeros},
 			Unequal:     st.Sharing.Unequal, Saved: st.Sharing.Saved,

@@ -84,3 +84,14 @@ func (p *Pool) tellRegion(format string, args ...any) {
 		p.opts.RegionTell(fmt.Sprintf(format, args...))
 	}
 }
+
+// regionKept returns how many bytes of the region the sections have that save time at a
+// takeover.
+func (p *Pool) regionKept() (n int64) {
+	for _, kind := range [...]region.SectionKind{region.SectionJournal, region.SectionHistory} {
+		for _, s := range p.region.Sections(kind) {
+			n += s.Length
+		}
+	}
+	return n
+}

@@ -22,6 +22,9 @@ type Stats struct {
 	Devices     []DeviceStats
 	CountsBytes int64 // of memory
 	Loading     bool  // counts are not in memory yet
+	// RegionKept are bytes of the region that keep the unfolded journal and what was collected
+	// of disks.
+	RegionKept int64
 	// LastError is why the newest consistency point or fold failed, empty
 	// when it did not: as long as it stays, the devices fall behind.
 	LastError string
@@ -76,7 +79,7 @@ func (p *Pool) Stats() Stats {
 		Bytes: u.Total * block.Size, FreeBytes: max(0, u.Spare()) * block.Size, ReservedBytes: u.Reserved * block.Size,
 		LogBytes: d.Permits * block.Size, LogUsedBytes: (d.Active + d.Frozen) * block.Size, DirtyBlocks: d.Blocks,
 		CP: m.Commits, Folds: m.Folds, BlocksWritten: m.Blocks, Unfolded: unfolded, Mended: p.set.Mended(),
-		CountsBytes: p.space.Memory(), Loading: !p.loaded.Load(),
+		CountsBytes: p.space.Memory(), Loading: !p.loaded.Load(), RegionKept: p.regionKept(),
 		Sharing: SharingCounts{
 			Written: m.Blocks, Shared: m.Shared, Zeros: m.Zeros, Unequal: m.Unequal, Saved: u.More * block.Size,
 			IndexBytes: p.index.bytes.Load(), IndexEntries: p.index.entries.Load(), IndexOwn: p.index.own.Load(), IndexKept: p.index.kept.Load(),
