@@ -83,7 +83,10 @@ type gate struct{ mu sync.RWMutex }
 
 func (g *gate) shut() { g.mu.Lock() }
 func (g *gate) open() { g.mu.Unlock() }
-func (g *gate) pass() { g.mu.RLock(); g.mu.RUnlock() }
+func (g *gate) pass() {
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+}
 
 // stop ends a probe that rests and returns what went wrong, if anything did.
 func (p *probe) stop() error {

@@ -361,7 +361,9 @@ func TestRegionChaos(t *testing.T) {
 		if _, err := fmt.Sscan(s, &first); err != nil {
 			t.Fatal(err)
 		}
-		seeds = 1
+		if !soak {
+			seeds = 1
+		}
 	}
 	outcomes := map[string]int{}
 	for seed := first; seed < first+uint64(seeds); seed++ {

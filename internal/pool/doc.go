@@ -80,8 +80,8 @@
 // always busy nothing would ever come to flash.
 //
 //	what people have said, pins    a note on the flash device, written before it counts
-//	what was collected, wear       a note there, every five minutes: a guest that dies
-//	                               takes a few minutes of it along
+//	what was collected, wear       a section of the region, every few seconds, and a note
+//	                               there every five minutes, for who loses the region
 //	where data sets are            the layer's table
 //
 // Pins are of volumes, whose blocks are elsewhere with each write. So a walk through their maps
