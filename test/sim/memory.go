@@ -85,8 +85,8 @@ func (w *World) scribble(id string) {
 	})
 }
 
-// blotch leaves a dead guest's cache with parts that it did not write so: a frame of which
-// half is copied, or whatever else memory may come to hold.
+// blotch leaves parts of a dead guest's region beside the log that it did not write so: a
+// frame of its cache of which half is copied, or whatever else memory may come to hold.
 func (w *World) blotch(id string) {
 	pl := w.pools[id]
 	if pl.region == nil || slices.ContainsFunc(pl.acting, func(p *proc) bool { return !p.dead.Load() }) || !w.chance(2) {
@@ -97,24 +97,35 @@ func (w *World) blotch(id string) {
 		return // it is being removed
 	}
 	defer func() { _ = r.Close() }()
-	for _, s := range r.Sections(region.SectionCache) {
+	for _, s := range r.Header().Sections[1:] {
 		mem, err := r.MapSection(s)
 		if err != nil {
 			return // somebody else's
 		}
-		frames := len(mem) / block.Size * 9 / 10
-		for range 1 + w.rng.IntN(frames) {
-			at := (2 + w.rng.IntN(frames)) * block.Size
-			switch w.rng.IntN(4) {
-			case 0:
-				copy(mem[at:at+block.Size/2], mem[(2+w.rng.IntN(frames))*block.Size:])
-			case 1:
-				mem[w.rng.IntN(len(mem))] ^= 1 << w.rng.IntN(8)
-			default:
-				mem[at+w.rng.IntN(block.Size)] ^= 1 << w.rng.IntN(8)
+		if s.Kind == region.SectionCache {
+			w.blotchFrames(mem)
+		} else if w.chance(2) {
+			// State and what follows it, or all of it.
+			for range 1 + w.rng.IntN(8) {
+				mem[w.rng.IntN(len(mem)>>w.rng.IntN(8))] ^= 1 << w.rng.IntN(8)
 			}
 		}
-		w.log("the cache of %s is damaged", id)
+		w.log("the %s of %s is damaged", s.Kind, id)
+	}
+}
+
+func (w *World) blotchFrames(mem []byte) {
+	frames := len(mem) / block.Size * 9 / 10
+	for range 1 + w.rng.IntN(frames) {
+		at := (2 + w.rng.IntN(frames)) * block.Size
+		switch w.rng.IntN(4) {
+		case 0:
+			copy(mem[at:at+block.Size/2], mem[(2+w.rng.IntN(frames))*block.Size:])
+		case 1:
+			mem[w.rng.IntN(len(mem))] ^= 1 << w.rng.IntN(8)
+		default:
+			mem[at+w.rng.IntN(block.Size)] ^= 1 << w.rng.IntN(8)
+		}
 	}
 }
 
