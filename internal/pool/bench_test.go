@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/pollux-storage/pollux/hpdi"
+	"github.com/pollux-storage/pollux/hpdi/file"
 	"github.com/pollux-storage/pollux/hpdi/mem"
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/block/blocktest"
@@ -26,17 +28,35 @@ import (
 func BenchmarkOpen(b *testing.B) {
 	for _, kept := range []bool{true, false} {
 		name := map[bool]string{true: "journal in memory", false: "journal on the device"}[kept]
-		b.Run("4GiB/"+name, func(b *testing.B) { benchmarkOpen(b, 4<<30, false, kept) })
-		b.Run("1TiB/"+name, func(b *testing.B) { benchmarkOpen(b, 1<<40, true, kept) })
+		b.Run("4GiB/"+name, func(b *testing.B) { benchmarkOpen(b, newHollow(8<<30, 2<<30), false, kept) })
+		b.Run("1TiB/"+name, func(b *testing.B) { benchmarkOpen(b, newHollow(2<<40, 2<<30), true, kept) })
+		b.Run("1TiB on a file/"+name, func(b *testing.B) {
+			path := filepath.Join(b.TempDir(), "disk")
+			if err := os.WriteFile(path, nil, 0o600); err != nil {
+				b.Fatal(err)
+			}
+			if err := os.Truncate(path, 2<<30); err != nil {
+				b.Fatal(err)
+			}
+			f, err := file.Open(path, file.Options{})
+			if err != nil {
+				b.Fatal(err)
+			}
+			benchmarkOpen(b, &hollow{f, 2 << 40, 2 << 30}, true, kept)
+			if err := f.Close(); err != nil {
+				b.Fatal(err)
+			}
+		})
 	}
 }
 
-func benchmarkOpen(b *testing.B, size int64, most, kept bool) {
+func benchmarkOpen(b *testing.B, on *hollow, most, kept bool) {
 	ctx := context.Background()
+	size := on.size / 2
 	sheet := blocktest.BarracudaES2
 	sheet.Size = max(sheet.Size, 2*size)
 	disk := blocktest.NewDisk(sheet)
-	dev := disk.Wrap(newHollow(2*size, 2<<30))
+	dev := disk.Wrap(on)
 	if _, err := Create(ctx, CreateOptions{Name: "p", Identity: "a", Devices: []hpdi.Device{dev}}); err != nil {
 		b.Fatal(err)
 	}

@@ -78,7 +78,13 @@ func newChaos(r *rig, rng *rand.Rand) *chaos {
 	c.parts = append(c.parts,
 		part{"log header", [][2]int64{{log.Offset, log.Offset + 4096}}, false}, part{"log header", [][2]int64{{end - 4096, end}}, false},
 		part{"both log headers", [][2]int64{{log.Offset, log.Offset + 4096}, {end - 4096, end}}, false},
-		part{"payload", [][2]int64{{arena, arenaEnd}}, false}, part{"anywhere", [][2]int64{{0, int64(len(c.file))}}, false})
+		part{"room for payload", [][2]int64{{arena, arenaEnd}}, false}, part{"anywhere", [][2]int64{{0, int64(len(c.file))}}, false})
+	for seq := v.Tail() + 1; seq <= v.Head(); seq++ {
+		if rec, err := v.Get(seq); err == nil && rec.Kind == oplog.KindWrite {
+			at := arena + int64(rec.First)*block.Size
+			c.parts = append(c.parts, part{"payload", [][2]int64{{at, at + int64(rec.Count)*block.Size}}, false})
+		}
+	}
 	for _, s := range c.header.Sections[1:] {
 		if s.Offset > end {
 			c.parts = append(c.parts, part{"gap", [][2]int64{{end, s.Offset}}, true})
