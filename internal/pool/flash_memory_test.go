@@ -90,7 +90,7 @@ func (r *rig) counted() (all [][]collect.Stat) {
 // What was collected outlives a guest that dies long before it writes a note, also after a
 // takeover; without the section the note on the flash device counts.
 func TestUsageOutlivesGuest(t *testing.T) {
-	r, v := usedRig(t, 2)
+	r, _ := usedRig(t, 2)
 	if n := len(r.Pool.region.Sections(region.SectionHistory)); n != 0 {
 		t.Fatalf("%d sections before anything was kept", n)
 	}
@@ -110,7 +110,7 @@ func TestUsageOutlivesGuest(t *testing.T) {
 			t.Errorf("%s: %d accesses became %d", guest, accesses, n)
 		}
 	}
-	v, _ = r.Volume("v")
+	v, _ := r.Volume("v")
 	r.use(v, 2)
 	r.keepUsage()
 	r.use(v, 3)

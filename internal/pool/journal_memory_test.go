@@ -187,7 +187,7 @@ func TestUnfoldedJournalDoesNotFit(t *testing.T) {
 func TestUnfoldedJournalWithoutRoom(t *testing.T) {
 	r := newRig(t, 1, testSize)
 	r.mustOpen()
-	v := r.volume("v", 1<<20)
+	r.volume("v", 1<<20)
 	r.die()
 	r.dropSections(region.SectionJournal)
 	r.changeRegion(func(q *region.Region) {
@@ -203,7 +203,7 @@ func TestUnfoldedJournalWithoutRoom(t *testing.T) {
 	if err := r.openWith(o); err != nil {
 		t.Fatal(err)
 	}
-	v, _ = r.Volume("v")
+	v, _ := r.Volume("v")
 	holds := map[int64]byte{}
 	r.manyPoints(v, rand.New(rand.NewPCG(3, 31)), 3, 20, holds)
 	if s := r.machine.KeptJournal(); s.Bytes != 0 || len(told) != 1 || !strings.Contains(told[0], "sections in a region") {
@@ -402,7 +402,8 @@ func spoil(rng *rand.Rand, mem []byte) {
 		copy(part, mem[rng.IntN(len(mem)):])
 	default:
 		for i := range part {
-			part[i] ^= byte(rng.Uint32()) & byte(rng.Uint32())
+			mask := byte(rng.Uint32()) // some bits of each byte only
+			part[i] ^= byte(rng.Uint32()) & mask
 		}
 	}
 }
