@@ -178,6 +178,7 @@ func (f *flash) makeUsage() bool {
 	if m.mem != nil && m.slot == slot && int64(len(m.mem)) == want {
 		return true
 	}
+	defer f.p.countKept()
 	for _, s := range r.Sections(region.SectionHistory) {
 		if m.mem == nil && s.Length == want {
 			if mem, err := r.MapSection(s); err == nil {
@@ -256,4 +257,5 @@ func (f *flash) dropUsage() {
 		_ = f.p.region.RemoveSection(s) // or the next owner does
 	}
 	f.memory = flashMemory{}
+	f.p.countKept()
 }

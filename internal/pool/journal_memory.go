@@ -47,6 +47,7 @@ func (op *opener) recallJournal() *cp.KeptJournal {
 // keepJournal gives the journal a section of the region, if it has none of the size that it
 // is to have.
 func (p *Pool) keepJournal() {
+	defer p.countKept()
 	size := cp.KeptBytes(p.opts.FoldLimit, p.label.Layout.JournalBlocks)
 	for _, s := range p.region.Sections(region.SectionJournal) {
 		if s == p.journal && p.machine.KeptJournal().Bytes > 0 && s.Length == p.region.SectionLength(size) {
@@ -85,13 +86,14 @@ func (p *Pool) tellRegion(format string, args ...any) {
 	}
 }
 
-// regionKept returns how many bytes of the region the sections have that save time at a
-// takeover.
-func (p *Pool) regionKept() (n int64) {
+// countKept makes Stats tell how many bytes of the region the sections have that save time
+// at a takeover. It is called where they come and go.
+func (p *Pool) countKept() {
+	n := int64(0)
 	for _, kind := range [...]region.SectionKind{region.SectionJournal, region.SectionHistory} {
 		for _, s := range p.region.Sections(kind) {
 			n += s.Length
 		}
 	}
-	return n
+	p.regionKept.Store(n)
 }

@@ -47,22 +47,23 @@ type Pool struct {
 	gate       volume.Gate
 
 	// Of Run's goroutine, or of Open and Close when it does not run.
-	machine  *cp.Machine
-	labels   []Label     // of the devices, as they are on them as far as is known
-	loaded   atomic.Bool // the counts are in memory
-	estimate int64       // blocks reserved until then
-	retryAt  time.Time
-	cleaner  *cleaner
-	scrub    *scrub
-	remover  *remover
-	indexer  *indexer
-	scan     *scan
-	transfer *transfer
-	survey   *survey
-	flash    *flash
-	index    indexFigures   // that others may see
-	journal  region.Section // of the unfolded journal; zero without one
-	indexOwn string         // why the newest index has memory that does not outlive the guest
+	machine    *cp.Machine
+	labels     []Label     // of the devices, as they are on them as far as is known
+	loaded     atomic.Bool // the counts are in memory
+	estimate   int64       // blocks reserved until then
+	retryAt    time.Time
+	cleaner    *cleaner
+	scrub      *scrub
+	remover    *remover
+	indexer    *indexer
+	scan       *scan
+	transfer   *transfer
+	survey     *survey
+	flash      *flash
+	index      indexFigures   // that others may see
+	regionKept atomic.Int64   // see countKept
+	journal    region.Section // of the unfolded journal; zero without one
+	indexOwn   string         // why the newest index has memory that does not outlive the guest
 
 	kick    chan struct{}
 	jobs    chan job

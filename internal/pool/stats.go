@@ -79,7 +79,7 @@ func (p *Pool) Stats() Stats {
 		Bytes: u.Total * block.Size, FreeBytes: max(0, u.Spare()) * block.Size, ReservedBytes: u.Reserved * block.Size,
 		LogBytes: d.Permits * block.Size, LogUsedBytes: (d.Active + d.Frozen) * block.Size, DirtyBlocks: d.Blocks,
 		CP: m.Commits, Folds: m.Folds, BlocksWritten: m.Blocks, Unfolded: unfolded, Mended: p.set.Mended(),
-		CountsBytes: p.space.Memory(), Loading: !p.loaded.Load(), RegionKept: p.regionKept(),
+		CountsBytes: p.space.Memory(), Loading: !p.loaded.Load(), RegionKept: p.regionKept.Load(),
 		Sharing: SharingCounts{
 			Written: m.Blocks, Shared: m.Shared, Zeros: m.Zeros, Unequal: m.Unequal, Saved: u.More * block.Size,
 			IndexBytes: p.index.bytes.Load(), IndexEntries: p.index.entries.Load(), IndexOwn: p.index.own.Load(), IndexKept: p.index.kept.Load(),
