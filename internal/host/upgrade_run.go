@@ -356,7 +356,7 @@ func (a *agent) place(ctx context.Context, to string, ids []string) error {
 			if t.Holder == to && t.Phase == partner.PhaseServing {
 				break
 			}
-			err := error(nil)
+			var err error
 			if t.Holder != to {
 				err = a.move(ctx, id, to, "upgrade")
 			}
@@ -365,17 +365,8 @@ func (a *agent) place(ctx context.Context, to string, ids []string) error {
 			case <-a.ended:
 				return errEnding
 			case <-ctx.Done():
-				return fmt.Errorf("guest %s does not come to serve %s within %s: %w", to, id, placeWait, cmpErr(err, ctx.Err()))
+				return fmt.Errorf("guest %s does not come to serve %s within %s: %w", to, id, placeWait, cmp.Or(err, ctx.Err()))
 			}
-		}
-	}
-	return nil
-}
-
-func cmpErr(errs ...error) error {
-	for _, err := range errs {
-		if err != nil {
-			return err
 		}
 	}
 	return nil
