@@ -92,7 +92,7 @@ func main() {
 	flag.StringVar(&o.dir, "dir", "", "where all files are made (default the system's temporary folder)")
 	flag.StringVar(&o.out, "out", "out/restart.json", "where the numbers go")
 	flag.StringVar(&o.cases, "cases", strings.Join(caseNames, ","), "which cases, with commas")
-	flag.StringVar(&o.cache, "cache", "2GiB", "cache of each guest; as much is written and read before")
+	flag.StringVar(&o.cache, "cache", "2GiB", "cache of each pool; as much is written and read before, see -more")
 	flag.StringVar(&o.log, "log", "", "operation log of each pool (default the program's)")
 	flag.IntVar(&o.rounds, "rounds", 5, "rounds of all cases")
 	flag.IntVar(&o.devices, "devices", 64, "devices of the pool, which has 1 TiB in all")
