@@ -85,6 +85,9 @@ func TestRefusals(t *testing.T) {
 		"nbd: {allow: [10.0.0.0/99]}":                                    "nbd.allow",
 		"exports: {v: {allow: [x]}}":                                     "exports.v.allow",
 		"failover: {hang_timeout: 100ms}":                                "failover.hang_timeout",
+		"failover: {policy: hope}":                                       "failover.policy",
+		"failover: {restart_limit: 49ms}":                                "failover.restart_limit",
+		"guests: [{name: a, policy: Restart-first}]":                     "guests[0].policy",
 		"failover: {heartbeat: 1ms}":                                     "failover.heartbeat",
 		"consistency_points: {interval: 1ms}":                            "consistency_points.interval",
 		"consistency_points: {interval: 1h}":                             "consistency_points.interval",
@@ -110,6 +113,33 @@ func TestRefusals(t *testing.T) {
 		}
 		if _, err := Load(dir, file); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: error %v lacks %q", text, err, want)
+		}
+	}
+}
+
+// TestPolicy: a guest has the pair's policy, or its own.
+func TestPolicy(t *testing.T) {
+	for text, want := range map[string][2]string{
+		"":                                   {DefaultPolicy, DefaultPolicy},
+		"failover: {policy: restart-first}":  {RestartFirst, RestartFirst},
+		"failover: {policy: takeover-first}": {TakeoverFirst, TakeoverFirst},
+		"guests: [{name: a}, {name: b, port: 1, policy: restart-first}]":                                     {DefaultPolicy, RestartFirst},
+		"failover: {policy: restart-first}\nguests: [{name: a, policy: takeover-first}, {name: b, port: 1}]": {TakeoverFirst, RestartFirst},
+	} {
+		dir := t.TempDir()
+		if err := os.WriteFile(filepath.Join(dir, "config.yaml"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		c, err := Load(dir, "")
+		if err != nil {
+			t.Errorf("%s: %v", text, err)
+			continue
+		}
+		if got := [2]string{c.Guests[0].Policy, c.Guests[1].Policy}; got != want {
+			t.Errorf("%s: %v, want %v", text, got, want)
+		}
+		if c.Failover.RestartLimit != 500*time.Millisecond {
+			t.Error(c.Failover.RestartLimit)
 		}
 	}
 }
