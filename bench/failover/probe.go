@@ -79,10 +79,13 @@ func startProbe(uri string, seed uint64) (*probe, error) {
 
 // gate lets workers pass while it is open, as it is at first. One goroutine shuts
 // and opens it.
-type gate struct{ mu sync.RWMutex }
+type gate struct {
+	mu sync.RWMutex // held while it is shut
+}
 
 func (g *gate) shut() { g.mu.Lock() }
 func (g *gate) open() { g.mu.Unlock() }
+
 func (g *gate) pass() {
 	g.mu.RLock()
 	defer g.mu.RUnlock()
