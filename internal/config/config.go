@@ -157,6 +157,9 @@ type Export struct {
 	Allow    []string `yaml:"allow" json:"allow,omitempty"`
 }
 
+// MaxGuests is the most guests of a pair.
+const MaxGuests = 2
+
 // MaxCopies is the most devices that keep the same blocks.
 const MaxCopies = 3
 
@@ -359,7 +362,7 @@ func (c *Config) setPartDefaults() {
 
 // Validate says what is wrong with the settings, naming the setting.
 func (c *Config) Validate() error {
-	if n := len(c.Guests); n < 1 || n > 2 {
+	if n := len(c.Guests); n < 1 || n > MaxGuests {
 		return fmt.Errorf("guests: there are %d; a pair has two, and one alone works unprotected", n)
 	}
 	if c.Log < minLog {

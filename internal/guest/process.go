@@ -25,6 +25,9 @@ import (
 // its line, then the sockets of all identities in the order of the settings.
 const firstFD = 3
 
+// mostFDs is how many these are at most.
+const mostFDs = 1 + 2*config.MaxGuests
+
 // Args are the arguments of a guest's process after the command's name.
 func Args(dir, name string, inc uint64) []string {
 	return []string{"--dir", dir, "--guest", name, "--incarnation", strconv.FormatUint(inc, 10)}
@@ -49,6 +52,7 @@ func Main(ctx context.Context, args []string) error {
 		warm(*dir)
 		var err error
 		if *inc, err = awaitNumber(os.Stdin); err != nil || *inc == 0 {
+			letGo()
 			return err
 		}
 	} else if err := awaitRecord(os.Stdin); err != nil {

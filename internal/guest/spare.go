@@ -41,6 +41,18 @@ func awaitNumber(stdin io.Reader) (uint64, error) {
 	return inc, nil
 }
 
+// letGo closes the sockets that a spare process has inherited. A process may take a
+// while to end, and the next agent, which opens them when no guest is left, shall find
+// their addresses free.
+func letGo() {
+	for fd := firstFD; fd < firstFD+mostFDs; fd++ {
+		var st unix.Stat_t
+		if unix.Fstat(fd, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFSOCK {
+			_ = unix.Close(fd) // nothing was written to it
+		}
+	}
+}
+
 // warm does once what this process will do when it is needed, so that its code and
 // tables are in place. Nothing of it has to succeed.
 func warm(dir string) {

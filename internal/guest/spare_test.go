@@ -18,12 +18,10 @@ func TestAwaitNumber(t *testing.T) {
 	}
 }
 
-// A spare process that nobody needs ends without a word.
-func TestSpareUnneeded(t *testing.T) {
+// What a spare process does beforehand needs nothing to be there.
+func TestWarm(t *testing.T) {
 	b := newBench(t)
-	if err := Main(t.Context(), SpareArgs(b.cfg.Dir, "a")); err != nil { // its input is empty
-		t.Error(err)
-	}
+	warm(b.cfg.Dir)
 	warm(b.cfg.Dir + "/none")
 }
 
