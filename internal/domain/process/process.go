@@ -77,6 +77,7 @@ type proc struct {
 
 // Start begins a process and records it before it does anything.
 func (d *Driver) Start(s domain.Spec) (domain.Domain, error) {
+	d.makeLastWords(s.Name, s.Inc)
 	p, release, err := d.begin(s)
 	if err != nil {
 		return nil, err
@@ -138,10 +139,14 @@ func (d *Driver) begin(s domain.Spec) (p *proc, release *os.File, err error) {
 	return p, release, nil
 }
 
+// makeLastWords makes the file for what a run of a guest writes as it dies. Without it
+// the guest serves all the same.
+func (d *Driver) makeLastWords(name string, inc uint64) {
+	_ = os.WriteFile(config.LastWordsPath(d.RunDir, name, inc), nil, 0o600)
+}
+
 // name records a process as a run of its guest.
 func (d *Driver) name(p *proc, inc uint64) error {
-	// Without it the guest serves all the same.
-	_ = os.WriteFile(config.LastWordsPath(d.RunDir, p.name, inc), nil, 0o600)
 	p.rec.Inc, p.rec.Started = inc, time.Now()
 	if err := config.WriteRunJSON(d.recordPath(p.name), p.rec); err != nil {
 		return fmt.Errorf("start guest %s: %w", p.name, err)

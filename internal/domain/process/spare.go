@@ -45,6 +45,7 @@ func (s *spare) Start(inc uint64) (domain.Domain, error) {
 		return nil, fmt.Errorf("start guest %s: its spare process was used", s.p.name)
 	}
 	defer release.Close()
+	s.d.makeLastWords(s.p.name, inc)
 	err := s.d.name(s.p, inc)
 	if err == nil {
 		if _, err = release.WriteString(strconv.FormatUint(inc, 10) + "\n"); err != nil {
