@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/pollux-storage/pollux/internal/config"
 	"github.com/pollux-storage/pollux/internal/control"
 	"github.com/pollux-storage/pollux/internal/domain"
@@ -167,6 +169,30 @@ func (a *agent) call(name string) (*net.UnixConn, []*os.File, error) {
 	return u, files, nil
 }
 
+// spareEnd is how long spares of an agent that was killed may take to end. They have the
+// sockets until then.
+const spareEnd = 5 * time.Second
+
+// listen opens the sockets of one guest.
+func (a *agent) listen(g *config.Guest, setting string) (*identity.Sockets, error) {
+	for began := time.Now(); ; time.Sleep(10 * time.Millisecond) {
+		s, err := identity.Listen(g.Name, g.Endpoint(), g.Socket, setting)
+		if !errors.Is(err, unix.EADDRINUSE) || time.Since(began) > spareEnd || !a.hadSpares() {
+			return s, err
+		}
+	}
+}
+
+// hadSpares tells whether an agent before has left spares, of which there are links.
+func (a *agent) hadSpares() bool {
+	for _, name := range a.names() {
+		if _, err := os.Lstat(sparePath(a.cfg, name)); err == nil {
+			return true
+		}
+	}
+	return false
+}
+
 // openSockets opens the listening sockets, and remembers ports that were
 // chosen.
 func (a *agent) openSockets() error {
@@ -177,7 +203,7 @@ func (a *agent) openSockets() error {
 	chosen := false
 	for i := range a.cfg.Guests {
 		g := &a.cfg.Guests[i]
-		s, err := identity.Listen(g.Name, g.Endpoint(), g.Socket, fmt.Sprintf("guests[%d]", i))
+		s, err := a.listen(g, fmt.Sprintf("guests[%d]", i))
 		if err != nil {
 			return err
 		}
