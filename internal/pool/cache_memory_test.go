@@ -151,7 +151,7 @@ func TestLargeCache(t *testing.T) {
 	if err := r.Pool.Close(context.Background()); err != nil { // while the shards may be looked at
 		t.Error(err)
 	}
-	if r.Pool.cache.Has(cache.Key{}) || r.Pool.Stats().Cache.Used != 0 {
+	if r.Pool.cache.Has(cache.Key{}) || r.Pool.cache.stats().Used != 0 {
 		t.Error("a cache is in use after its pool was closed")
 	}
 }
