@@ -165,7 +165,8 @@ func (d *device) setUp(opts Options) error {
 }
 
 // ringWorks says that this process has seen the kernel take a ring that has all that is
-// needed. To make one for each file costs as much as all else that opening it takes.
+// needed. Who opens many files that are known does not make one for each: that costs as much
+// as all else that opening it takes.
 var ringWorks atomic.Bool
 
 // chooseEngine decides between io_uring and goroutines.
@@ -174,15 +175,13 @@ func (d *device) chooseEngine(want Engine) (note string, err error) {
 	if want == EngineSync {
 		return "", nil
 	}
-	if !ringWorks.Load() {
-		if err := probeURing(); err != nil {
-			if want == EngineURing {
-				return "", fmt.Errorf("io_uring: %w", err)
-			}
-			return fmt.Sprintf("no io_uring: %v", err), nil
+	if err := probeURing(); err != nil {
+		if want == EngineURing {
+			return "", fmt.Errorf("io_uring: %w", err)
 		}
-		ringWorks.Store(true)
+		return fmt.Sprintf("no io_uring: %v", err), nil
 	}
+	ringWorks.Store(true)
 	d.info.Driver, d.makeQueue = string(EngineURing), newURingQueue
 	return "", nil
 }

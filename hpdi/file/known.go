@@ -71,7 +71,9 @@ func (d *device) known(opts Options) bool {
 		opts.Direct != "" && opts.Direct != DirectAuto || opts.Engine != "" && opts.Engine != EngineAuto {
 		return false
 	}
-	if _, err := d.chooseEngine(""); err != nil || d.info.Driver != k.Info.Driver {
+	if k.Info.Driver == string(EngineURing) && ringWorks.Load() {
+		d.info.Driver, d.makeQueue = string(EngineURing), newURingQueue
+	} else if _, err := d.chooseEngine(""); err != nil || d.info.Driver != k.Info.Driver {
 		return false
 	}
 	if k.Info.Direct && d.setDirect(true) != nil {

@@ -208,6 +208,7 @@ type PoolStatus struct {
 	Dedup       DedupStatus   `json:"dedup"`
 	Scrub       ScrubStatus   `json:"scrub"`
 	Settings    PoolSettings  `json:"settings,omitzero"`
+	Restart     RestartStatus `json:"restart"`
 	// LLRRM tells of low-latency random read memory, if the pool has some.
 	LLRRM *LLRRMStatus `json:"llrrm,omitempty"`
 	// Flash tells of the flash of the pool, if it has some.
@@ -232,6 +233,14 @@ type CacheStatus struct {
 	Misses    uint64 `json:"misses"`
 	Evictions uint64 `json:"evictions"`
 	Damaged   uint64 `json:"damaged,omitempty"` // blocks that were not what their checksum says
+}
+
+// RestartStatus tells how a pool was opened.
+type RestartStatus struct {
+	// Record says that it was by its restart record, and Number which one that was.
+	Record bool   `json:"record"`
+	Number uint64 `json:"number,omitempty"`
+	Why    string `json:"why,omitempty"` // it was not
 }
 
 // LLRRMStatus tells of the blocks that series leave over and that moved to low-latency

@@ -51,7 +51,7 @@ func (g *Guest) newMember(t *tenancy, st Store, c control.PoolAdd) (hpdi.Device,
 		}
 		return d, nil
 	}
-	d, err := g.openOne(c.Device, time.Now())
+	d, err := g.openOne(c.Device, time.Now(), nil)
 	if err != nil {
 		return nil, fmt.Errorf("device %s: %w", c.Device, err)
 	}
@@ -72,7 +72,7 @@ func (g *Guest) newMember(t *tenancy, st Store, c control.PoolAdd) (hpdi.Device,
 func (g *Guest) newMirror(t *tenancy, st Store, paths []string) (hpdi.Device, error) {
 	var devs []hpdi.Device
 	for _, path := range paths {
-		d, err := g.openOne(path, time.Now())
+		d, err := g.openOne(path, time.Now(), nil)
 		if err != nil {
 			closeAll(devs)
 			return nil, fmt.Errorf("device %s: %w", path, err)

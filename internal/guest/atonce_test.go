@@ -199,7 +199,7 @@ func TestMemoryOfManyDevices(t *testing.T) {
 		if err := file.Create(path, int64(i+1)<<30); err != nil {
 			t.Fatal(err)
 		}
-		d, err := openLocked(path, time.Now())
+		d, err := openLocked(path, time.Now(), nil)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -64,7 +64,7 @@ func (t *tenancy) copyAt(place int, set *config.Pool) (*mirror.Mirror, int, erro
 // attach opens a device and hands it to fn, which closes it after an error.
 func (g *Guest) attach(path string, fn func(hpdi.Device) error) error {
 	// Its last I/O may be under way if it was taken out just now.
-	d, err := g.openOne(path, time.Now().Add(reopenLimit))
+	d, err := g.openOne(path, time.Now().Add(reopenLimit), nil)
 	if err != nil {
 		return err
 	}

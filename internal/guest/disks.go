@@ -206,17 +206,18 @@ func makeMirrors(devs []hpdi.Device, copies int, mem memory) (out []hpdi.Device,
 }
 
 // openOne opens a device under its lock, and knows its requests from then on.
-func (g *Guest) openOne(path string, deadline time.Time) (hpdi.Device, error) {
-	d, err := openLocked(path, deadline)
+// known is what it can do if it is the one that it was, or nil.
+func (g *Guest) openOne(path string, deadline time.Time, known *file.Known) (hpdi.Device, error) {
+	d, err := openLocked(path, deadline, known)
 	if err != nil {
 		return nil, err
 	}
 	return g.under.watch(d), nil
 }
 
-func openLocked(path string, deadline time.Time) (hpdi.Device, error) {
+func openLocked(path string, deadline time.Time, known *file.Known) (hpdi.Device, error) {
 	for {
-		d, err := file.Open(path, file.Options{Lock: true})
+		d, err := file.Open(path, file.Options{Lock: true, Known: known})
 		if !errors.Is(err, hpdi.ErrLocked) || time.Now().After(deadline) {
 			return d, err
 		}

@@ -68,6 +68,7 @@ func (g *Guest) exportPool(ctx context.Context, name string, c control.PoolExpor
 	case !ended:
 		return p, control.NewError(control.KindUnavailable, t.identity+" moved meanwhile", "try again")
 	}
+	g.forgetRecord(t.identity)
 	p.State, p.ServedBy, p.Stats = control.FoundExported, "", control.PoolStatus{}
 	return p, g.serveWithout(context.WithoutCancel(ctx), t, name)
 }
@@ -129,7 +130,7 @@ func (g *Guest) importPool(ctx context.Context, c control.PoolImport) (control.P
 	if set == nil || set.Pool.Import == nil {
 		return control.Pool{}, control.NewError(control.KindInvalid, "the settings name no pool that "+c.Guest+" is to import", "ask the agent")
 	}
-	devs, _, err := g.openDevices(set, func(d hpdi.Device) { _ = d.Close() })
+	devs, _, err := g.openDevices(set, nil, func(d hpdi.Device) { _ = d.Close() })
 	if err == nil {
 		err = g.adopt(set, devs)
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/pollux-storage/pollux/internal/partner"
 	"github.com/pollux-storage/pollux/internal/pool"
 	"github.com/pollux-storage/pollux/internal/region"
+	"github.com/pollux-storage/pollux/internal/restart"
 )
 
 // fakeStorage has pools without volumes' content: a device belongs to a pool
@@ -51,7 +52,7 @@ func (f *fakeStorage) Create(_ context.Context, o CreateSpec) error {
 }
 
 func (f *fakeStorage) Open(_ context.Context, o OpenSpec) (Store, error) {
-	s := &fakeStore{tell: o.Tell, devs: o.Devices, lost: make(chan error, 1), volumes: map[string]int64{}, thn: map[string]int{}}
+	s := &fakeStore{tell: o.Tell, opened: o.Without, devs: o.Devices, lost: make(chan error, 1), volumes: map[string]int64{}, thn: map[string]int{}}
 	l, err := f.Label(o.Devices[0])
 	if err == nil {
 		s.name = l.Name
@@ -110,6 +111,7 @@ type fakeStore struct {
 	settings control.PoolSettings
 	flash    fakeFlash
 
+	opened Opened
 	name   string
 	devs   []hpdi.Device
 	region *region.Region
@@ -136,6 +138,21 @@ func (s *fakeStore) Name() string { return s.name }
 func (s *fakeStore) Region() partner.Region {
 	return partner.Region{Path: s.region.Path(), Pool: s.region.Header().Pool, Bytes: 1}
 }
+func (s *fakeStore) Opened() Opened { return s.opened }
+
+// Restart knows no labels.
+func (s *fakeStore) Restart(context.Context) (*restart.Record, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := &restart.Record{Pool: s.region.Header().Pool, Identity: s.name, Name: s.name}
+	for i, d := range s.devs {
+		r.Devices = append(r.Devices, restart.Device{Index: i, Copies: []restart.Copy{{Path: d.Info().Name}}})
+	}
+	return r, nil
+}
+
+func (s *fakeStore) KeepRecord([]byte) error { return nil }
+
 func (s *fakeStore) Steps() []partner.Step { return []partner.Step{{Name: "fake", Took: 1}} }
 func (s *fakeStore) Run(ctx context.Context) error {
 	select {

@@ -76,6 +76,11 @@ func PlanMemory(cfg *config.Config) (Plan, error) {
 // devices after the first of the pool, which says what there is to say, only the sizes
 // are asked: every start of a guest waits for this.
 func needsOf(cfg *config.Config, set *config.Guest) poolNeeds {
+	if r, err := usableRecord(cfg, set); err == nil {
+		if n, ok := needsByRecord(r); ok {
+			return n
+		}
+	}
 	var n poolNeeds
 	var use pool.LastUse
 	known := false

@@ -116,7 +116,7 @@ func TestMemoryOfWhatExists(t *testing.T) {
 		t.Errorf("%+v", n)
 	}
 	st := NewPools(cfg, 1<<20)
-	dev, err := openLocked(disk, time.Now())
+	dev, err := openLocked(disk, time.Now(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -145,7 +145,7 @@ func TestMemoryOfMirrors(t *testing.T) {
 	if n := needsOf(cfg, set); len(n.blocks) != 1 || n.blocks[0] != testTiB/block.Size || n.log != 0 {
 		t.Errorf("yet to be made: %+v", n)
 	}
-	devs, err := disks(&set.Pool, opening{open: func(path string) (hpdi.Device, error) { return openLocked(path, time.Now()) }, without: func(path string, why error) { t.Error(path, why) }})
+	devs, err := disks(&set.Pool, opening{open: func(path string) (hpdi.Device, error) { return openLocked(path, time.Now(), nil) }, without: func(path string, why error) { t.Error(path, why) }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -274,7 +274,7 @@ func TestMemoryOfAPoolWithFlash(t *testing.T) {
 	}
 	st := NewPools(cfg, 1<<20)
 	open := func(path string) hpdi.Device {
-		dev, err := openLocked(path, time.Now())
+		dev, err := openLocked(path, time.Now(), nil)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -100,12 +100,6 @@ func (p *Pools) Open(ctx context.Context, o OpenSpec) (Store, error) {
 }
 
 func (p *Pools) open(ctx context.Context, o OpenSpec) (*store, error) {
-	begun := time.Now()
-	labels, err := readLabels(o.Devices, o.Identity)
-	read := time.Since(begun)
-	if err != nil {
-		return nil, err
-	}
 	scrub, removal, scan, flash := p.scrub, p.removal, pool.ScanOptions{}, pool.FlashOptions{}
 	removal.Removed = o.Removed
 	var grown func(hpdi.Device, int64)
@@ -122,22 +116,40 @@ func (p *Pools) open(ctx context.Context, o OpenSpec) (*store, error) {
 		removal.Tell = func(e pool.RemovalEvent) { o.Tell(e.Kind, e.Message) }
 		flash.Tell = func(e pool.FlashEvent) { o.Tell(e.Kind, e.Message) }
 	}
-	q, err := pool.Open(ctx, pool.OpenOptions{
-		Devices: o.Devices, Labels: labels, RegionPath: o.RegionPath, CacheBytes: p.cache, CacheTell: cache,
+	opts := pool.OpenOptions{
+		Devices: o.Devices, Each: atOnce, RegionPath: o.RegionPath, CacheBytes: p.cache, CacheTell: cache,
 		Owner: o.Owner, AcceptLoss: o.AcceptLoss, BatteryBacked: o.BatteryBacked, LeftOut: o.LeftOut,
 		Interval: p.limit.Interval, PointBytes: int64(p.limit.Size), FoldEntries: p.limit.FoldAfter, FoldLimit: p.limit.FoldLimit, IndexBytes: p.index,
 		Cleaner: p.cleaner, Scrub: scrub, Removal: removal, Scan: scan, Flash: flash, Grown: grown, Host: p.host,
 		IndexTell: index, RegionTell: kept,
-	})
-	if err != nil {
+	}
+	s := &store{opened: o.Without}
+	if o.Restart != nil {
+		opts.Restart = o.Restart
+		q, err := pool.Open(ctx, opts)
+		if err == nil {
+			s.Pool, s.opened.Number = q, o.Restart.Number
+			return s, nil
+		}
+		// Whatever it was, it is told by the conventional way if it is so.
+		opts.Restart, s.opened.Why = nil, err.Error()
+	}
+	begun := time.Now()
+	var err error
+	if opts.Labels, err = readLabels(o.Devices, o.Identity); err != nil {
 		return nil, err
 	}
-	return &store{Pool: q, labels: read}, nil
+	s.labels = time.Since(begun)
+	if s.Pool, err = pool.Open(ctx, opts); err != nil {
+		return nil, err
+	}
+	return s, nil
 }
 
 // store is an open pool.
 type store struct {
 	*pool.Pool
+	opened   Opened
 	labels   time.Duration                      // that reading them took, before the pool was opened
 	checking atomic.Pointer[pool.CheckProgress] // of the newest check under way
 }
@@ -150,8 +162,14 @@ func (s *store) Region() partner.Region {
 	return partner.Region{Path: r.Path(), Pool: s.ID(), Bytes: int64(r.Header().Size)}
 }
 
+// Opened says how the pool was opened.
+func (s *store) Opened() Opened { return s.opened }
+
 func (s *store) Steps() []partner.Step {
-	out := []partner.Step{{Name: "labels", Took: s.labels}}
+	var out []partner.Step
+	if s.labels > 0 {
+		out = append(out, partner.Step{Name: "labels", Took: s.labels})
+	}
 	for _, st := range s.OpenSteps() {
 		out = append(out, partner.Step{Name: st.Name, Took: st.Took})
 	}
@@ -212,7 +230,8 @@ func (s *store) Stats() control.PoolStatus {
 		}
 	}
 	return control.PoolStatus{
-		LLRRM: llrrmStatus(st), Flash: flashStatus(st.Flash),
+		Restart: restartStatus(s.opened),
+		LLRRM:   llrrmStatus(st), Flash: flashStatus(st.Flash),
 		Name: s.Name(), Identity: s.Identity(), Epoch: uint64(s.Epoch()), CP: st.CP, Capacity: st.Bytes, Free: st.FreeBytes,
 		LogBytes: st.LogBytes, LogUsed: st.LogUsedBytes, Dirty: int64(st.DirtyBlocks) * block.Size, Error: st.LastError,
 		Faults: faults, CountsBytes: st.CountsBytes, RegionKept: st.RegionKept, Loading: st.Loading, PagesMended: st.Mended,

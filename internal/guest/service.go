@@ -437,7 +437,7 @@ func (g *Guest) createPool(ctx context.Context, c control.PoolCreate) (control.P
 	}
 	set := *g.settings(c.Guest)
 	set.Pool.Name, set.Pool.Copies = c.Name, max(c.Copies, 1)
-	devs, _, err := g.openDevices(&set, func(d hpdi.Device) { _ = d.Close() })
+	devs, _, err := g.openDevices(&set, nil, func(d hpdi.Device) { _ = d.Close() })
 	if err == nil {
 		devs, err = g.create(ctx, &set, devs)
 	}
@@ -450,7 +450,7 @@ func (g *Guest) createPool(ctx context.Context, c control.PoolCreate) (control.P
 
 // take opens the pool of an identity that is served without one.
 func (g *Guest) take(ctx context.Context, t *tenancy, set *config.Guest, devs []hpdi.Device) (control.Pool, error) {
-	st, err := g.opt.Storage.Open(t.ctx, g.openSpec(t, set, devs))
+	st, err := g.opt.Storage.Open(t.ctx, g.openSpec(t, set, devs, nil, withoutRecord(&set.Pool, errNew)))
 	if err != nil {
 		return control.Pool{}, err
 	}

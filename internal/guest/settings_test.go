@@ -101,7 +101,7 @@ func TestMemoryOfASetIndex(t *testing.T) {
 	}
 	st := NewPools(cfg, 1<<20)
 	open := func() []hpdi.Device {
-		dev, err := openLocked(disk, time.Now())
+		dev, err := openLocked(disk, time.Now(), nil)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -11,6 +11,7 @@ import (
 	"github.com/pollux-storage/pollux/internal/flashmap/policy"
 	"github.com/pollux-storage/pollux/internal/partner"
 	"github.com/pollux-storage/pollux/internal/pool"
+	"github.com/pollux-storage/pollux/internal/restart"
 )
 
 // Storage opens and makes pools. The real one is made of package pool.
@@ -43,6 +44,10 @@ type OpenSpec struct {
 	Owner      string // guest that takes ownership
 	Devices    []hpdi.Device
 	RegionPath string
+	// Restart is a record of the pool, all of whose devices are as it says, or nil; Without
+	// says then why there is none.
+	Restart    *restart.Record
+	Without    Opened
 	AcceptLoss bool
 	// BatteryBacked makes flushes free.
 	BatteryBacked bool
@@ -54,6 +59,13 @@ type OpenSpec struct {
 	// Tell, if set, hears what people may want to know of the pool, for the log
 	// of events. It does not block.
 	Tell func(kind, text string)
+}
+
+// Opened says how a pool was opened.
+type Opened struct {
+	Number uint64 // of the restart record, if it was opened by one
+	Why    string // it was not, empty if it was
+	Quiet  bool   // nobody wonders that it was not
 }
 
 // CreateSpec says which pool to make.
@@ -144,6 +156,13 @@ type Store interface {
 	// Survey begins or ends a survey.
 	Survey(ctx context.Context, action string) error
 	Stats() control.PoolStatus
+	// Opened says how the pool was opened.
+	Opened() Opened
+	// Restart returns what the pool knows for a restart record, with the names of devices in
+	// the place of their copies.
+	Restart(ctx context.Context) (*restart.Record, error)
+	// KeepRecord stores an encoded record in the region.
+	KeepRecord(enc []byte) error
 	// Close ends cleanly: nothing is left in the region, which is removed.
 	Close(ctx context.Context) error
 	// Export is Close for a pool that is to be taken elsewhere, and labels it so.

@@ -18,6 +18,8 @@ import (
 	"github.com/pollux-storage/pollux/internal/identity"
 	"github.com/pollux-storage/pollux/internal/mirror"
 	"github.com/pollux-storage/pollux/internal/partner"
+	"github.com/pollux-storage/pollux/internal/pool"
+	"github.com/pollux-storage/pollux/internal/restart"
 )
 
 // grace is how long clients' requests in flight may take at a handover.
@@ -34,8 +36,9 @@ type tenancy struct {
 	still    chan struct{}  // closed to stop the heart
 	heart    sync.WaitGroup
 
-	mu      sync.Mutex // guards what follows
-	store   Store      // nil when the identity has no pool
+	mu      sync.Mutex      // guards what follows
+	store   Store           // nil when the identity has no pool
+	record  *restart.Record // that it was opened by
 	devices []hpdi.Device
 	keepers map[hpdi.Device]*keeper // of devices
 	removed []string                // paths of devices that the pool has no more
@@ -114,18 +117,25 @@ func (g *Guest) open(a partner.Action, since time.Time) {
 }
 
 func (g *Guest) openTenancy(a partner.Action, w *stopwatch) (*tenancy, error) {
-	set := g.settings(a.Identity)
+	cfg := g.effective()
+	set := cfg.Guest(a.Identity)
 	if set == nil {
 		return nil, fmt.Errorf("there are no settings for %s", a.Identity)
 	}
 	t := newTenancy(a.Identity, a.Term)
 	var removed []hpdi.Device // as far as their labels tell
-	devs, fresh, err := g.openDevices(set, func(d hpdi.Device) { removed = append(removed, d) })
+	record, why := usableRecord(cfg, set)
+	devs, fresh, err := g.openDevices(set, record, func(d hpdi.Device) { removed = append(removed, d) })
 	if err != nil {
 		t.cancel()
 		return nil, err
 	}
 	w.lap("lock devices")
+	if record != nil {
+		if changed := g.replaced(record); changed != "" {
+			record, why = nil, errors.New(changed)
+		}
+	}
 	if len(devs) == 0 {
 		closeAll(removed)
 		return t, nil // no pool yet
@@ -138,13 +148,20 @@ func (g *Guest) openTenancy(a partner.Action, w *stopwatch) (*tenancy, error) {
 	}
 	if err == nil {
 		t.devices = slices.Clone(devs)
-		spec := g.openSpec(t, set, devs)
+		without := Opened{}
+		if record == nil {
+			without = withoutRecord(&set.Pool, why)
+		}
+		spec := g.openSpec(t, set, devs, record, without)
 		spec.LeftOut = func(d hpdi.Device) {
 			t.devices = slices.DeleteFunc(t.devices, func(x hpdi.Device) bool { return x == d })
 			g.leftOut(a.Identity, d)
 		}
 		t.store, err = g.opt.Storage.Open(t.ctx, spec)
 		devs = nil // the store's now, or closed
+		if t.record = record; err == nil {
+			g.tellOpened(t, spec.Tell)
+		}
 	}
 	for _, d := range removed {
 		if err != nil {
@@ -168,10 +185,10 @@ func (g *Guest) openTenancy(a partner.Action, w *stopwatch) (*tenancy, error) {
 }
 
 // openSpec says how the pool of a tenancy is opened.
-func (g *Guest) openSpec(t *tenancy, set *config.Guest, devs []hpdi.Device) OpenSpec {
+func (g *Guest) openSpec(t *tenancy, set *config.Guest, devs []hpdi.Device, record *restart.Record, without Opened) OpenSpec {
 	i := set.Pool.Import
 	return OpenSpec{
-		Identity: t.identity, Owner: g.opt.Name, Devices: devs, RegionPath: g.cfg.RegionPath(t.identity),
+		Identity: t.identity, Owner: g.opt.Name, Devices: devs, RegionPath: g.cfg.RegionPath(t.identity), Restart: record, Without: without,
 		AcceptLoss: set.Pool.AcceptLoss || i != nil && i.AcceptLoss, BatteryBacked: set.Pool.BatteryBacked,
 		Tell: g.teller(t.ctx, t.identity), Removed: func(d hpdi.Device) { g.removed(t, d) },
 	}
@@ -199,11 +216,12 @@ func (g *Guest) create(ctx context.Context, set *config.Guest, devs []hpdi.Devic
 // killed guest's last I/O still holds are waited for. Devices whose removal has
 // taken their label are not among them: the caller gets, and closes, them. Fresh says that a
 // pool may be made of them: it never was, and no device belongs to one.
-func (g *Guest) openDevices(set *config.Guest, removed func(hpdi.Device)) (devs []hpdi.Device, fresh bool, err error) {
+func (g *Guest) openDevices(set *config.Guest, record *restart.Record, removed func(hpdi.Device)) (devs []hpdi.Device, fresh bool, err error) {
 	deadline := time.Now().Add(g.cfg.Failover.FenceTimeout)
+	known := knownOf(record)
 	var lacks error
 	devs, err = disks(&set.Pool, opening{
-		open: func(path string) (hpdi.Device, error) { return g.openOne(path, deadline) },
+		open: func(path string) (hpdi.Device, error) { return g.openOne(path, deadline, known[path]) },
 		without: func(path string, why error) {
 			g.log.Warn("the pool goes on without a copy", "identity", set.Name, "device", path, "error", why)
 			lacks = fmt.Errorf("device %s: %w", path, why)
@@ -302,9 +320,14 @@ func (g *Guest) begin(t *tenancy) {
 		if err == nil {
 			err = errors.New("its consistency points ended")
 		}
+		if untrue := (*pool.RecordError)(nil); errors.As(err, &untrue) {
+			g.forgetRecord(t.identity)
+		}
 		g.log.Error("pool stopped", "identity", t.identity, "error", err)
 		g.wg.Go(func() { g.lose(t, err) })
 	})
+	record := t.record
+	t.wg.Go(func() { g.keepRecord(t, record) })
 	t.heart.Go(func() { g.beat(t) })
 	t.wg.Go(func() { g.guard(t) })
 	t.wg.Go(func() { g.watchHeart(t) })
@@ -522,11 +545,14 @@ func (g *Guest) all() []*tenancy {
 
 // settings returns those of an identity as they are now: devices may have
 // been added since the start.
-func (g *Guest) settings(identity string) *config.Guest {
+func (g *Guest) settings(identity string) *config.Guest { return g.effective().Guest(identity) }
+
+// effective returns all settings as they are now.
+func (g *Guest) effective() *config.Config {
 	cfg, err := config.ReadEffective(g.cfg.Dir)
 	if err != nil {
 		g.log.Warn("settings of the start are used", "error", err)
 		cfg = g.cfg
 	}
-	return cfg.Guest(identity)
+	return cfg
 }

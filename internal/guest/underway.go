@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/pollux-storage/pollux/hpdi"
+	"github.com/pollux-storage/pollux/hpdi/file"
 )
 
 // underway knows the requests that the devices which a guest has open have not completed,
@@ -24,6 +25,17 @@ func (u *underway) watch(d hpdi.Device) hpdi.Device {
 	}
 	u.devices[w.name] = w
 	return w
+}
+
+// known returns what was found out about the device of that name when it was opened.
+func (u *underway) known(name string) (k file.Known, ok bool) {
+	u.mu.Lock()
+	d := u.devices[name]
+	u.mu.Unlock()
+	if d == nil {
+		return k, false
+	}
+	return file.KnownOf(d.Device)
 }
 
 // oldest returns what the device of that name has not completed for the longest time, and

@@ -127,18 +127,25 @@ func ReadLastUse(first hpdi.Device, pool block.PoolID) (LastUse, error) {
 	}
 	u := LastUse{Epoch: sb.Epoch, RegionID: sb.RegionID, BootID: sb.BootID, Settings: sb.Settings}
 	for _, d := range sb.Devices {
-		switch {
-		case d.State == cp.DeviceGone:
+		if d.State == cp.DeviceGone {
 			d.ID = block.DeviceID{}
-		case d.Class == cp.ClassFlash:
-			u.Flash = true
-		case d.Class == cp.ClassDisk:
-			u.Disks++
-			fallthrough
-		default:
-			u.Blocks += d.Blocks
+		} else {
+			u.count(d.Class, d.Blocks)
 		}
 		u.Devices = append(u.Devices, d.ID)
 	}
 	return u, nil
+}
+
+// count adds a device of so many blocks.
+func (u *LastUse) count(class cp.DeviceClass, blocks uint64) {
+	switch class {
+	case cp.ClassFlash:
+		u.Flash = true
+	case cp.ClassDisk:
+		u.Disks++
+		fallthrough
+	default:
+		u.Blocks += blocks
+	}
 }

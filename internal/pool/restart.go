@@ -184,6 +184,28 @@ func (p *Pool) Restart(ctx context.Context) (*restart.Record, error) {
 	return r, err
 }
 
+// UseIn is ReadLastUse by a restart record.
+func UseIn(r *restart.Record) LastUse {
+	u := LastUse{Epoch: r.Epoch, RegionID: r.Region, BootID: r.BootID, Settings: cp.Settings{IndexBytes: r.IndexBytes, Threshold: r.Threshold}}
+	for _, d := range r.Devices {
+		u.count(cp.DeviceClass(d.Class), d.Blocks)
+		for len(u.Devices) < d.Index {
+			u.Devices = append(u.Devices, block.DeviceID{})
+		}
+		u.Devices = append(u.Devices, d.ID)
+	}
+	return u
+}
+
+// FirstLabel returns the label of a pool's first device by a restart record.
+func FirstLabel(r *restart.Record) (Label, error) {
+	l, err := decodeLabel(r.Devices[0].Label)
+	if err == nil && l.Index > 0 {
+		err = fmt.Errorf("restart record: device number %d is the first: %w", l.Index+1, block.ErrCorrupt)
+	}
+	return l, err
+}
+
 // setLabel remembers the label of a device that has joined the pool.
 func (p *Pool) setLabel(l Label) {
 	for len(p.labels) <= l.Index {

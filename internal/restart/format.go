@@ -11,9 +11,9 @@ import (
 	"github.com/pollux-storage/pollux/internal/ondisk"
 )
 
-// version is the version of records; docs/format/restart.md describes it. A record of another
+// recordVersion is the version of records; docs/format/restart.md describes it. A record of another
 // one is not used.
-const version = 1
+const recordVersion = 1
 
 // MaxBytes is the length of the longest record.
 const MaxBytes = 4 << 20
@@ -83,7 +83,7 @@ func (r *Record) Encode() ([]byte, error) {
 	if len(b) > MaxBytes {
 		return nil, fmt.Errorf("restart record of %d bytes, at most %d: %w", len(b), MaxBytes, block.ErrInvalid)
 	}
-	ondisk.Seal(b, ondisk.Header{Kind: ondisk.KindRestart, Version: version, Length: len(b), Pool: r.Pool, Epoch: r.Epoch, Generation: r.Number})
+	ondisk.Seal(b, ondisk.Header{Kind: ondisk.KindRestart, Version: recordVersion, Length: len(b), Pool: r.Pool, Epoch: r.Epoch, Generation: r.Number})
 	if _, err := Decode(b); err != nil {
 		return nil, fmt.Errorf("restart record of pool %s cannot be stored: %w", r.Name, err)
 	}
@@ -152,7 +152,7 @@ func (d *Device) append(b []byte) []byte {
 // be: what it returns can be encoded again. Kinds of error: ondisk.ErrMagic where there is
 // none, ondisk.ErrVersion and ondisk.ErrChecksum.
 func Decode(b []byte) (*Record, error) {
-	h, err := ondisk.Open(b, ondisk.KindRestart, version)
+	h, err := ondisk.Open(b, ondisk.KindRestart, recordVersion)
 	if err != nil {
 		return nil, err
 	}

@@ -180,7 +180,7 @@ func (r *Record) Same(other *Record) bool {
 		return false
 	}
 	a, b := *r, *other
-	a.Number, a.Written, a.Generation = b.Number, b.Written, b.Generation
+	a.Number, a.Written, a.Epoch, a.Generation = b.Number, b.Written, b.Epoch, b.Generation
 	x, err := a.Encode()
 	if err != nil {
 		return false

@@ -31,7 +31,7 @@ func OpenSlots(mem []byte) *Slots {
 	s := &Slots{mem: mem}
 	newest := uint64(0)
 	for i := range 2 {
-		if h, err := ondisk.Open(s.slot(i), ondisk.KindRestart, version); err == nil && h.Generation >= newest {
+		if h, err := ondisk.Open(s.slot(i), ondisk.KindRestart, recordVersion); err == nil && h.Generation >= newest {
 			newest, s.next = h.Generation, 1-i
 		}
 	}
