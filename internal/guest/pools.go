@@ -133,6 +133,9 @@ func (p *Pools) open(ctx context.Context, o OpenSpec) (*store, error) {
 		}
 		// Whatever it was, it is told by the conventional way if it is so.
 		opts.Restart, s.opened.Why = nil, err.Error()
+		if untrue := (*pool.RecordError)(nil); errors.As(err, &untrue) {
+			s.opened.Why = untrue.Why
+		}
 	}
 	begun := time.Now()
 	var err error

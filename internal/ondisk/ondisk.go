@@ -88,6 +88,9 @@ func Seal(p []byte, h Header) {
 	le.PutUint32(p[checksumAt:], CRC(p[:h.Length]))
 }
 
+// Length returns how many bytes a structure has that Seal has sealed.
+func Length(p []byte) int { return int(binary.LittleEndian.Uint32(p[12:])) }
+
 // Open checks that p starts with a whole structure of the given kind, of a
 // version up to maxVersion, and returns its header. The checksum is computed
 // without changing p.

@@ -79,6 +79,12 @@ func (l Label) encode() []byte {
 	return b
 }
 
+// stored returns the label as it is on a device, without the zeroes behind it.
+func (l Label) stored() []byte {
+	b := l.encode()
+	return b[:ondisk.Length(b)]
+}
+
 // flagExported is the flag of a label that stands for Exported.
 const flagExported = 1
 

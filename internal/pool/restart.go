@@ -1,7 +1,6 @@
 package pool
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -173,7 +172,7 @@ func (p *Pool) Restart(ctx context.Context) (*restart.Record, error) {
 			}
 			r.Devices = append(r.Devices, restart.Device{
 				Index: i, ID: root.ID, State: uint8(root.State), Class: uint8(root.Class), Blocks: root.Blocks, First: root.First,
-				Label: bytes.TrimRight(p.labels[i].encode(), "\x00"), Copies: []restart.Copy{{Path: p.set.Info(i).Name}},
+				Label: p.labels[i].stored(), Copies: []restart.Copy{{Path: p.set.Info(i).Name}},
 			})
 		}
 		for _, v := range p.catalogue.List() {
