@@ -56,6 +56,7 @@ func ReadSuperblock(set *devices.Set, pool block.PoolID) (*Superblock, error) {
 	defer func() { _ = hpdi.Free(buf) }()
 	var newest *Superblock
 	var errs []error
+	var found []uint64 // generations, of those that are whole
 	for generation := range uint64(2) {
 		for _, b := range SuperblockAt(generation) {
 			if planted.Has(planted.OlderSuperblockWins) && newest != nil {
@@ -84,13 +85,22 @@ func ReadSuperblock(set *devices.Set, pool block.PoolID) (*Superblock, error) {
 				errs = append(errs, fmt.Errorf("superblock at block %d: %w", b, err))
 			case s.Pool != pool:
 				errs = append(errs, fmt.Errorf("superblock at block %d is of pool %v: %w", b, s.Pool, block.ErrCorrupt))
-			case newest == nil || s.Generation > newest.Generation:
-				newest = s
+			default:
+				if found = append(found, s.Generation); newest == nil || s.Generation > newest.Generation {
+					newest = s
+				}
 			}
 		}
 	}
 	if newest == nil {
 		return nil, fmt.Errorf("pool %v has no valid superblock: %w", pool, errors.Join(errs...))
 	}
+	before := 0
+	for _, g := range found {
+		if g+1 == newest.Generation {
+			before++
+		}
+	}
+	newest.Last = before == len(SuperblockAt(0))
 	return newest, nil
 }

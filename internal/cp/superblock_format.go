@@ -44,6 +44,10 @@ type Superblock struct {
 	// it was made; empty when the log was committed and the region removed.
 	RegionID string
 	BootID   string
+
+	// Last says that no newer superblock was ever written: the slot where it would be holds
+	// the one before, in both places. It is not stored, but found out by who reads.
+	Last bool
 }
 
 // Settings are those of a pool that are kept with it.

@@ -2,6 +2,7 @@ package devices
 
 import (
 	"fmt"
+	"slices"
 	"sync/atomic"
 
 	"github.com/pollux-storage/pollux/internal/planted"
@@ -37,6 +38,13 @@ func (s *Set) Prove(i int, run func() error) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	s.devs[i].unproved.Store(&proof{run: run, done: make(chan struct{})})
+}
+
+// Unproved reports whether a device is not proved yet.
+func (s *Set) Unproved() bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return slices.ContainsFunc(s.devs, func(m *member) bool { return m.unproved.Load() != nil })
 }
 
 // ProveAll returns when every device is proved, with the first error. each calls f with 0 to

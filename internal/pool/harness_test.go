@@ -2,6 +2,7 @@ package pool
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -14,6 +15,7 @@ import (
 	"github.com/pollux-storage/pollux/internal/block/blocktest"
 	"github.com/pollux-storage/pollux/internal/dedup"
 	"github.com/pollux-storage/pollux/internal/region"
+	"github.com/pollux-storage/pollux/internal/restart"
 )
 
 // rig runs a pool on crashable devices, without Run: jobs are served one by
@@ -44,6 +46,11 @@ type rig struct {
 	fingerprint func([]byte) dedup.Fingerprint
 	indexBytes  int64
 	repeats     bool
+	// byRecord makes each second guest that dies write a restart record right before, so that
+	// others that are found are old, and opens the pool by what is found.
+	byRecord bool
+	deaths   int
+	recalled int // how often the pool was opened by a record
 	*Pool
 	serving chan struct{}
 }
@@ -108,7 +115,37 @@ func newBareRig(t testing.TB, devices int, size int64) *rig {
 		r.devs = append(r.devs, blocktest.NewCrashWith(blocktest.CrashOptions{
 			Name: fmt.Sprintf("disk%d", i), Size: size, Seed: uint64(i), Clock: r.clock, Direct: true}))
 	}
+	r.byRecord = true
 	return r
+}
+
+// record returns a restart record of the open pool.
+func (r *rig) record() *restart.Record {
+	r.t.Helper()
+	rec, err := r.Pool.Restart(context.Background())
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	for i := range rec.Devices {
+		c := &rec.Devices[i].Copies[0]
+		c.File = restart.File{Size: int64(rec.Devices[i].Blocks) * block.Size, BlockSize: block.Size, Born: 1}
+	}
+	return rec
+}
+
+// keepRecord stores a restart record in the region.
+func (r *rig) keepRecord() {
+	r.t.Helper()
+	rec := r.record()
+	r.deaths++
+	rec.Number = uint64(r.deaths)
+	enc, err := rec.Encode()
+	if err == nil {
+		err = r.Pool.KeepRecord(enc)
+	}
+	if err != nil {
+		r.t.Fatal(err)
+	}
 }
 
 // newCache takes the cache out of the region, if there is one, so that the next guest finds
@@ -156,7 +193,23 @@ func (r *rig) options() OpenOptions {
 func (r *rig) open() error { return r.openWith(r.options()) }
 
 func (r *rig) openWith(o OpenOptions) error {
-	p, err := Open(context.Background(), o)
+	var p *Pool
+	var err error = &RecordError{}
+	if r.byRecord && !o.AcceptLoss && o.Restart == nil {
+		if rec, e := ReadRecord(o.RegionPath); e == nil {
+			o.Restart = rec
+			p, err = Open(context.Background(), o)
+			if err == nil {
+				r.recalled++
+			}
+		}
+	}
+	if untrue := (*RecordError)(nil); errors.As(err, &untrue) {
+		if r.byRecord {
+			o.Restart = nil
+		}
+		p, err = Open(context.Background(), o)
+	}
 	if err != nil {
 		return err
 	}
@@ -215,6 +268,11 @@ func (r *rig) reopen() {
 // and everything written to the devices stay.
 func (r *rig) die() {
 	r.t.Helper()
+	if r.byRecord && r.deaths%2 == 0 && r.Pool.owned() == nil {
+		r.keepRecord()
+	} else {
+		r.deaths++
+	}
 	r.stop()
 	if err := r.Pool.free(); err != nil {
 		r.t.Log(err) // a device whose power is off cannot close its queues well

@@ -185,7 +185,7 @@ func (p *Pool) Run(ctx context.Context) error {
 	defer p.indexer.timer.Stop()
 	rested := time.NewTimer(0)
 	defer rested.Stop()
-	if err := p.proved(); err != nil {
+	if err := p.provedSoon(ctx); err != nil {
 		p.dropRecord()
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/internal/block"
@@ -146,6 +147,26 @@ func (p *Pool) proved() error {
 	return nil
 }
 
+// proveAfter is how long the proof of devices that nobody has asked for anything yet rests, for
+// the sake of those who have: 64 labels take a processor as long as opening the pool has.
+const proveAfter = 50 * time.Millisecond
+
+// provedSoon is proved a little later, unless something is to be written.
+func (p *Pool) provedSoon(ctx context.Context) error {
+	if p.set.Unproved() {
+		rest := time.NewTimer(proveAfter)
+		defer rest.Stop()
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-p.kick:
+			p.wake() // it is still to be looked at
+		case <-rest.C:
+		}
+	}
+	return p.proved()
+}
+
 // Restart returns what a restart record has to say of the pool. Its caller adds what it knows
 // of the surroundings, and replaces the one copy of each device, which has no more than the
 // device's name.
@@ -153,7 +174,7 @@ func (p *Pool) Restart(ctx context.Context) (*restart.Record, error) {
 	r := &restart.Record{}
 	err := p.do(ctx, func() error {
 		sb, header := p.machine.Superblock(), p.region.Header()
-		r.Pool, r.Epoch, r.Identity, r.Name = sb.Pool, p.epoch, p.label.Identity, p.label.Name
+		r.Pool, r.Epoch, r.Identity, r.Name = sb.Pool, sb.Epoch, p.label.Identity, p.label.Name
 		r.Generation, r.IndexBytes, r.Threshold = sb.Generation, sb.Settings.IndexBytes, sb.Settings.Threshold
 		for slot := range uint64(2) {
 			at := cp.SuperblockAt(slot)

@@ -15,7 +15,7 @@ import (
 type Record struct {
 	Number  uint64 // rises with each record of a pool
 	Pool    block.PoolID
-	Epoch   block.Epoch // of the ownership in which it was written
+	Epoch   block.Epoch // of the newest superblock when it was written
 	Written time.Time
 
 	Program  string // the executable that wrote it, as the host knows it
