@@ -62,6 +62,7 @@ func (w *World) askOnce(id string, run func(ctx context.Context, p *spool.Pool) 
 	done, err := false, error(nil)
 	t.wg.Go(func() {
 		e := run(t.ctx, t.pool)
+		p.keepRecord(t.ctx, w.pools[id], t.pool, t.devs)
 		w.post(p, func() { done, err = true, e })
 	})
 	w.until(patience, func() bool { return done || p.dead.Load() || t.gone })

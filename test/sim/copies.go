@@ -232,6 +232,7 @@ func (w *World) replace(d *disk) error {
 			if free {
 				info := d.medium.Info()
 				d.medium = blocktest.NewCrashWith(blocktest.CrashOptions{Name: info.Name, Size: info.Size, Seed: d.w.rng.Uint64()})
+				d.born++
 				d.stale = slices.ContainsFunc(d.faults, (*fault).forgets) // what is wrong is not the disk alone
 			}
 			emptied <- free

@@ -30,10 +30,11 @@ type disk struct {
 	use    use     // what it is to its pool, or is to be
 	// leaving says that somebody has asked for its removal from the pool.
 	leaving bool
-	slow    int   // factor of latencies, at least 1
-	stuck   bool  // nothing completes
-	missing bool  // nobody gives it to who opens the pool
-	grows   int64 // by so many bytes when it is opened next
+	slow    int    // factor of latencies, at least 1
+	stuck   bool   // nothing completes
+	missing bool   // nobody gives it to who opens the pool
+	grows   int64  // by so many bytes when it is opened next
+	born    uint64 // which one it is of those that were in its place
 	held    []func()
 	faults  []*fault
 

@@ -53,6 +53,9 @@ type pool struct {
 	// returned errors.
 	damaged, hindered bool
 
+	records uint64 // that were kept
+	record  []byte // the newest, as a file has it; both are guarded by memoryMu
+
 	memoryMu sync.Mutex
 	memory   map[mirror.ID]uint64 // generations of mirrors that the host knows; guarded by memoryMu
 }

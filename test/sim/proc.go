@@ -53,6 +53,7 @@ type tenant struct {
 	term     uint64
 	pool     *spool.Pool // nil until it is open
 	mirrors  []*mirror.Mirror
+	devs     []hpdi.Device // that it was opened with
 	ctx      context.Context
 	cancel   context.CancelFunc
 	wg       sync.WaitGroup // of the pool's Run and of requests
@@ -221,7 +222,7 @@ func (p *proc) open(a partner.Action) {
 					ms = append(ms, m)
 				}
 			}
-			q, err = spool.Open(ctx, spool.OpenOptions{
+			q, err = p.openPool(ctx, pl, spool.OpenOptions{
 				Devices: devs, RegionPath: pl.path, CacheBytes: cacheBytes, Owner: p.name,
 				BatteryBacked: pl.battery, Interval: w.opt.Interval, Cleaner: w.opt.Cleaner, Transfer: spool.TransferOptions{Wait: 20 * time.Millisecond}, BootID: fmt.Sprint("boot", w.boot),
 				Fingerprint: w.fingerprint(),
@@ -233,7 +234,7 @@ func (p *proc) open(a partner.Action) {
 			}
 		}
 		w.post(nil, func() {
-			t.mirrors = ms
+			t.mirrors, t.devs = ms, devs
 			p.opened(t, q, err)
 		})
 	})
@@ -273,6 +274,7 @@ func (p *proc) opened(t *tenant, q *spool.Pool, err error) {
 	for _, m := range t.mirrors {
 		t.wg.Go(func() { keep(t.ctx, m) })
 	}
+	t.wg.Go(func() { p.keepRecord(t.ctx, w.pools[t.identity], q, t.devs) })
 	p.input(m)
 }
 
@@ -314,6 +316,12 @@ func (p *proc) lock(pl *pool, wanted []*disk) ([]hpdi.Device, error) {
 // lost gives up an identity whose pool has stopped by itself.
 func (p *proc) lost(t *tenant, err error) {
 	p.w.log("%s#%d: the pool of %s stopped: %v", p.name, p.inc, t.identity, err)
+	if untrue := (*spool.RecordError)(nil); errors.As(err, &untrue) {
+		pl := p.w.pools[t.identity]
+		pl.memoryMu.Lock()
+		pl.record = nil
+		pl.memoryMu.Unlock()
+	}
 	p.release(t.identity, partner.Message{Kind: partner.KindLost, Identity: t.identity, Term: t.term, Reason: fmt.Sprint(err)}, (*spool.Pool).Release)
 }
 
@@ -426,6 +434,7 @@ func (w *World) kill(p *proc, why string) {
 		if t.pool != nil && !t.closed.Load() {
 			w.scribble(id)
 			w.blotch(id)
+			w.smear(id)
 		}
 	}
 	p.cancel()

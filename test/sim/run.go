@@ -52,6 +52,7 @@ type Result struct {
 	Moves    int64  // blocks that cleaners, scans and removals moved
 	Promoted uint64 // data sets that moved to flash
 	Demoted  uint64 // and back
+	Recalled int    // pools that were opened by their restart records
 	Virtual  time.Duration
 	Trace    string
 }
@@ -87,7 +88,7 @@ func Run(t *testing.T, s *Script, keep int) Result {
 		if err != nil && w.fail == nil {
 			w.fail = err
 		}
-		res = Result{Err: w.fail, Ops: w.ops, Requests: w.requests, Virtual: w.now()}
+		res = Result{Err: w.fail, Ops: w.ops, Requests: w.requests, Recalled: w.recalled, Virtual: w.now()}
 		for _, pl := range w.pools {
 			res.Moves += pl.moves
 			res.Promoted += pl.flashed.Promoted
@@ -117,7 +118,7 @@ func (s *Script) wrong(l Line, err error) error {
 
 func newWorld(seed uint64, dir string, keep int) *World {
 	w := &World{
-		rng: rand.New(rand.NewPCG(seed, 0x706f6c6c7578)), start: time.Now(), dir: dir,
+		rng: rand.New(rand.NewPCG(seed, 0x706f6c6c7578)), marks: rand.New(rand.NewPCG(seed, 0x6d61726b)), start: time.Now(), dir: dir,
 		inbox: inbox{poke: make(chan struct{}, 1)}, trace: trace{keep: keep},
 		procs: map[string]*proc{}, pools: map[string]*pool{}, cls: map[string]*client{},
 		opt: Options{

@@ -16,6 +16,7 @@ import (
 type World struct {
 	opt   Options
 	rng   *rand.Rand
+	marks *rand.Rand // what happens to restart records, so that it changes nothing else that is drawn
 	start time.Time
 	queue events
 	n     uint64 // events so far
@@ -33,6 +34,7 @@ type World struct {
 	disks []*disk
 	cls   map[string]*client
 
+	recalled int       // pools that were opened by their restart records
 	requests int       // of clients, so far
 	written  []written // what those may repeat that write it twice
 
