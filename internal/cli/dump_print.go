@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/pollux-storage/pollux/internal/dump"
 )
@@ -210,6 +211,9 @@ func sectionFacts(s dump.Section) string {
 		}
 		return fmt.Sprintf(": %s of %s of pool %s, generation %d, records %d to %d%s",
 			humanSize(k.Used), humanSize(k.Bytes), k.Pool, k.Generation, k.First, k.Last, whole)
+	case s.Restart != nil:
+		r := s.Restart
+		return fmt.Sprintf(" %d of pool %s of %s, written %s, %d devices, %d volumes", r.Number, r.Name, r.Identity, r.Written.Format(time.RFC3339), len(r.Devices), r.Volumes)
 	case x == nil:
 		return ""
 	}

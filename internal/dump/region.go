@@ -4,13 +4,16 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/cache"
 	"github.com/pollux-storage/pollux/internal/cp"
 	"github.com/pollux-storage/pollux/internal/dedup"
 	"github.com/pollux-storage/pollux/internal/oplog"
+	"github.com/pollux-storage/pollux/internal/pool"
 	"github.com/pollux-storage/pollux/internal/region"
+	"github.com/pollux-storage/pollux/internal/restart"
 )
 
 // Region is a region file and the operation log in it.
@@ -41,7 +44,21 @@ type Section struct {
 	Cache *CacheFacts `json:"cache,omitempty"`
 	// Journal is what a copy of the unfolded journal says of itself, and has.
 	Journal *KeptFacts `json:"journal,omitempty"`
-	Why     string     `json:"why,omitempty"`
+	// Restart is the newest restart record.
+	Restart *RestartFacts `json:"restart,omitempty"`
+	Why     string        `json:"why,omitempty"`
+}
+
+// RestartFacts are what a restart record says.
+type RestartFacts struct {
+	Pool     string    `json:"pool"`
+	Name     string    `json:"name"`
+	Identity string    `json:"identity"`
+	Number   uint64    `json:"number"`
+	Written  time.Time `json:"written"`
+	Program  string    `json:"program"`
+	Devices  []string  `json:"devices"` // paths, those of copies too
+	Volumes  int       `json:"volumes"`
 }
 
 // IndexFacts are what an index of fingerprints says of itself.
@@ -184,8 +201,24 @@ func (r *Region) sections(in *region.Inspection) {
 				out.Journal = k
 			}
 		}
+		if s.Kind == region.SectionRestart {
+			rec, err := pool.RecordIn(in)
+			if out.Why = text(err); err == nil {
+				out.Restart = restartFacts(rec)
+			}
+		}
 		r.Sections = append(r.Sections, out)
 	}
+}
+
+func restartFacts(rec *restart.Record) *RestartFacts {
+	f := &RestartFacts{Pool: rec.Pool.String(), Name: rec.Name, Identity: rec.Identity, Number: rec.Number, Written: rec.Written, Program: rec.Program, Volumes: len(rec.Volumes)}
+	for _, d := range rec.Devices {
+		for _, c := range d.Copies {
+			f.Devices = append(f.Devices, c.Path)
+		}
+	}
+	return f
 }
 
 func roundState(r dedup.Round) string {

@@ -53,6 +53,12 @@
 // Clients cannot tell: what they read is compared as everywhere. At the end of a run what is
 // to leave the pool has left it, and the pool's check proves the table.
 //
+// # Restart records
+//
+// Guests keep restart records, after opening a pool and after each command, and open pools by
+// what they find. Deaths leave them older than the pool, or damaged anywhere, in both of their
+// places or one. Clients cannot tell, and what must hold without a record must hold with it.
+//
 // # What is checked
 //
 // The oracle reads each record as it is published in a region, and keeps the

@@ -24,6 +24,7 @@ var (
 // elsewhere names the tests that find what random runs meet too seldom.
 var elsewhere = map[planted.Fault]string{
 	planted.ExchangeInUse:        "TestExchange of internal/devices",
+	planted.RecordUnproved:       "TestRecordOfAnotherDevice of internal/pool",
 	planted.KeptJournalEarly:     "TestPlantedHere of internal/pool",
 	planted.KeptJournalUnproved:  "TestPlantedHere of internal/pool",
 	planted.FlashRedirectEarly:   "TestPlantedHere of internal/flashmap",
