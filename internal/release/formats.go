@@ -56,7 +56,7 @@ var formats = []Format{
 	{Name: "index", Place: InRegion, Kind: "PLXindex", ReadsFrom: 1, ReadsTo: 1, Writes: 1, Asked: 1, Advisory: true, number: "dedup.stateVersion", page: "index.md"},
 	{Name: "cache", Place: InRegion, Kind: "PLXcache", ReadsFrom: 1, ReadsTo: 1, Writes: 1, Asked: 1, Advisory: true, number: "cache.cacheVersion", page: "cache.md"},
 	{Name: "flash history", Place: InRegion, Kind: "PLXusage", ReadsFrom: 1, ReadsTo: 1, Writes: 0, Asked: 1, Advisory: true, number: "pool.usageVersion", page: "access.md"},
-	{Name: "restart record", Place: InRegion, Kind: "PLXrestr", ReadsFrom: 1, ReadsTo: 1, Writes: 1, Asked: 1, Advisory: true, number: "restart.version", page: "region.md"},
+	{Name: "restart record", Place: InRegion, Kind: "PLXrestr", ReadsFrom: 1, ReadsTo: 1, Writes: 1, Asked: 1, Advisory: true, number: "restart.recordVersion", page: "restart.md"},
 	{Name: "unfolded journal", Place: InRegion, Kind: "PLXunfld", ReadsFrom: 1, ReadsTo: 1, Writes: 1, Asked: 1, Advisory: true, number: "cp.keptVersion", page: "region.md"},
 	{Name: "settings of a run", Place: OnHost, ReadsFrom: 1, ReadsTo: 1, Writes: 1, Asked: 1, number: "config.RunVersion", page: "upgrade.md"},
 	{Name: "upgrade", Place: OnHost, ReadsFrom: 1, ReadsTo: 1, Writes: 1, Asked: 1, number: "host.upgradeVersion", page: "upgrade.md"},
