@@ -457,6 +457,7 @@ func TestKeepRecord(t *testing.T) {
 	}
 	l.ten.cancel()
 	<-done
+	l.end()
 	if err := l.ten.store.Release(); err != nil {
 		t.Fatal(err)
 	}
