@@ -101,6 +101,7 @@ func ReadSuperblock(set *devices.Set, pool block.PoolID) (*Superblock, error) {
 			before++
 		}
 	}
-	newest.Last = before == len(SuperblockAt(0))
+	places := SuperblockAt(newest.Generation)
+	newest.Last = before == len(places)
 	return newest, nil
 }
