@@ -60,7 +60,7 @@ const (
 	bootLimit     = 2000.0 // ms until all exports answer, of a conventional boot
 	takeoverLimit = 150.0  // ms until the partner has answered the first read
 	warmLimit     = 0.99   // of the share of reads that the cache had before
-	// Those of a fast restart, which is not there yet, are only shown.
+	// Those of a restart by the record of the configuration are only shown.
 	fastRead, fastAll = 50.0, 200.0
 )
 
