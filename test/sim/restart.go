@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"time"
 
@@ -40,6 +41,9 @@ func (p *proc) recall(pl *pool, devs []hpdi.Device) (*restart.Record, error) {
 	file := slices.Clone(pl.record)
 	pl.memoryMu.Unlock()
 	r, err := spool.ReadRecord(pl.path)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = restart.ErrNone // the folder has another name in each run
+	}
 	if err != nil {
 		f, errF := restart.Decode(file)
 		if r, err = restart.Newer(r, err, f, errF); err != nil {
