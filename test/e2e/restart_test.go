@@ -30,7 +30,7 @@ func TestRestartFirst(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	image := fmt.Sprintf("driver=nbd,server.type=unix,server.path=%s,export=disk,reconnect-delay=30", u.Query().Get("socket"))
+	image := fmt.Sprintf("driver=nbd,server.type=unix,server.path=%s,export=disk,reconnect-delay=30,open-timeout=30", u.Query().Get("socket"))
 	rng := random(t)
 	model := make([]byte, size)
 	kills := 0
