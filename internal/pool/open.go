@@ -112,10 +112,10 @@ type Step struct {
 
 // ErrRegionLost says that the pool's region, with acknowledged writes, should
 // exist and does not. AcceptLoss opens the pool all the same.
-var ErrRegionLost = errors.New("the pool's region is lost; writes that no flush covered are lost with it: " + acceptLoss)
+var ErrRegionLost = errors.New("the pool's region is lost; " + acceptLoss)
 
 // acceptLoss says what a person can do whose region is of no use.
-const acceptLoss = "set accept_loss for the pool to go on without them"
+const acceptLoss = "writes that no flush covered are lost with it: set accept_loss for the pool to go on without them"
 
 // opener is a pool being opened.
 type opener struct {
@@ -282,7 +282,7 @@ func (op *opener) openRegion() error {
 			return err
 		}
 	} else if !errors.Is(err, fs.ErrNotExist) && !op.o.AcceptLoss {
-		return fmt.Errorf("region of pool %s, with writes that no flush covered: %w; %s", op.label.Name, err, acceptLoss)
+		return fmt.Errorf("region of pool %s: %w; %s", op.label.Name, err, acceptLoss)
 	}
 	if exists && !op.o.AcceptLoss {
 		return fmt.Errorf("open pool %s, region %s at %s: %w", op.label.Name, sb.RegionID, op.o.RegionPath, ErrRegionLost)
@@ -361,7 +361,7 @@ func (op *opener) attachRegion() error {
 
 // lost says where the region is that is of no use, and what a person can do.
 func (op *opener) lost(err error) error {
-	return fmt.Errorf("region %s of pool %s, with writes that no flush covered: %w; %s", op.o.RegionPath, op.label.Name, err, acceptLoss)
+	return fmt.Errorf("region %s of pool %s: %w; %s", op.o.RegionPath, op.label.Name, err, acceptLoss)
 }
 
 // replayFlushLog publishes again what flushes had made durable when the host
