@@ -214,7 +214,7 @@ func TestRecordOfAnotherDevice(t *testing.T) {
 		"about to join":      func(r *rig, dev int) { r.relabel(dev, func(l *Label) { l.Joining = true }) },
 		"without a label":    func(r *rig, dev int) { r.relabel(dev, nil) },
 	} {
-		for dev := range 4 {
+		for _, dev := range []int{2, 0, 1, 3}[:few(4)] {
 			t.Run(fmt.Sprintf("%s, number %d", what, dev), func(t *testing.T) {
 				r, rec, holds := restartRig(t)
 				label := bytesOf(t, r.devs[dev])[:block.Size]
@@ -490,7 +490,7 @@ func TestRecordDamaged(t *testing.T) {
 	if err != nil || newer.Number <= rec.Number {
 		t.Fatalf("%+v, %v", newer, err)
 	}
-	for i := 0; i < len(enc); i += 7 {
+	for i := 0; i < len(enc); i += 7 * oneIn(8) {
 		got, err := damage(func(mem []byte) { mem[half+i] ^= 0x10 })
 		if err != nil || got.Number != rec.Number {
 			t.Fatalf("byte %d of the newer one: %+v, %v", i, got, err)
