@@ -269,6 +269,7 @@ func TestUsageChaos(t *testing.T) {
 // Without room in the region, or with parameters that want more of it, the notes go on.
 func TestUsageWithoutRoom(t *testing.T) {
 	r, v := usedRig(t, 1)
+	r.byRecord = false // the test looks at what is in the region
 	r.keepUsage()
 	_, err := r.ChangeFlash(t.Context(), FlashChange{Params: func(p policy.Params) (policy.Params, error) {
 		p.Collect.Memory *= 2
