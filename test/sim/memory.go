@@ -114,7 +114,13 @@ func (w *World) blotch(id string) {
 	}
 }
 
+// blotchFrames damages a cache, or leaves nothing of it: what a warm cache hides shall come
+// to light, too.
 func (w *World) blotchFrames(mem []byte) {
+	if w.chance(2) {
+		clear(mem)
+		return
+	}
 	frames := len(mem) / block.Size * 9 / 10
 	for range 1 + w.rng.IntN(frames) {
 		at := (2 + w.rng.IntN(frames)) * block.Size
