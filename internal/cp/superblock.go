@@ -12,12 +12,15 @@ import (
 	"github.com/pollux-storage/pollux/internal/planted"
 )
 
+// superblockCopies is how many copies there are of each superblock.
+const superblockCopies = 2
+
 // SuperblockAt returns the blocks of device 0 that hold the two copies of a
 // superblock of the given generation. Generations alternate between two slots;
 // the copies of one lie half a MiB apart.
-func SuperblockAt(generation uint64) [2]uint64 {
+func SuperblockAt(generation uint64) [superblockCopies]uint64 {
 	slot := generation % 2
-	return [2]uint64{1 + slot, 129 + slot}
+	return [superblockCopies]uint64{1 + slot, 129 + slot}
 }
 
 // WriteSuperblock writes both copies of s and syncs all devices: everything
@@ -101,7 +104,6 @@ func ReadSuperblock(set *devices.Set, pool block.PoolID) (*Superblock, error) {
 			before++
 		}
 	}
-	places := SuperblockAt(newest.Generation)
-	newest.Last = before == len(places)
+	newest.Last = before == superblockCopies
 	return newest, nil
 }
