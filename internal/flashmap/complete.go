@@ -30,7 +30,11 @@ func (q *queue) Wait(min int, done []*hpdi.Request) ([]*hpdi.Request, error) {
 func (q *queue) await(min int) {
 	for block := !q.sides[onFlash].busy() || !q.sides[onPrimary].busy(); ; block = true {
 		q.unpark()
-		q.collect(block && len(q.done) < min)
+		need := 0
+		if block {
+			need = max(0, min-len(q.done))
+		}
+		q.collect(need)
 		if len(q.done) >= min || q.pending == 0 && len(q.parked) == 0 {
 			return
 		}
@@ -55,21 +59,27 @@ func (q *queue) unpark() {
 	q.send()
 }
 
-// collect takes completed parts from both sides. With block it waits for one at
-// least, or until a parked write can go on when nothing else is there to wait for.
-func (q *queue) collect(block bool) {
+// collect takes completed parts from both sides. For need requests, if there are more than
+// none, it waits for one part at least, or until a parked write can go on when nothing else
+// is there to wait for. With one side alone it waits for as many parts as requests: to be
+// woken for each costs more than all else here.
+func (q *queue) collect(need int) {
+	alone := len(q.parked) == 0 && (!q.sides[onFlash].busy() || !q.sides[onPrimary].busy())
 	for _, i := range [...]int{onFlash, onPrimary} {
 		if !q.sides[i].busy() {
 			continue
 		}
 		least := 0
-		if block {
+		if need > 0 {
 			q.settle()
-			least, block = 1, false
+			if least = 1; alone {
+				least = min(need, len(q.sides[i].flying)+len(q.sides[i].passed))
+			}
+			need = 0
 		}
 		q.reap(i, least)
 	}
-	if block && q.pending == 0 && len(q.parked) > 0 {
+	if need > 0 && q.pending == 0 && len(q.parked) > 0 {
 		<-q.parked[0].held
 	}
 }
