@@ -421,7 +421,7 @@ func TestCleanerOfFullPool(t *testing.T) {
 	v := r.volume("v", 1<<30)
 	rng := rand.New(rand.NewPCG(1, 51))
 	for range 3 {
-		holds := fill(t, r, v, rng)
+		holds, _ := fill(t, r, v, rng)
 		verifyBlocks(t, v, holds)
 		r.mustCheck()
 		if err := v.Trim(context.Background(), 0, 1<<30); err != nil {
