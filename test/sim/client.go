@@ -32,6 +32,7 @@ type request struct {
 	fua    bool
 	issued time.Duration
 	tries  int
+	asked  string // the name of the volume when it last arrived at a guest
 
 	// Of the oracle: the log's head when the request was made, and for each
 	// of its blocks where it was published.
@@ -225,7 +226,7 @@ func (c *conn) arrive(r *request) {
 	if c.p.dead.Load() || !c.up {
 		return
 	}
-	r.arrival = w.pools[c.s.identity].shadow.seq
+	r.arrival, r.asked = w.pools[c.s.identity].shadow.seq, c.s.volume
 	v, err := c.t.pool.Volume(c.s.volume)
 	if err != nil {
 		c.reply(r, nil, err)

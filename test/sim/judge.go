@@ -61,7 +61,7 @@ func (pl *pool) mayFail(r *request, err error) bool {
 	case errors.Is(err, block.ErrCorrupt):
 		return pl.damaged
 	case errors.Is(err, block.ErrNotFound):
-		return pl.unsure[r.s.volume] // it may have another name by now
+		return pl.unsure[r.s.volume] || r.asked != r.s.volume // it may have another name by now, or has
 	case errors.Is(err, block.ErrInvalid):
 		return r.off+r.n > pl.volumes[r.s.volume].size
 	}
