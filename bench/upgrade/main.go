@@ -149,15 +149,17 @@ func measure(ctx context.Context, o options, rep *report) (err error) {
 		return err
 	}
 	for i, c := range rep.Clients {
-		end, err := c.start(ctx, p, own, o.seed+uint64(i))
-		if err != nil {
-			return fmt.Errorf("%s: %w", c.Name, err)
+		end, serr := c.start(ctx, p, own, o.seed+uint64(i))
+		if end != nil { // it may have begun and failed
+			defer func() {
+				if cerr := end(); cerr != nil {
+					err = errors.Join(err, fmt.Errorf("%s: %w", c.Name, cerr))
+				}
+			}()
 		}
-		defer func() {
-			if cerr := end(); cerr != nil {
-				err = errors.Join(err, fmt.Errorf("%s: %w", c.Name, cerr))
-			}
-		}()
+		if serr != nil {
+			return fmt.Errorf("%s: %w", c.Name, serr)
+		}
 	}
 	for n := range o.rounds {
 		if err := round(ctx, o, p, two[(n+1)%2], rep); err != nil {

@@ -124,10 +124,7 @@ func (d *device) describe(exp export) error {
 	has := func(flag uint16) bool { return exp.flags&flag != 0 }
 	bs := max(minBlock, int(exp.least))
 	readOnly := d.o.ReadOnly || has(proto.FlagReadOnly)
-	d.exp, d.most = exp, int64(exp.most)
-	if exp.most == 0 || exp.most > defaultMost {
-		d.most = defaultMost
-	}
+	d.exp, d.most = exp, int64(min(exp.most, defaultMost))
 	if d.most -= d.most % int64(bs); d.most == 0 {
 		return fmt.Errorf("the server takes %d bytes at once, less than a block of %d", exp.most, bs)
 	}
@@ -153,10 +150,6 @@ func (d *device) fits(exp export) error {
 	if len(d.links) > 1 {
 		lost |= d.exp.flags &^ exp.flags & proto.FlagMultiConn
 	}
-	most := exp.most
-	if most == 0 {
-		most = defaultMost
-	}
 	switch {
 	case exp.size < d.exp.size:
 		return fmt.Errorf("export %q had %d bytes and has %d now", d.t.export, d.exp.size, exp.size)
@@ -164,8 +157,8 @@ func (d *device) fits(exp export) error {
 		return fmt.Errorf("export %q is read-only now", d.t.export)
 	case !d.info.ReadOnly && lost != 0:
 		return fmt.Errorf("export %q cannot do any more what flags %#x stand for", d.t.export, lost)
-	case exp.least > uint32(d.info.BlockSize) || int64(most) < d.most:
-		return fmt.Errorf("export %q takes blocks from %d to %d bytes now", d.t.export, exp.least, most)
+	case exp.least > uint32(d.info.BlockSize) || int64(exp.most) < d.most:
+		return fmt.Errorf("export %q takes blocks from %d to %d bytes now", d.t.export, exp.least, exp.most)
 	}
 	return nil
 }

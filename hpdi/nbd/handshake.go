@@ -24,7 +24,7 @@ type export struct {
 	flags      uint16
 	structured bool
 	least      uint32 // smallest block, 0 if nothing was said
-	most       uint32 // largest payload, 0 likewise
+	most       uint32 // largest payload
 }
 
 // errProtocol is what a server did that the protocol does not allow.
@@ -70,6 +70,9 @@ func negotiate(conn net.Conn, t target, config *tls.Config) (net.Conn, export, e
 	}
 	if c.exp.flags&proto.FlagHasFlags == 0 {
 		c.exp.flags = 0
+	}
+	if c.exp.most == 0 {
+		c.exp.most = defaultMost
 	}
 	return c.conn, c.exp, nil
 }

@@ -3,7 +3,6 @@ package cache
 import (
 	"encoding/binary"
 	"fmt"
-	"sync/atomic"
 	"unsafe"
 
 	"github.com/pollux-storage/pollux/internal/block"
@@ -71,15 +70,12 @@ func headerOf(head []byte, size int) (h header, err error) {
 	return h, err
 }
 
-// store writes both copies. Their words are stored atomically only to keep the compiler
-// from moving what is stored in the cache before them.
+// store writes both copies.
 func (h *header) store(mem []byte) {
 	var p [headerLen]byte
 	h.encode(p[:])
 	for at := 0; at < headBytes; at += block.Size {
-		for i := 0; i < headerLen; i += 8 {
-			(*atomic.Uint64)(unsafe.Pointer(&mem[at+i])).Store(binary.NativeEndian.Uint64(p[i:]))
-		}
+		ondisk.StoreWords(mem[at:], p[:])
 	}
 }
 

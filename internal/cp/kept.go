@@ -4,8 +4,6 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
-	"sync/atomic"
-	"unsafe"
 
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/ondisk"
@@ -100,15 +98,11 @@ func (s *keptState) newest(mem []byte) error {
 	}
 	var a, b keptState
 	errA, errB := a.decode(mem[:keptLen], len(mem)-keptHead), b.decode(mem[keptLen:2*keptLen], len(mem)-keptHead)
-	switch {
-	case errA != nil && errB != nil:
-		return errA
-	case errA != nil || errB == nil && b.generation > a.generation:
+	second, err := ondisk.Newer(errA, a.generation, errB, b.generation)
+	if *s = a; second {
 		*s = b
-	default:
-		*s = a
 	}
-	return nil
+	return err
 }
 
 func keptCorrupt(why string, args ...any) error {
@@ -137,12 +131,7 @@ func (k *KeptJournal) save() {
 	s := keptState{pool: k.pool, epoch: k.epoch, generation: k.generation, start: k.start, size: k.size, from: k.from, end: k.end.Offset, ring: uint64(len(k.ring))}
 	var p [keptLen]byte
 	s.encode(p[:])
-	// Its words are stored atomically only to keep the compiler from moving stores of
-	// records behind them.
-	at := unsafe.Pointer(&k.mem[k.generation%2*keptLen])
-	for i := 0; i < keptLen; i += 8 {
-		(*atomic.Uint64)(unsafe.Add(at, i)).Store(binary.NativeEndian.Uint64(p[i:]))
-	}
+	ondisk.StoreWords(k.mem[k.generation%2*keptLen:], p[:]) // behind the records
 }
 
 // put adds a durable record, whose bytes on the device are given, that follows before and

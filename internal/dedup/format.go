@@ -114,15 +114,11 @@ const maxShift = 44
 func (s *state) newest(head []byte) error {
 	var a, b state
 	errA, errB := a.decode(head[:stateLen]), b.decode(head[stateLen:2*stateLen])
-	switch {
-	case errA != nil && errB != nil:
-		return errA
-	case errA != nil || errB == nil && b.generation > a.generation:
+	second, err := ondisk.Newer(errA, a.generation, errB, b.generation)
+	if *s = a; second {
 		*s = b
-	default:
-		*s = a
 	}
-	return nil
+	return err
 }
 
 func corrupt(why string, args ...any) error {

@@ -1,12 +1,10 @@
 package dedup
 
 import (
-	"encoding/binary"
 	"fmt"
-	"sync/atomic"
-	"unsafe"
 
 	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/ondisk"
 )
 
 // Memory is memory that outlives a guest, and the index in it with it.
@@ -113,12 +111,7 @@ func (x *Index) Save() {
 	s.flags.set(flagDone, x.Round.Done)
 	var p [stateLen]byte
 	s.encode(p[:])
-	// The copy that is older is replaced. Its words are stored atomically only to keep the
-	// compiler from moving stores of entries behind them.
-	at := unsafe.Pointer(&x.mem[x.generation%2*stateLen])
-	for i := 0; i < stateLen; i += 8 {
-		(*atomic.Uint64)(unsafe.Add(at, i)).Store(binary.NativeEndian.Uint64(p[i:]))
-	}
+	ondisk.StoreWords(x.mem[x.generation%2*stateLen:], p[:]) // the copy that is older, behind the entries
 }
 
 // Kept returns how many bytes of memory that outlives the guest the index takes, with what

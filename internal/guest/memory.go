@@ -104,6 +104,12 @@ func needsOf(cfg *config.Config, set *config.Guest) poolNeeds {
 		}
 		_ = d.Close() // it was only read
 	}
+	n.follow(use)
+	return n
+}
+
+// follow sets what follows from the last use of a pool, whose blocks are known.
+func (n *poolNeeds) follow(use pool.LastUse) {
 	var blocks uint64
 	for _, b := range n.blocks {
 		blocks += b
@@ -112,7 +118,6 @@ func needsOf(cfg *config.Config, set *config.Guest) poolNeeds {
 	if use.Flash {
 		n.disks = use.Disks
 	}
-	return n
 }
 
 // flashNeeds returns the memory for the flash of a pool, all of whose devices have so many

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -296,9 +297,17 @@ func TestMemoryOfAPoolWithFlash(t *testing.T) {
 	done := make(chan error, 1)
 	go func() { done <- s.Run(running) }()
 	err = s.AddFlash(t.Context(), open(paths[1]), 0)
+	record, e := s.Restart(t.Context())
+	err = errors.Join(err, e)
 	end()
 	if err = errors.Join(err, <-done, s.Release()); err != nil {
 		t.Fatal(err)
+	}
+	for i := range record.Devices {
+		record.Devices[i].Copies[0].File.Size = 256 * testMiB
+	}
+	if n, ok := needsByRecord(record); !ok || n.disks != 1 || !reflect.DeepEqual(n, needsOf(cfg, &cfg.Guests[0])) {
+		t.Errorf("%+v by a record, %+v without", n, needsOf(cfg, &cfg.Guests[0]))
 	}
 	if n := needsOf(cfg, &cfg.Guests[0]); n.flash < 32*testMiB || n.flash > 33*testMiB {
 		t.Errorf("with flash: %d bytes", n.flash)

@@ -57,23 +57,29 @@ func recordSettings(cfg *config.Config, set *config.Guest) string {
 	return string(b)
 }
 
-// changing says why a pool is opened without a record, whatever that has.
-func changing(set *config.Pool) string {
-	switch {
-	case set.Create || set.Import != nil:
-		return errNew.Error()
-	case set.Adding > 0:
-		return "a device is being added"
-	case len(set.Removing) > 0:
-		return "a device is being removed"
-	case set.AcceptLoss:
-		return "loss is accepted"
-	}
-	return ""
-}
+// changing is why a pool is opened without a record, whatever that has, which nobody wonders
+// at.
+type changing string
+
+func (c changing) Error() string { return string(c) }
 
 // errNew is why a pool that was just made or imported is opened without a record.
-var errNew = errors.New("the pool is new here")
+const errNew = changing("the pool is new here")
+
+// change says what changes a pool, nil if nothing does.
+func change(set *config.Pool) error {
+	switch {
+	case set.Create || set.Import != nil:
+		return errNew
+	case set.Adding > 0:
+		return changing("a device is being added")
+	case len(set.Removing) > 0:
+		return changing("a device is being removed")
+	case set.AcceptLoss:
+		return changing("loss is accepted")
+	}
+	return nil
+}
 
 // readRecord returns the record of an identity's pool that counts, or why there is none: that in
 // the region, which is stored first, or else that in the pair's directory.
@@ -92,8 +98,8 @@ func readRecord(cfg *config.Config, identity string) (*restart.Record, error) {
 // usableRecord returns the record of an identity's pool if it may be true as far as can be told
 // without opening a device, or why not.
 func usableRecord(cfg *config.Config, set *config.Guest) (*restart.Record, error) {
-	if why := changing(&set.Pool); why != "" {
-		return nil, errors.New(why)
+	if err := change(&set.Pool); err != nil {
+		return nil, err
 	}
 	r, err := readRecord(cfg, set.Name)
 	if err != nil {
@@ -116,22 +122,19 @@ func usableRecord(cfg *config.Config, set *config.Guest) (*restart.Record, error
 
 // needsByRecord is needsOf by a record.
 func needsByRecord(r *restart.Record) (poolNeeds, bool) {
-	u := pool.UseIn(r)
 	l, err := pool.FirstLabel(r)
 	if err != nil {
 		return poolNeeds{}, false
 	}
-	n := poolNeeds{log: l.LogBytes, index: int64(u.Settings.IndexBytes)}
-	var blocks uint64
+	n := poolNeeds{log: l.LogBytes}
 	for _, d := range r.Devices {
 		least := d.Copies[0].File.Size
 		for _, c := range d.Copies {
 			least = min(least, c.File.Size)
 		}
 		n.blocks = append(n.blocks, uint64(least)/file.BlockSize)
-		blocks += n.blocks[len(n.blocks)-1]
 	}
-	n.flash = flashNeeds(u, blocks)
+	n.follow(pool.UseIn(r))
 	return n, true
 }
 
@@ -185,20 +188,24 @@ func (g *Guest) keepRecord(t *tenancy, known *restart.Record) {
 	var said string // the newest trouble, which is told once
 	wait := time.NewTimer(recordFirst)
 	defer wait.Stop()
-	number := uint64(0)
-	if r, err := readRecord(g.cfg, t.identity); err == nil {
-		number = r.Number
-	}
+	newest := known // that there is, whether or not it counts
 	for {
 		select {
 		case <-t.ctx.Done():
 			return
 		case <-wait.C:
 		}
+		if newest == nil {
+			if r, err := readRecord(g.cfg, t.identity); err == nil {
+				newest = r
+			} else {
+				newest = &restart.Record{}
+			}
+		}
 		r, err := g.newRecord(t)
 		if err == nil && !r.Same(known) {
-			number++
-			r.Number, r.Written = number, time.Now().UTC()
+			r.Number, r.Written = newest.Number+1, time.Now().UTC()
+			newest = r
 			if err = g.writeRecord(t, r); err == nil {
 				known = r
 			}
@@ -294,7 +301,7 @@ func restartStatus(o Opened) control.RestartStatus {
 	return control.RestartStatus{Record: o.Why == "", Number: o.Number, Why: o.Why}
 }
 
-// withoutRecord is why a pool is opened without one. quiet says that nobody wonders.
-func withoutRecord(set *config.Pool, why error) Opened {
-	return Opened{Why: why.Error(), Quiet: errors.Is(why, errNew) || changing(set) != ""}
+// withoutRecord is why a pool is opened without one.
+func withoutRecord(why error) Opened {
+	return Opened{Why: why.Error(), Quiet: errors.As(why, new(changing))}
 }

@@ -290,7 +290,7 @@ func TestRestartRecord(t *testing.T) {
 				t.Errorf("%+v, %v", c, err)
 			}
 			l.die()
-			if changing(&l.cfg.Guests[0].Pool) != "" {
+			if change(&l.cfg.Guests[0].Pool) != nil {
 				return
 			}
 			if how := l.begin(); how.Why != "" {

@@ -450,7 +450,7 @@ func (g *Guest) createPool(ctx context.Context, c control.PoolCreate) (control.P
 
 // take opens the pool of an identity that is served without one.
 func (g *Guest) take(ctx context.Context, t *tenancy, set *config.Guest, devs []hpdi.Device) (control.Pool, error) {
-	st, err := g.opt.Storage.Open(t.ctx, g.openSpec(t, set, devs, nil, withoutRecord(&set.Pool, errNew)))
+	st, err := g.opt.Storage.Open(t.ctx, g.openSpec(t, set, devs, nil, withoutRecord(errNew)))
 	if err != nil {
 		return control.Pool{}, err
 	}

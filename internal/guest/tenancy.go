@@ -150,7 +150,7 @@ func (g *Guest) openTenancy(a partner.Action, w *stopwatch) (*tenancy, error) {
 		t.devices = slices.Clone(devs)
 		without := Opened{}
 		if record == nil {
-			without = withoutRecord(&set.Pool, why)
+			without = withoutRecord(why)
 		}
 		spec := g.openSpec(t, set, devs, record, without)
 		spec.LeftOut = func(d hpdi.Device) {

@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -98,6 +99,9 @@ func install(dir, path, want string) (string, error) {
 		return "", fmt.Errorf("%s has changed since it was checked", path)
 	}
 	to := copyPath(dir, build)
+	if same(path, to) {
+		return build, nil
+	}
 	if have, err := hashFile(to); err == nil && have == build {
 		return build, nil
 	}
@@ -129,6 +133,13 @@ func install(dir, path, want string) (string, error) {
 		return "", fmt.Errorf("copy of the program %s: %w", path, err)
 	}
 	return build, nil
+}
+
+// same reports whether two paths lead to one file, whose content is the same then.
+func same(a, b string) bool {
+	x, errX := os.Stat(a)
+	y, errY := os.Stat(b)
+	return errX == nil && errY == nil && os.SameFile(x, y)
 }
 
 // mayRun says why programs in the directory cannot be started.
@@ -198,6 +209,8 @@ type builds struct {
 	why  string // they are not kept
 	rec  *buildsRecord
 	run  *upgrade // that is under way in this process; nil if none is
+
+	saving sync.Mutex // held while rec is stored, so that the newest is last; before mu
 }
 
 // prepareBuilds settles which programs guests are started with. alive says that some
@@ -238,7 +251,7 @@ func (a *agent) prepareBuilds(alive bool) error {
 			rec.Guests[g.Name] = rec.Current
 		}
 	}
-	if err := a.saveBuilds(); err != nil {
+	if err := config.WriteJSON(recordPath(a.cfg.Dir), rec); err != nil {
 		return err
 	}
 	a.tidyCopies()
@@ -289,16 +302,20 @@ func (a *agent) resumeRecord(rec *buildsRecord, self string, alive bool) {
 	}
 }
 
-// saveBuilds stores the record. It is called by the loop's side of a start, or with
-// a.mu held.
-func (a *agent) saveBuilds() error { return config.WriteJSON(recordPath(a.cfg.Dir), a.builds.rec) }
-
-// editBuilds changes the record durably.
+// editBuilds changes the record durably. While it is stored a.mu is free: the loop does not
+// wait for a disk.
 func (a *agent) editBuilds(edit func(*buildsRecord)) error {
+	a.builds.saving.Lock()
+	defer a.builds.saving.Unlock()
 	a.mu.Lock()
-	defer a.mu.Unlock()
 	edit(a.builds.rec)
-	if err := a.saveBuilds(); err != nil {
+	rec, err := json.Marshal(a.builds.rec)
+	path := recordPath(a.cfg.Dir)
+	a.mu.Unlock()
+	if err == nil {
+		err = config.WriteJSON(path, json.RawMessage(rec))
+	}
+	if err != nil {
 		return fmt.Errorf("record of programs: %w", err)
 	}
 	return nil
@@ -331,11 +348,13 @@ func (a *agent) tidyCopies() {
 // programOf returns what a guest is started with; "" is the driver's own.
 func (a *agent) programOf(guest string) string {
 	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.builds.rec == nil {
+	rec := a.builds.rec
+	if rec == nil {
+		a.mu.Unlock()
 		return ""
 	}
-	path := copyPath(a.cfg.Dir, a.builds.rec.Guests[guest])
+	path := copyPath(a.cfg.Dir, rec.Guests[guest])
+	a.mu.Unlock()
 	if _, err := os.Stat(path); err != nil {
 		a.event(guest, "alert", nil, "guest %s is started with the program of the agent, %s: that of its record is not to be had: %v", guest, a.opt.Program, err)
 		return ""
@@ -349,8 +368,24 @@ const (
 	mostOfAnswer = 1 << 20
 )
 
-// askBuild runs a program and has it say its version and formats.
+// askBuild runs a program and has it say its version and formats. A file that was written a
+// moment ago may not be ready: a process that is being started elsewhere has it open for
+// writing until it runs.
 func askBuild(ctx context.Context, path string) (release.Build, error) {
+	for try := 0; ; try++ {
+		b, err := askOnce(ctx, path)
+		if try == 20 || !errors.Is(err, syscall.ETXTBSY) {
+			return b, err
+		}
+		select {
+		case <-time.After(10 * time.Millisecond):
+		case <-ctx.Done():
+			return b, err
+		}
+	}
+}
+
+func askOnce(ctx context.Context, path string) (release.Build, error) {
 	ctx, cancel := context.WithTimeout(ctx, askProgram)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, path, "version", "--formats", "--json")

@@ -25,18 +25,21 @@ type snapshot struct {
 }
 
 func (a *agent) snapshot(ctx context.Context) (snapshot, error) {
-	s := snapshot{seats: map[string]partner.SeatView{}, titles: map[string]partner.TitleView{}, spares: map[string]bool{}}
-	err := a.ask(ctx, func() {
-		for _, g := range a.names() {
-			s.seats[g], s.titles[g] = a.ref.Seat(g), a.ref.Title(g)
-			s.spares[g] = a.members[g] != nil && a.members[g].spare != nil
-		}
-		s.alerts = a.ref.Alerts()
-	})
-	if err != nil {
+	var s snapshot
+	if err := a.ask(ctx, func() { s = a.look() }); err != nil {
 		return snapshot{}, err // the loop may be about to write the other
 	}
 	return s, nil
+}
+
+// look is snapshot for the loop itself.
+func (a *agent) look() snapshot {
+	s := snapshot{seats: map[string]partner.SeatView{}, titles: map[string]partner.TitleView{}, spares: map[string]bool{}, alerts: a.ref.Alerts()}
+	for _, g := range a.names() {
+		s.seats[g], s.titles[g] = a.ref.Seat(g), a.ref.Title(g)
+		s.spares[g] = a.members[g] != nil && a.members[g].spare != nil
+	}
+	return s
 }
 
 // askAll puts a question to all guests that are on the line, at once.

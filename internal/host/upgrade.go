@@ -169,7 +169,7 @@ func (a *agent) startUpgrade(ctx context.Context, req control.UpgradeRequest) (c
 	if _, err := install(a.settings().Dir, p.file, p.To.Build); err != nil {
 		return control.Programs{}, err
 	}
-	if _, err := askInstalled(ctx, copyPath(a.settings().Dir, p.To.Build)); err != nil {
+	if _, err := askBuild(ctx, copyPath(a.settings().Dir, p.To.Build)); err != nil {
 		return control.Programs{}, err
 	}
 	u := &upgrade{a: a, from: p.From.Build, to: p.To.Build, watch: defaultWatch, accepted: p.alerts}

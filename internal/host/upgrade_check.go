@@ -2,14 +2,11 @@ package host
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math"
 	"os"
 	"slices"
 	"strings"
-	"syscall"
-	"time"
 
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/control"
@@ -53,7 +50,7 @@ func (a *agent) planUpgrade(ctx context.Context, req control.UpgradeRequest) (*u
 	}
 	p.To.Version = to.Version
 	p.check("program", true, fmt.Sprintf("%s is %s", p.file, p.To), "")
-	from, err := askInstalled(ctx, copyPath(a.settings().Dir, p.From.Build))
+	from, err := askBuild(ctx, copyPath(a.settings().Dir, p.From.Build))
 	if err != nil {
 		p.check("program in use", false, err.Error(), "take the pair down, and start it with the new program")
 		return p, nil
@@ -138,22 +135,6 @@ func (a *agent) target(p *upgradePlan, req control.UpgradeRequest) (pending bool
 	}
 	p.file = copyPath(a.cfg.Dir, p.To.Build)
 	return pending, nil
-}
-
-// askInstalled is askBuild of a file that was written a moment ago: a process that is
-// being started elsewhere may have it open for writing until it runs.
-func askInstalled(ctx context.Context, path string) (release.Build, error) {
-	for try := 0; ; try++ {
-		b, err := askBuild(ctx, path)
-		if try == 20 || !errors.Is(err, syscall.ETXTBSY) {
-			return b, err
-		}
-		select {
-		case <-time.After(10 * time.Millisecond):
-		case <-ctx.Done():
-			return b, err
-		}
-	}
 }
 
 // checkFormats compares the programs, and what is stored with the one to come.

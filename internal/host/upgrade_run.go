@@ -48,14 +48,7 @@ func (u *upgrade) run() {
 	}
 }
 
-func (u *upgrade) ending() bool {
-	select {
-	case <-u.a.ended:
-		return true
-	default:
-		return false
-	}
-}
+func (u *upgrade) ending() bool { return isClosed(u.a.ended) }
 
 // guests brings one guest after the other to the new program.
 func (u *upgrade) guests(ctx context.Context) error {
@@ -268,10 +261,7 @@ func (a *agent) protectedWithin(ctx context.Context, limit time.Duration) error 
 	defer cancel()
 	why := ""
 	err := a.until(ctx, func() bool {
-		s := snapshot{seats: map[string]partner.SeatView{}, titles: map[string]partner.TitleView{}}
-		for _, g := range a.names() {
-			s.seats[g], s.titles[g] = a.ref.Seat(g), a.ref.Title(g)
-		}
+		s := a.look()
 		for _, g := range a.names() {
 			if ok, reason := a.protection(g, s); !ok {
 				why = reason
@@ -423,12 +413,11 @@ func (u *upgrade) watchGuest(ctx context.Context, g string, ids []string) error 
 func (u *upgrade) agent() error {
 	a := u.a
 	if a.builds.self == u.to {
-		a.mu.Lock()
-		defer a.mu.Unlock()
-		a.builds.run = nil
-		a.finishUpgrade(a.builds.rec)
-		a.tidyCopies()
-		return a.saveBuilds()
+		return a.editBuilds(func(r *buildsRecord) {
+			a.builds.run = nil
+			a.finishUpgrade(r)
+			a.tidyCopies()
+		})
 	}
 	err := a.editBuilds(func(r *buildsRecord) {
 		r.Upgrade.Doing = doingAgent

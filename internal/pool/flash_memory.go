@@ -112,9 +112,14 @@ func findUsage(mem []byte, pool block.PoolID) (found map[block.DeviceID]usage, g
 func (f *flash) usageSlot() (n int64) {
 	for _, d := range f.disks {
 		g := collect.Geometry{Size: d.device.Reach(), SetBytes: f.layer.SetBytes()}
-		n = max(n, collect.KeptBytes(f.kept.Policy.Collect, g))
+		n = max(n, slotBytes(f.kept.Policy.Collect, g))
 	}
-	return (int64(usageHead) + n + block.Size - 1) &^ (block.Size - 1)
+	return n
+}
+
+// slotBytes returns how many bytes a slot has for a disk.
+func slotBytes(p collect.Params, g collect.Geometry) int64 {
+	return (int64(usageHead) + collect.KeptBytes(p, g) + block.Size - 1) &^ (block.Size - 1)
 }
 
 // UsageMemory returns how much of its region what is collected of so many disks takes at
@@ -124,8 +129,7 @@ func UsageMemory(disks int, p collect.Params) int64 {
 		return 0
 	}
 	g := collect.Geometry{Size: block.MaxDeviceBlocks * block.Size, SetBytes: DefaultSetBytes}
-	slot := (int64(usageHead) + collect.KeptBytes(p, g) + block.Size - 1) &^ (block.Size - 1)
-	return region.SectionMemory(2 * int64(disks) * slot)
+	return region.SectionMemory(2 * int64(disks) * slotBytes(p, g))
 }
 
 // recallUsage takes over what a guest before has left in the region of each device of which

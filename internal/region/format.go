@@ -230,12 +230,13 @@ func (h *Header) decode(p []byte) error {
 func (h *Header) decodeTwice(p []byte) error {
 	var a, b Header
 	errA, errB := a.decode(p[:pageSize]), b.decode(p[pageSize:2*pageSize])
+	second, err := ondisk.Newer(errA, a.generation, errB, b.generation)
 	switch {
-	case errA != nil && errB != nil:
-		return errA
+	case err != nil:
+		return err
 	case errA == nil && errB == nil && a.ID != b.ID:
 		return corrupt("header", "its two copies are of regions %s and %s", a.ID, b.ID)
-	case errA != nil || errB == nil && b.generation > a.generation:
+	case second:
 		*h = b
 	default:
 		*h = a

@@ -1,7 +1,6 @@
 package region
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -15,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/ondisk"
 	"github.com/pollux-storage/pollux/internal/planted"
 )
 
@@ -263,9 +263,7 @@ func mayBeRegion(st *unix.Stat_t) error {
 	return nil
 }
 
-// storeHeader writes both copies, one after the other. Its words are stored
-// atomically only to keep the compiler from moving a store of the second copy
-// before one of the first. The caller holds mu or is alone.
+// storeHeader writes both copies, one after the other. The caller holds mu or is alone.
 func (r *Region) storeHeader() error {
 	var p [headerLen]byte
 	if err := r.hdr.encode(p[:]); err != nil {
@@ -275,9 +273,7 @@ func (r *Region) storeHeader() error {
 		if planted.Has(planted.SingleHeaderCopy) && copyAt > 0 {
 			break
 		}
-		for i := 0; i < headerLen; i += 8 {
-			r.word(copyAt + i).Store(binary.NativeEndian.Uint64(p[i:]))
-		}
+		ondisk.StoreWords(r.mem[copyAt:], p[:])
 	}
 	return nil
 }

@@ -1,7 +1,6 @@
 package restart
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 
@@ -74,7 +73,7 @@ func readSlot(length int64, read func(p []byte) int) (*Record, error) {
 	if read(head) < len(head) {
 		return nil, ErrNone
 	}
-	n := int64(binary.LittleEndian.Uint32(head[12:]))
+	n := int64(ondisk.Length(head))
 	if string(head[:len(ondisk.KindRestart)]) != string(ondisk.KindRestart) || n < ondisk.HeaderSize {
 		return nil, ErrNone
 	}

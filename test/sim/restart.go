@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/pollux-storage/pollux/hpdi"
@@ -93,7 +94,7 @@ func (p *proc) keepRecord(ctx context.Context, pl *pool, q *spool.Pool, devs []h
 		for path, f := range pl.filesOf(devs[at]) {
 			*c = append(*c, restart.Copy{Path: path, File: f})
 		}
-		slices.SortFunc(*c, func(a, b restart.Copy) int { return compare(a.Path, b.Path) })
+		slices.SortFunc(*c, func(a, b restart.Copy) int { return strings.Compare(a.Path, b.Path) })
 	}
 	pl.memoryMu.Lock()
 	defer pl.memoryMu.Unlock()
@@ -106,16 +107,6 @@ func (p *proc) keepRecord(ctx context.Context, pl *pool, q *spool.Pool, devs []h
 	}
 	_ = q.KeepRecord(enc) // it has lost the pool, or there is no room
 	pl.record = enc
-}
-
-func compare(a, b string) int {
-	switch {
-	case a < b:
-		return -1
-	case a > b:
-		return 1
-	}
-	return 0
 }
 
 // smear damages the restart record that a dead guest has left, anywhere in it.

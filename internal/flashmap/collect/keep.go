@@ -12,8 +12,9 @@ import (
 // KeptBytes returns how many bytes Keep needs for all that a collector with these parameters
 // may ever count of a device.
 func KeptBytes(p Params, g Geometry) int64 {
-	most := newTable(int64(p.Memory), g.Sets(), p.Decay).most
-	return ondisk.HeaderSize + prefixBytes + int64(most)*savedBytes + countBytes
+	var t table
+	t.bound(int64(p.Memory), g.Sets())
+	return ondisk.HeaderSize + prefixBytes + int64(t.most)*savedBytes + countBytes
 }
 
 // Keep writes what is counted to p, for Recall, and returns how many bytes that is. It is

@@ -19,6 +19,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/pollux-storage/pollux/internal/nbdproto"
 )
 
 // Command is what a request does.
@@ -171,7 +173,7 @@ func Ask(ctx context.Context, uri string) (int64, error) {
 	defer stop()
 	size, _, err := negotiate(conn, bufio.NewReader(conn), export, false)
 	if err == nil {
-		_, err = conn.Write(appendRequest(nil, &Request{Command: cmdDisconnect}, 0))
+		_, err = conn.Write(appendRequest(nil, &Request{Command: nbdproto.CmdDisc}, 0))
 	}
 	return size, err
 }
@@ -186,7 +188,7 @@ func (c *Client) Close() {
 	if conn != nil && idle {
 		// Best effort: a server that is gone needs no farewell.
 		_ = conn.SetWriteDeadline(time.Now().Add(time.Second))
-		_, _ = conn.Write(appendRequest(nil, &Request{Command: cmdDisconnect}, 0))
+		_, _ = conn.Write(appendRequest(nil, &Request{Command: nbdproto.CmdDisc}, 0))
 	}
 	c.cancel()
 	<-c.ended
@@ -255,7 +257,7 @@ func (c *Client) run(ctx context.Context) {
 			c.mu.Lock()
 			c.stats.Failed++
 			c.stats.Last = err
-			if r, ok := errors.AsType[*RefusedError](err); ok && r.Reply != repErrShutdown {
+			if r, ok := errors.AsType[*RefusedError](err); ok && r.Reply != nbdproto.RepErrShutdown {
 				c.stats.Refused++
 			}
 			c.mu.Unlock()
@@ -372,7 +374,7 @@ func (c *Client) receive(r *bufio.Reader) error {
 		}
 		done := true
 		if p.structured {
-			done = p.flags&chunkDone != 0
+			done = p.flags&nbdproto.ChunkDone != 0
 			err = k.chunk(r, p)
 		} else if k.errno = p.errno; p.errno == 0 && k.Command == Read {
 			if c.opt.Structured {
@@ -396,12 +398,12 @@ func (c *Client) receive(r *bufio.Reader) error {
 func (k *call) chunk(r *bufio.Reader, p reply) error {
 	be := binary.BigEndian
 	var h [12]byte
-	head := map[uint16]int{chunkOffsetData: 8, chunkOffsetHole: 12}[p.kind]
+	head := map[uint16]int{nbdproto.ChunkOffsetData: 8, nbdproto.ChunkOffsetHole: 12}[p.kind]
 	if int(p.length) < head {
 		return fmt.Errorf("%w: chunk type %d of %d bytes", errProtocol, p.kind, p.length)
 	}
 	switch {
-	case p.kind == chunkNone && p.length == 0:
+	case p.kind == nbdproto.ChunkNone && p.length == 0:
 		return nil
 	case p.kind&chunkErrorBit != 0:
 		b := make([]byte, p.length)
@@ -420,7 +422,7 @@ func (k *call) chunk(r *bufio.Reader, p reply) error {
 		return err
 	}
 	n := int64(p.length) - 8
-	if p.kind == chunkOffsetHole {
+	if p.kind == nbdproto.ChunkOffsetHole {
 		n = int64(be.Uint32(h[8:]))
 	}
 	off := int64(be.Uint64(h[:])) - k.Offset
@@ -429,7 +431,7 @@ func (k *call) chunk(r *bufio.Reader, p reply) error {
 	}
 	k.got += int(n)
 	part := k.Data[off : off+n]
-	if p.kind == chunkOffsetHole {
+	if p.kind == nbdproto.ChunkOffsetHole {
 		clear(part)
 		return nil
 	}

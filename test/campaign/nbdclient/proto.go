@@ -6,38 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+
+	"github.com/pollux-storage/pollux/internal/nbdproto"
 )
 
-// Magic numbers, options and replies of the protocol that this client uses.
 const (
-	magicServer     = 0x4e42444d41474943 // "NBDMAGIC"
-	magicOption     = 0x49484156454f5054 // "IHAVEOPT"
-	magicOptReply   = 0x3e889045565a9
-	magicRequest    = 0x25609513
-	magicSimple     = 0x67446698
-	magicStructured = 0x668e33ef
-
-	flagFixedNewstyle = 1 << 0
-	flagNoZeroes      = 1 << 1
-
-	optGo         = 7
-	optStructured = 8
-
-	repAck  = 1
-	repInfo = 3
-	repErr  = 1 << 31
-
-	infoExport = 0
-
-	cmdDisconnect = 2
-	cmdFlagFUA    = 1 << 0
-	cmdFlagNoHole = 1 << 1
-
-	chunkDone       = 1 << 0
-	chunkNone       = 0
-	chunkOffsetData = 1
-	chunkOffsetHole = 2
-	chunkErrorBit   = 1 << 15
+	repErr        = 1 << 31 // the bit that errors have
+	chunkErrorBit = 1 << 15
 
 	maxReply = 64 << 20 // of one chunk or option reply
 )
@@ -68,9 +43,6 @@ func (e Errno) Error() string {
 	return fmt.Sprintf("NBD error %d", uint32(e))
 }
 
-// repErrShutdown is NBD_REP_ERR_SHUTDOWN.
-const repErrShutdown = 1<<31 + 7
-
 // RefusedError is a server's refusal of an export in the negotiation.
 type RefusedError struct {
 	Reply uint32
@@ -93,41 +65,41 @@ func negotiate(w io.Writer, r *bufio.Reader, export string, structured bool) (si
 		return 0, 0, err
 	}
 	be := binary.BigEndian
-	if be.Uint64(hello[:]) != magicServer || be.Uint64(hello[8:]) != magicOption {
+	if be.Uint64(hello[:]) != nbdproto.MagicServer || be.Uint64(hello[8:]) != nbdproto.MagicOption {
 		return 0, 0, fmt.Errorf("%w: greeting % x", errProtocol, hello)
 	}
-	if be.Uint16(hello[16:])&flagFixedNewstyle == 0 {
+	if be.Uint16(hello[16:])&nbdproto.FlagFixedNewstyle == 0 {
 		return 0, 0, fmt.Errorf("%w: no fixed newstyle", errProtocol)
 	}
-	if _, err := w.Write(be.AppendUint32(nil, flagFixedNewstyle|flagNoZeroes)); err != nil {
+	if _, err := w.Write(be.AppendUint32(nil, nbdproto.FlagFixedNewstyle|nbdproto.FlagNoZeroes)); err != nil {
 		return 0, 0, err
 	}
 	if structured {
-		if err := option(w, optStructured, nil); err != nil {
+		if err := option(w, nbdproto.OptStructured, nil); err != nil {
 			return 0, 0, err
 		}
-		if kind, data, err := optionReply(r, optStructured); err != nil {
+		if kind, data, err := optionReply(r, nbdproto.OptStructured); err != nil {
 			return 0, 0, err
-		} else if kind != repAck {
+		} else if kind != nbdproto.RepAck {
 			return 0, 0, &RefusedError{kind, string(data)}
 		}
 	}
 	data := be.AppendUint32(nil, uint32(len(export)))
 	data = append(data, export...)
 	data = be.AppendUint16(data, 0)
-	if err := option(w, optGo, data); err != nil {
+	if err := option(w, nbdproto.OptGo, data); err != nil {
 		return 0, 0, err
 	}
 	for {
-		kind, data, err := optionReply(r, optGo)
+		kind, data, err := optionReply(r, nbdproto.OptGo)
 		switch {
 		case err != nil:
 			return 0, 0, err
-		case kind == repAck && flags != 0:
+		case kind == nbdproto.RepAck && flags != 0:
 			return size, flags, nil
-		case kind == repInfo && len(data) >= 12 && be.Uint16(data) == infoExport:
+		case kind == nbdproto.RepInfo && len(data) >= 12 && be.Uint16(data) == nbdproto.InfoExport:
 			size, flags = int64(be.Uint64(data[2:])), be.Uint16(data[10:])
-		case kind == repInfo:
+		case kind == nbdproto.RepInfo:
 		case kind&repErr != 0:
 			return 0, 0, &RefusedError{kind, string(data)}
 		default:
@@ -137,7 +109,7 @@ func negotiate(w io.Writer, r *bufio.Reader, export string, structured bool) (si
 }
 
 func option(w io.Writer, opt uint32, data []byte) error {
-	b := binary.BigEndian.AppendUint64(nil, magicOption)
+	b := binary.BigEndian.AppendUint64(nil, nbdproto.MagicOption)
 	b = binary.BigEndian.AppendUint32(b, opt)
 	b = binary.BigEndian.AppendUint32(b, uint32(len(data)))
 	_, err := w.Write(append(b, data...))
@@ -151,7 +123,7 @@ func optionReply(r io.Reader, opt uint32) (kind uint32, data []byte, err error) 
 	}
 	be := binary.BigEndian
 	n := be.Uint32(h[16:])
-	if be.Uint64(h[:]) != magicOptReply || be.Uint32(h[8:]) != opt || n > maxReply {
+	if be.Uint64(h[:]) != nbdproto.MagicOptReply || be.Uint32(h[8:]) != opt || n > maxReply {
 		return 0, nil, fmt.Errorf("%w: reply to option %d: % x", errProtocol, opt, h)
 	}
 	data = make([]byte, n)
@@ -163,12 +135,12 @@ func optionReply(r io.Reader, opt uint32) (kind uint32, data []byte, err error) 
 func appendRequest(b []byte, r *Request, cookie uint64) []byte {
 	var flags uint16
 	if r.FUA {
-		flags |= cmdFlagFUA
+		flags |= nbdproto.CmdFlagFUA
 	}
 	if r.NoHole {
-		flags |= cmdFlagNoHole
+		flags |= nbdproto.CmdFlagNoHole
 	}
-	b = binary.BigEndian.AppendUint32(b, magicRequest)
+	b = binary.BigEndian.AppendUint32(b, nbdproto.MagicRequest)
 	b = binary.BigEndian.AppendUint16(b, flags)
 	b = binary.BigEndian.AppendUint16(b, uint16(r.Command))
 	b = binary.BigEndian.AppendUint64(b, cookie)
@@ -193,9 +165,9 @@ func readReply(r *bufio.Reader) (reply, error) {
 		return reply{}, err
 	}
 	switch be.Uint32(h[:]) {
-	case magicSimple:
+	case nbdproto.MagicSimple:
 		return reply{errno: Errno(be.Uint32(h[4:])), cookie: be.Uint64(h[8:])}, nil
-	case magicStructured:
+	case nbdproto.MagicStructured:
 		if _, err := io.ReadFull(r, h[16:]); err != nil {
 			return reply{}, err
 		}
