@@ -25,10 +25,7 @@ func (p *Pool) Export(ctx context.Context) error {
 	if err := p.drain(ctx); err != nil {
 		return err
 	}
-	err := p.settle(ctx)
-	if err == nil {
-		err = p.region.Remove()
-	}
+	err := p.settleWhole(ctx)
 	if err == nil {
 		err = relabel(p.set, func(l *Label) { l.Exported = true })
 	}

@@ -70,6 +70,31 @@ func twoDevices(t *testing.T) *rig {
 
 var fiveBlocks = map[int64]byte{0: 1, 1: 2, 2: 3, 3: 4, 4: 5}
 
+// A pool whose cache is on its way to the region may be closed and exported: nothing is done
+// any more in a region that was removed.
+func TestCloseBesideCache(t *testing.T) {
+	for name, end := range map[string]func(*Pool) error{
+		"close":  func(p *Pool) error { return p.Close(t.Context()) },
+		"export": func(p *Pool) error { return p.Export(t.Context()) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, 1, testSize)
+			r.cacheBytes = 256 << 20
+			r.mustOpen()
+			if err := write(r.volume("v", 1<<20), 0, pattern(1)); err != nil {
+				t.Fatal(err)
+			}
+			r.stop()
+			if err := end(r.Pool); err != nil {
+				t.Fatal(err)
+			}
+			r.moved()
+			r.mustOpen()
+			r.holds(map[int64]byte{0: 1})
+		})
+	}
+}
+
 // A pool that was exported needs nothing of the host that it was on, and serves
 // another guest under another name; while it does, nothing says exported any more.
 func TestExport(t *testing.T) {
