@@ -9,6 +9,7 @@ import (
 // brokenQueue fails as a queue may: it takes no requests, or gives back an
 // error, or fewer requests than it took.
 type brokenQueue struct {
+	Plain
 	submit, wait error
 	lose         int
 	took         []*Request

@@ -114,12 +114,16 @@ func (d *Device) NewQueue(int) (hpdi.Queue, error) { return &queue{d: d}, nil }
 // Register implements hpdi.Device.
 func (d *Device) Register([]byte) error { return nil }
 
+// Unregister implements hpdi.Device.
+func (d *Device) Unregister([]byte) error { return nil }
+
 // Close implements hpdi.Device. What the device holds stays, for whoever opens
 // its pool again.
 func (d *Device) Close() error { return nil }
 
 // queue carries requests out when they are submitted.
 type queue struct {
+	hpdi.Plain
 	d    *Device
 	done []*hpdi.Request
 }

@@ -98,7 +98,7 @@ type timed struct {
 }
 
 func (t *timed) Info() hpdi.Info {
-	info := t.Device.Info()
+	info := t.Device.Info().Plain()
 	info.Rotates = t.d != nil && t.d.rotates()
 	return info
 }

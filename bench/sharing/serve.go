@@ -157,6 +157,9 @@ func (d *slow) NewQueue(depth int) (hpdi.Queue, error) {
 	return &slowQueue{Queue: q, d: d}, nil
 }
 
+// Info leaves out what a queue that gives requests back late does not have.
+func (d *slow) Info() hpdi.Info { return d.Device.Info().Plain() }
+
 // slowQueue gives requests back when the device would have done them.
 type slowQueue struct {
 	hpdi.Queue

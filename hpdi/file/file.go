@@ -193,6 +193,9 @@ func (d *device) Info() hpdi.Info { return d.info }
 // of pages per request, but locks the memory once for each queue.
 func (d *device) Register([]byte) error { return nil }
 
+// Unregister does nothing.
+func (d *device) Unregister([]byte) error { return nil }
+
 // NewQueue returns a queue that takes up to depth requests at once.
 func (d *device) NewQueue(depth int) (hpdi.Queue, error) {
 	if depth < 1 || depth > MaxDepth {

@@ -19,6 +19,7 @@ const syncWorkers = 8
 //
 // 0 <= inflight <= depth = cap(work), so that sending to work never blocks.
 type syncQueue struct {
+	hpdi.Plain
 	dev    *device
 	depth  int
 	work   chan *hpdi.Request

@@ -38,6 +38,7 @@ type slot struct {
 //
 //	ring.unsubmitted() <= depth - len(free) <= depth
 type uringQueue struct {
+	hpdi.Plain
 	dev  *device
 	ring *ring
 	mem  []byte // the slots' iovecs

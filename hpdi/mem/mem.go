@@ -61,6 +61,9 @@ func (d *device) Info() hpdi.Info { return d.info }
 // Register does nothing: every access is a copy.
 func (d *device) Register([]byte) error { return nil }
 
+// Unregister does nothing.
+func (d *device) Unregister([]byte) error { return nil }
+
 // NewQueue returns a queue. Its depth does not matter, as requests complete
 // when they are submitted.
 func (d *device) NewQueue(depth int) (hpdi.Queue, error) {
@@ -119,6 +122,7 @@ func (d *device) do(r *hpdi.Request) {
 
 // queue is a path to the device for one goroutine at a time.
 type queue struct {
+	hpdi.Plain
 	dev    *device
 	done   []*hpdi.Request
 	closed bool

@@ -169,6 +169,9 @@ func (d *device) Info() hpdi.Info { return d.info }
 // Register does nothing: the kernel takes payload from wherever it lies.
 func (d *device) Register([]byte) error { return nil }
 
+// Unregister does nothing.
+func (d *device) Unregister([]byte) error { return nil }
+
 // NewQueue returns a queue on one of the connections. How many requests are under way at once
 // is for the server to limit: who submits more waits until it reads them.
 func (d *device) NewQueue(depth int) (hpdi.Queue, error) {

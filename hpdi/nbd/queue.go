@@ -10,6 +10,7 @@ import (
 
 // queue is a path to the device. Several share a connection.
 type queue struct {
+	hpdi.Plain
 	d      *device
 	l      *link
 	closed bool       // of the owner

@@ -26,6 +26,7 @@ type paced struct {
 func (d *paced) NewQueue(int) (hpdi.Queue, error) { return &pacedQueue{d: d}, nil }
 
 type pacedQueue struct {
+	hpdi.Plain
 	d     *paced
 	reqs  []*hpdi.Request
 	bytes int64

@@ -19,9 +19,13 @@ type void struct{ info hpdi.Info }
 func (v void) Info() hpdi.Info                  { return v.info }
 func (v void) NewQueue(int) (hpdi.Queue, error) { return &voidQueue{}, nil }
 func (v void) Register([]byte) error            { return nil }
+func (v void) Unregister([]byte) error          { return nil }
 func (v void) Close() error                     { return nil }
 
-type voidQueue struct{ done []*hpdi.Request }
+type voidQueue struct {
+	hpdi.Plain
+	done []*hpdi.Request
+}
 
 func (q *voidQueue) Submit(reqs ...*hpdi.Request) error {
 	for _, r := range reqs {

@@ -109,7 +109,7 @@ func (q *queue) reap(i, n int) {
 func (q *queue) fail(i int, err error) {
 	s := &q.sides[i]
 	_ = s.Close() // waits for what is under way
-	s.Queue = broken{err}
+	s.Queue = broken{err: err}
 	for n := len(s.flying); n > 0; n = len(s.flying) {
 		p := s.flying[n-1]
 		p.Err = err

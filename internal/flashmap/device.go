@@ -325,6 +325,11 @@ func (d *device) Register(mem []byte) error {
 	return errors.Join(d.primary.Register(mem), d.f.io.Device.Register(mem))
 }
 
+// Unregister makes both devices forget memory.
+func (d *device) Unregister(mem []byte) error {
+	return errors.Join(d.primary.Unregister(mem), d.f.io.Device.Unregister(mem))
+}
+
 // Close closes the primary and leaves the flash device open.
 func (d *device) Close() error {
 	primary, err := d.Detach()

@@ -18,6 +18,7 @@ const (
 
 // queue is a path to a device: a queue of each of its sides.
 type queue struct {
+	hpdi.Plain
 	d     *device
 	sides [2]side
 	// observer is told of requests; nil when nobody wants to know.
@@ -99,7 +100,7 @@ func (d *device) NewQueue(depth int) (hpdi.Queue, error) {
 	q.sides[onPrimary].Queue = primary
 	if q.sides[onFlash].Queue, err = d.f.io.Device.NewQueue(depth); err != nil {
 		// What is not on flash is not disturbed.
-		q.sides[onFlash].Queue = broken{fmt.Errorf("open a queue: %w", err)}
+		q.sides[onFlash].Queue = broken{err: fmt.Errorf("open a queue: %w", err)}
 	}
 	if d.observe != nil {
 		q.observer = d.observe()
@@ -111,7 +112,10 @@ func (d *device) NewQueue(depth int) (hpdi.Queue, error) {
 }
 
 // broken stands for a queue that works no more.
-type broken struct{ err error }
+type broken struct {
+	hpdi.Plain
+	err error
+}
 
 func (b broken) Submit(...*hpdi.Request) error { return b.err }
 func (b broken) Wait(_ int, done []*hpdi.Request) ([]*hpdi.Request, error) {

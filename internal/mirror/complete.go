@@ -102,7 +102,7 @@ func (q *queue) fail(p *path, err error) {
 	if _, never := p.Queue.(broken); !never {
 		_ = p.disk.unuse()
 	}
-	p.Queue, p.flight = broken{err}, 0
+	p.Queue, p.flight = broken{err: err}, 0
 	for _, op := range slices.Clone(q.pending) {
 		for i := range op.parts {
 			if x := &op.parts[i]; x.disk != nil && x.disk == p.disk {

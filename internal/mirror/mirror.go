@@ -81,10 +81,21 @@ func (m *Mirror) Generation() uint64 {
 
 // Register makes memory known to all copies.
 func (m *Mirror) Register(mem []byte) error {
+	return m.each(func(d hpdi.Device) error { return d.Register(mem) })
+}
+
+// Unregister makes all copies forget memory, those that came later and have never
+// known it included.
+func (m *Mirror) Unregister(mem []byte) error {
+	return m.each(func(d hpdi.Device) error { return d.Unregister(mem) })
+}
+
+// each calls a function with the devices of the copies that are there.
+func (m *Mirror) each(do func(hpdi.Device) error) error {
 	var errs []error
 	for _, c := range m.copies {
 		if d := c.present(); d != nil && d.use() {
-			errs = append(errs, d.dev.Register(mem), d.unuse())
+			errs = append(errs, do(d.dev), d.unuse())
 		}
 	}
 	return errors.Join(errs...)

@@ -11,6 +11,7 @@ import (
 // queue is a path to the mirror: a queue of each copy's disk, opened when it is
 // needed.
 type queue struct {
+	hpdi.Plain
 	m     *Mirror
 	depth int
 
@@ -183,7 +184,7 @@ func (q *queue) refresh() {
 		if err != nil {
 			// Writes must not pass the copy by as if it were absent.
 			err = errors.Join(fmt.Errorf("open a queue of device %s: %w", want.dev.Info().Name, err), want.unuse())
-			in = broken{err}
+			in = broken{err: err}
 			p.Queue, p.disk = in, want
 			continue
 		}
@@ -201,7 +202,10 @@ func (q *queue) drop(p *path) {
 }
 
 // broken stands for a queue that could not be opened.
-type broken struct{ err error }
+type broken struct {
+	hpdi.Plain
+	err error
+}
 
 func (b broken) Submit(...*hpdi.Request) error { return b.err }
 func (b broken) Wait(_ int, done []*hpdi.Request) ([]*hpdi.Request, error) {

@@ -124,6 +124,9 @@ func (h *handle) Info() hpdi.Info {
 // Register does nothing.
 func (h *handle) Register([]byte) error { return nil }
 
+// Unregister does nothing.
+func (h *handle) Unregister([]byte) error { return nil }
+
 // Close gives the lock back.
 func (h *handle) Close() error {
 	h.d.w.post(nil, func() {
@@ -149,6 +152,7 @@ func (h *handle) NewQueue(int) (hpdi.Queue, error) {
 
 // queue is one goroutine's path to a handle.
 type queue struct {
+	hpdi.Plain
 	h    *handle
 	more chan struct{} // holds a token when done has grown
 

@@ -162,6 +162,9 @@ func (d *Crash) Info() hpdi.Info {
 // Register does nothing.
 func (d *Crash) Register([]byte) error { return d.usable() }
 
+// Unregister does nothing.
+func (d *Crash) Unregister([]byte) error { return d.usable() }
+
 // Close ends this handle. Reopen gives another.
 func (d *Crash) Close() error {
 	if d.closed.Swap(true) {
@@ -233,6 +236,7 @@ func (d *Crash) run(r *hpdi.Request) *change {
 // crashQueue runs requests as they are submitted and returns them, in an order
 // by seed, from Wait.
 type crashQueue struct {
+	hpdi.Plain
 	d      *Crash
 	rng    *rand.Rand
 	done   []finished

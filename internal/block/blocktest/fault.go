@@ -94,7 +94,7 @@ func (f *Fault) Shorten(size int64) {
 
 // Info describes the wrapped device, shortened if so told.
 func (f *Fault) Info() hpdi.Info {
-	info := f.dev.Info()
+	info := f.dev.Info().Plain()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	info.Size = min(info.Size, f.size)
@@ -103,6 +103,9 @@ func (f *Fault) Info() hpdi.Info {
 
 // Register passes through.
 func (f *Fault) Register(mem []byte) error { return f.dev.Register(mem) }
+
+// Unregister passes through.
+func (f *Fault) Unregister(mem []byte) error { return f.dev.Unregister(mem) }
 
 // Close passes through.
 func (f *Fault) Close() error { return f.dev.Close() }
@@ -186,6 +189,7 @@ type shadow struct {
 
 // faultQueue is used by one goroutine; only held requests bring others.
 type faultQueue struct {
+	hpdi.Plain
 	f       *Fault
 	in      hpdi.Queue
 	flight  int // requests submitted to in and not returned by it
