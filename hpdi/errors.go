@@ -30,6 +30,9 @@ var (
 	ErrNoSpace = errors.New("no space left")
 	// ErrIO: the device, or what serves it, has failed at the request.
 	ErrIO = errors.New("input or output error")
+	// ErrProperty: a URI has a property that its driver does not take, or one with a
+	// value that it cannot have.
+	ErrProperty = errors.New("property")
 	// ErrNoCopy: the copy that was asked for is away or not filled yet.
 	ErrNoCopy = errors.New("this copy is away or not filled yet")
 	// ErrLocked: somebody else has the device open.

@@ -29,10 +29,13 @@ var assemblers = []string{"internal/host", "internal/guest", "internal/dump", "i
 // table are one layer.
 var layers = [][]layer{
 	{
+		{path: "internal/units", only: none, why: "people write numbers of bytes in one way, whoever reads them"},
+	},
+	{
 		{path: "internal/block", only: none, why: "the vocabulary means the same everywhere because it depends on nothing"},
-		{path: "hpdi", only: none, why: "the device interface is public: a program outside must be able to use all of it, so it exports no internal type"},
+		{path: "hpdi", only: []string{"internal/units"}, why: "the device interface is public: a program outside must be able to use all of it, so it exports no internal type"},
 		{path: "internal/nbdproto", only: none, why: "the numbers of a protocol are the same at both ends"},
-		{path: "internal/config", only: none, why: "configuration is plain data; who uses it decides what it means"},
+		{path: "internal/config", only: []string{"internal/units"}, why: "configuration is plain data; who uses it decides what it means"},
 		{path: "internal/crash", only: none, by: assemblers, why: "what is left of a failure must be kept whatever has failed"},
 		{path: "internal/planted", only: none, why: "a planted fault is a condition in somebody else's code and knows nothing of it"},
 		{path: "internal/release", only: none, why: "what a build says of itself must not depend on what it can do"},

@@ -144,19 +144,6 @@ func TestPolicy(t *testing.T) {
 	}
 }
 
-func TestSize(t *testing.T) {
-	for s, want := range map[string]Size{"0": 0, "4096": 4096, "64GiB": 64 << 30, "64g": 64 << 30, "1.5 T": 3 << 39, "500MB": 500e6, "9007199254740993": 9007199254740993} {
-		if got, err := ParseSize(s); err != nil || got != want {
-			t.Errorf("%s: %d, %v", s, got, err)
-		}
-	}
-	for _, s := range []string{"", "G", "-1", "1X", "9999999P"} {
-		if got, err := ParseSize(s); err == nil {
-			t.Errorf("%q gave %d", s, got)
-		}
-	}
-}
-
 func FuzzParse(f *testing.F) {
 	f.Add([]byte("log: 1G\nguests: [{name: a, port: 0}]\n"))
 	f.Add([]byte("exports: {v: {read_only: true}}"))

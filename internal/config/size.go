@@ -1,43 +1,19 @@
 package config
 
 import (
-	"fmt"
-	"math"
-	"strconv"
 	"strings"
+
+	"github.com/pollux-storage/pollux/internal/units"
 )
 
 // Size is a number of bytes that is written as people write it.
 type Size int64
 
-// units by their names in lower case. A bare letter is binary, as storage
-// tools have it; the decimal units are spelled out.
-var units = map[string]float64{
-	"": 1, "b": 1,
-	"k": 1 << 10, "kib": 1 << 10, "kb": 1e3,
-	"m": 1 << 20, "mib": 1 << 20, "mb": 1e6,
-	"g": 1 << 30, "gib": 1 << 30, "gb": 1e9,
-	"t": 1 << 40, "tib": 1 << 40, "tb": 1e12,
-	"p": 1 << 50, "pib": 1 << 50, "pb": 1e15,
-}
-
 // ParseSize reads "64GiB", "64G" (the same), "1.5T", "500MB" or a number of
 // bytes.
 func ParseSize(s string) (Size, error) {
-	t := strings.TrimSpace(s)
-	i := len(t)
-	for i > 0 && (t[i-1] < '0' || t[i-1] > '9') && t[i-1] != '.' {
-		i--
-	}
-	unit, ok := units[strings.ToLower(strings.TrimSpace(t[i:]))]
-	n, err := strconv.ParseFloat(t[:i], 64)
-	if !ok || err != nil || i == 0 || n < 0 || n*unit >= math.MaxInt64 {
-		return 0, fmt.Errorf("%q is not a size such as 64GiB, 512M or 1048576", s)
-	}
-	if whole, err := strconv.ParseInt(t[:i], 10, 64); err == nil {
-		return Size(whole) * Size(unit), nil // exact beyond 2^53
-	}
-	return Size(n * unit), nil
+	n, err := units.Parse(s)
+	return Size(n), err
 }
 
 // UnmarshalYAML reads a size.
@@ -51,14 +27,4 @@ func (s *Size) UnmarshalYAML(p []byte) error {
 }
 
 // String writes the largest binary unit that divides the size.
-func (s Size) String() string {
-	for _, u := range []struct {
-		name string
-		n    Size
-	}{{"TiB", 1 << 40}, {"GiB", 1 << 30}, {"MiB", 1 << 20}, {"KiB", 1 << 10}} {
-		if s >= u.n && s%u.n == 0 {
-			return fmt.Sprintf("%d%s", s/u.n, u.name)
-		}
-	}
-	return strconv.FormatInt(int64(s), 10)
-}
+func (s Size) String() string { return units.Format(int64(s)) }
