@@ -13,6 +13,9 @@ var (
 	ErrAlign = errors.New("not aligned to the device's block size")
 	// ErrUnsupported: the device cannot do this operation.
 	ErrUnsupported = errors.New("operation not supported by the device")
+	// ErrMemory: a vector is not in memory that the device can share with its peer,
+	// see Info.SharedMemory.
+	ErrMemory = errors.New("memory is not from hpdi.Alloc and cannot be shared with the device")
 	// ErrExtents: a block status has no place for its answer, or holds an old one.
 	ErrExtents = errors.New("extents are not empty with a capacity of at least one")
 	// ErrReadOnly: the device was opened for reading only.

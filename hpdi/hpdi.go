@@ -46,15 +46,18 @@ type Info struct {
 	Size      int64  // bytes, a multiple of BlockSize
 	BlockSize int    // bytes: alignment and granularity of every request
 	Direct    bool   // I/O bypasses the page cache
-	Discard   bool   // OpDiscard is supported
-	Zeroes    bool   // OpWriteZeroes is supported without writing data
-	Durable   bool   // writes may be Durable
-	ReadOnly  bool   // only OpRead, OpFlush and OpStatus are served
-	Rotates   bool   // going from one place to another costs a seek, or nobody knows that it does not
-	Status    bool   // OpStatus is supported
-	Event     bool   // queues have a descriptor for poll and epoll
-	Cancel    Cancel // which requests Queue.Cancel and Request.Deadline reach
-	Note      string // why a faster way was not taken, empty when none was missed
+	// SharedMemory says that vectors must lie in memory of [Alloc], which a peer can
+	// map; a request with other memory ends with ErrMemory.
+	SharedMemory bool
+	Discard      bool   // OpDiscard is supported
+	Zeroes       bool   // OpWriteZeroes is supported without writing data
+	Durable      bool   // writes may be Durable
+	ReadOnly     bool   // only OpRead, OpFlush and OpStatus are served
+	Rotates      bool   // going from one place to another costs a seek, or nobody knows that it does not
+	Status       bool   // OpStatus is supported
+	Event        bool   // queues have a descriptor for poll and epoll
+	Cancel       Cancel // which requests Queue.Cancel and Request.Deadline reach
+	Note         string // why a faster way was not taken, empty when none was missed
 }
 
 // Plain returns the information without what queues that embed [Plain] do not

@@ -242,6 +242,7 @@ func (i Info) List() []Setting {
 		size("size", i.Size, "Bytes that the device has"),
 		size("block-size", int64(i.BlockSize), "Alignment and granularity of requests in bytes"),
 		flag("direct", i.Direct, "Requests bypass the page cache, and their memory is aligned to block-size"),
+		flag("shared-memory", i.SharedMemory, "Memory of requests must come from the library's Alloc"),
 		flag("discard", i.Discard, "Ranges may be discarded"),
 		flag("write-zeroes", i.Zeroes, "Zeroes may be written without sending them"),
 		flag("durable", i.Durable, "Writes may be durable when they complete, without a flush"),

@@ -113,7 +113,7 @@ func TestInfoList(t *testing.T) {
 		}
 	}
 	for name, want := range map[string]string{
-		"name": "disk", "driver": "mem", "size": "3MiB", "block-size": "4KiB", "direct": "off", "discard": "on",
+		"name": "disk", "driver": "mem", "size": "3MiB", "block-size": "4KiB", "direct": "off", "shared-memory": "off", "discard": "on",
 		"write-zeroes": "off", "durable": "off", "read-only": "off", "rotates": "off", "block-status": "on",
 		"event": "off", "cancel": "queued", "note": "slow",
 	} {

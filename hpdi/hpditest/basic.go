@@ -113,11 +113,19 @@ func testManyVectors(t *testing.T, d hpdi.Device) {
 }
 
 // testGoHeap passes memory of the Go heap, which a driver must keep alive and
-// in place.
+// in place, or must refuse as memory that no peer can map.
 func testGoHeap(t *testing.T, d hpdi.Device) {
 	q := newQueue(t, d, 32)
 	defer closeQueue(t, q)
 	bs := d.Info().BlockSize
+	if d.Info().SharedMemory {
+		for _, r := range []*hpdi.Request{read(0, heap(bs)), write(0, heap(bs))} {
+			if err := hpdi.Do(q, r); !errors.Is(err, hpdi.ErrMemory) {
+				t.Errorf("%s with memory that cannot be shared: %v, want %v", r.Op, err, hpdi.ErrMemory)
+			}
+		}
+		return
+	}
 	for round := range 8 {
 		reqs := make([]*hpdi.Request, 32)
 		for i := range reqs {
