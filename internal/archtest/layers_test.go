@@ -36,6 +36,7 @@ var layers = [][]layer{
 		{path: "hpdi", only: []string{"internal/units"}, why: "the device interface is public: a program outside must be able to use all of it, so it exports no internal type"},
 		{path: "internal/nbdproto", only: none, why: "the numbers of a protocol are the same at both ends"},
 		{path: "internal/config", only: []string{"internal/units"}, why: "configuration is plain data; who uses it decides what it means"},
+		{path: "internal/virtio", only: none, why: "the layout of a queue is the same at both ends, whatever memory it is in"},
 		{path: "internal/crash", only: none, by: assemblers, why: "what is left of a failure must be kept whatever has failed"},
 		{path: "internal/planted", only: none, why: "a planted fault is a condition in somebody else's code and knows nothing of it"},
 		{path: "internal/release", only: none, why: "what a build says of itself must not depend on what it can do"},
@@ -49,7 +50,7 @@ var layers = [][]layer{
 		{path: "internal/control", only: []string{"internal/block", "hpdi"}, why: "clients of the management interface must not pull in the storage they manage"},
 	},
 	{
-		{path: "hpdi/...", only: []string{"hpdi", "internal/nbdproto"}, by: assemblers, why: "a driver is public and knows only the interface; nobody but who assembles the program knows a driver"},
+		{path: "hpdi/...", only: []string{"hpdi", "internal/nbdproto", "internal/virtio"}, by: assemblers, why: "a driver is public and knows only the interface; nobody but who assembles the program knows a driver"},
 		{path: "internal/block/blocktest", only: []string{"hpdi", "internal/block"}, tests: true, why: "faults are injected by tests, never compiled into the program"},
 		{path: "internal/flashmap", only: []string{"hpdi", "internal/block", "internal/ondisk", "internal/planted", "internal/stack"}, why: "the flash layer is a device made of devices; volumes and names reach it only as extents and attributes"},
 		{path: "internal/flashmap/collect", only: []string{"hpdi", "internal/block", "internal/config", "internal/ondisk"}, why: "how a device is used is counted the same whatever is decided by it"},
