@@ -38,6 +38,7 @@ var layers = [][]layer{
 		{path: "internal/config", only: []string{"internal/units"}, why: "configuration is plain data; who uses it decides what it means"},
 		{path: "internal/virtio", only: none, why: "the layout of a queue is the same at both ends, whatever memory it is in"},
 		{path: "internal/crash", only: none, by: assemblers, why: "what is left of a failure must be kept whatever has failed"},
+		{path: "internal/spin", only: none, why: "how long somebody looks before sleeping depends on what comes, not on what it is"},
 		{path: "internal/planted", only: none, why: "a planted fault is a condition in somebody else's code and knows nothing of it"},
 		{path: "internal/release", only: none, why: "what a build says of itself must not depend on what it can do"},
 		{path: "internal/archtest", only: none, by: none, why: "it watches the program and is no part of it"},
@@ -50,7 +51,7 @@ var layers = [][]layer{
 		{path: "internal/control", only: []string{"internal/block", "hpdi"}, why: "clients of the management interface must not pull in the storage they manage"},
 	},
 	{
-		{path: "hpdi/...", only: []string{"hpdi", "internal/nbdproto", "internal/virtio"}, by: assemblers, why: "a driver is public and knows only the interface; nobody but who assembles the program knows a driver"},
+		{path: "hpdi/...", only: []string{"hpdi", "internal/nbdproto", "internal/virtio", "internal/spin"}, by: assemblers, why: "a driver is public and knows only the interface; nobody but who assembles the program knows a driver"},
 		{path: "internal/block/blocktest", only: []string{"hpdi", "internal/block"}, tests: true, why: "faults are injected by tests, never compiled into the program"},
 		{path: "internal/flashmap", only: []string{"hpdi", "internal/block", "internal/ondisk", "internal/planted", "internal/stack"}, why: "the flash layer is a device made of devices; volumes and names reach it only as extents and attributes"},
 		{path: "internal/flashmap/collect", only: []string{"hpdi", "internal/block", "internal/config", "internal/ondisk"}, why: "how a device is used is counted the same whatever is decided by it"},
@@ -87,7 +88,7 @@ var layers = [][]layer{
 		{path: "internal/pool", by: append([]string{"internal/guest"}, assemblers...), why: "the pool assembles storage; below the guest nobody needs more than a part of it"},
 	},
 	{
-		{path: "internal/export/...", only: []string{"internal/block", "internal/nbdproto"}, by: assemblers, why: "a protocol serves any block.Volume and must stay testable on one in memory"},
+		{path: "internal/export/...", only: []string{"internal/block", "internal/nbdproto", "internal/spin"}, by: assemblers, why: "a protocol serves any block.Volume and must stay testable on one in memory"},
 		{path: "internal/partner", only: []string{"internal/block", "internal/planted"}, by: assemblers, steps: true, why: "the takeover protocol is a pure machine: what it says must follow from what it was told"},
 		{path: "internal/identity", only: []string{"internal/block"}, by: assemblers, why: "addresses and names are moved by who has fenced, and know nothing of what they lead to"},
 	},
