@@ -32,7 +32,7 @@ type iovec struct {
 
 // allocIovecs returns n iovecs outside the Go heap and the memory to free.
 func allocIovecs(n int) ([]iovec, []byte, error) {
-	mem, err := hpdi.Alloc(n * int(unsafe.Sizeof(iovec{})))
+	mem, err := hpdi.AllocPrivate(n * int(unsafe.Sizeof(iovec{})))
 	if err != nil {
 		return nil, nil, err
 	}

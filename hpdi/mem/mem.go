@@ -37,7 +37,7 @@ func New(name string, size int64) (hpdi.Device, error) {
 	if size <= 0 || size%BlockSize != 0 {
 		return nil, fmt.Errorf("memory device %s: size %d is not a positive multiple of %d bytes", name, size, BlockSize)
 	}
-	mem, err := hpdi.Alloc(int(size))
+	mem, err := hpdi.AllocPrivate(int(size))
 	if err != nil {
 		return nil, fmt.Errorf("memory device %s: %w", name, err)
 	}

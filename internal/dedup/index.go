@@ -99,7 +99,7 @@ func IndexSize(limit int64) int64 {
 // NewIndex returns an empty index of IndexSize.
 func NewIndex(limit int64) (*Index, error) {
 	size := IndexSize(limit)
-	mem, err := hpdi.Alloc(int(size))
+	mem, err := hpdi.AllocPrivate(int(size))
 	if err != nil {
 		return nil, fmt.Errorf("index of fingerprints of %d bytes: %w", size, err)
 	}

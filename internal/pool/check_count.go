@@ -37,7 +37,7 @@ func newWindow(devs []uint64, size uint64) (*window, error) {
 		w.base = append(w.base, w.end()+n)
 	}
 	size = min(size, w.end())
-	mem, err := hpdi.Alloc(int(2 * size))
+	mem, err := hpdi.AllocPrivate(int(2 * size))
 	if err != nil {
 		return nil, fmt.Errorf("recount of %d blocks: %w", size, err)
 	}

@@ -49,7 +49,7 @@ func NewDevice(blocks, first uint64) (*Device, error) {
 	if d.counts, err = newCounts(tracks); err != nil {
 		return nil, fmt.Errorf("reference counts of %d blocks: %w", blocks, err)
 	}
-	mem, err := hpdi.Alloc(2 * tracks)
+	mem, err := hpdi.AllocPrivate(2 * tracks)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("free blocks of %d tracks: %w", tracks, err), d.counts.close())
 	}

@@ -28,7 +28,7 @@ func (s *slabs) at(i int) []uint64 {
 // add returns the number of a new slab, zeroed.
 func (s *slabs) add() (int, error) {
 	if s.n == len(s.chunks)*(chunkWords/s.size) {
-		mem, err := hpdi.Alloc(chunkWords * 8)
+		mem, err := hpdi.AllocPrivate(chunkWords * 8)
 		if err != nil {
 			return 0, err
 		}
