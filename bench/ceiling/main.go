@@ -112,16 +112,20 @@ func (m *memory) Stage(_ context.Context, off int64, n int) (block.Write, error)
 	return m.TryStage(off, n)
 }
 
-func (m *memory) Trim(_ context.Context, off, n int64) error {
+func (m *memory) Trim(_ context.Context, off, n int64, _ block.Tag) error {
 	clear(m.mem[off : off+n])
 	return nil
 }
 
-func (m *memory) WriteZeroes(ctx context.Context, off, n int64, _ bool) error {
-	return m.Trim(ctx, off, n)
+func (m *memory) WriteZeroes(ctx context.Context, off, n int64, _ bool, _ block.Tag) error {
+	return m.Trim(ctx, off, n, block.Tag{})
 }
 
 func (m *memory) Flush(context.Context) error { return nil }
+
+func (m *memory) OpenSession(context.Context, block.SessionID, int, int) (block.Session, error) {
+	return nil, block.ErrUnsupported // it dies with its server
+}
 
 func (m *memory) Status(_ context.Context, off, n int64, _ int, ext []block.Extent) ([]block.Extent, error) {
 	return append(ext, block.Extent{Offset: off, Length: n}), nil
@@ -134,6 +138,7 @@ type write struct {
 }
 
 func (w *write) Buffers() [][]byte            { return w.bufs[:] }
+func (w *write) SetTag(block.Tag)             {}
 func (w *write) TryCommit() (bool, error)     { w.Abort(); return true, nil }
 func (w *write) Commit(context.Context) error { w.Abort(); return nil }
 func (w *write) Abort()                       { w.m.writes.Put(w) }

@@ -10,6 +10,7 @@ import (
 	"github.com/dustin/go-humanize"
 
 	"github.com/pollux-storage/pollux/bench/counting"
+	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/pool"
 )
 
@@ -65,7 +66,7 @@ func free(ctx context.Context, o options) (err error) {
 	return profiled(o, func() error {
 		return errors.Join(
 			row("nothing", func() error { return nil }, 0),
-			row("trim of 1 TiB", func() error { return trimmed.Trim(ctx, 0, 1<<40) }, int64(o.size)),
+			row("trim of 1 TiB", func() error { return trimmed.Trim(ctx, 0, 1<<40, block.Tag{}) }, int64(o.size)),
 			row("nothing", func() error { return nil }, 0),
 			row("delete", func() error { return r.DeleteVolume(ctx, "deleted") }, int64(o.size)),
 			row("nothing", func() error { return nil }, 0),

@@ -18,8 +18,12 @@ type VolumeInfo struct {
 // A write or trim that has returned nil survives the death of the guest. It
 // survives a power cut of the host once a Flush that was called after it has
 // returned.
+//
+// A write or trim with a Tag is atomic in the operation log: after the death of the
+// guest the whole change is there and [Session.Done] says so, or nothing of it.
 type Volume interface {
 	Info() VolumeInfo
+	Sessions
 
 	// TryRead fills p from memory alone. It returns false, with p undefined,
 	// when that would need a device.
@@ -34,12 +38,12 @@ type Volume interface {
 	// off (at most MaxIO) and waits for room, until ctx ends.
 	Stage(ctx context.Context, off int64, n int) (Write, error)
 
-	// Trim makes a range read as zero and frees its space.
-	Trim(ctx context.Context, off, n int64) error
+	// Trim makes a range read as zero and frees its space. The tag may be zero.
+	Trim(ctx context.Context, off, n int64, tag Tag) error
 	// WriteZeroes makes a range read as zero. With punch false the space
 	// the zeroes would take stays reserved where the implementation can do
-	// so; thin volumes may punch all the same.
-	WriteZeroes(ctx context.Context, off, n int64, punch bool) error
+	// so; thin volumes may punch all the same. The tag may be zero.
+	WriteZeroes(ctx context.Context, off, n int64, punch bool, tag Tag) error
 	// Flush makes everything that was acknowledged before it, on any
 	// connection, survive a power cut of the host.
 	Flush(ctx context.Context) error
@@ -62,6 +66,9 @@ type Write interface {
 	// their lengths add up to the length of the write. They are invalid once
 	// the write has ended.
 	Buffers() [][]byte
+	// SetTag names the submission that the write belongs to, before it is
+	// committed. A tag of no open session makes the commit fail.
+	SetTag(tag Tag)
 	// TryCommit publishes the write as Commit does and returns true, or does
 	// nothing and returns false when that would have to wait (for a partial
 	// block whose rest must be read from a device, or for space to be freed).

@@ -55,7 +55,7 @@ func churn(r *rig, v block.Volume, m *blocktest.Model, rng *rand.Rand, n int) er
 		switch rng.IntN(12) {
 		case 0:
 			id := m.Zero(at*block.Size, blocks*block.Size)
-			if err = v.Trim(ctx, at*block.Size, blocks*block.Size); err == nil {
+			if err = v.Trim(ctx, at*block.Size, blocks*block.Size, block.Tag{}); err == nil {
 				m.Ack(id)
 			}
 		case 1, 2:

@@ -147,7 +147,7 @@ func busy(r *rig, v block.Volume, m *blocktest.Model, rng *rand.Rand, blocks int
 		switch rng.IntN(12) {
 		case 0:
 			id := m.Zero(at*block.Size, k*block.Size)
-			if err = v.Trim(ctx, at*block.Size, k*block.Size); err == nil {
+			if err = v.Trim(ctx, at*block.Size, k*block.Size, block.Tag{}); err == nil {
 				m.Ack(id)
 			}
 		case 1:
@@ -424,7 +424,7 @@ func TestCleanerOfFullPool(t *testing.T) {
 		holds, _ := fill(t, r, v, rng)
 		verifyBlocks(t, v, holds)
 		r.mustCheck()
-		if err := v.Trim(context.Background(), 0, 1<<30); err != nil {
+		if err := v.Trim(context.Background(), 0, 1<<30, block.Tag{}); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -116,7 +116,7 @@ func (c *client) run(ctx context.Context, ops int) {
 		var err error
 		switch c.rng.IntN(8) {
 		case 0:
-			if err = c.v.Trim(ctx, off, n); err == nil {
+			if err = c.v.Trim(ctx, off, n, block.Tag{}); err == nil {
 				clear(c.want[off : off+n])
 			}
 		case 1:

@@ -92,7 +92,7 @@ func deviceError(t *testing.T, op hpdi.Op, late bool, skip, run int) bool {
 		}
 		attempt(r, func() error { return v.Flush(ctx) })
 		attempt(r, func() error { return r.Pool.Commit(ctx) })
-		attempt(r, func() error { return v.Trim(ctx, 0, 1<<20) })
+		attempt(r, func() error { return v.Trim(ctx, 0, 1<<20, block.Tag{}) })
 		for b := range int64(256) {
 			delete(holds, b)
 		}

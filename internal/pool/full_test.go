@@ -61,10 +61,10 @@ func TestFullPool(t *testing.T) {
 				var err error
 				switch round % 3 {
 				case 0:
-					err = v.Trim(ctx, 0, 1<<30)
+					err = v.Trim(ctx, 0, 1<<30, block.Tag{})
 				case 1:
 					for b := range holds {
-						if err = v.Trim(ctx, b*block.Size, block.Size); err != nil {
+						if err = v.Trim(ctx, b*block.Size, block.Size, block.Tag{}); err != nil {
 							break
 						}
 					}
@@ -192,7 +192,7 @@ func TestFullPoolOfScatteredBlocks(t *testing.T) {
 	if s := r.Stats(); s.LastError != "" {
 		t.Error(s.LastError)
 	}
-	if err := v.Trim(ctx, 0, 16<<40); err != nil {
+	if err := v.Trim(ctx, 0, 16<<40, block.Tag{}); err != nil {
 		t.Fatal(err)
 	}
 	if err := write(v, 0, bytes.Repeat(pattern(1), 200)); err != nil {

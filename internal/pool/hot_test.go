@@ -97,7 +97,7 @@ func TestHotStaysCheap(t *testing.T) {
 			for b := range int64(blocks/2 + 16) {
 				// What is not hot makes room. So does what may lie in the last range.
 				if !hot(block.Logical(b)) || b >= blocks/2 {
-					if err := v.Trim(ctx, b*block.Size, block.Size); err != nil {
+					if err := v.Trim(ctx, b*block.Size, block.Size, block.Tag{}); err != nil {
 						t.Fatal(err)
 					}
 					delete(holds, b)

@@ -64,7 +64,7 @@ func exercise(r *rig, v block.Volume, m *blocktest.Model, rng *rand.Rand, n int)
 		switch rng.IntN(20) {
 		case 0, 1:
 			id := m.Zero(off, length)
-			if err := v.Trim(ctx, off, length); err != nil {
+			if err := v.Trim(ctx, off, length, block.Tag{}); err != nil {
 				return err
 			}
 			m.Ack(id)

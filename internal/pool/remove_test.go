@@ -161,7 +161,7 @@ func TestRemoveBesideClients(t *testing.T) {
 					holds[b] = c
 				case 3:
 					b := rng.Int64N(blocks - 40)
-					if err := v.Trim(ctx, b*block.Size, 40*block.Size); err != nil {
+					if err := v.Trim(ctx, b*block.Size, 40*block.Size, block.Tag{}); err != nil {
 						t.Fatal(err)
 					}
 					for i := range int64(40) {
@@ -250,7 +250,7 @@ func TestRemoveRefused(t *testing.T) {
 	}
 	refused("disk1", block.ErrNoSpace, "disk1", "MiB", "add a device")
 	// With what was given up there is room, after the folds that free it.
-	if err := v.Trim(ctx, 0, (n-300)*block.Size); err != nil {
+	if err := v.Trim(ctx, 0, (n-300)*block.Size, block.Tag{}); err != nil {
 		t.Fatal(err)
 	}
 	if err := r.RemoveDevice(ctx, "disk1"); err != nil {

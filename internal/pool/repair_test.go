@@ -472,7 +472,7 @@ func halfFolded(t *testing.T) (r *rig, content map[int64]byte) {
 		t.Fatal(err)
 	}
 	faults[0].Add(blocktest.Rule{Op: hpdi.OpFlush, Lose: true})
-	if err := v.Trim(ctx, 0, 20*block.Size); err != nil {
+	if err := v.Trim(ctx, 0, 20*block.Size, block.Tag{}); err != nil {
 		t.Fatal(err)
 	}
 	for at := range content {

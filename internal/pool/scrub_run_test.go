@@ -30,7 +30,7 @@ func TestScrubBesideClients(t *testing.T) {
 				b := rng.Int64N(1024)
 				var err error
 				if rng.IntN(5) == 0 {
-					err = v.Trim(context.Background(), b*block.Size, min(1024-b, rng.Int64N(30))*block.Size)
+					err = v.Trim(context.Background(), b*block.Size, min(1024-b, rng.Int64N(30))*block.Size, block.Tag{})
 				} else {
 					err = write(v, b*block.Size, pattern(byte(rng.IntN(256))))
 				}
@@ -246,7 +246,7 @@ func TestScrubUnderRun(t *testing.T) {
 					b := rng.Int64N(1024)
 					var err error
 					if rng.IntN(8) == 0 {
-						err = v.Trim(ctx, b*block.Size, min(1024-b, 1+rng.Int64N(30))*block.Size)
+						err = v.Trim(ctx, b*block.Size, min(1024-b, 1+rng.Int64N(30))*block.Size, block.Tag{})
 					} else {
 						err = write(v, b*block.Size, pattern(byte(rng.IntN(256))))
 					}

@@ -72,7 +72,7 @@ func TestSharingFigures(t *testing.T) {
 	if s = r.figures("zeroes"); s.Zeros != 100 || s.Volumes[1].Zeros != 100 || s.Volumes[0].Zeros != 0 || s.Refers != all {
 		t.Errorf("%+v", s)
 	}
-	if err := w.Trim(ctx, 600*block.Size, 50*block.Size); err != nil {
+	if err := w.Trim(ctx, 600*block.Size, 50*block.Size, block.Tag{}); err != nil {
 		t.Fatal(err)
 	}
 	r.put(w, 700, content(2, 20))

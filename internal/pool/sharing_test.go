@@ -125,7 +125,7 @@ func TestShare(t *testing.T) {
 			r.expect(w, 1000, data)
 			r.mustCheck()
 			// Half of the one who wrote it goes, then all of it.
-			if err := v.Trim(context.Background(), 0, 100*block.Size); err != nil {
+			if err := v.Trim(context.Background(), 0, 100*block.Size, block.Tag{}); err != nil {
 				t.Fatal(err)
 			}
 			r.put(v, 150, content(2, 10))
@@ -357,7 +357,7 @@ func TestShareIntoTrimmedRange(t *testing.T) {
 	}
 	r.put(v, 299*far, data)
 	r.fold()
-	if err := v.Trim(context.Background(), 0, 80<<30); err != nil {
+	if err := v.Trim(context.Background(), 0, 80<<30, block.Tag{}); err != nil {
 		t.Fatal(err)
 	}
 	if _, shared := r.put(v, 299*far, data); shared != 8 {
@@ -631,7 +631,7 @@ func TestShareInFullPool(t *testing.T) {
 			if len(held) < 20 {
 				t.Fatalf("round %d: only %d writes", round, len(held))
 			}
-			if err := v.Trim(ctx, 0, 1<<30); err != nil {
+			if err := v.Trim(ctx, 0, 1<<30, block.Tag{}); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -32,7 +32,7 @@ func TestSpaceComesBackBesideSlowWriter(t *testing.T) {
 			t.Fatal(err)
 		}
 		before := r.space.Usage().Free
-		if err := big.Trim(ctx, 0, 1<<30); err != nil {
+		if err := big.Trim(ctx, 0, 1<<30, block.Tag{}); err != nil {
 			t.Fatal(err)
 		}
 		if err := r.DeleteVolume(ctx, "gone"); err != nil {

@@ -29,7 +29,7 @@ func TestHigherEpochStopsOwner(t *testing.T) {
 	if err := write(v, 0, pattern(2)); !errors.Is(err, block.ErrStale) {
 		t.Errorf("write: %v", err)
 	}
-	if err := v.Trim(context.Background(), 0, block.Size); !errors.Is(err, block.ErrStale) {
+	if err := v.Trim(context.Background(), 0, block.Size, block.Tag{}); !errors.Is(err, block.ErrStale) {
 		t.Errorf("trim: %v", err)
 	}
 	if err := p.Probe(context.Background()); !errors.Is(err, block.ErrStale) {

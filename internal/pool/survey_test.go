@@ -164,7 +164,7 @@ func TestSurveyRecount(t *testing.T) {
 				case k < 8:
 					r.put(v, lba, content(rng.Uint64(), 1+rng.IntN(20)))
 				default:
-					if err := v.Trim(context.Background(), lba*block.Size, (1+rng.Int64N(300))*block.Size); err != nil {
+					if err := v.Trim(context.Background(), lba*block.Size, (1+rng.Int64N(300))*block.Size, block.Tag{}); err != nil {
 						t.Fatal(err)
 					}
 				}

@@ -58,7 +58,7 @@ func (x *thin) write(at int64) {
 
 func (x *thin) trim(from, to int64) {
 	x.r.t.Helper()
-	if err := x.v.Trim(context.Background(), from*block.Size, (to-from)*block.Size); err != nil {
+	if err := x.v.Trim(context.Background(), from*block.Size, (to-from)*block.Size, block.Tag{}); err != nil {
 		x.r.t.Fatal(err)
 	}
 	for b := range x.holds {

@@ -267,7 +267,7 @@ func TestMemoryFull(t *testing.T) {
 		t.Errorf("of a block in memory %d are written", w)
 	}
 	// Room comes back with what nobody refers to any more.
-	if err := v.Trim(context.Background(), 0, v.Info().Size); err != nil {
+	if err := v.Trim(context.Background(), 0, v.Info().Size, block.Tag{}); err != nil {
 		t.Fatal(err)
 	}
 	for range 3 {

@@ -78,7 +78,10 @@ func TestEveryAlignment(t *testing.T) {
 		{"nowhere", func(*rig) {}},
 		{"log", func(r *rig) { r.must(r.write(0, pattern(1, size))) }},
 		{"frozen", func(r *rig) { r.must(r.write(0, pattern(1, size))); r.Dirty.Freeze() }},
-		{"zeroed", func(r *rig) { r.must(r.write(0, pattern(1, size))); r.must(r.Trim(context.Background(), 0, size)) }},
+		{"zeroed", func(r *rig) {
+			r.must(r.write(0, pattern(1, size)))
+			r.must(r.Trim(context.Background(), 0, size, block.Tag{}))
+		}},
 		{"overlay", func(r *rig) { r.must(r.write(0, pattern(1, size))); r.Point(); r.forget() }},
 		{"tree", func(r *rig) { r.must(r.write(0, pattern(1, size))); r.Point(); r.Fold(); r.forget() }},
 	}
@@ -89,7 +92,7 @@ func TestEveryAlignment(t *testing.T) {
 				for _, n := range []int64{1, 2, 2047, 2048, 4095, 4096, 4097, 8191, 8192, 8193, 12 * block.Size} {
 					for _, zero := range []bool{false, true} {
 						m := newModel(size)
-						r.must(r.Trim(context.Background(), 0, size))
+						r.must(r.Trim(context.Background(), 0, size, block.Tag{}))
 						r.Point()
 						place.put(r)
 						if place.name != "nowhere" && place.name != "zeroed" {
@@ -97,7 +100,7 @@ func TestEveryAlignment(t *testing.T) {
 						}
 						off := 3*block.Size + in
 						if zero {
-							r.must(r.WriteZeroes(context.Background(), off, n, n%2 == 0))
+							r.must(r.WriteZeroes(context.Background(), off, n, n%2 == 0, block.Tag{}))
 							m.zero(off, n)
 						} else {
 							r.must(r.write(off, pattern(9, int(n))))
@@ -158,7 +161,7 @@ func TestAgainstModel(t *testing.T) {
 			case 2:
 				r.Dirty.Freeze()
 			case 3, 4:
-				r.must(r.Trim(ctx, off, n))
+				r.must(r.Trim(ctx, off, n, block.Tag{}))
 				m.zero(off, n)
 			case 5:
 				r.status(m, off, n, 1+rng.IntN(9))

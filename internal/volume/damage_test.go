@@ -50,7 +50,7 @@ func TestDamagedLog(t *testing.T) {
 		}
 		r.want(err, block.ErrCorrupt)
 	}
-	r.want(r.Trim(ctx, 5*block.Size+1, 10), block.ErrCorrupt)
+	r.want(r.Trim(ctx, 5*block.Size+1, 10, block.Tag{}), block.ErrCorrupt)
 	// Other blocks of it can be written in part, and this one as a whole.
 	r.must(r.write(4*block.Size+1, pattern(2, 10)))
 	r.must(r.write(5*block.Size, pattern(3, block.Size)))
@@ -73,7 +73,7 @@ func TestDeviceErrors(t *testing.T) {
 	p := make([]byte, 3*block.Size)
 	r.want(r.Read(ctx, p, 2*block.Size), errBroken)
 	r.want(r.write(3*block.Size+1, pattern(2, 10)), errBroken)
-	r.want(r.Trim(ctx, 3*block.Size+1, 2*block.Size), errBroken)
+	r.want(r.Trim(ctx, 3*block.Size+1, 2*block.Size, block.Tag{}), errBroken)
 	r.fault.Clear()
 	r.reads(0, pattern(1, 16*block.Size)) // nothing of what failed was written
 
@@ -123,12 +123,12 @@ func TestExtentsLost(t *testing.T) {
 	if n := r.log.ExtentsFree(); n != 0 {
 		t.Fatalf("%d extents are free; the damage missed its aim", n)
 	}
-	r.want(r.Trim(ctx, 100, 2*block.Size-100), block.ErrCorrupt)
+	r.want(r.Trim(ctx, 100, 2*block.Size-100, block.Tag{}), block.ErrCorrupt)
 	_, err := r.TryStage(0, 1)
 	r.want(err, block.ErrCorrupt)
 	_, err = r.Stage(ctx, 0, 1)
 	r.want(err, block.ErrCorrupt)
-	r.must(r.Trim(ctx, 0, 2*block.Size)) // needs no extent
+	r.must(r.Trim(ctx, 0, 2*block.Size, block.Tag{})) // needs no extent
 	r.reads(0, make([]byte, 2*block.Size))
 	if n := r.Gate.n.Load(); n != 0 {
 		t.Errorf("%d requests in the gate", n)

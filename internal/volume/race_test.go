@@ -117,7 +117,7 @@ func TestWritersOfOneBlock(t *testing.T) {
 				switch rng.IntN(4) {
 				case 0:
 					clear(p)
-					err = r.Trim(ctx, off, int64(n))
+					err = r.Trim(ctx, off, int64(n), block.Tag{})
 				case 1:
 					var w block.Write
 					if w, err = r.Stage(ctx, off, n); err == nil {

@@ -91,6 +91,11 @@ func (v *Volume) Info() block.VolumeInfo {
 	return block.VolumeInfo{ID: v.id, Name: *v.name.Load(), Size: v.size.Load()}
 }
 
+// OpenSession implements block.Volume.
+func (v *Volume) OpenSession(context.Context, block.SessionID, int, int) (block.Session, error) {
+	return nil, fmt.Errorf("sessions of volume %s: %w", *v.name.Load(), block.ErrUnsupported)
+}
+
 // enter begins a request on a range and must be followed by Gate.Exit if it
 // returns nil.
 func (v *Volume) enter(what string, off, n int64) error {

@@ -28,8 +28,8 @@ func (r *rig) requests() map[string]func(off, n int64) error {
 		"try read": func(off, n int64) error { _, err := r.TryRead(buf(n), off); return err },
 		"stage":    func(off, n int64) error { return stage(r.Stage(ctx, off, int(n))) },
 		"try":      func(off, n int64) error { return stage(r.TryStage(off, int(n))) },
-		"trim":     func(off, n int64) error { return r.Trim(ctx, off, n) },
-		"zero":     func(off, n int64) error { return r.WriteZeroes(ctx, off, n, true) },
+		"trim":     func(off, n int64) error { return r.Trim(ctx, off, n, block.Tag{}) },
+		"zero":     func(off, n int64) error { return r.WriteZeroes(ctx, off, n, true, block.Tag{}) },
 		"status":   func(off, n int64) error { _, err := r.Status(ctx, off, n, 1, nil); return err },
 	}
 }
@@ -57,7 +57,7 @@ func TestRefusesRanges(t *testing.T) {
 		}
 	}
 	for _, n := range []int64{math.MaxInt64, -1} {
-		r.want(r.Trim(context.Background(), 1, n), block.ErrInvalid)
+		r.want(r.Trim(context.Background(), 1, n, block.Tag{}), block.ErrInvalid)
 		_, err := r.Status(context.Background(), 1, n, 9, nil)
 		r.want(err, block.ErrInvalid)
 	}
@@ -259,7 +259,7 @@ func TestStopWaiting(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		errs := make(chan error, 2)
 		go func() { _, err := r.Stage(ctx, 0, 1); errs <- err }()
-		go func() { errs <- r.Trim(ctx, 1, 3*block.Size) }()
+		go func() { errs <- r.Trim(ctx, 1, 3*block.Size, block.Tag{}) }()
 		synctest.Wait()
 		if len(errs) > 0 {
 			t.Fatalf("did not wait: %v", <-errs)
@@ -365,8 +365,8 @@ func TestWritesEnd(t *testing.T) {
 	free("a failed TryCommit", 16)
 	r.want(stage().Commit(ctx), block.ErrStale)
 	free("a failed Commit", 16)
-	r.want(r.Trim(ctx, 100, 10*block.Size), block.ErrStale)
-	r.want(r.Trim(ctx, 100, 10), block.ErrStale)
+	r.want(r.Trim(ctx, 100, 10*block.Size, block.Tag{}), block.ErrStale)
+	r.want(r.Trim(ctx, 100, 10, block.Tag{}), block.ErrStale)
 	free("a failed trim", 16)
 	r.lost = nil
 	r.reads(0, make([]byte, 1<<20))

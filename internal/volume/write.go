@@ -26,6 +26,7 @@ type staged struct {
 	// zeroes is the number of records without payload, and so of permits
 	// without extents.
 	zeroes int
+	tag    block.Tag
 }
 
 var stagedPool = sync.Pool{New: func() any { return new(staged) }}
@@ -76,7 +77,7 @@ func (w *staged) release() {
 	w.v.Gate.Exit()
 	w.v = nil
 	clear(w.bufs)
-	w.zeroes = 0
+	w.zeroes, w.tag = 0, block.Tag{}
 	w.ext, w.bufs, w.recs, w.edges = w.ext[:0], w.bufs[:0], w.recs[:0], w.edges[:0]
 	stagedPool.Put(w)
 }
@@ -115,6 +116,9 @@ func (w *staged) cut() {
 		*b = (*b)[:len(*b)-(block.Size-tail)]
 	}
 }
+
+// SetTag implements block.Write.
+func (w *staged) SetTag(tag block.Tag) { w.tag = tag }
 
 // Buffers implements block.Write.
 func (w *staged) Buffers() [][]byte { return w.bufs }
@@ -270,17 +274,19 @@ func (w *staged) stale(e *dirty.Edge, was block.Pointer, err error) bool {
 }
 
 // Trim implements block.Volume.
-func (v *Volume) Trim(ctx context.Context, off, n int64) error { return v.zero(ctx, "trim", off, n) }
+func (v *Volume) Trim(ctx context.Context, off, n int64, tag block.Tag) error {
+	return v.zero(ctx, "trim", off, n, tag)
+}
 
 // WriteZeroes implements block.Volume. All volumes are thin, so that it always
 // punches.
-func (v *Volume) WriteZeroes(ctx context.Context, off, n int64, _ bool) error {
-	return v.zero(ctx, "write zeroes", off, n)
+func (v *Volume) WriteZeroes(ctx context.Context, off, n int64, _ bool, tag block.Tag) error {
+	return v.zero(ctx, "write zeroes", off, n, tag)
 }
 
 // zero makes a range read as zero, at once: whole blocks by one record,
 // whatever their number, partial ones at the ends by a block each.
-func (v *Volume) zero(ctx context.Context, what string, off, n int64) error {
+func (v *Volume) zero(ctx context.Context, what string, off, n int64, tag block.Tag) error {
 	if n == 0 {
 		return nil
 	}
@@ -289,6 +295,7 @@ func (v *Volume) zero(ctx context.Context, what string, off, n int64) error {
 	}
 	w := stagedPool.Get().(*staged)
 	w.v = v
+	w.SetTag(tag)
 	end := off + n
 	first, last := (off+block.Size-1)/block.Size, end/block.Size // whole blocks
 	if planted.Has(planted.TrimTakesEdges) {

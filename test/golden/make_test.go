@@ -237,7 +237,7 @@ func (k kind) fill(ctx context.Context, l *life, dir string, rng *rand.Rand, c *
 		func() error { return k.toFlash(ctx, l) },
 		// In the journal.
 		func() error { return write(v, 2<<20, series) },
-		func() error { return v.Trim(ctx, 1<<20, 16<<10) },
+		func() error { return v.Trim(ctx, 1<<20, 16<<10, block.Tag{}) },
 		func() error { return l.Commit(ctx) },
 		// In the flush log, and then only in the region.
 		func() error { return write(v, 3<<20, data(8<<10)) },

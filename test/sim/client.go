@@ -259,9 +259,9 @@ func serve(ctx context.Context, v block.Volume, r *request, data []byte, pause t
 	case opWrite:
 		err = write(ctx, v, r.off, data, pause)
 	case opTrim:
-		err = v.Trim(ctx, r.off, r.n)
+		err = v.Trim(ctx, r.off, r.n, block.Tag{})
 	case opZero:
-		err = v.WriteZeroes(ctx, r.off, r.n, false)
+		err = v.WriteZeroes(ctx, r.off, r.n, false, block.Tag{})
 	case opFlush:
 		return v.Flush(ctx)
 	}

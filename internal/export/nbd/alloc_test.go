@@ -43,9 +43,12 @@ func (f *flat) Stage(_ context.Context, off int64, n int) (block.Write, error) {
 	w.bufs[0] = f.mem[off : off+int64(n)]
 	return w, nil
 }
-func (f *flat) Trim(context.Context, int64, int64) error              { return nil }
-func (f *flat) WriteZeroes(context.Context, int64, int64, bool) error { return nil }
-func (f *flat) Flush(context.Context) error                           { return nil }
+func (f *flat) Trim(context.Context, int64, int64, block.Tag) error              { return nil }
+func (f *flat) WriteZeroes(context.Context, int64, int64, bool, block.Tag) error { return nil }
+func (f *flat) Flush(context.Context) error                                      { return nil }
+func (f *flat) OpenSession(context.Context, block.SessionID, int, int) (block.Session, error) {
+	return nil, block.ErrUnsupported
+}
 func (f *flat) Status(_ context.Context, off, n int64, _ int, ext []block.Extent) ([]block.Extent, error) {
 	return append(ext, block.Extent{Offset: off, Length: n}), nil
 }
@@ -56,6 +59,7 @@ type flatWrite struct {
 }
 
 func (w *flatWrite) Buffers() [][]byte            { return w.bufs[:] }
+func (w *flatWrite) SetTag(block.Tag)             {}
 func (w *flatWrite) TryCommit() (bool, error)     { w.Abort(); return true, nil }
 func (w *flatWrite) Commit(context.Context) error { w.Abort(); return nil }
 func (w *flatWrite) Abort()                       { w.f.writes.Put(w) }

@@ -63,12 +63,12 @@ func (s *session) perform(ctx context.Context, r *request) error {
 	case nbdproto.CmdWrite:
 		err = s.executeWrite(ctx, r)
 	case nbdproto.CmdTrim:
-		err = s.vol.Trim(ctx, off, n)
+		err = s.vol.Trim(ctx, off, n, block.Tag{})
 	case nbdproto.CmdWriteZeroes:
 		// A range of zeroes is one record of the log, at most with two blocks
 		// to complete at its ends: always faster than a write of that length,
 		// so a fast zero needs no other way.
-		err = s.vol.WriteZeroes(ctx, off, n, h.flags&nbdproto.CmdFlagNoHole == 0)
+		err = s.vol.WriteZeroes(ctx, off, n, h.flags&nbdproto.CmdFlagNoHole == 0, block.Tag{})
 	case nbdproto.CmdCache:
 		return s.executeCache(ctx, off, n)
 	case nbdproto.CmdFlush:

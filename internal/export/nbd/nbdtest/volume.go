@@ -38,6 +38,8 @@ type Volume struct {
 	// must be set before the volume is used.
 	Hook func(ctx context.Context, op Op, off, n int64) error
 
+	Sessions
+
 	mu       sync.Mutex
 	info     block.VolumeInfo
 	blocks   map[block.Logical][]byte
@@ -227,6 +229,7 @@ type write struct {
 	off  int64
 	mem  []byte
 	bufs [][]byte
+	tag  block.Tag
 	over bool
 }
 
@@ -236,6 +239,8 @@ func (w *write) Buffers() [][]byte {
 	}
 	return w.bufs
 }
+
+func (w *write) SetTag(tag block.Tag) { w.tag = tag }
 
 func (w *write) TryCommit() (bool, error) {
 	if err := w.v.begin(context.Background(), OpTryCommit, w.off, int64(len(w.mem))); err != nil {
@@ -267,33 +272,43 @@ func (w *write) end(publish bool) {
 	w.v.staged--
 	if publish {
 		w.v.writeLocked(w.mem, w.off, false)
+		w.v.note(w.tag)
 	}
 	for i := range w.mem { // whoever still looks shall notice
 		w.mem[i] = 0xdd
 	}
 }
 
+// note says that the change of a tag was made; only a mistake of a test names a session
+// that is not open.
+func (v *Volume) note(tag block.Tag) {
+	if err := v.Note(tag); err != nil {
+		panic("nbdtest: " + err.Error())
+	}
+}
+
 // Trim implements block.Volume.
-func (v *Volume) Trim(ctx context.Context, off, n int64) error {
+func (v *Volume) Trim(ctx context.Context, off, n int64, tag block.Tag) error {
 	if err := v.begin(ctx, OpTrim, off, n); err != nil {
 		return err
 	}
-	v.zero(off, n, true)
+	v.zero(off, n, true, tag)
 	return nil
 }
 
 // WriteZeroes implements block.Volume.
-func (v *Volume) WriteZeroes(ctx context.Context, off, n int64, punch bool) error {
+func (v *Volume) WriteZeroes(ctx context.Context, off, n int64, punch bool, tag block.Tag) error {
 	if err := v.begin(ctx, OpZero, off, n); err != nil {
 		return err
 	}
-	v.zero(off, n, punch)
+	v.zero(off, n, punch, tag)
 	return nil
 }
 
-func (v *Volume) zero(off, n int64, punch bool) {
+func (v *Volume) zero(off, n int64, punch bool, tag block.Tag) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	v.note(tag)
 	var zeroes [block.Size]byte
 	for n > 0 {
 		k := min(n, block.Size-off%block.Size)
