@@ -10,10 +10,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrMemory: the device shares memory with whatever serves it, and a vector lies in
-// memory that cannot be shared because it is not from Alloc.
-var ErrMemory = errors.New("memory is not from hpdi.Alloc, and this device cannot share other memory with what serves it")
-
 // Mapping is memory from Alloc, and how another process may map the same.
 type Mapping struct {
 	Mem []byte // all of it
