@@ -23,7 +23,7 @@ type Queue interface {
 	// Event returns a file descriptor that is readable whenever Wait with a min of
 	// 0 would return a request, for poll and epoll, level-triggered. It belongs to
 	// the queue: the application neither reads nor closes it. It is -1 where
-	// Info.Event is false.
+	// Info.Event is false, and when the system has no descriptor left.
 	Event() int
 	// Close waits for requests in flight and frees the queue. Requests that
 	// Wait has not returned by then are the application's again, with Err set.

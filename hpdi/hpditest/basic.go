@@ -377,4 +377,16 @@ func testRegister(t *testing.T, d hpdi.Device) {
 	clear(mem)
 	do(t, q, read(0, mem))
 	wantFill(t, mem, 0, 8)
+	// Twice is once more to take back, and what was never registered is left alone.
+	if err := errors.Join(d.Register(mem), d.Unregister(mem)); err != nil {
+		t.Fatal(err)
+	}
+	do(t, q, read(0, mem))
+	wantFill(t, mem, 0, 8)
+	if err := errors.Join(d.Unregister(mem), d.Unregister(mem), d.Unregister(alloc(t, d.Info().BlockSize))); err != nil {
+		t.Fatal(err)
+	}
+	clear(mem)
+	do(t, q, read(0, mem))
+	wantFill(t, mem, 0, 8)
 }

@@ -50,6 +50,12 @@ func Run(t *testing.T, open func(t *testing.T) hpdi.Device) {
 		{"CloseQueue", testCloseQueue},
 		{"CloseDevice", testCloseDevice},
 		{"Register", testRegister},
+		{"Status", testStatus},
+		{"Event", testEvent},
+		{"Polling", testPolling},
+		{"CancelNothing", testCancelNothing},
+		{"Cancel", testCancel},
+		{"Deadline", testDeadline},
 		{"Random", testRandom},
 	}
 	for _, tt := range tests {

@@ -4,7 +4,10 @@
 // Requests complete within Submit, in order, and copy between the vectors and
 // the device's memory, which lies outside the Go heap. Reads run beside each
 // other; whatever changes the device runs alone, so no reader sees half a
-// request.
+// request. As no request is ever under way, none is out of reach of its deadline
+// or of Cancel.
+//
+// What was never written, or was discarded or zeroed since, is a hole.
 //
 // Lock order: Device.mu, then Device.data.
 package mem
@@ -12,6 +15,7 @@ package mem
 import (
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/pollux-storage/pollux/hpdi"
 )
@@ -27,8 +31,9 @@ type device struct {
 	queues int
 	closed bool
 
-	data sync.RWMutex // guards the contents of mem
-	mem  []byte
+	data    sync.RWMutex // guards the contents of what follows
+	mem     []byte
+	written []uint64 // a bit for each block
 }
 
 // New returns a device of size bytes, a positive multiple of BlockSize, that
@@ -50,8 +55,12 @@ func New(name string, size int64) (hpdi.Device, error) {
 			Discard:   true,
 			Zeroes:    true,
 			Durable:   true, // no less than after a flush
+			Status:    true,
+			Event:     true,
+			Cancel:    hpdi.CancelAll,
 		},
-		mem: mem,
+		mem:     mem,
+		written: make([]uint64, (size/BlockSize+63)/64),
 	}, nil
 }
 
@@ -98,7 +107,7 @@ func (d *device) Close() error {
 
 // do carries out one well-formed request.
 func (d *device) do(r *hpdi.Request) {
-	if r.Op == hpdi.OpRead {
+	if r.Op == hpdi.OpRead || r.Op == hpdi.OpStatus {
 		d.data.RLock()
 		defer d.data.RUnlock()
 	} else {
@@ -115,16 +124,48 @@ func (d *device) do(r *hpdi.Request) {
 		for _, v := range r.Vec {
 			at = at[copy(at, v):]
 		}
+		d.mark(r.Offset, r.Bytes(), true)
 	case hpdi.OpDiscard, hpdi.OpWriteZeroes:
 		clear(at[:r.Length])
+		d.mark(r.Offset, r.Length, false)
+	case hpdi.OpStatus:
+		d.status(r)
+	}
+}
+
+// mark notes that n bytes from off on are written, or a hole. data is held.
+func (d *device) mark(off, n int64, written bool) {
+	for b := off / BlockSize; b < (off+n)/BlockSize; b++ {
+		if written {
+			d.written[b/64] |= 1 << (b % 64)
+		} else {
+			d.written[b/64] &^= 1 << (b % 64)
+		}
+	}
+}
+
+// status tells what a range is made of. data is held.
+func (d *device) status(r *hpdi.Request) {
+	first, end := r.Offset/BlockSize, (r.Offset+r.Length)/BlockSize
+	for b := first; b < end; {
+		from, was := b, d.written[b/64]>>(b%64)&1
+		for b++; b < end && d.written[b/64]>>(b%64)&1 == was; b++ {
+		}
+		state := hpdi.Hole
+		if was == 1 {
+			state = hpdi.Data
+		}
+		if !r.AddExtent((b-from)*BlockSize, state) {
+			return
+		}
 	}
 }
 
 // queue is a path to the device for one goroutine at a time.
 type queue struct {
-	hpdi.Plain
 	dev    *device
 	done   []*hpdi.Request
+	event  hpdi.Signal
 	closed bool
 }
 
@@ -135,11 +176,15 @@ func (q *queue) Submit(reqs ...*hpdi.Request) error {
 	}
 	for _, r := range reqs {
 		r.Err = r.Check(q.dev.info)
+		if r.Err == nil && !r.Deadline.IsZero() {
+			r.Err = r.Late(time.Now())
+		}
 		if r.Err == nil && r.Op != hpdi.OpFlush {
 			q.dev.do(r)
 		}
 		q.done = append(q.done, r)
 	}
+	q.event.Set(len(q.done) > 0)
 	return nil
 }
 
@@ -151,8 +196,15 @@ func (q *queue) Wait(_ int, done []*hpdi.Request) ([]*hpdi.Request, error) {
 	done = append(done, q.done...)
 	clear(q.done) // the application owns the requests again
 	q.done = q.done[:0]
+	q.event.Set(false)
 	return done, nil
 }
+
+// Cancel finds nothing to do: whatever was submitted has completed.
+func (q *queue) Cancel(...*hpdi.Request) {}
+
+// Event returns a descriptor that is readable while Wait would return a request.
+func (q *queue) Event() int { return q.event.Event() }
 
 // Close frees the queue.
 func (q *queue) Close() error {
@@ -161,6 +213,7 @@ func (q *queue) Close() error {
 	}
 	q.closed = true
 	q.done = nil
+	q.event.Close()
 	q.dev.mu.Lock()
 	q.dev.queues--
 	q.dev.mu.Unlock()
