@@ -44,6 +44,7 @@ var layers = [][]layer{
 		{path: "internal/archtest", only: none, by: none, why: "it watches the program and is no part of it"},
 	},
 	{
+		{path: "internal/vhost", only: []string{"internal/planted"}, why: "messages and the in-flight area are the same at both ends of a vhost-user socket"},
 		{path: "hpdi/hpditest", only: []string{"hpdi"}, tests: true, why: "the conformance suite must work for drivers outside this program"},
 		{path: "internal/ondisk", only: []string{"internal/block"}, why: "formats must be readable without the code that makes them"},
 		{path: "internal/stack", only: []string{"hpdi"}, by: []string{"internal/mirror", "internal/flashmap"}, why: "what devices made of devices have in common knows none of them"},
@@ -51,7 +52,7 @@ var layers = [][]layer{
 		{path: "internal/control", only: []string{"internal/block", "hpdi"}, why: "clients of the management interface must not pull in the storage they manage"},
 	},
 	{
-		{path: "hpdi/...", only: []string{"hpdi", "internal/nbdproto", "internal/virtio", "internal/spin"}, by: assemblers, why: "a driver is public and knows only the interface; nobody but who assembles the program knows a driver"},
+		{path: "hpdi/...", only: []string{"hpdi", "internal/nbdproto", "internal/virtio", "internal/spin", "internal/vhost"}, by: assemblers, why: "a driver is public and knows only the interface; nobody but who assembles the program knows a driver"},
 		{path: "internal/block/blocktest", only: []string{"hpdi", "internal/block"}, tests: true, why: "faults are injected by tests, never compiled into the program"},
 		{path: "internal/flashmap", only: []string{"hpdi", "internal/block", "internal/ondisk", "internal/planted", "internal/stack"}, why: "the flash layer is a device made of devices; volumes and names reach it only as extents and attributes"},
 		{path: "internal/flashmap/collect", only: []string{"hpdi", "internal/block", "internal/config", "internal/ondisk"}, why: "how a device is used is counted the same whatever is decided by it"},

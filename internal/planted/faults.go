@@ -122,3 +122,9 @@ const (
 	FlashGoneEarly       Fault = "flash-gone-early"
 	ExchangeInUse        Fault = "exchange-in-use"
 )
+
+// What a disk of a virtual machine finds when its server has died.
+const (
+	InflightBatchIgnored Fault = "inflight-batch-ignored"
+	InflightTailKept     Fault = "inflight-tail-kept"
+)

@@ -109,4 +109,6 @@ var table = []Info{
 	{string(ExchangeInUse), "a device takes the place of another one before those who use that are done: data sets move beside writes that nobody marks", "internal/devices: Set.Exchange", durability},
 	{string(RecordUnproved), "labels that a restart record has are believed, and nobody looks whether the devices still have them: a disk that was swapped is written to", "internal/devices: Set.Prove", ownership},
 	{string(LateWatcher), "a guest that was late itself takes the partner's silence for its death", "internal/partner: Machine.Tick", ownership},
+	{string(InflightBatchIgnored), "completions that a dead server had published and not cleared are run again: their memory is the driver's", "internal/vhost: Area.AttachSplit", recovery},
+	{string(InflightTailKept), "used descriptors behind a batch that a dead server did not publish stay in a packed ring: the driver finds requests that complete twice", "internal/vhost: Packed.settleRing", recovery},
 }
