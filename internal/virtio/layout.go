@@ -97,13 +97,13 @@ func CheckSize(n int, packed bool) error {
 	return nil
 }
 
-// Desc is a descriptor, in memory of one's own. In a split ring or an indirect table of
-// one, Next is the number of the one that follows; in a packed ring it is the buffer's id.
+// Desc is a descriptor of a split ring or of an indirect table of one, in memory of one's
+// own. In packed rings the fields lie differently: see ReadPackedBuffer and LoadPackedWord.
 type Desc struct {
 	Addr  uint64 // in the driver's address space
 	Len   uint32 // bytes
 	Flags uint16
-	Next  uint16
+	Next  uint16 // number of the one that follows, with DescNext
 }
 
 // ReadSplitDesc copies descriptor i out of a descriptor table or an indirect table of a

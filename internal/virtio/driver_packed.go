@@ -1,0 +1,160 @@
+package virtio
+
+// packedDriver is the driver's side of a packed virtqueue (2.8).
+type packedDriver struct {
+	chains
+	ids   []uint16 // numbers of chains that are free, in the first idle ones
+	idle  int
+	avail place
+	used  place
+	steps uint16 // descriptors that were written since Publish
+	gate  int    // place of the first of them, whose flags are stored last
+	id    uint16 // its id and flags
+	flags uint16
+	asked bool // the event structure may ask for notices
+}
+
+// place is a position in the ring with its wrap counter.
+type place struct {
+	at   int
+	wrap bool
+}
+
+func (p *place) move(n, size int) {
+	if p.at += n; p.at >= size {
+		p.at -= size
+		p.wrap = !p.wrap
+	}
+}
+
+func (d *packedDriver) Reset() {
+	d.reset()
+	for i := range d.ids {
+		d.ids[i] = uint16(len(d.ids) - 1 - i)
+	}
+	d.idle, d.avail, d.used, d.steps, d.asked = len(d.ids), place{0, true}, place{0, true}, 0, true
+}
+
+func (d *packedDriver) Next() (int, bool) {
+	if d.idle == 0 {
+		return 0, false
+	}
+	return int(d.ids[d.idle-1]), d.free > 0
+}
+
+func (d *packedDriver) Add(chain []Buffer) bool {
+	n := len(chain)
+	if d.broken != nil || n < 1 || n > d.Longest() || d.free < 1 || d.idle < 1 {
+		return false
+	}
+	id := d.ids[d.idle-1]
+	if d.indirectly(n) {
+		table, addr := d.table(id)
+		for i, b := range chain {
+			// In a table nothing counts but the flag to write, and there is no id (2.8.7).
+			PutPackedBuffer(table, i, b.Addr, b.Len)
+			StorePackedWord(table, i, 0, writes(b))
+		}
+		d.put(addr, uint32(n*DescBytes), id, DescIndirect, true)
+		d.begin(id, 1, chain)
+	} else {
+		if n > d.free {
+			return false
+		}
+		for i, b := range chain {
+			flags := writes(b)
+			if i < n-1 {
+				flags |= DescNext
+			}
+			d.put(b.Addr, b.Len, id, flags, i == 0)
+		}
+		d.begin(id, n, chain)
+	}
+	d.idle--
+	return true
+}
+
+// put writes a descriptor at the next place. The flags of the first one of those that are
+// not published yet are kept: the device comes to no other before it.
+func (d *packedDriver) put(addr uint64, n uint32, id, flags uint16, head bool) {
+	PutPackedBuffer(d.o.Desc, d.avail.at, addr, n)
+	flags |= PackedAvailFlags(d.avail.wrap)
+	if head && d.steps == 0 {
+		d.gate, d.id, d.flags = d.avail.at, id, flags
+	} else {
+		StorePackedWord(d.o.Desc, d.avail.at, id, flags)
+	}
+	d.avail.move(1, d.o.Size)
+	d.steps++
+}
+
+func (d *packedDriver) Publish() bool {
+	if d.steps == 0 {
+		return false
+	}
+	StorePackedWord(d.o.Desc, d.gate, d.id, d.flags)
+	steps := d.steps
+	d.steps = 0
+	e := LoadPackedEvent(d.o.Device)
+	if !d.event && e.Flags == EventDesc {
+		e.Flags = EventEnable
+	}
+	return PackedNeedEvent(e, d.o.Size, uint16(d.avail.at), steps, d.avail.wrap)
+}
+
+func (d *packedDriver) Ready() bool {
+	_, flags := LoadPackedWord(d.o.Desc, d.used.at)
+	return PackedUsed(flags, d.used.wrap) || d.broken != nil
+}
+
+func (d *packedDriver) Pop() (int, uint32, bool, error) {
+	if d.broken != nil {
+		return 0, 0, false, d.broken
+	}
+	id, flags := LoadPackedWord(d.o.Desc, d.used.at)
+	if !PackedUsed(flags, d.used.wrap) {
+		return 0, 0, false, nil
+	}
+	_, written := ReadPackedBuffer(d.o.Desc, d.used.at)
+	if flags&DescWrite == 0 {
+		written = 0 // the length says nothing (2.8.5)
+	}
+	n, err := d.end(uint32(id), written)
+	if err != nil {
+		return 0, 0, false, err
+	}
+	d.used.move(n, d.o.Size)
+	d.ids[d.idle] = id
+	d.idle++
+	return int(id), written, true, nil
+}
+
+// Arm asks for a notice at the next chain, whatever n is: how many descriptors lie before
+// the one after the next depends on the order in which the device uses chains.
+func (d *packedDriver) Arm(int) bool {
+	e := PackedEvent{Flags: EventEnable}
+	if d.event {
+		e = PackedEvent{Off: uint16(d.used.at), Wrap: d.used.wrap, Flags: EventDesc}
+	}
+	if d.event || !d.asked {
+		StorePackedEvent(d.o.Driver, e)
+		d.asked = true
+	}
+	return !d.Ready()
+}
+
+// Disarm stores only after an Arm: a store makes the device load the word anew.
+func (d *packedDriver) Disarm() {
+	if d.asked {
+		StorePackedEvent(d.o.Driver, PackedEvent{Flags: EventDisable})
+		d.asked = false
+	}
+}
+
+func (d *packedDriver) Base() uint32 {
+	w := uint32(d.used.at)
+	if d.used.wrap {
+		w |= 1 << 15
+	}
+	return w | w<<16
+}
