@@ -67,6 +67,7 @@ var layers = [][]layer{
 		{path: "internal/oplog", only: []string{"internal/block", "internal/ondisk", "internal/planted", "hpdi"}, why: "the log is given its memory and its device; it must be readable by a partner that has nothing else of the pool"},
 	},
 	{
+		{path: "internal/session", only: []string{"internal/block", "internal/ondisk", "internal/planted"}, why: "what clients have submitted is noted whatever their requests were"},
 		{path: "internal/space", why: "free space is known by block, not by what the blocks are used for"},
 		{path: "internal/blockio", why: "reading and proving a block must not depend on how its address was found"},
 		{path: "internal/catalogue", why: "names of volumes are data of a consistency point, not a way to reach volumes"},

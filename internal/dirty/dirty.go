@@ -15,11 +15,12 @@
 // the rest of the log, which then took longer still while all writers stood.
 //
 // Room in the log is handed out by permits, one for each extent and one for
-// each record without payload, in the order in which it was asked for, so that
+// each hole, in the order in which it was asked for, so that
 // large writes are not starved by small ones. The ring has at least twice as
-// many slots as there are permits and can not overflow.
+// many slots as there are permits and can not overflow: what needs no permit is
+// at most one tag for each change, which has at least one.
 //
-//	permits held = staged, unpublished extents + records of all generations
+//	permits held = staged, unpublished extents + extents and holes of all generations
 //
 // # Locks
 //
@@ -40,6 +41,7 @@ import (
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/oplog"
 	"github.com/pollux-storage/pollux/internal/planted"
+	"github.com/pollux-storage/pollux/internal/session"
 	"github.com/pollux-storage/pollux/internal/space"
 	"github.com/pollux-storage/pollux/internal/table"
 )
@@ -60,6 +62,7 @@ type Set struct {
 	waiting  atomic.Int64 // requests that wait for permits
 	due      int64        // so many in use make a consistency point due
 	prints   []uint64     // of what extents hold, see SetPrint
+	tags     *session.Table
 	full     func()       // called, without locks, when somebody has to wait for room
 
 	mu     sync.RWMutex
@@ -84,6 +87,8 @@ type Options struct {
 	// Owned returns an error, of kind block.ErrStale, once another guest has
 	// taken the pool. It is called for each publication and must be fast.
 	Owned func() error
+	// Tags is told of tagged changes; nil where there are none.
+	Tags *session.Table
 	// Due is how many permits in use make a consistency point due; a quarter
 	// of all if 0, and at most three quarters.
 	Due int
@@ -101,7 +106,7 @@ func New(o Options) *Set {
 	if o.Due == 0 {
 		o.Due = n / 4
 	}
-	s := &Set{log: o.Log, space: o.Space, owned: o.Owned, full: o.Full, due: int64(min(o.Due, n/4*3)), capacity: n,
+	s := &Set{log: o.Log, space: o.Space, owned: o.Owned, tags: o.Tags, full: o.Full, due: int64(min(o.Due, n/4*3)), capacity: n,
 		permits: semaphore.NewWeighted(int64(n)), prints: make([]uint64, o.Log.Capacity())}
 	s.active = newGeneration(&s.order)
 	return s
@@ -176,6 +181,9 @@ func (s *Set) Restore(committed block.Seq) error {
 			r.Kind = oplog.KindNop
 		}
 		s.active.insert(r)
+		if r.Kind == oplog.KindTag && s.tags != nil {
+			s.tags.Restore(r.Tag(), r.Seq)
+		}
 		return nil
 	})
 	if err != nil {
@@ -197,7 +205,7 @@ func (s *Set) Freeze() *Generation {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.frozen) == 0 {
-		if s.active.permits == 0 {
+		if s.active.records == 0 {
 			return nil
 		}
 		s.freezeLocked()

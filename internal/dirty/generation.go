@@ -29,6 +29,7 @@ type Generation struct {
 	pages    space.Pages // of the volumes' trees that a fold of these changes writes
 	UpTo     block.Seq   // of a frozen one: the last record it covers
 	permits  int64
+	records  int // also those that need no permit
 	reserved int64
 	order    *table.Sorter // of the set: one generation at a time is committed
 	sorted   []uint64      // keys of blocks in order, once somebody asked
@@ -55,7 +56,7 @@ func (g *Generation) reset() {
 	g.blocks.Clear()
 	g.pages.Clear()
 	clear(g.holes)
-	g.UpTo, g.permits, g.reserved, g.sorted = 0, 0, 0, nil
+	g.UpTo, g.permits, g.records, g.reserved, g.sorted = 0, 0, 0, 0, nil
 }
 
 // free gives back the memory of a generation that nobody looks at any more.
@@ -76,6 +77,7 @@ func leavesOf(r *oplog.Record) (first, last uint64) {
 
 func (g *Generation) insert(r *oplog.Record) {
 	key := block.Key(r.Volume, r.LBA)
+	g.records++
 	switch r.Kind {
 	case oplog.KindWrite:
 		g.permits += int64(r.Count)
@@ -96,8 +98,6 @@ func (g *Generation) insert(r *oplog.Record) {
 			g.blocks.DeleteRange(key, key+r.Count, func(uint64, Slot) {})
 		}
 		g.holes[r.Volume] = g.holes[r.Volume].Add(block.Range{Start: r.LBA, End: r.LBA + block.Logical(r.Count)})
-	default:
-		g.permits++
 	}
 }
 

@@ -40,7 +40,8 @@ type Edge struct {
 var ErrEdge = errors.New("partial block must be read first")
 
 // Publish makes records durable against the death of the guest and visible to
-// readers. Their checksums must be filled in, except those of the edges. With
+// readers. Their checksums must be filled in, except those of the edges. They are one
+// change, of one volume: the first may be its tag. With
 // an error nothing was published, and the extents still belong to the caller.
 func (s *Set) Publish(recs []oplog.Record, edges []Edge) error {
 	s.mu.Lock()
@@ -59,8 +60,39 @@ func (s *Set) Publish(recs []oplog.Record, edges []Edge) error {
 // publishLocked publishes complete records if the space for them can be
 // reserved.
 func (s *Set) publishLocked(recs []oplog.Record, owed bool) error {
+	if recs[0].Kind == oplog.KindTag {
+		return s.publishTaggedLocked(recs, owed)
+	}
 	if err := s.reserveLocked(recs, owed); err != nil {
 		return err
+	}
+	s.storeLocked(recs)
+	return nil
+}
+
+// publishTaggedLocked is publishLocked of a change with a tag.
+func (s *Set) publishTaggedLocked(recs []oplog.Record, owed bool) error {
+	if s.tags == nil {
+		return fmt.Errorf("a change with a tag: %w", block.ErrUnsupported)
+	}
+	tag := recs[0].Tag()
+	if err := s.tags.Begin(recs[0].Volume, tag); err != nil {
+		return err
+	}
+	err := s.reserveLocked(recs, owed)
+	if err == nil {
+		s.storeLocked(recs)
+	}
+	s.tags.End(tag, err == nil)
+	return err
+}
+
+// storeLocked publishes records for which there are space and permits.
+func (s *Set) storeLocked(recs []oplog.Record) {
+	if planted.Has(planted.TagAfterChange) && recs[0].Kind == oplog.KindTag {
+		recs[0].Count = 0
+		s.log.Publish(recs[1:])
+		recs = recs[:1]
 	}
 	if _, ok := s.log.Publish(recs); !ok {
 		panic("dirty: the ring is full although permits were held")
@@ -71,7 +103,13 @@ func (s *Set) publishLocked(recs []oplog.Record, owed bool) error {
 	if len(s.frozen) > 0 && s.active.permits >= int64(s.capacity/generations) {
 		s.freezeLocked()
 	}
-	return nil
+}
+
+// AllowTags must be called before the first change with a tag is published.
+func (s *Set) AllowTags() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.log.AllowTags()
 }
 
 // completeLocked fills the rest of a partial block from its newest version in the

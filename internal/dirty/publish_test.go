@@ -234,7 +234,6 @@ func TestReservation(t *testing.T) {
 			r.must(r.Publish([]oplog.Record{rec}, nil))
 		}, 12 + 2 + 4 + 4}, // pages above are counted for both ends
 		{"a record without blocks", func() {
-			r.must(r.Permit(t.Context(), 1))
 			r.must(r.Publish([]oplog.Record{{Kind: oplog.KindNop}}, nil))
 		}, 22},
 	}

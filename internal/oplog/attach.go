@@ -45,6 +45,7 @@ func Attach(mem []byte) (*Log, error) {
 	}
 	l.head.Store(uint64(head))
 	a.restore()
+	erase(l.out, l, head, a.natural)
 	l.attached = head
 	return l, nil
 }
@@ -58,6 +59,7 @@ type attach struct {
 	*Log
 	badHeader bool        // a copy of header or positions is to be restored
 	badRecord []block.Seq // one copy of each is to be restored
+	natural   block.Seq   // the last whole record, also of a change that is not
 }
 
 // cell reads a position.
@@ -68,12 +70,14 @@ func (a *attach) cell(what string, at int) (block.Seq, error) {
 }
 
 // walk follows the records from the tail to the first that is in neither
-// ring, and makes sure that this is the end and not a hole.
+// ring, and makes sure that this is the end and not a hole. A tagged change that is not
+// whole is behind the end.
 func (a *attach) walk(tail, known block.Seq) (head block.Seq, err error) {
 	end := tail + block.Seq(a.geo.slots)
 	beyond := a.lastWhole(known, end)
 	defer beyond() // nobody looks at the memory after Attach has returned
 	var rec Record
+	var change groups
 	for head = tail; head < end; head++ {
 		seq := head + 1
 		okA, okB, same := a.both(seq, &rec)
@@ -89,6 +93,12 @@ func (a *attach) walk(tail, known block.Seq) (head block.Seq, err error) {
 		if err := rec.check(a.geo.extents); err != nil {
 			return 0, damage(seq, known, err.Error())
 		}
+		if !change.next(&rec) {
+			return 0, damage(seq, known, "a tag within the change of another one")
+		}
+		if rec.Kind == KindTag {
+			a.tags++
+		}
 		if rec.Kind == KindWrite && !planted.Has(planted.TakeoverExtentsFree) && !a.arena.take(rec.First, int(rec.Count)) {
 			return 0, damage(seq, known,
 				fmt.Sprintf("extents %d+%d belong to an earlier record", rec.First, rec.Count))
@@ -100,6 +110,11 @@ func (a *attach) walk(tail, known block.Seq) (head block.Seq, err error) {
 	if last := beyond(); last > head {
 		return 0, damage(head+1, last, "a whole record follows a bad one")
 	}
+	a.natural = head
+	if head = change.whole(head); head < known {
+		return 0, damage(head+1, known, "the change of a tag is not whole although it was published")
+	}
+	a.cut(head, a.natural)
 	return head, nil
 }
 
@@ -130,6 +145,9 @@ func damage(first, known block.Seq, why string) error {
 // death or flipped bit finds two good ones.
 func (a *attach) restore() {
 	for _, seq := range a.badRecord {
+		if seq > a.Head() {
+			continue // it is erased
+		}
 		var rec Record
 		var p [recordSize]byte
 		good := 0

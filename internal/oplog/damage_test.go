@@ -160,9 +160,17 @@ func TestGolden(t *testing.T) {
 	z := Record{Seq: 2, Volume: 1, LBA: 3, Kind: KindZero, Count: 1 << 40}
 	z.encode(&zero, 0x5eed)
 	var hdr [logHeaderLen]byte
-	h := logHeader{pool: block.PoolID{0xaa}, epoch: 5, generation: 6, identity: [16]byte{1, 2, 3}, birth: 4,
+	h := logHeader{pool: block.PoolID{0xaa}, epoch: 5, generation: 6, version: 1, identity: [16]byte{1, 2, 3}, birth: 4,
 		extents: 100, slots: 256, size: uint64(SectionSize(100 * block.Size)), start: 41}
 	h.encode(&hdr)
+	var tag [recordSize]byte
+	g := TagRecord(0x11121314, block.Tag{Session: 0x7172737475767778, Queue: 0x8182, Slot: 0x9192, Counter: 0xa1a2a3a4a5a6a7a8}, 3)
+	g.Seq = 0x0102030405060708
+	g.encode(&tag, 0x5eed)
+	var tagged [logHeaderLen]byte
+	h2 := h
+	h2.version = 2
+	h2.encode(&tagged)
 	var meta [block.Size]byte
 	bw := w
 	bw.encode((*[recordSize]byte)(meta[batchHeaderLen:]), 0)
@@ -172,6 +180,7 @@ func TestGolden(t *testing.T) {
 	DiskPos{Offset: 4096, Batch: 6, Chain: 8, Nonce: 7}.Encode(pos[:])
 	for file, got := range map[string][]byte{
 		"record-write.hex": rec[:], "record-zero.hex": zero[:], "header.hex": hdr[:],
+		"record-tag.hex": tag[:], "header-tags.hex": tagged[:],
 		"batch.hex": meta[:batchHeaderLen+recordSize], "position.hex": pos[:],
 	} {
 		text, err := os.ReadFile("testdata/" + file)
@@ -184,7 +193,13 @@ func TestGolden(t *testing.T) {
 	if !back.decode(&rec, 0x5eed, w.Seq) || back != w || back.decode(&rec, 0x5eee, w.Seq) || back.decode(&rec, 0x5eed, w.Seq+1) {
 		t.Error("record does not come back")
 	}
+	if !back.decode(&tag, 0x5eed, g.Seq) || back != g || back.Tag() != g.Tag() || back.check(0) != nil {
+		t.Errorf("tag comes back as %+v of %+v", back, back.Tag())
+	}
 	var hb logHeader
+	if err := hb.decode(tagged[:]); err != nil || hb != h2 {
+		t.Errorf("header of a log with tags comes back as %+v: %v", hb, err)
+	}
 	if err := hb.decode(hdr[:]); err != nil || hb != h {
 		t.Errorf("header comes back as %+v: %v", hb, err)
 	}
@@ -196,7 +211,12 @@ func TestGolden(t *testing.T) {
 
 func FuzzAttach(f *testing.F) {
 	image, l, _ := damaged(f)
+	l.AllowTags()
+	mustPublish(f, l, tagged([]Record{{Volume: 1, Kind: KindZero, Count: 1}}, 1))
 	image = bytes.Clone(image)
+	at := l.slot(l.Head() - 1)
+	f.Add(uint32(l.geo.ring[0]+at), bytes.Clone(image[l.geo.ring[0]+at:][:recordSize]), true)
+	f.Add(uint32(l.geo.ring[1]+at+26), []byte{0xff, 0xff}, true) // more records than there are
 	f.Add(uint32(0), image[:logHeaderLen], true)
 	f.Add(uint32(tailCellAt), image[tailCellAt:tailCellAt+16], false)
 	f.Add(uint32(l.geo.ring[0]), image[l.geo.ring[0]:][:256], true)

@@ -225,6 +225,11 @@ func (d *Disk) cut(l *Log, from, to block.Seq) (blocks int, err error) {
 			}
 			blocks += int(r.Count)
 		}
+		if r.Kind == KindTag {
+			// A power cut ends all clients of the host, too. So a change may be divided
+			// between two batches, and programs that know no tags can read the log.
+			r = Record{Seq: r.Seq, Kind: KindNop}
+		}
 		d.recs = append(d.recs, r)
 	}
 	return blocks, nil

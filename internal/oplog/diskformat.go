@@ -148,8 +148,11 @@ func (b *batch) decode(p []byte, recs []Record) ([]Record, error) {
 		if err := r.check(1 << 33); err != nil { // extents mean nothing on a device
 			return recs, batchCorrupt(b, "record %d: %v", i, err)
 		}
-		if r.Kind == KindWrite {
+		switch r.Kind {
+		case KindWrite:
 			blocks += r.Count
+		case KindTag:
+			return recs, batchCorrupt(b, "record %d is a tag", i)
 		}
 		recs = append(recs, r)
 	}

@@ -14,7 +14,9 @@ import (
 const KindLog ondisk.Kind = "PLXoplog"
 
 const (
-	logVersion   = 1
+	// logVersion is the newest version. Version 1 is without tags, and what is written as
+	// long as no client needs them.
+	logVersion   = 2
 	recordSize   = 64
 	pageSize     = block.Size
 	logHeaderLen = 128
@@ -46,8 +48,11 @@ const (
 	// KindZero makes Count blocks from LBA on read as zero: trim and
 	// write-zeroes. It has no payload.
 	KindZero
-	// KindNop changes nothing. A probe publishes it.
+	// KindNop changes nothing. It is what a tag becomes in the flush log.
 	KindNop
+	// KindTag says that the next Count records are the change of a client's submission.
+	// They are in the log with their tag, all of them, or none is; see TagRecord.
+	KindTag
 )
 
 // String returns the lower-case name of the kind.
@@ -59,6 +64,8 @@ func (k Kind) String() string {
 		return "zero"
 	case KindNop:
 		return "nop"
+	case KindTag:
+		return "tag"
 	}
 	return fmt.Sprintf("kind(%d)", uint8(k))
 }
@@ -69,7 +76,7 @@ type Record struct {
 	Volume block.VolumeID
 	LBA    block.Logical
 	Kind   Kind
-	Count  uint64 // blocks: 1 to MaxRecordBlocks of a write, any of a zero, 0 of a nop
+	Count  uint64 // blocks: 1 to MaxRecordBlocks of a write, any of a zero, 0 of a nop; records of a tag
 	First  Extent // of a write
 	// CRC holds the CRC32C of each payload block of a write, the same number
 	// that the block map will keep for the block.
@@ -94,6 +101,8 @@ func (r *Record) check(extents uint64) error {
 		if r.Count != 0 {
 			return fmt.Errorf("nop of %d blocks", r.Count)
 		}
+	case KindTag:
+		return r.checkTag()
 	default:
 		return fmt.Errorf("unknown %s", r.Kind)
 	}
@@ -123,6 +132,12 @@ func (r *Record) encode(p *[recordSize]byte, seed uint32) {
 		}
 	case KindZero:
 		le.PutUint64(p[32:], r.Count)
+	case KindTag:
+		le.PutUint32(p[20:], uint32(r.First))
+		le.PutUint16(p[26:], uint16(r.Count))
+		for i := range tagWords {
+			le.PutUint32(p[32+4*i:], r.CRC[i])
+		}
 	}
 	le.PutUint32(p[28:], recordSum(p, seed))
 }
@@ -164,6 +179,12 @@ func (r *Record) fields(p *[recordSize]byte) {
 		}
 	case KindZero:
 		r.Count = le.Uint64(p[32:])
+	case KindTag:
+		r.First = Extent(le.Uint32(p[20:]))
+		r.Count = uint64(le.Uint16(p[26:]))
+		for i := range tagWords {
+			r.CRC[i] = le.Uint32(p[32+4*i:])
+		}
 	}
 }
 
@@ -218,6 +239,7 @@ type logHeader struct {
 	pool       block.PoolID
 	epoch      block.Epoch // of the guest that appends now
 	generation uint64      // rises with each rewrite: the higher copy is newer
+	version    uint16
 	identity   [16]byte    // random, of this log
 	birth      block.Epoch // epoch at Format
 	extents    uint64
@@ -236,7 +258,7 @@ func (h *logHeader) encode(p *[logHeaderLen]byte) {
 	le.PutUint64(p[112:], uint64(h.start))
 	le.PutUint64(p[120:], 0)
 	ondisk.Seal(p[:], ondisk.Header{
-		Kind: KindLog, Version: logVersion, Length: logHeaderLen,
+		Kind: KindLog, Version: h.version, Length: logHeaderLen,
 		Pool: h.pool, Epoch: h.epoch, Generation: h.generation,
 	})
 }
@@ -251,7 +273,7 @@ func (h *logHeader) decode(p []byte) error {
 	}
 	le := binary.LittleEndian
 	*h = logHeader{
-		pool: oh.Pool, epoch: oh.Epoch, generation: oh.Generation,
+		pool: oh.Pool, epoch: oh.Epoch, generation: oh.Generation, version: oh.Version,
 		identity: [16]byte(p[64:80]),
 		birth:    block.Epoch(le.Uint64(p[80:])),
 		extents:  le.Uint64(p[88:]),

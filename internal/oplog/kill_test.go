@@ -209,6 +209,7 @@ func publisher(path string, seed uint64) error {
 	if err != nil {
 		return err
 	}
+	l.AllowTags()
 	fmt.Println("ready")
 	rng := rand.New(rand.NewPCG(seed, 0))
 	var ext []Extent
@@ -217,14 +218,28 @@ func publisher(path string, seed uint64) error {
 		n := 1 + rng.IntN(40)
 		var ok bool
 		if ext, ok = l.Alloc(n, ext[:0]); !ok {
-			l.Release(l.Tail() + 1 + block.Seq(rng.Uint64N(uint64(l.Head()-l.Tail()))))
+			upTo := l.Tail() + 1 + block.Seq(rng.Uint64N(uint64(l.Head()-l.Tail())))
+			for at := l.Tail() + 1; at <= upTo; at++ { // changes are released whole
+				if r, err := l.Get(at); err != nil {
+					return err
+				} else if r.Kind == KindTag {
+					at += block.Seq(r.Count)
+					upTo = max(upTo, at)
+				}
+			}
+			l.Release(upTo)
 			continue
 		}
 		recs = recs[:0]
+		next := uint64(l.Head()) + 1
+		if rng.IntN(2) == 0 { // the counter of a tag is its position
+			recs = append(recs, TagRecord(1, block.Tag{Session: 1, Counter: next}, n))
+			next++
+		}
 		for i, e := range ext {
 			// One record a block: its content begins with its position.
-			binary.LittleEndian.PutUint64(l.Payload(e, 1), uint64(l.Head())+1+uint64(i))
-			r := Record{Volume: 1, LBA: block.Logical(l.Head()) + 1 + block.Logical(i), Kind: KindWrite, Count: 1, First: e}
+			binary.LittleEndian.PutUint64(l.Payload(e, 1), next+uint64(i))
+			r := Record{Volume: 1, LBA: block.Logical(next) + block.Logical(i), Kind: KindWrite, Count: 1, First: e}
 			l.Sum(&r)
 			recs = append(recs, r)
 		}
@@ -247,7 +262,7 @@ func TestKill(t *testing.T) {
 	}
 	defer unmap()
 	format(t, mem, killExtents, 0)
-	repaired := 0
+	repaired, tags := 0, 0
 	for round := range 40 {
 		target := acked.Load() + 1 + rng.Uint64N(5000)
 		killWhen(t, path, rng.Uint64(), func() bool { return acked.Load() >= target })
@@ -259,14 +274,29 @@ func TestKill(t *testing.T) {
 		if uint64(l.Head()) < acked.Load() {
 			t.Fatalf("round %d: head %d, acknowledged %d", round, l.Head(), acked.Load())
 		}
+		rest := uint64(0) // of a tagged change
 		for _, r := range collect(t, l) {
+			if r.Kind == KindTag {
+				if rest != 0 || r.Tag().Counter != uint64(r.Seq) {
+					t.Fatalf("round %d: tag %d of submission %d, %d records of another change are missing", round, r.Seq, r.Tag().Counter, rest)
+				}
+				rest, tags = r.Count, tags+1
+				continue
+			}
+			rest -= min(rest, 1)
 			content := binary.LittleEndian.Uint64(l.Payload(r.First, 1))
 			if uint64(r.LBA) != uint64(r.Seq) || content != uint64(r.Seq) || l.VerifyPayload(&r) != nil {
 				t.Fatalf("round %d: record %d has another content", round, r.Seq)
 			}
 		}
+		if rest != 0 {
+			t.Fatalf("round %d: the last change lacks %d records", round, rest)
+		}
 	}
-	t.Logf("%d records, %d copies were restored", acked.Load(), repaired)
+	if tags == 0 {
+		t.Error("there was no tag")
+	}
+	t.Logf("%d records, %d copies were restored, %d tags were found", acked.Load(), repaired, tags)
 }
 
 // killWhen starts a publisher and kills it once the condition holds.

@@ -37,6 +37,7 @@ type Log struct {
 	scratch [recordSize]byte // of Publish
 
 	attached block.Seq // what Attach has verified and, in ring A, restored
+	tags     int       // KindTag records that Attach found
 	repaired int       // copies that Attach restored from the other one
 }
 
@@ -83,7 +84,7 @@ func Format(mem []byte, c Config) (*Log, error) {
 		out:    mapped{unsafe.Pointer(unsafe.SliceData(mem))},
 	}
 	l.hdr = logHeader{
-		pool: c.Pool, epoch: c.Epoch, birth: c.Epoch, generation: 1,
+		pool: c.Pool, epoch: c.Epoch, birth: c.Epoch, generation: 1, version: 1,
 		extents: l.geo.extents, slots: l.geo.slots, size: uint64(l.geo.size), start: c.Start,
 	}
 	_, _ = rand.Read(l.hdr.identity[:]) // documented never to fail
@@ -284,9 +285,24 @@ func (l *Log) Replay(from, to block.Seq, fn func(*Record) error) error {
 }
 
 // SetEpoch records that a guest with a new epoch goes on in this log, before
-// it begins to: Epoch may not be called meanwhile.
+// it begins to: Epoch may not be called meanwhile. A log that has no tags any more can be
+// read by programs that do not know them, until AllowTags.
 func (l *Log) SetEpoch(e block.Epoch) {
+	if l.tags == 0 {
+		l.hdr.version = 1
+	}
 	l.hdr.epoch = e
+	l.hdr.generation++
+	storeHeader(l.out, &l.geo, &l.hdr)
+}
+
+// AllowTags must be called before KindTag records are published, not beside SetEpoch and
+// itself: programs that do not know them will refuse the log.
+func (l *Log) AllowTags() {
+	if l.hdr.version == logVersion {
+		return
+	}
+	l.hdr.version = logVersion
 	l.hdr.generation++
 	storeHeader(l.out, &l.geo, &l.hdr)
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -57,7 +58,7 @@ func TestAttachWrongMemory(t *testing.T) {
 	attachRefuses(t, "header of another length", mem, block.ErrCorrupt, "operation log")
 	ondisk.Seal(mem, ondisk.Header{Kind: KindLog, Version: logVersion + 1, Length: logHeaderLen})
 	ondisk.Seal(second, ondisk.Header{Kind: KindLog, Version: logVersion + 1, Length: logHeaderLen})
-	attachRefuses(t, "a later release", mem, ondisk.ErrVersion, "operation log", "version 2")
+	attachRefuses(t, "a later release", mem, ondisk.ErrVersion, "operation log", fmt.Sprint("version ", logVersion+1))
 	reset()
 
 	// Positions whose checksums hold and that cannot be.

@@ -155,16 +155,19 @@ func (v *View) Head() block.Seq {
 	return v.follow(tail, tail)
 }
 
-// follow goes from a record to the last whole one after it.
+// follow goes from a record, which ends a change, to the last whole one after it that does.
 func (v *View) follow(head, tail block.Seq) block.Seq {
 	end := tail + block.Seq(v.geo.slots)
+	var change groups
 	for head < end {
-		if _, c := v.copiesOf(head + 1); c[0] != nil && c[1] != nil {
+		rec, c := v.copiesOf(head + 1)
+		if c[0] != nil && c[1] != nil {
 			break
 		}
 		head++
+		change.next(&rec)
 	}
-	return head
+	return change.whole(head)
 }
 
 // copiesOf reads both copies of a record. It looks at nothing else: the record
@@ -226,6 +229,8 @@ func (v *View) Look(seq block.Seq) (rec Record, bad []error, err error) {
 	}
 	why := ""
 	switch {
+	case err == nil && seq > block.Seq(v.known.Load()) && seq > v.Head() && (c[0] == nil || c[1] == nil):
+		return Record{}, nil, fmt.Errorf("%s, of a change that is not whole, published up to %d: %w", v.where(seq), v.Head(), block.ErrNotFound)
 	case c[0] == errNotWhole && c[1] == errNotWhole:
 		if head := v.Head(); err == nil && !v.wholeAfter(seq, head) {
 			return Record{}, nil, fmt.Errorf("%s, published up to %d: %w", v.where(seq), head, block.ErrNotFound)

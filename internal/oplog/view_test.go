@@ -372,7 +372,12 @@ func TestViewHeadOnlyRises(t *testing.T) {
 
 func FuzzView(f *testing.F) {
 	image, l, _ := damaged(f)
+	l.AllowTags()
+	mustPublish(f, l, tagged([]Record{{Volume: 1, Kind: KindZero, Count: 1}}, 1))
 	image = bytes.Clone(image)
+	at := l.slot(l.Head() - 1)
+	f.Add(uint32(l.geo.ring[0]+at), bytes.Clone(image[l.geo.ring[0]+at:][:recordSize]), true)
+	f.Add(uint32(l.geo.ring[1]+at+26), []byte{0xff, 0xff}, true) // more records than there are
 	f.Add(uint32(0), image[:logHeaderLen], true)
 	f.Add(uint32(80), binary.LittleEndian.AppendUint64(nil, 1<<63), true)
 	f.Add(uint32(tailCellAt), image[tailCellAt:tailCellAt+16], false)

@@ -87,6 +87,15 @@ const (
 	KeptJournalUnproved Fault = "kept-journal-unproved"
 )
 
+// What a client that sends requests again is told of them.
+const (
+	TagForgotten   Fault = "tag-forgotten"
+	TagAfterChange Fault = "tag-after-change"
+	GroupNotCut    Fault = "group-not-cut"
+	CutNotErased   Fault = "cut-not-erased"
+	DoneWrongSlot  Fault = "done-wrong-slot"
+)
+
 // Which copy has what.
 const (
 	MirrorMarkMissing      Fault = "mirror-mark-missing"

@@ -20,6 +20,7 @@ func (p *Pool) drain(ctx context.Context) error {
 	p.mu.Unlock()
 	select {
 	case <-p.gate.Close():
+		p.sessions.Shut() // nobody may ask it in memory that is unmapped soon
 		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("close pool %s: requests are still under way: %w", p.label.Name, ctx.Err())

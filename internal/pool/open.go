@@ -501,7 +501,8 @@ func (op *opener) completeLabels(written bool) error {
 // start assembles what serves requests.
 func (op *opener) start(ctx context.Context) error {
 	p := op.Pool
-	p.dirty = dirty.New(dirty.Options{Log: p.log, Space: p.space, Permits: int(p.label.LogBytes / block.Size), Due: int(p.opts.PointBytes / block.Size), Owned: p.owned, Full: p.wake})
+	op.adoptSessions()
+	p.dirty = dirty.New(dirty.Options{Log: p.log, Space: p.space, Tags: p.sessions, Permits: int(p.label.LogBytes / block.Size), Due: int(p.opts.PointBytes / block.Size), Owned: p.owned, Full: p.wake})
 	if err := p.dirty.Restore(p.machine.Committed()); err != nil {
 		return fmt.Errorf("open pool %s: %w", p.label.Name, err)
 	}
@@ -518,7 +519,7 @@ func (op *opener) start(ctx context.Context) error {
 	if p.opts.BatteryBacked {
 		flush = func(context.Context) error { return p.owned() }
 	}
-	p.store = &volume.Store{Dirty: p.dirty, Map: p.bmap, Reader: p.reader, Gate: &p.gate, Flush: flush, Relieve: p.relieve}
+	p.store = &volume.Store{Dirty: p.dirty, Map: p.bmap, Reader: p.reader, Sessions: p.sessions, Gate: &p.gate, Flush: flush, Relieve: p.relieve}
 	p.refreshVolumes()
 	p.cleaner = newCleaner(p, p.opts.Cleaner)
 	p.scrub = newScrub(p, p.opts.Scrub)
@@ -551,6 +552,9 @@ func (op *opener) undo() error {
 		errs = append(errs, op.set.ReleaseQueues(), op.flash.close())
 	}
 	errs = append(errs, op.cache.close())
+	if op.sessions != nil {
+		op.sessions.Shut()
+	}
 	if op.region != nil {
 		errs = append(errs, op.region.Close())
 	}

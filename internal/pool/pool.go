@@ -19,6 +19,7 @@ import (
 	"github.com/pollux-storage/pollux/internal/oplog"
 	"github.com/pollux-storage/pollux/internal/planted"
 	"github.com/pollux-storage/pollux/internal/region"
+	"github.com/pollux-storage/pollux/internal/session"
 	"github.com/pollux-storage/pollux/internal/space"
 	"github.com/pollux-storage/pollux/internal/volume"
 )
@@ -44,6 +45,7 @@ type Pool struct {
 	flusher    *cp.Flusher
 	flushQueue hpdi.Queue
 	store      *volume.Store
+	sessions   *session.Table
 	gate       volume.Gate
 
 	// Of Run's goroutine, or of Open and Close when it does not run.

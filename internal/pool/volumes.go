@@ -80,6 +80,7 @@ func (p *Pool) refreshVolumes() {
 	}
 	for _, v := range byID {
 		v.Close()
+		p.sessions.Forget(v.Info().ID)
 	}
 }
 

@@ -55,6 +55,8 @@ const (
 	SectionJournal SectionKind = 5
 	// SectionHistory is what was collected of how disks are used.
 	SectionHistory SectionKind = 6
+	// SectionSessions is what is known of clients that send requests again.
+	SectionSessions SectionKind = 7
 )
 
 // String returns the name of the kind.
@@ -72,6 +74,8 @@ func (k SectionKind) String() string {
 		return "unfolded journal"
 	case SectionHistory:
 		return "history of the use of disks"
+	case SectionSessions:
+		return "sessions"
 	}
 	return fmt.Sprintf("kind %d", uint32(k))
 }

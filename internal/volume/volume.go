@@ -30,6 +30,7 @@ import (
 	"github.com/pollux-storage/pollux/internal/blockio"
 	"github.com/pollux-storage/pollux/internal/blockmap"
 	"github.com/pollux-storage/pollux/internal/dirty"
+	"github.com/pollux-storage/pollux/internal/session"
 )
 
 // Store is what all volumes of a pool share.
@@ -38,6 +39,8 @@ type Store struct {
 	Map    *blockmap.Map
 	Reader *blockio.Reader
 	Gate   *Gate
+	// Sessions keeps those of clients that send requests again; nil where there are none.
+	Sessions *session.Table
 	// Flush makes everything published survive a power cut.
 	Flush func(ctx context.Context) error
 	// Relieve frees what space it can: it is called before a write is refused
@@ -92,8 +95,20 @@ func (v *Volume) Info() block.VolumeInfo {
 }
 
 // OpenSession implements block.Volume.
-func (v *Volume) OpenSession(context.Context, block.SessionID, int, int) (block.Session, error) {
-	return nil, fmt.Errorf("sessions of volume %s: %w", *v.name.Load(), block.ErrUnsupported)
+func (v *Volume) OpenSession(ctx context.Context, id block.SessionID, queues, slots int) (block.Session, error) {
+	if err := v.enter("session", 0, 0); err != nil {
+		return nil, err
+	}
+	defer v.Gate.Exit()
+	if v.Sessions == nil {
+		return nil, fmt.Errorf("sessions of volume %s: %w", *v.name.Load(), block.ErrUnsupported)
+	}
+	s, err := v.Sessions.Open(ctx, v.Info(), id, queues, slots, v.Dirty.Head)
+	if err != nil {
+		return nil, err
+	}
+	v.Dirty.AllowTags()
+	return s, nil
 }
 
 // enter begins a request on a range and must be followed by Gate.Exit if it

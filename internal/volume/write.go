@@ -21,7 +21,7 @@ type staged struct {
 	first block.Logical
 	ext   []oplog.Extent
 	bufs  [][]byte
-	recs  []oplog.Record
+	recs  []oplog.Record // the first is kept for the tag
 	edges []dirty.Edge
 	// zeroes is the number of records without payload, and so of permits
 	// without extents.
@@ -85,6 +85,7 @@ func (w *staged) release() {
 // cut divides the extents into records of consecutive ones, and finds the
 // buffers and the partial blocks.
 func (w *staged) cut() {
+	w.recs = append(w.recs, oplog.Record{})
 	for i := 0; i < len(w.ext); {
 		n := 1
 		for i+n < len(w.ext) && n < oplog.MaxRecordBlocks && w.ext[i+n] == w.ext[i]+oplog.Extent(n) {
@@ -217,8 +218,13 @@ func (w *staged) sum() {
 // is on the devices. Each failure to do so means that a consistency point came
 // between.
 func (w *staged) publish(fill func(*dirty.Edge) error) error {
+	recs := w.recs[1:]
+	if w.tag != (block.Tag{}) {
+		w.recs[0] = oplog.TagRecord(w.v.id, w.tag, len(recs))
+		recs = w.recs
+	}
 	for {
-		err := w.v.Dirty.Publish(w.recs, w.edges)
+		err := w.v.Dirty.Publish(recs, w.edges)
 		if !errors.Is(err, dirty.ErrEdge) {
 			return err
 		}
@@ -296,6 +302,7 @@ func (v *Volume) zero(ctx context.Context, what string, off, n int64, tag block.
 	w := stagedPool.Get().(*staged)
 	w.v = v
 	w.SetTag(tag)
+	w.recs = append(w.recs, oplog.Record{})
 	end := off + n
 	first, last := (off+block.Size-1)/block.Size, end/block.Size // whole blocks
 	if planted.Has(planted.TrimTakesEdges) {

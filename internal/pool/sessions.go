@@ -1,0 +1,51 @@
+package pool
+
+import (
+	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/region"
+	"github.com/pollux-storage/pollux/internal/session"
+)
+
+// The table of sessions lies in a section of the pool's region, which there is from the first
+// session on: pools whose clients send no requests again have none. The section is advisory. A
+// table that is lost makes requests end with an error whose server died with them, and nothing
+// else.
+
+// SessionMemory is how much of its region the table of sessions of a pool takes at most.
+const SessionMemory = session.Size
+
+// adoptSessions takes over the table that a guest before has left. It comes before the log is
+// replayed.
+func (op *opener) adoptSessions() {
+	p := op.Pool
+	p.sessions = session.New(p.provideSessions)
+	adopted := false
+	for _, s := range p.region.Sections(region.SectionSessions) {
+		if !adopted {
+			mem, err := p.region.MapSection(s)
+			if err == nil {
+				err = p.sessions.Adopt(mem, op.sb.Pool, func(id block.VolumeID) bool {
+					_, ok := p.catalogue.Get(id)
+					return ok
+				})
+			}
+			if adopted = err == nil; adopted {
+				continue
+			}
+			p.tellRegion("sessions of pool %s are lost, and requests of their clients that were under way end with an error: %v", p.label.Name, err)
+		}
+		_ = p.region.RemoveSection(s) // or the next owner does
+	}
+	if n := p.sessions.Stats().Damaged; n > 0 {
+		p.tellRegion("%d sessions of pool %s are damaged and lost, and requests of their clients that were under way end with an error", n, p.label.Name)
+	}
+}
+
+// provideSessions gives the table memory that outlives this guest.
+func (p *Pool) provideSessions() ([]byte, block.PoolID, block.Epoch, error) {
+	_, mem, err := p.region.AddSection(region.SectionSessions, session.Size)
+	return mem, p.label.Pool, p.epoch, err
+}
+
+// Sessions tells of clients that send requests again.
+func (p *Pool) Sessions() session.Stats { return p.sessions.Stats() }
