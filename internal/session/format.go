@@ -138,12 +138,12 @@ type memory struct {
 	seed uint32 // of the header
 }
 
-func (m *memory) word(at int) *uint64 {
+func (m *memory) at(at int) *uint64 {
 	return (*uint64)(unsafe.Pointer(unsafe.SliceData(m.mem[at : at+8])))
 }
 
-func (m *memory) load(at int) uint64     { return atomic.LoadUint64(m.word(at)) }
-func (m *memory) store(at int, v uint64) { atomic.StoreUint64(m.word(at), v) }
+func (m *memory) load(at int) uint64     { return atomic.LoadUint64(m.at(at)) }
+func (m *memory) store(at int, v uint64) { atomic.StoreUint64(m.at(at), v) }
 
 // open settles on a whole copy of the header.
 func (m *memory) open(mem []byte) error {
@@ -173,15 +173,29 @@ func (m *memory) entryAt(place int) (e entry, err error) {
 	return e, err
 }
 
-// putEntry stores an entry in a place that has none. Until its id is there, it is not.
-func (m *memory) putEntry(place int, e *entry) {
+// word is one that is stored: a process may die after any of them.
+type word struct {
+	at int
+	v  uint64
+}
+
+func (m *memory) apply(words []word) {
+	for _, w := range words {
+		m.store(w.at, w.v)
+	}
+}
+
+// entryWords are the stores of an entry in a place that has none. Until its id is there, it
+// is not.
+func (m *memory) entryWords(place int, e *entry) (words [leftAt/8 + 1]word) {
 	var p [leftAt]byte
 	e.encode(&p, m.seed)
 	at := entriesAt + place*entryLen
-	m.store(at+leftAt, e.left)
-	for i := leftAt - 8; i >= 0; i -= 8 {
-		m.store(at+i, binary.NativeEndian.Uint64(p[i:]))
+	words[0] = word{at + leftAt, e.left}
+	for i := range leftAt / 8 {
+		words[leftAt/8-i] = word{at + 8*i, binary.NativeEndian.Uint64(p[8*i:])}
 	}
+	return words
 }
 
 // dropEntry makes a place free.
@@ -194,11 +208,16 @@ func (m *memory) cell(n uint64) (counter uint64, ok bool) {
 	return counter, m.load(at+8) == cellCheck(m.seed, n, counter)
 }
 
+// cellWords are the stores of a cell.
+func (m *memory) cellWords(n uint64, counter uint64) [2]word {
+	at := cellsAt + int(n)*cellLen
+	return [2]word{{at, counter}, {at + 8, cellCheck(m.seed, n, counter)}}
+}
+
 // putCell stores a cell.
 func (m *memory) putCell(n uint64, counter uint64) {
-	at := cellsAt + int(n)*cellLen
-	m.store(at, counter)
-	m.store(at+8, cellCheck(m.seed, n, counter))
+	words := m.cellWords(n, counter)
+	m.apply(words[:])
 }
 
 func corrupt(where, why string, args ...any) error {

@@ -25,7 +25,7 @@ type Table struct {
 	live    map[block.SessionID]*live
 	stamp   uint64 // the highest left
 	closed  bool
-	at      uint64 // the cell that Begin has found
+	begun   uint64 // the cell that Begin has found
 	damaged int
 	evicted uint64
 }
@@ -103,7 +103,7 @@ func (t *Table) Begin(id block.VolumeID, tag block.Tag) error {
 		err = fmt.Errorf("queue %d, slot %d, submission %d of session %016x, which has %d queues of %d slots, on volume %d: %w",
 			tag.Queue, tag.Slot, tag.Counter, uint64(tag.Session), s.queues, s.slots, id, block.ErrInvalid)
 	default:
-		t.at = s.cellOf(int(tag.Queue), int(tag.Slot))
+		t.begun = s.cellOf(int(tag.Queue), int(tag.Slot))
 		return nil
 	}
 	t.mu.Unlock()
@@ -118,7 +118,7 @@ func (s *live) cellOf(queue, slot int) uint64 {
 // End ends what Begin began; published says whether the change, with its tag, is in the log.
 func (t *Table) End(tag block.Tag, published bool) {
 	if published && !planted.Has(planted.TagForgotten) {
-		t.putCell(t.at, tag.Counter)
+		t.putCell(t.begun, tag.Counter)
 	}
 	t.mu.Unlock()
 }
@@ -207,7 +207,8 @@ func (t *Table) makeLocked(e entry) (*live, error) {
 			e.first = uint32(first)
 			s := &live{entry: e, place: place}
 			clear(t.mem[cellsAt+int(first)*cellLen:][:int(e.cells())*cellLen])
-			t.putEntry(place, &e)
+			words := t.entryWords(place, &e)
+			t.apply(words[:])
 			t.live[e.id] = s
 			return s, nil
 		}
