@@ -11,11 +11,22 @@
 // does the I/O. A process that is killed loses its descriptors at once, but
 // requests that the kernel has already begun keep the description, and with it
 // the lock, until they have ended. So whoever gets the lock knows that no
-// write of the former holder can still arrive. For the same reason the file is
-// not registered with the ring ("fixed files"): a ring is torn down long after
-// its last request, and keeps the lock all that time. Under 64 direct writes in
-// flight, the lock came free 24 ms (median) after the killed process had been
-// reaped with a registered file, 0.2 ms without; requests took equally long.
+// write of the former holder can still arrive. For the same reason a locked
+// file is not registered with the ring ("fixed files"): a ring is torn down
+// long after its last request, and keeps the lock all that time. Under 64
+// direct writes in flight, the lock came free 24 ms (median) after the killed
+// process had been reaped with a registered file, 0.2 ms without; requests took
+// equally long.
+//
+// # Cancelling
+//
+// What the kernel has given to a disk cannot be had back: it is the disk that
+// has the memory. A request that is cancelled, or whose deadline passes, ends
+// early where it waits for a goroutine (sync), or where the kernel has queued it
+// for one of its own or waits for a descriptor to become ready (io_uring). Others
+// complete as if nothing had been said. With io_uring the kernel watches
+// deadlines, by a timeout that is linked to the request; the sync engine has a
+// timer for each queue.
 //
 // # Invariants
 //
@@ -27,8 +38,10 @@
 //     from a package variable even if the application drops it.
 //   - The description is closed only when no queue is open.
 //
-// Locks: device.mu guards the number of queues; syncQueue.mu guards its
-// completions; neither is held while taking the other.
+// Locks: device.mu guards what queues there are and what memory is registered,
+// and is held while rings are told of memory; syncQueue.mu guards its requests;
+// neither is held while taking the other. No ring has a lock: whoever registers
+// memory publishes it to the owners of the rings by an atomic pointer.
 package file
 
 import (
@@ -37,6 +50,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -48,55 +62,6 @@ const BlockSize = 4096
 
 // MaxDepth is the greatest depth of a queue.
 const MaxDepth = 4096
-
-// Direct says whether I/O bypasses the page cache.
-type Direct string
-
-// The choices for Direct; the empty string is DirectAuto.
-const (
-	DirectAuto Direct = "auto" // where the file system allows it
-	DirectOn   Direct = "on"   // or fail
-	DirectOff  Direct = "off"
-)
-
-// Engine says how requests reach the kernel.
-type Engine string
-
-// The choices for Engine; the empty string is EngineAuto.
-const (
-	EngineAuto  Engine = "auto"     // io_uring where the kernel allows it
-	EngineURing Engine = "io_uring" // or fail
-	EngineSync  Engine = "sync"     // preadv and pwritev on goroutines
-)
-
-// Options says how to open a file. The zero value means: for writing, without
-// a lock, by the fastest way there is.
-type Options struct {
-	ReadOnly bool
-	Lock     bool // fail with hpdi.ErrLocked if another description holds the lock
-	Direct   Direct
-	Engine   Engine
-	// Known is what an earlier Open of this file for the same purpose has found, or nil.
-	// If the file is still that one, what it can do is not tried out again. It is for
-	// whoever opens many devices and has somebody waiting; Direct and Engine must be
-	// left to choose.
-	Known *Known
-}
-
-// Validate says what is wrong with o, if anything is.
-func (o Options) Validate() error {
-	switch o.Direct {
-	case "", DirectAuto, DirectOn, DirectOff:
-	default:
-		return fmt.Errorf("direct I/O is %q: must be auto, on or off", o.Direct)
-	}
-	switch o.Engine {
-	case "", EngineAuto, EngineURing, EngineSync:
-	default:
-		return fmt.Errorf("engine is %q: must be auto, io_uring or sync", o.Engine)
-	}
-	return nil
-}
 
 // device is an open file or block device.
 type device struct {
@@ -112,9 +77,16 @@ type device struct {
 	noZeroRange    atomic.Bool // write zeroes by punching a hole instead
 	noAsyncDiscard atomic.Bool // discard by ioctl instead
 
+	fixed Fixed
+	poll  time.Duration
+
+	refused atomic.Pointer[string] // what Info.Note says of memory that is not registered
+
 	mu     sync.Mutex // guards what follows
 	queues int
 	closed bool
+	rings  map[*uringQueue]struct{} // those that memory is registered with
+	memory []*registration
 }
 
 // Open opens the regular file or block device at path.
@@ -126,7 +98,7 @@ func Open(path string, opts Options) (hpdi.Device, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
-	d := &device{fd: fd, lock: opts.Lock, info: hpdi.Info{Name: path, BlockSize: BlockSize, Durable: true, ReadOnly: opts.ReadOnly}}
+	d := &device{fd: fd, lock: opts.Lock, fixed: opts.Fixed, poll: opts.Poll, rings: map[*uringQueue]struct{}{}, info: hpdi.Info{Name: path, BlockSize: BlockSize, Durable: true, ReadOnly: opts.ReadOnly}}
 	if err := d.setUp(opts); err != nil {
 		_ = unix.Close(fd) // the error before is the one to tell
 		return nil, fmt.Errorf("open %s: %w", path, err)
@@ -144,6 +116,8 @@ func (d *device) setUp(opts Options) error {
 			return err
 		}
 	}
+	d.probeStatus()
+	d.info.Event, d.info.Cancel = true, hpdi.CancelQueued
 	if d.known(opts) {
 		return nil
 	}
@@ -164,11 +138,6 @@ func (d *device) setUp(opts Options) error {
 	return nil
 }
 
-// ringWorks says that this process has seen the kernel take a ring that has all that is
-// needed. Who opens many files that are known does not make one for each: that costs as much
-// as all else that opening it takes.
-var ringWorks atomic.Bool
-
 // chooseEngine decides between io_uring and goroutines.
 func (d *device) chooseEngine(want Engine) (note string, err error) {
 	d.info.Driver, d.makeQueue = string(EngineSync), newSyncQueue
@@ -181,20 +150,21 @@ func (d *device) chooseEngine(want Engine) (note string, err error) {
 		}
 		return fmt.Sprintf("no io_uring: %v", err), nil
 	}
-	ringWorks.Store(true)
 	d.info.Driver, d.makeQueue = string(EngineURing), newURingQueue
 	return "", nil
 }
 
 // Info describes the device.
-func (d *device) Info() hpdi.Info { return d.info }
-
-// Register does nothing. Registering buffers with a ring would save a look-up
-// of pages per request, but locks the memory once for each queue.
-func (d *device) Register([]byte) error { return nil }
-
-// Unregister does nothing.
-func (d *device) Unregister([]byte) error { return nil }
+func (d *device) Info() hpdi.Info {
+	info := d.info
+	if refused := d.refused.Load(); refused != nil {
+		if info.Note != "" {
+			info.Note += "; "
+		}
+		info.Note += *refused
+	}
+	return info
+}
 
 // NewQueue returns a queue that takes up to depth requests at once.
 func (d *device) NewQueue(depth int) (hpdi.Queue, error) {
@@ -211,6 +181,13 @@ func (d *device) NewQueue(depth int) (hpdi.Queue, error) {
 		return nil, fmt.Errorf("%s: new %s queue: %w", d.info.Name, d.info.Driver, err)
 	}
 	d.queues++
+	if q, ok := q.(*uringQueue); ok {
+		d.rings[q] = struct{}{}
+		for _, reg := range d.memory {
+			q.attach(reg)
+		}
+		d.tellRefused()
+	}
 	return q, nil
 }
 
@@ -218,6 +195,14 @@ func (d *device) NewQueue(depth int) (hpdi.Queue, error) {
 func (d *device) queueClosed() {
 	d.mu.Lock()
 	d.queues--
+	d.mu.Unlock()
+}
+
+// forget is what a queue calls before its ring goes: no memory is registered with it
+// from then on.
+func (d *device) forget(q *uringQueue) {
+	d.mu.Lock()
+	delete(d.rings, q)
 	d.mu.Unlock()
 }
 
@@ -246,5 +231,11 @@ func (d *device) Close() error {
 	return nil
 }
 
-// fail wraps the error of a request with the device's name.
-func (d *device) fail(err error) error { return fmt.Errorf("%s: %w", d.info.Name, err) }
+// fail wraps the error of a request with the device's name, and the kernel's with the
+// kind that it is of.
+func (d *device) fail(err error) error {
+	if errno, ok := err.(unix.Errno); ok {
+		err = hpdi.Errno(errno)
+	}
+	return fmt.Errorf("%s: %w", d.info.Name, err)
+}

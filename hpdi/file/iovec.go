@@ -86,5 +86,5 @@ func (d *device) zeroRangeMode() uint32 {
 // endOfFile is the error of a call that moved nothing: the file has shrunk
 // since it was opened.
 func endOfFile(r *hpdi.Request, pos int64) error {
-	return fmt.Errorf("nothing was transferred at %d, has the file been shortened? %w", r.Offset+pos, unix.EIO)
+	return fmt.Errorf("nothing was transferred at %d, has the file been shortened? %w", r.Offset+pos, hpdi.Errno(unix.EIO))
 }

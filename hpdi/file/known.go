@@ -71,7 +71,7 @@ func (d *device) known(opts Options) bool {
 		opts.Direct != "" && opts.Direct != DirectAuto || opts.Engine != "" && opts.Engine != EngineAuto {
 		return false
 	}
-	if k.Info.Driver == string(EngineURing) && ringWorks.Load() {
+	if k.Info.Driver == string(EngineURing) && ringKnows.Load() != nil {
 		d.info.Driver, d.makeQueue = string(EngineURing), newURingQueue
 	} else if _, err := d.chooseEngine(""); err != nil || d.info.Driver != k.Info.Driver {
 		return false
@@ -82,5 +82,6 @@ func (d *device) known(opts Options) bool {
 	measured := d.info
 	d.info = k.Info
 	d.info.Name, d.info.Size, d.info.BlockSize = measured.Name, measured.Size, measured.BlockSize
+	d.info.Status, d.info.Event, d.info.Cancel = measured.Status, measured.Event, measured.Cancel
 	return true
 }

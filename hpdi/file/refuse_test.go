@@ -445,7 +445,7 @@ func cancel(t *testing.T, r *ring) {
 // TestCancelledByTheKernel: a request that the kernel ended undone is handed in
 // again, but not for ever.
 func TestCancelledByTheKernel(t *testing.T) {
-	d := ringDevice(t).(*device)
+	d := unfixedRingDevice(t)
 	q := newQueue(t, d, 4).(*uringQueue)
 	defer closeQueue(t, q)
 	var pipe [2]int

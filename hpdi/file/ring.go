@@ -11,17 +11,25 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/pollux-storage/pollux/hpdi"
+	"github.com/pollux-storage/pollux/internal/spin"
 )
 
 // The part of the kernel's interface (linux/io_uring.h) that is used here.
 const (
-	ringOpReadv     = 1
-	ringOpWritev    = 2
-	ringOpFsync     = 3
-	ringOpFallocate = 17
-	ringOpRead      = 22
-	ringOpWrite     = 23
-	ringOpCommand   = 46 // IORING_OP_URING_CMD
+	ringOpReadv       = 1
+	ringOpWritev      = 2
+	ringOpFsync       = 3
+	ringOpReadFixed   = 4
+	ringOpCancel      = 14
+	ringOpLinkTimeout = 15
+	ringOpFallocate   = 17
+	ringOpRead        = 22
+	ringOpWrite       = 23
+	ringOpCommand     = 46 // IORING_OP_URING_CMD
+	ringOpReadvFixed  = 60
+
+	ringFixedFile = 1 << 0 // flags of an entry
+	ringLink      = 1 << 2
 
 	ringFsyncDatasync   = 1 << 0
 	ringEnterGetEvents  = 1 << 0
@@ -30,7 +38,6 @@ const (
 	ringFeatStable      = 1 << 2
 	ringOffRings        = 0
 	ringOffSQEs         = 0x10000000
-	ringRegisterProbe   = 8
 	ringOpSupported     = 1 << 0
 	blockCommandDiscard = 0x12 << 8 // BLOCK_URING_CMD_DISCARD
 )
@@ -109,7 +116,23 @@ type ring struct {
 	conn  syscall.RawConn
 	least uint32             // results that ready asks for
 	ready func(uintptr) bool // whether they are there; made once
+	look  func() bool        // the same
+	poll  spin.Poller
+
+	knows     *ringKnowledge
+	fixedFile bool // file 0 is the device's
+	table     bool // there is a table of registered buffers
 }
+
+// ringKnowledge is what not all kernels can that serve here.
+type ringKnowledge struct {
+	vectorsFixed bool // several vectors in one registered buffer (Linux 6.15)
+}
+
+// ringKnows is what the kernel can, once this process has seen it take a ring that has all
+// that is needed. Who opens many files that are known does not make one for each: that
+// costs as much as all else that opening it takes.
+var ringKnows atomic.Pointer[ringKnowledge]
 
 // newRing makes a ring for n operations at once.
 func newRing(n int) (*ring, error) {
@@ -118,7 +141,7 @@ func newRing(n int) (*ring, error) {
 	if errno != 0 {
 		return nil, refusal(errno)
 	}
-	r := &ring{fd: int(fd)} // the kernel sets close-on-exec
+	r := &ring{fd: int(fd), knows: ringKnows.Load()} // the kernel sets close-on-exec
 	if err := errors.Join(r.watch(), r.attach(&p)); err != nil {
 		return nil, errors.Join(err, r.close())
 	}
@@ -144,6 +167,7 @@ func (r *ring) watch() (err error) {
 	nonblock := unix.SetNonblock(r.fd, true) // or os would not have it polled
 	r.file = os.NewFile(uintptr(r.fd), "io_uring")
 	r.ready = func(uintptr) bool { return r.results() >= r.least }
+	r.look = func() bool { return r.results() >= r.least }
 	r.conn, err = r.file.SyscallConn()
 	return errors.Join(nonblock, err)
 }
@@ -185,6 +209,7 @@ func (r *ring) mmap(off int64, n int) ([]byte, error) {
 
 // close frees the ring. Nothing may be in flight.
 func (r *ring) close() error {
+	r.unregister()
 	return errors.Join(hpdi.Free(r.rings), hpdi.Free(r.entries), r.file.Close())
 }
 
@@ -202,6 +227,9 @@ func (r *ring) next() *sqe {
 
 // unsubmitted returns the number of entries that the kernel has not taken.
 func (r *ring) unsubmitted() int { return int(r.sqTail - atomic.LoadUint32(r.sqHead)) }
+
+// room returns for how many more operations there is an entry.
+func (r *ring) room() int { return len(r.sqes) - r.unsubmitted() }
 
 // takeBack withdraws the entries that the kernel has not taken and calls f
 // with each one's user data.
@@ -236,6 +264,10 @@ func (r *ring) enter(submit, least int, flags uintptr) unix.Errno {
 // ways take the same time.
 func (r *ring) wait(least int) unix.Errno {
 	r.least = uint32(least)
+	if r.poll.Poll(r.look) {
+		return 0
+	}
+	defer r.poll.Woke()
 	if r.conn.Read(r.ready) == nil {
 		return 0
 	}
@@ -277,15 +309,16 @@ func (r *ring) probe() error {
 			_     uint32
 		}
 	}
-	_, _, errno := unix.Syscall6(unix.SYS_IO_URING_REGISTER, uintptr(r.fd), ringRegisterProbe,
-		uintptr(unsafe.Pointer(&p)), uintptr(len(p.ops)), 0, 0)
-	if errno != 0 {
+	if errno := r.register(ringRegisterProbe, unsafe.Pointer(&p), uintptr(len(p.ops))); errno != 0 {
 		return fmt.Errorf("the kernel's is too old: it cannot list its operations: %w", errno)
 	}
-	for _, op := range []int{ringOpReadv, ringOpWritev, ringOpFsync, ringOpFallocate, ringOpRead, ringOpWrite} {
-		if p.ops[op].flags&ringOpSupported == 0 {
+	has := func(op int) bool { return p.ops[op].flags&ringOpSupported != 0 }
+	for _, op := range []int{ringOpReadv, ringOpWritev, ringOpFsync, ringOpReadFixed, ringOpCancel, ringOpLinkTimeout,
+		ringOpFallocate, ringOpRead, ringOpWrite} {
+		if !has(op) {
 			return fmt.Errorf("the kernel's is too old: it lacks operation %d", op)
 		}
 	}
+	ringKnows.Store(&ringKnowledge{vectorsFixed: has(ringOpReadvFixed)})
 	return nil
 }

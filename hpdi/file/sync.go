@@ -3,7 +3,9 @@ package file
 import (
 	"errors"
 	"runtime"
+	"slices"
 	"sync"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -17,20 +19,24 @@ const syncWorkers = 8
 
 // syncQueue serves requests with blocking calls on goroutines of its own.
 //
-// 0 <= inflight <= depth = cap(work), so that sending to work never blocks.
+//	0 <= waiting.n <= inflight <= depth
 type syncQueue struct {
-	hpdi.Plain
 	dev    *device
 	depth  int
-	work   chan *hpdi.Request
 	wg     sync.WaitGroup
 	mem    []byte // the workers' iovecs
 	closed bool   // used by the queue's goroutine only
 
 	mu       sync.Mutex // guards what follows
+	begun    sync.Cond  // a request waits for a worker, or the queue is being closed
 	ended    sync.Cond  // a request has completed
-	inflight int
-	done     []*hpdi.Request // completed, not yet returned
+	waiting  waiting    // those that no worker has begun
+	inflight int        // they, and those that workers have
+	done     []*hpdi.Request
+	closing  bool
+	event    signal      // raised while there is something in done; fd is 0 if nobody asked
+	timer    *time.Timer // calls expire at next; nil until a request has a deadline
+	next     time.Time
 }
 
 func newSyncQueue(d *device, depth int) (hpdi.Queue, error) {
@@ -39,8 +45,8 @@ func newSyncQueue(d *device, depth int) (hpdi.Queue, error) {
 	if err != nil {
 		return nil, err
 	}
-	q := &syncQueue{dev: d, depth: depth, work: make(chan *hpdi.Request, depth), mem: mem}
-	q.ended.L = &q.mu
+	q := &syncQueue{dev: d, depth: depth, mem: mem, waiting: waiting{ring: make([]*hpdi.Request, depth)}}
+	q.begun.L, q.ended.L = &q.mu, &q.mu
 	for w := range workers {
 		own := iov[w*maxIovecs : (w+1)*maxIovecs]
 		q.wg.Go(func() { q.serve(own) })
@@ -53,22 +59,38 @@ func (q *syncQueue) Submit(reqs ...*hpdi.Request) error {
 	if q.closed {
 		return q.dev.fail(hpdi.ErrClosed)
 	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
 	for _, r := range reqs {
 		r.Err = r.Check(q.dev.info)
-		q.mu.Lock()
 		if r.Err != nil || empty(r) {
-			q.done = append(q.done, r)
-			q.mu.Unlock()
+			q.completeLocked(r)
 			continue
 		}
 		for q.inflight == q.depth {
 			q.ended.Wait()
 		}
+		if !r.Deadline.IsZero() {
+			if err := r.Late(time.Now()); err != nil {
+				r.Err = q.dev.fail(err)
+				q.completeLocked(r)
+				continue
+			}
+			q.armLocked(r.Deadline)
+		}
 		q.inflight++
-		q.mu.Unlock()
-		q.work <- r
+		q.waiting.push(r)
+		q.begun.Signal()
 	}
 	return nil
+}
+
+// completeLocked puts r where Wait takes it.
+func (q *syncQueue) completeLocked(r *hpdi.Request) {
+	q.done = append(q.done, r)
+	if q.event.fd != 0 {
+		q.event.set(true)
+	}
 }
 
 // empty says whether r is done by doing nothing.
@@ -87,7 +109,83 @@ func (q *syncQueue) Wait(least int, done []*hpdi.Request) ([]*hpdi.Request, erro
 	done = append(done, q.done...)
 	clear(q.done) // the application owns the requests again
 	q.done = q.done[:0]
+	if q.event.fd != 0 {
+		q.event.set(false)
+	}
 	return done, nil
+}
+
+// Cancel gives up those of reqs that no worker has begun.
+func (q *syncQueue) Cancel(reqs ...*hpdi.Request) {
+	if q.closed {
+		return
+	}
+	q.giveUp(func(r *hpdi.Request) error {
+		if slices.Contains(reqs, r) {
+			return hpdi.ErrCanceled
+		}
+		return nil
+	})
+}
+
+// giveUp completes the waiting requests for which why returns an error with that.
+func (q *syncQueue) giveUp(why func(*hpdi.Request) error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.next = time.Time{}
+	for range q.waiting.n { // each once: those that stay come back at the end
+		r := q.waiting.pop()
+		err := why(r)
+		if err == nil {
+			q.waiting.push(r)
+			if !r.Deadline.IsZero() {
+				q.armLocked(r.Deadline)
+			}
+			continue
+		}
+		r.Err = q.dev.fail(err)
+		q.inflight--
+		q.completeLocked(r)
+	}
+	q.ended.Broadcast()
+}
+
+// armLocked makes the timer go off at that time, or earlier.
+func (q *syncQueue) armLocked(at time.Time) {
+	if !q.next.IsZero() && !at.Before(q.next) {
+		return
+	}
+	q.next = at
+	if q.timer == nil {
+		q.timer = time.AfterFunc(time.Until(at), q.expire)
+		return
+	}
+	q.timer.Reset(time.Until(at))
+}
+
+// expire gives up what has waited beyond its deadline.
+func (q *syncQueue) expire() {
+	now := time.Now()
+	q.giveUp(func(r *hpdi.Request) error { return r.Late(now) })
+}
+
+// Event returns a descriptor that is readable exactly while Wait(0) would return a
+// request.
+func (q *syncQueue) Event() int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.event.fd == 0 {
+		event, err := newSignal()
+		if q.closed || err != nil {
+			if err == nil {
+				_ = unix.Close(event.fd)
+			}
+			return -1
+		}
+		q.event = event
+		q.event.set(len(q.done) > 0)
+	}
+	return q.event.fd
 }
 
 // Close lets the workers finish what they have and waits for them.
@@ -96,8 +194,20 @@ func (q *syncQueue) Close() error {
 		return nil
 	}
 	q.closed = true
-	close(q.work)
+	q.mu.Lock()
+	q.closing = true
+	q.begun.Broadcast()
+	q.mu.Unlock()
 	q.wg.Wait()
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.timer != nil {
+		q.timer.Stop()
+	}
+	if q.event.fd != 0 {
+		_ = unix.Close(q.event.fd)
+		q.event.fd = 0
+	}
 	q.dev.queueClosed()
 	return hpdi.Free(q.mem)
 }
@@ -105,21 +215,59 @@ func (q *syncQueue) Close() error {
 // serve is one worker.
 func (q *syncQueue) serve(iov []iovec) {
 	var pin runtime.Pinner
-	for r := range q.work {
-		if err := q.dev.do(r, iov, &pin); err != nil {
-			r.Err = q.dev.fail(err)
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for {
+		for q.waiting.n == 0 {
+			if q.closing {
+				return
+			}
+			q.begun.Wait()
+		}
+		r := q.waiting.pop()
+		q.mu.Unlock()
+		err := q.dev.do(r, iov, &pin)
+		if err != nil {
+			err = q.dev.fail(err)
 		}
 		q.mu.Lock()
+		r.Err = err
 		q.inflight--
-		q.done = append(q.done, r)
-		q.mu.Unlock()
+		q.completeLocked(r)
 		q.ended.Signal()
 	}
 }
 
+// waiting is a queue of bounded length, first in first out.
+type waiting struct {
+	ring []*hpdi.Request
+	at   int // the oldest
+	n    int
+}
+
+func (w *waiting) push(r *hpdi.Request) {
+	w.ring[(w.at+w.n)%len(w.ring)] = r
+	w.n++
+}
+
+func (w *waiting) pop() *hpdi.Request {
+	r := w.ring[w.at]
+	w.ring[w.at] = nil // the application may own it soon
+	w.at = (w.at + 1) % len(w.ring)
+	w.n--
+	return r
+}
+
 // do carries out one well-formed request with blocking calls.
 func (d *device) do(r *hpdi.Request, iov []iovec, pin *runtime.Pinner) error {
+	if !r.Deadline.IsZero() {
+		if err := r.Late(time.Now()); err != nil {
+			return err
+		}
+	}
 	switch r.Op {
+	case hpdi.OpStatus:
+		return d.status(r)
 	case hpdi.OpRead, hpdi.OpWrite:
 		pinVectors(pin, r.Vec)
 		defer pin.Unpin()

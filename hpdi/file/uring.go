@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unsafe"
 
@@ -22,50 +23,75 @@ var openRings sync.Map
 // gave back undone.
 const maxTries = 100
 
+// aside marks the user data of entries that belong to no slot: the kernel's answers to
+// them are of no interest.
+const aside = 1 << 63
+
 // slot is a request in flight, and its iovecs.
 type slot struct {
-	req   *hpdi.Request
-	iov   []iovec
-	pin   runtime.Pinner
-	pos   int64  // bytes transferred so far
-	mode  uint32 // of the fallocate in flight
-	tries int
+	req     *hpdi.Request
+	iov     []iovec
+	timeout *timespec
+	pin     runtime.Pinner
+	pinned  bool
+	stopped bool   // the application has cancelled it
+	pos     int64  // bytes transferred so far
+	mode    uint32 // of the fallocate in flight
+	tries   int
 }
 
+// timespec is the kernel's struct __kernel_timespec.
+type timespec struct{ sec, nsec int64 }
+
+func (t *timespec) address() uint64 { return uint64(uintptr(unsafe.Pointer(t))) }
+
 // uringQueue serves requests with a ring of its own. A request holds a slot
-// from Submit to its completion and has one entry in the ring all that time,
-// so a ring of depth entries never overflows:
+// from Submit to its completion. All that time it has one entry in the ring, and
+// one for its timeout if it has a deadline, so entries for two times depth
+// suffice; Cancel makes room for its own:
 //
-//	ring.unsubmitted() <= depth - len(free) <= depth
+//	ring.unsubmitted() <= 2 * (depth - len(free)) <= 2 * depth
+//
+// Results are twice as many as entries: of each slot its request's, its timeout's,
+// one of a Cancel, and one of a timeout that comes late.
 type uringQueue struct {
-	hpdi.Plain
-	dev  *device
-	ring *ring
-	mem  []byte // the slots' iovecs
-	slot []slot
-	free []uint32        // slots without a request
-	done []*hpdi.Request // completed, not yet returned
-	err  error           // why the ring no longer works
-	shut bool            // closed
+	dev   *device
+	ring  *ring
+	mem   []byte                 // the slots' iovecs and timeouts
+	fixed atomic.Pointer[pieces] // registered memory; Register and Unregister store it
+	event ringEvent
+	slot  []slot
+	free  []uint32        // slots without a request
+	done  []*hpdi.Request // completed, not yet returned
+	err   error           // why the ring no longer works
+	shut  bool            // closed
 }
 
 func newURingQueue(d *device, depth int) (hpdi.Queue, error) {
-	r, err := newRing(depth)
+	r, err := newRing(2 * depth)
 	if err != nil {
 		return nil, err
 	}
-	iov, mem, err := allocIovecs(depth * maxIovecs)
+	// A timeout is as long as an iovec.
+	iov, mem, err := allocIovecs(depth * (maxIovecs + 1))
 	if err != nil {
 		return nil, errors.Join(err, r.close())
+	}
+	r.poll.Max = d.poll
+	if !d.lock && d.fixed != FixedOff {
+		r.registerFile(d.fd)
 	}
 	q := &uringQueue{dev: d, ring: r, mem: mem, slot: make([]slot, depth), free: make([]uint32, depth)}
 	for i := range q.slot {
 		q.slot[i].iov = iov[i*maxIovecs : (i+1)*maxIovecs]
+		q.slot[i].timeout = (*timespec)(unsafe.Pointer(&iov[depth*maxIovecs+i]))
 		q.free[i] = uint32(depth - 1 - i)
 	}
 	openRings.Store(q, nil)
 	return q, nil
 }
+
+var _ [unsafe.Sizeof(iovec{})]byte = [unsafe.Sizeof(timespec{})]byte{}
 
 // usable returns why the queue cannot be used, or nil.
 func (q *uringQueue) usable() error {
@@ -82,9 +108,12 @@ func (q *uringQueue) Submit(reqs ...*hpdi.Request) error {
 	if err := q.usable(); err != nil {
 		return err
 	}
+	defer q.show()
 	for i, r := range reqs {
-		r.Err = r.Check(q.dev.info)
-		if r.Err != nil || empty(r) {
+		if r.Err = r.Check(q.dev.info); r.Err == nil && r.Op == hpdi.OpStatus {
+			r.Err = q.dev.statusNow(r)
+		}
+		if r.Err != nil || r.Op == hpdi.OpStatus || empty(r) {
 			q.done = append(q.done, r)
 			continue
 		}
@@ -116,7 +145,26 @@ func (q *uringQueue) Wait(least int, done []*hpdi.Request) ([]*hpdi.Request, err
 	done = append(done, q.done...)
 	clear(q.done) // the application owns the requests again
 	q.done = q.done[:0]
+	q.show()
 	return done, err
+}
+
+// show keeps the event descriptor true.
+func (q *uringQueue) show() { q.event.show(len(q.done) > 0) }
+
+// Event returns a descriptor that is readable while Wait(0) would return a request, and
+// sometimes once in vain: when a request has come back that is to go on.
+func (q *uringQueue) Event() int {
+	if q.event.epoll == 0 && q.usable() == nil {
+		if err := q.event.open(q.ring.fd); err != nil {
+			return -1
+		}
+		q.show()
+	}
+	if q.event.epoll == 0 {
+		return -1
+	}
+	return q.event.epoll
 }
 
 // await waits until least requests are done, or none is in flight.
@@ -143,13 +191,18 @@ func (q *uringQueue) Close() error {
 	for q.inflight() > 0 {
 		if err := q.advance(1); err != nil {
 			q.shut = true
+			q.dev.forget(q)
+			q.event.close()
 			return fmt.Errorf("close queue with %d requests in flight: %w", q.inflight(), err)
 		}
 	}
 	q.shut = true
+	q.dev.forget(q)
+	q.event.close()
+	err := errors.Join(q.ring.close(), hpdi.Free(q.mem))
 	openRings.Delete(q)
 	q.dev.queueClosed()
-	if err := errors.Join(q.ring.close(), hpdi.Free(q.mem)); err != nil {
+	if err != nil {
 		return fmt.Errorf("%s: close queue: %w", q.dev.info.Name, err)
 	}
 	return nil
@@ -193,7 +246,11 @@ func (q *uringQueue) advance(least int) error {
 	}
 	broken := fmt.Errorf("io_uring no longer takes requests: %w", errno)
 	q.err = q.dev.fail(broken)
-	q.ring.takeBack(func(i uint64) { q.finish(uint32(i), broken) })
+	q.ring.takeBack(func(data uint64) {
+		if data&aside == 0 {
+			q.finish(uint32(data), broken)
+		}
+	})
 	return q.err
 }
 
@@ -204,7 +261,9 @@ func (q *uringQueue) reap() {
 		if !ok {
 			return
 		}
-		q.result(uint32(c.userData), c.res)
+		if c.userData&aside == 0 {
+			q.result(uint32(c.userData), c.res)
+		}
 	}
 }
 
@@ -213,10 +272,7 @@ func (q *uringQueue) start(r *hpdi.Request) {
 	i := q.free[len(q.free)-1]
 	q.free = q.free[:len(q.free)-1]
 	s := &q.slot[i]
-	s.req, s.pos, s.tries = r, 0, 0
-	if r.Op == hpdi.OpRead || r.Op == hpdi.OpWrite {
-		pinVectors(&s.pin, r.Vec)
-	}
+	s.req, s.pos, s.tries, s.stopped = r, 0, 0, false
 	q.issue(i)
 }
 
@@ -224,40 +280,72 @@ func (q *uringQueue) start(r *hpdi.Request) {
 func (q *uringQueue) issue(i uint32) {
 	s := &q.slot[i]
 	r := s.req
+	if err := s.over(); err != nil {
+		q.finish(i, err)
+		return
+	}
 	if r.Op == hpdi.OpDiscard && q.dev.block && q.dev.noAsyncDiscard.Load() {
 		q.finish(i, q.dev.discardNow(r.Offset, r.Length))
 		return
 	}
 	e := q.ring.next()
-	e.fd, e.userData = int32(q.dev.fd), uint64(i)
+	e.userData = uint64(i)
+	if q.ring.fixedFile {
+		e.flags = ringFixedFile
+	} else {
+		e.fd = int32(q.dev.fd)
+	}
 	switch r.Op {
 	case hpdi.OpRead, hpdi.OpWrite:
-		e.off = uint64(r.Offset + s.pos)
-		n := fillIovecs(s.iov, r.Vec, s.pos)
-		if n == 1 { // spares the kernel reading the array
-			e.opcode, e.addr, e.len = ringOpRead, uint64(s.iov[0].base), uint32(s.iov[0].len)
-		} else {
-			e.opcode, e.addr, e.len = ringOpReadv, uint64(uintptr(unsafe.Pointer(&s.iov[0]))), uint32(n)
-		}
-		if r.Op == hpdi.OpWrite {
-			e.opcode++ // each write follows its read
-			if r.Durable {
-				e.opFlags = unix.RWF_DSYNC
-			}
-		}
+		q.transfer(e, s)
 	case hpdi.OpFlush:
 		e.opcode, e.opFlags = ringOpFsync, ringFsyncDatasync
 	case hpdi.OpDiscard:
 		if q.dev.block {
 			e.opcode, e.off = ringOpCommand, blockCommandDiscard
 			e.addr, e.addr3 = uint64(r.Offset), uint64(r.Length)
-			return
+			break
 		}
 		s.mode = punchMode
 		e.opcode, e.off, e.addr, e.len = ringOpFallocate, uint64(r.Offset), uint64(r.Length), s.mode
 	case hpdi.OpWriteZeroes:
 		s.mode = q.dev.zeroRangeMode()
 		e.opcode, e.off, e.addr, e.len = ringOpFallocate, uint64(r.Offset), uint64(r.Length), s.mode
+	}
+	if !r.Deadline.IsZero() {
+		q.limit(e, s)
+	}
+}
+
+// transfer makes e an entry that moves what is left of the data of s.
+func (q *uringQueue) transfer(e *sqe, s *slot) {
+	r := s.req
+	e.off = uint64(r.Offset + s.pos)
+	n := fillIovecs(s.iov, r.Vec, s.pos)
+	index, fixed := q.pieces().findAll(s.iov[:n])
+	fixed = fixed && (n == 1 || q.ring.knows.vectorsFixed)
+	if n == 1 { // spares the kernel reading the array
+		e.opcode, e.addr, e.len = ringOpRead, uint64(s.iov[0].base), uint32(s.iov[0].len)
+		if fixed {
+			e.opcode = ringOpReadFixed
+		}
+	} else {
+		e.opcode, e.addr, e.len = ringOpReadv, uint64(uintptr(unsafe.Pointer(&s.iov[0]))), uint32(n)
+		if fixed {
+			e.opcode = ringOpReadvFixed
+		}
+	}
+	if fixed {
+		e.bufIndex = index
+	} else if !s.pinned {
+		pinVectors(&s.pin, r.Vec)
+		s.pinned = true
+	}
+	if r.Op == hpdi.OpWrite {
+		e.opcode++ // each write follows its read
+		if r.Durable {
+			e.opFlags = unix.RWF_DSYNC
+		}
 	}
 }
 
@@ -290,8 +378,8 @@ func (q *uringQueue) failed(i uint32, errno unix.Errno) {
 	s := &q.slot[i]
 	switch errno {
 	case unix.EINTR, unix.EAGAIN, unix.ECANCELED:
-		// Cancelled is what work becomes that a thread left behind when it
-		// exited. Threads come and go under goroutines.
+		// Cancelled is what the application has given up, or work that a thread
+		// left behind when it exited. Threads come and go under goroutines.
 		if s.tries++; s.tries < maxTries {
 			q.issue(i)
 			return
@@ -323,7 +411,10 @@ func (q *uringQueue) finish(i uint32, err error) {
 	if err != nil {
 		s.req.Err = q.dev.fail(err)
 	}
-	s.pin.Unpin()
+	if s.pinned {
+		s.pin.Unpin()
+		s.pinned = false
+	}
 	q.done = append(q.done, s.req)
 	s.req = nil
 	q.free = append(q.free, i)

@@ -22,6 +22,16 @@ func ringDevice(t *testing.T) hpdi.Device {
 	return open(t, create(t, t.TempDir(), testSize), Options{Engine: EngineURing})
 }
 
+// unfixedRingDevice opens a device whose queues read from whatever its descriptor is when
+// they are asked to.
+func unfixedRingDevice(t *testing.T) *device {
+	t.Helper()
+	if err := probeURing(); err != nil {
+		t.Skip(err)
+	}
+	return open(t, create(t, t.TempDir(), testSize), Options{Engine: EngineURing, Fixed: FixedOff}).(*device)
+}
+
 // reads returns n reads of one block each.
 func reads(t *testing.T, n int) []*hpdi.Request {
 	mem := alloc(t, n*BlockSize)

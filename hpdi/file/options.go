@@ -1,0 +1,84 @@
+package file
+
+import (
+	"fmt"
+	"time"
+)
+
+// Direct says whether I/O bypasses the page cache.
+type Direct string
+
+// The choices for Direct; the empty string is DirectAuto.
+const (
+	DirectAuto Direct = "auto" // where the file system allows it
+	DirectOn   Direct = "on"   // or fail
+	DirectOff  Direct = "off"
+)
+
+// Engine says how requests reach the kernel.
+type Engine string
+
+// The choices for Engine; the empty string is EngineAuto.
+const (
+	EngineAuto  Engine = "auto"     // io_uring where the kernel allows it
+	EngineURing Engine = "io_uring" // or fail
+	EngineSync  Engine = "sync"     // preadv and pwritev on goroutines
+)
+
+// Fixed says whether memory and file are registered with io_uring.
+type Fixed string
+
+// The choices for Fixed; the empty string is FixedAuto.
+const (
+	// FixedAuto is memory that the application registers, and the file unless it is
+	// opened under a lock, as far as the kernel can.
+	FixedAuto Fixed = "auto"
+	FixedOff  Fixed = "off"
+)
+
+// Options says how to open a file. The zero value means: for writing, without
+// a lock, by the fastest way there is.
+type Options struct {
+	ReadOnly bool
+	Lock     bool // fail with hpdi.ErrLocked if another description holds the lock
+	Direct   Direct
+	Engine   Engine
+	// Known is what an earlier Open of this file for the same purpose has found, or nil.
+	// If the file is still that one, what it can do is not tried out again. It is for
+	// whoever opens many devices and has somebody waiting; Direct and Engine must be
+	// left to choose.
+	Known *Known
+	// Fixed says whether memory and the file itself are registered with io_uring, which
+	// spares the kernel to look both up for each request.
+	Fixed Fixed
+	// Poll is the longest time that a queue looks for results before its goroutine
+	// sleeps, 0 for none. How long it does look goes by how often that has paid off.
+	// Only io_uring polls.
+	Poll time.Duration
+}
+
+// MaxPoll bounds Options.Poll.
+const MaxPoll = 10 * time.Millisecond
+
+// Validate says what is wrong with o, if anything is.
+func (o Options) Validate() error {
+	switch o.Direct {
+	case "", DirectAuto, DirectOn, DirectOff:
+	default:
+		return fmt.Errorf("direct I/O is %q: must be auto, on or off", o.Direct)
+	}
+	switch o.Engine {
+	case "", EngineAuto, EngineURing, EngineSync:
+	default:
+		return fmt.Errorf("engine is %q: must be auto, io_uring or sync", o.Engine)
+	}
+	switch o.Fixed {
+	case "", FixedAuto, FixedOff:
+	default:
+		return fmt.Errorf("fixed buffers and files are %q: must be auto or off", o.Fixed)
+	}
+	if o.Poll < 0 || o.Poll > MaxPoll {
+		return fmt.Errorf("poll is %v: must be from 0 to %v", o.Poll, MaxPoll)
+	}
+	return nil
+}
