@@ -162,7 +162,7 @@ func (d *device) tryDirect() error {
 	if err := d.setDirect(true); err != nil {
 		return fmt.Errorf("the file system does not take it: %w", err)
 	}
-	page, err := hpdi.Alloc(BlockSize)
+	page, err := hpdi.AllocPrivate(BlockSize)
 	if err != nil {
 		return err
 	}

@@ -2,8 +2,39 @@ package file
 
 import (
 	"fmt"
+	"net/url"
 	"time"
+
+	"github.com/pollux-storage/pollux/hpdi"
 )
+
+// Properties is what URIs of this driver take behind the path. The engine is the scheme's
+// to say.
+var Properties = []hpdi.Property{
+	{Name: "direct", Type: hpdi.TypeEnum, Default: string(DirectAuto), Values: []string{string(DirectAuto), string(DirectOn), string(DirectOff)},
+		Meaning: "Whether requests bypass the page cache: where the file system allows it, or not at all otherwise, or never"},
+	{Name: "read-only", Type: hpdi.TypeBool, Default: "off", Meaning: "Open for reading only"},
+	{Name: "lock", Type: hpdi.TypeBool, Default: "off", Meaning: "Refuse a file that another has opened under a lock, and a block device that is mounted"},
+	{Name: "fixed", Type: hpdi.TypeEnum, Default: string(FixedAuto), Values: []string{string(FixedAuto), string(FixedOff)},
+		Meaning: "Register memory, and a file without a lock, with io_uring where the kernel can"},
+	{Name: "poll", Type: hpdi.TypeDuration, Default: "0s", Max: int64(MaxPoll),
+		Meaning: "How long a queue of io_uring looks for results at most before it sleeps"},
+}
+
+// ParseOptions makes options of the query of a URI. Its errors wrap hpdi.ErrProperty.
+func ParseOptions(values url.Values) (Options, error) {
+	s, err := hpdi.ParseSettings(Properties, values)
+	if err != nil {
+		return Options{}, err
+	}
+	return Options{
+		ReadOnly: s.Bool("read-only"),
+		Lock:     s.Bool("lock"),
+		Direct:   Direct(s.Text("direct")),
+		Fixed:    Fixed(s.Text("fixed")),
+		Poll:     s.Duration("poll"),
+	}, nil
+}
 
 // Direct says whether I/O bypasses the page cache.
 type Direct string

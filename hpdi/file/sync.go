@@ -34,7 +34,7 @@ type syncQueue struct {
 	inflight int        // they, and those that workers have
 	done     []*hpdi.Request
 	closing  bool
-	event    signal      // raised while there is something in done; fd is 0 if nobody asked
+	event    hpdi.Signal // set while there is something in done
 	timer    *time.Timer // calls expire at next; nil until a request has a deadline
 	next     time.Time
 }
@@ -88,9 +88,7 @@ func (q *syncQueue) Submit(reqs ...*hpdi.Request) error {
 // completeLocked puts r where Wait takes it.
 func (q *syncQueue) completeLocked(r *hpdi.Request) {
 	q.done = append(q.done, r)
-	if q.event.fd != 0 {
-		q.event.set(true)
-	}
+	q.event.Set(true)
 }
 
 // empty says whether r is done by doing nothing.
@@ -109,9 +107,7 @@ func (q *syncQueue) Wait(least int, done []*hpdi.Request) ([]*hpdi.Request, erro
 	done = append(done, q.done...)
 	clear(q.done) // the application owns the requests again
 	q.done = q.done[:0]
-	if q.event.fd != 0 {
-		q.event.set(false)
-	}
+	q.event.Set(false)
 	return done, nil
 }
 
@@ -174,18 +170,7 @@ func (q *syncQueue) expire() {
 func (q *syncQueue) Event() int {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.event.fd == 0 {
-		event, err := newSignal()
-		if q.closed || err != nil {
-			if err == nil {
-				_ = unix.Close(event.fd)
-			}
-			return -1
-		}
-		q.event = event
-		q.event.set(len(q.done) > 0)
-	}
-	return q.event.fd
+	return q.event.Event()
 }
 
 // Close lets the workers finish what they have and waits for them.
@@ -204,10 +189,7 @@ func (q *syncQueue) Close() error {
 	if q.timer != nil {
 		q.timer.Stop()
 	}
-	if q.event.fd != 0 {
-		_ = unix.Close(q.event.fd)
-		q.event.fd = 0
-	}
+	q.event.Close()
 	q.dev.queueClosed()
 	return hpdi.Free(q.mem)
 }

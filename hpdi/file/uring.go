@@ -150,7 +150,7 @@ func (q *uringQueue) Wait(least int, done []*hpdi.Request) ([]*hpdi.Request, err
 }
 
 // show keeps the event descriptor true.
-func (q *uringQueue) show() { q.event.show(len(q.done) > 0) }
+func (q *uringQueue) show() { q.event.done.Set(len(q.done) > 0) }
 
 // Event returns a descriptor that is readable while Wait(0) would return a request, and
 // sometimes once in vain: when a request has come back that is to go on.
@@ -159,7 +159,6 @@ func (q *uringQueue) Event() int {
 		if err := q.event.open(q.ring.fd); err != nil {
 			return -1
 		}
-		q.show()
 	}
 	if q.event.epoll == 0 {
 		return -1
