@@ -45,13 +45,14 @@ const (
 
 // device is an open export.
 type device struct {
-	uri   string
-	t     target
-	o     Options
-	info  hpdi.Info
-	exp   export
-	most  int64 // bytes of a command with payload
-	links []*link
+	uri    string
+	t      target
+	o      Options
+	info   hpdi.Info
+	exp    export
+	most   int64 // bytes of a command with payload
+	links  []*link
+	ghosts ghosts
 
 	mu     sync.Mutex // guards the rest
 	closed bool
@@ -132,6 +133,7 @@ func (d *device) describe(exp export) error {
 		Name: d.uri, Driver: "nbd", Size: int64(exp.size) / int64(bs) * int64(bs), BlockSize: bs,
 		Discard: has(proto.FlagSendTrim) && !readOnly, Zeroes: has(proto.FlagSendZeroes) && !readOnly, Durable: has(proto.FlagSendFUA) && !readOnly,
 		ReadOnly: readOnly, Rotates: has(proto.FlagRotational),
+		Status: exp.status, Event: true, Cancel: hpdi.CancelAll,
 	}
 	switch {
 	case !has(proto.FlagSendFlush) && !readOnly:
@@ -157,6 +159,8 @@ func (d *device) fits(exp export) error {
 		return fmt.Errorf("export %q is read-only now", d.t.export)
 	case !d.info.ReadOnly && lost != 0:
 		return fmt.Errorf("export %q cannot do any more what flags %#x stand for", d.t.export, lost)
+	case d.exp.status && !exp.status:
+		return fmt.Errorf("export %q does not tell holes from data any more", d.t.export)
 	case exp.least > uint32(d.info.BlockSize) || int64(exp.most) < d.most:
 		return fmt.Errorf("export %q takes blocks from %d to %d bytes now", d.t.export, exp.least, exp.most)
 	}

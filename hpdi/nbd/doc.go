@@ -29,6 +29,26 @@
 //   - An export that has become smaller, or read-only, or cannot do any more what the device
 //     was said to be able to do, is not the same device: requests fail then.
 //
+// # Giving up
+//
+// NBD cannot take a command back. A request that is cancelled, or whose deadline passes, is
+// given up: it completes at once, and the reply that comes later is read and thrown away, also
+// the rest of a payload of which a part had come. A write of which the payload is being sent
+// completes when that has left; a server that reads nothing for a second, with the deadline of
+// a request past, loses its connection. What is given up before it was sent, or while there is
+// no connection, is never sent.
+//
+// A server may still carry out a write, discard or write of zeroes that was given up. As long
+// as it has not answered, and the connection lasts, what changes the same bytes is held back,
+// on all connections of the device, so that nothing is undone by what came before it. Other
+// programs and devices are not held back: who gives a write up keeps them off its bytes until a
+// later write of them has completed.
+//
+// # Block status
+//
+// Where the server has structured replies and the context base:allocation, a device tells holes
+// and zeroes from data. A block in which a border lies is data.
+//
 // # What a server may not do
 //
 // Everything that comes from a server is checked: a reply to a request that is not under way,
@@ -39,5 +59,5 @@
 // # Locks
 //
 // link.mu guards what is under way; link.wmu is held while something is written to the
-// socket, and taken before link.mu. queue.mu is a leaf under both.
+// socket, and taken before link.mu. queue.mu and ghosts.mu are leaves under both.
 package nbd

@@ -23,6 +23,8 @@ type export struct {
 	size       uint64
 	flags      uint16
 	structured bool
+	status     bool // it tells holes from data, by the context whose number follows
+	context    uint32
 	least      uint32 // smallest block, 0 if nothing was said
 	most       uint32 // largest payload
 }
@@ -55,8 +57,13 @@ func negotiate(conn net.Conn, t target, config *tls.Config) (net.Conn, export, e
 			return nil, export{}, err
 		}
 	}
-	if c.exp.structured, err = c.ask(proto.OptStructured, nil, nil); err != nil {
+	if c.exp.structured, err = c.ask(proto.OptStructured, nil, 0, nil); err != nil {
 		return nil, export{}, err
+	}
+	if c.exp.structured {
+		if err := c.askForStatus(); err != nil {
+			return nil, export{}, err
+		}
 	}
 	chosen, err := c.choose()
 	if err == nil && !chosen {
@@ -107,9 +114,10 @@ func (c *client) send(option uint32, data []byte) error {
 	return err
 }
 
-// ask sends an option and reads what the server answers: each piece of information goes to
-// info, and ok is false for an option that it does not know.
-func (c *client) ask(option uint32, data []byte, info func(b []byte) error) (ok bool, err error) {
+// ask sends an option and reads what the server answers: each piece of information, which
+// comes as one kind of reply, goes to info, and ok is false for an option that it does not
+// know.
+func (c *client) ask(option uint32, data []byte, of uint32, info func(b []byte) error) (ok bool, err error) {
 	if err := c.send(option, data); err != nil {
 		return false, err
 	}
@@ -122,7 +130,7 @@ func (c *client) ask(option uint32, data []byte, info func(b []byte) error) (ok 
 			return true, nil
 		case kind == proto.RepErrUnsup:
 			return false, nil
-		case kind == proto.RepInfo && info != nil:
+		case kind == of && info != nil:
 			if err := info(b); err != nil {
 				return false, err
 			}
@@ -158,6 +166,9 @@ func (c *client) reply(option uint32) (kind uint32, data []byte, err error) {
 	return binary.BigEndian.Uint32(h[12:]), data, nil
 }
 
+// errDenied is what a server has the right to answer.
+var errDenied = errors.New("refused")
+
 // refusal is the error of a reply that is one. The server's own words say most.
 func refusal(kind uint32, text []byte) error {
 	why := fmt.Sprintf("error %d", kind&^(1<<31))
@@ -172,13 +183,13 @@ func refusal(kind uint32, text []byte) error {
 		why = "the server shuts down"
 	}
 	if len(text) > 0 {
-		return fmt.Errorf("refused: %s (%.200q)", why, text)
+		return fmt.Errorf("%w: %s (%.200q)", errDenied, why, text)
 	}
-	return fmt.Errorf("refused: %s", why)
+	return fmt.Errorf("%w: %s", errDenied, why)
 }
 
 func (c *client) startTLS() error {
-	ok, err := c.ask(proto.OptStartTLS, nil, nil)
+	ok, err := c.ask(proto.OptStartTLS, nil, 0, nil)
 	if err == nil && !ok {
 		err = errors.New("the server knows no TLS")
 	}
@@ -200,6 +211,27 @@ func (c *client) startTLS() error {
 	return nil
 }
 
+// askForStatus chooses the context that tells holes from data. A server that refuses does so
+// for reasons that choose hears as well, or has no such context: then there is none.
+func (c *client) askForStatus() error {
+	b := binary.BigEndian.AppendUint32(nil, uint32(len(c.t.export)))
+	b = append(b, c.t.export...)
+	b = binary.BigEndian.AppendUint32(b, 1)
+	b = binary.BigEndian.AppendUint32(b, uint32(len(proto.ContextAllocation)))
+	b = append(b, proto.ContextAllocation...)
+	_, err := c.ask(proto.OptSetContext, b, proto.RepMetaContext, func(b []byte) error {
+		if len(b) < 4 || string(b[4:]) != proto.ContextAllocation || c.exp.status {
+			return broken("context %.80q, where %s was asked for", b, proto.ContextAllocation)
+		}
+		c.exp.status, c.exp.context = true, binary.BigEndian.Uint32(b)
+		return nil
+	})
+	if errors.Is(err, errDenied) {
+		c.exp.status, err = false, nil
+	}
+	return err
+}
+
 // choose asks for the export with OptGo, and reports whether the server knows that.
 func (c *client) choose() (bool, error) {
 	b := binary.BigEndian.AppendUint32(nil, uint32(len(c.t.export)))
@@ -207,7 +239,7 @@ func (c *client) choose() (bool, error) {
 	b = binary.BigEndian.AppendUint16(b, 1)
 	b = binary.BigEndian.AppendUint16(b, proto.InfoBlockSize)
 	told := false
-	ok, err := c.ask(proto.OptGo, b, func(b []byte) error {
+	ok, err := c.ask(proto.OptGo, b, proto.RepInfo, func(b []byte) error {
 		if len(b) < 2 {
 			return broken("information of %d bytes", len(b))
 		}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -156,7 +157,7 @@ func said(b []byte) func(context.Context, string, string) (net.Conn, error) {
 
 // A handshake that goes wrong is an error that says how.
 func TestHostileHandshake(t *testing.T) {
-	ok := append(greeting(), answer(proto.OptStructured, proto.RepAck, nil)...)
+	ok := append(append(greeting(), answer(proto.OptStructured, proto.RepAck, nil)...), answer(proto.OptSetContext, proto.RepErrUnsup, nil)...)
 	join := func(parts ...[]byte) []byte { return bytes.Join(append([][]byte{ok}, parts...), nil) }
 	sizes := func(least, most uint32) []byte {
 		b := binary.BigEndian.AppendUint16(nil, proto.InfoBlockSize)
@@ -167,10 +168,18 @@ func TestHostileHandshake(t *testing.T) {
 	}
 	ack := answer(proto.OptGo, proto.RepAck, nil)
 	info := answer(proto.OptGo, proto.RepInfo, about(1<<20, 1))
+	context := func(replies ...[]byte) []byte {
+		return bytes.Join(append([][]byte{greeting(), answer(proto.OptStructured, proto.RepAck, nil)}, replies...), nil)
+	}
+	meta := answer(proto.OptSetContext, proto.RepMetaContext, append([]byte{0, 0, 0, 1}, proto.ContextAllocation...))
 	for name, x := range map[string]struct {
 		said []byte
 		want string
 	}{
+		"another context":      {context(answer(proto.OptSetContext, proto.RepMetaContext, []byte("\x00\x00\x00\x01qemu:x"))), "base:allocation was asked for"},
+		"no context number":    {context(answer(proto.OptSetContext, proto.RepMetaContext, []byte("\x00"))), "base:allocation was asked for"},
+		"a context twice":      {context(meta, meta), "base:allocation was asked for"},
+		"contexts, then a cut": {context(meta), "option 10"},
 		"nothing":              {nil, "greeting"},
 		"another protocol":     {[]byte("HTTP/1.1 400 Bad Request\r\n"), "greets with"},
 		"the old style":        {append(greeting()[:8], make([]byte, 10)...), "old form"},
@@ -226,6 +235,8 @@ func FuzzHandshake(f *testing.F) {
 	f.Add(append(append(greeting(), answer(proto.OptStructured, proto.RepAck, nil)...), append(answer(proto.OptGo, proto.RepInfo, about(1<<20, allFlags)), answer(proto.OptGo, proto.RepAck, nil)...)...))
 	f.Add(append(append(greeting(), answer(proto.OptStructured, proto.RepErrUnsup, nil)...), append(answer(proto.OptGo, proto.RepErrUnsup, nil), make([]byte, 10)...)...))
 	f.Add(greeting())
+	f.Add(bytes.Join([][]byte{greeting(), answer(proto.OptStructured, proto.RepAck, nil), answer(proto.OptSetContext, proto.RepMetaContext, append([]byte{0, 0, 0, 9}, proto.ContextAllocation...)), answer(proto.OptSetContext, proto.RepAck, nil), answer(proto.OptGo, proto.RepInfo, about(1<<20, allFlags)), answer(proto.OptGo, proto.RepAck, nil)}, nil))
+	f.Add(bytes.Join([][]byte{greeting(), answer(proto.OptStructured, proto.RepAck, nil), answer(proto.OptSetContext, proto.RepErrPolicy, nil), answer(proto.OptGo, proto.RepInfo, about(1<<20, allFlags)), answer(proto.OptGo, proto.RepAck, nil)}, nil))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		d, err := Open(t.Context(), "nbd://test/disk", Options{Dial: said(b), Connections: 2})
 		if err != nil {
@@ -253,18 +264,23 @@ func FuzzReplies(f *testing.F) {
 		return <-got
 	}
 	q := asked{cookie: 1, off: 4096, n: 4096}
-	f.Add(true, record(func(c *serving) error {
+	f.Add(true, true, record(func(c *serving) error {
+		s := asked{cookie: 4}
+		return errors.Join(c.chunk(0, proto.ChunkOffsetData, q, uint64(4096), make([]byte, 100)), c.chunk(0, proto.ChunkBlockStatus, s, uint32(0), []uint32{100, 3, 924, 0, 3072, 3}),
+			c.chunk(1, proto.ChunkNone, s), c.chunk(1, proto.ChunkOffsetHole, q, uint64(4196), uint32(3996)))
+	}))
+	f.Add(false, true, record(func(c *serving) error {
 		return errors.Join(c.chunk(0, proto.ChunkOffsetData, q, uint64(4096), make([]byte, 100)), c.chunk(1, proto.ChunkOffsetHole, q, uint64(4196), uint32(3996)))
 	}))
-	f.Add(true, record(func(c *serving) error {
+	f.Add(false, true, record(func(c *serving) error {
 		return errors.Join(c.chunk(1, proto.ChunkError, q, uint32(5), uint16(3), []byte("bad")), c.write(uint32(proto.MagicSimple), uint32(0), uint64(2)))
 	}))
-	f.Add(false, record(func(c *serving) error {
+	f.Add(false, false, record(func(c *serving) error {
 		return errors.Join(c.write(uint32(proto.MagicSimple), uint32(28), uint64(2)), c.write(uint32(proto.MagicSimple), uint32(0), uint64(1), make([]byte, 4096)))
 	}))
-	f.Fuzz(func(t *testing.T, structured bool, b []byte) {
+	f.Fuzz(func(t *testing.T, cancel, structured bool, b []byte) {
 		d := &device{uri: "nbd://test/disk", most: defaultMost, exp: export{flags: allFlags, structured: structured}}
-		d.info = hpdi.Info{Name: d.uri, Driver: "nbd", Size: 1 << 20, BlockSize: minBlock, Discard: true}
+		d.info = hpdi.Info{Name: d.uri, Driver: "nbd", Size: 1 << 20, BlockSize: minBlock, Discard: true, Status: true}
 		mine, other := net.Pipe()
 		go func() { _, _ = io.Copy(io.Discard, other) }()
 		l := newLink(d, mine)
@@ -272,13 +288,40 @@ func FuzzReplies(f *testing.F) {
 		opened, err := d.NewQueue(4)
 		must(t, err)
 		mem := bytes.Repeat([]byte{7}, 3*4096)
-		must(t, opened.Submit(&hpdi.Request{Op: hpdi.OpRead, Offset: 4096, Vec: [][]byte{mem[4096:4608], mem[4608:4608], mem[4608:8192]}},
-			&hpdi.Request{Op: hpdi.OpWrite, Offset: 0, Vec: [][]byte{mem[:4096]}}, &hpdi.Request{Op: hpdi.OpDiscard, Length: 4096}))
+		told := make([]hpdi.Extent, 3)
+		reqs := []*hpdi.Request{{Op: hpdi.OpRead, Offset: 4096, Vec: [][]byte{mem[4096:4608], mem[4608:4608], mem[4608:8192]}},
+			{Op: hpdi.OpWrite, Offset: 0, Vec: [][]byte{mem[:4096]}}, {Op: hpdi.OpDiscard, Length: 4096}, {Op: hpdi.OpStatus, Length: 4096, Extents: told[:0:2]}}
+		must(t, opened.Submit(reqs...))
+		from := 4096
+		if half := len(b) / 2; cancel {
+			_, _ = other.Write(b[:half])
+			b = b[half:]
+			opened.Cancel(reqs...)
+		}
+		done, err := opened.Wait(0, nil)
+		must(t, err)
+		if slices.Contains(done, reqs[0]) {
+			from = 8192 // what is in its memory stays as it is
+			for i := range mem[4096:8192] {
+				mem[4096+i] = 7
+			}
+		}
 		_, _ = other.Write(b)
 		_ = other.Close()
-		done, err := opened.Wait(3, nil)
-		if err != nil || len(done) != 3 {
+		if done, err = opened.Wait(4-len(done), done); err != nil || len(done) != 4 {
 			t.Fatalf("%d requests are complete, %v", len(done), err)
+		}
+		if from == 8192 && bytes.Count(mem[4096:8192], []byte{7}) != 4096 {
+			t.Fatal("it has written to memory that was given back")
+		}
+		var n int64
+		for _, e := range reqs[3].Extents {
+			if n += e.Length; e.Length <= 0 || e.Length%minBlock != 0 || n > 4096 {
+				t.Fatalf("extents %v", reqs[3].Extents)
+			}
+		}
+		if told[2] != (hpdi.Extent{}) {
+			t.Fatal("it has told more than there was place for")
 		}
 		if bytes.Count(mem[:4096], []byte{7}) != 4096 || bytes.Count(mem[8192:], []byte{7}) != 4096 {
 			t.Fatal("it has written beside the vectors")

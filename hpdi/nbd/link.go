@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"slices"
 	"sync"
 	"time"
@@ -30,18 +31,20 @@ type link struct {
 	out   net.Buffers // what is written
 	now   []*command  // that are being written
 
-	mu     sync.Mutex // guards what follows, and of commands what they say
-	conn   net.Conn   // nil while there is none
-	number uint64     // of conn, from 1
-	flying map[uint64]*command
-	order  uint64 // of the newest command
-	failed error  // why commands fail at once; nil while they wait for a connection
+	mu      sync.Mutex // guards what follows, and of commands what they say
+	conn    net.Conn   // nil while there is none
+	number  uint64     // of conn, from 1
+	flying  map[uint64]*command
+	order   uint64   // of the newest command
+	current *command // a part of whose reply is being read
+	why     error    // why conn was closed from here
+	failed  error    // why commands fail at once; nil while they wait for a connection
 }
 
 func newLink(d *device, conn net.Conn) *link {
 	l := &link{d: d, conn: conn, number: 1, flying: map[uint64]*command{}}
 	l.ctx, l.stop = context.WithCancel(context.Background())
-	l.wg.Go(func() { l.run(conn, d.exp.structured) })
+	l.wg.Go(func() { l.run(conn, d.exp) })
 	return l
 }
 
@@ -64,16 +67,24 @@ func (l *link) start(cmds []*command) {
 	l.transmit(cmds)
 }
 
-// transmit sends those commands that are under way and were not sent on this connection.
-// wmu is held.
+// transmit sends those commands that are under way, were not sent on this connection and
+// need not wait for a ghost. wmu is held.
 func (l *link) transmit(cmds []*command) {
 	l.mu.Lock()
 	conn := l.conn
+	var until time.Time // the first deadline
 	for _, c := range cmds {
-		if conn != nil && l.flying[c.cookie] == c && c.sent != l.number {
-			c.sent, c.sending, c.got, c.err = l.number, true, 0, nil
-			l.now = append(l.now, c)
+		if conn == nil || l.flying[c.cookie] != c || c.sent == l.number || c.op == nil || l.d.ghosts.holds(c) {
+			continue
 		}
+		c.sent, c.sending, c.got, c.told, c.full, c.err = l.number, true, 0, 0, false, nil
+		if r := c.op.r; c.kind == proto.CmdBlockStatus {
+			r.Extents = r.Extents[:0]
+		}
+		if at := c.op.r.Deadline; !at.IsZero() && (until.IsZero() || at.Before(until)) {
+			until = at
+		}
+		l.now = append(l.now, c)
 	}
 	l.mu.Unlock()
 	if len(l.now) == 0 {
@@ -92,19 +103,44 @@ func (l *link) transmit(cmds []*command) {
 		l.vecs = append(l.vecs, l.heads[from:])
 	}
 	l.out = l.vecs
-	if _, err := l.out.WriteTo(conn); err != nil {
-		_ = conn.Close() // who reads finds out, and sends it again
+	if !until.IsZero() {
+		// A server that is slow to read holds up no connection that others share.
+		_ = conn.SetWriteDeadline(later(until, time.Now().Add(grace)))
+	}
+	_, err := l.out.WriteTo(conn)
+	if !until.IsZero() {
+		_ = conn.SetWriteDeadline(time.Time{})
 	}
 	clear(l.vecs) // the application's memory
 	l.mu.Lock()
+	if err != nil {
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			l.why = errors.New("the server reads nothing, and the deadline of a request has passed")
+		}
+		_ = conn.Close() // who reads finds out, and sends it again
+	}
 	for _, c := range l.now {
-		if c.sending = false; c.over {
+		switch c.sending = false; {
+		case c.over:
 			c.op.q.complete(c)
+		case c.quit != nil:
+			l.giveUpLocked(c, c.quit)
 		}
 	}
 	l.mu.Unlock()
 	clear(l.now)
 	l.now = l.now[:0]
+}
+
+// grace is how long a server may take to read what is sent, even if there is a deadline
+// before that.
+const grace = time.Second
+
+func later(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return b
+	}
+	return a
 }
 
 func appendRequest(b []byte, c *command) []byte {
@@ -124,6 +160,7 @@ func (l *link) find(cookie uint64) (*command, error) {
 	if c == nil || c.sent != l.number {
 		return nil, broken("a reply with cookie %#x, which no request has", cookie)
 	}
+	l.current = c
 	return c, nil
 }
 
@@ -136,6 +173,15 @@ func (l *link) finish(c *command) {
 
 func (l *link) finishLocked(c *command) {
 	delete(l.flying, c.cookie)
+	if l.current == c {
+		l.current = nil
+	}
+	if c.op == nil {
+		if changes(c.kind) && l.d.ghosts.remove(c) {
+			l.retry()
+		}
+		return
+	}
 	if c.over = true; !c.sending {
 		c.op.q.complete(c)
 	}
@@ -163,29 +209,35 @@ func (l *link) fail(err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.failed = err
+	now := time.Now()
 	for _, c := range l.underWayLocked() {
-		c.err = err
+		if c.err = c.late(now); c.err == nil {
+			c.err = err
+		}
 		l.finishLocked(c)
 	}
 }
 
 // run reads replies, of one connection after the other.
-func (l *link) run(conn net.Conn, structured bool) {
+func (l *link) run(conn net.Conn, exp export) {
 	for {
-		why := newSource(conn, structured).replies(l)
-		l.mu.Lock()
-		l.conn = nil
-		l.mu.Unlock()
+		why := newSource(l, conn, exp).replies()
+		l.cutOff()
 		_ = conn.Close()
+		l.mu.Lock()
+		if l.why != nil {
+			why, l.why = l.why, nil
+		}
+		l.mu.Unlock()
 		if errors.Is(why, net.ErrClosed) {
 			why = errors.New("the connection has ended")
 		}
-		why = fmt.Errorf("%s: %w", l.d.uri, why)
+		why = fmt.Errorf("%s: %w: %w", l.d.uri, hpdi.ErrDisconnected, why)
 		if l.d.o.Reconnect == 0 {
 			l.fail(why)
 			return
 		}
-		if conn, structured = l.reconnect(why); conn == nil {
+		if conn, exp = l.reconnect(why); conn == nil {
 			return
 		}
 		l.mu.Lock()
@@ -209,7 +261,7 @@ const (
 
 // reconnect makes a connection, however long that takes; commands fail when it takes too
 // long. It returns nil when the device is closed.
-func (l *link) reconnect(why error) (conn net.Conn, structured bool) {
+func (l *link) reconnect(why error) (net.Conn, export) {
 	deadline := time.Now().Add(l.d.o.Reconnect)
 	failed := false
 	var newest error // of an attempt that was not only too late
@@ -222,13 +274,13 @@ func (l *link) reconnect(why error) (conn net.Conn, structured bool) {
 		cancel()
 		if err == nil {
 			if err = l.d.fits(exp); err == nil {
-				return conn, exp.structured
+				return conn, exp
 			}
 			_ = conn.Close()
 		}
 		if l.ctx.Err() != nil {
 			l.fail(fmt.Errorf("%s: %w", l.d.uri, hpdi.ErrClosed))
-			return nil, false
+			return nil, export{}
 		}
 		if newest == nil || !errors.Is(err, context.DeadlineExceeded) {
 			newest = err

@@ -32,6 +32,7 @@ func TestConformance(t *testing.T) {
 	for name, change := range map[string]func(*server){
 		"structured":    func(*server) {},
 		"simple":        func(s *server) { s.noStructured = true },
+		"no status":     func(s *server) { s.noStatus = true },
 		"by name":       func(s *server) { s.noGo, s.noStructured = true, true },
 		"small":         func(s *server) { s.least, s.most = 1, 8192 },
 		"large blocks":  func(s *server) { s.least, s.most = 4096, 1<<20 },
@@ -188,7 +189,7 @@ func TestZeroCopy(t *testing.T) {
 		conn, exp, err := d.dial(t.Context())
 		must(t, err)
 		l := &link{d: d, conn: conn, number: 1, flying: map[uint64]*command{}}
-		src := newSource(conn, exp.structured)
+		src := newSource(l, conn, exp)
 		var into []*byte
 		scatter := src.scatter
 		src.scatter = func(fd uintptr) bool {
@@ -201,7 +202,7 @@ func TestZeroCopy(t *testing.T) {
 		}
 		ended := make(chan struct{})
 		go func() {
-			_ = src.replies(l)
+			_ = src.replies()
 			close(ended)
 		}()
 		q := &queue{d: d, l: l}

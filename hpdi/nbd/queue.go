@@ -1,8 +1,10 @@
 package nbd
 
 import (
+	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/pollux-storage/pollux/hpdi"
 	proto "github.com/pollux-storage/pollux/internal/nbdproto"
@@ -10,7 +12,6 @@ import (
 
 // queue is a path to the device. Several share a connection.
 type queue struct {
-	hpdi.Plain
 	d      *device
 	l      *link
 	closed bool       // of the owner
@@ -20,21 +21,28 @@ type queue struct {
 	cond   sync.Cond
 	want   int // requests in done that whoever waits is to be woken for
 	flying int // requests that are not in done
+	timed  int // of those, how many have a deadline
 	done   []*hpdi.Request
+	event  hpdi.Signal  // set while there is something in done
+	timer  *time.Timer  // wakes who waits at a deadline; made for the first
+	live   []*operation // under way
 	ops    []*operation // to be used again
 	cmds   []*command   // likewise
 }
 
 // operation is a request that commands are made of.
 type operation struct {
-	q    *queue
-	r    *hpdi.Request
-	left int // commands that are under way; guarded by queue.mu
+	q *queue
+	r *hpdi.Request
+	// Guarded by queue.mu.
+	left  int  // commands that are under way
+	place int  // in live
+	quit  bool // its deadline has passed
 }
 
 // command is what is sent to the server, and waits for its reply.
 type command struct {
-	op    *operation
+	op    *operation // nil of a ghost
 	kind  uint16
 	flags uint16
 	off   int64
@@ -49,7 +57,12 @@ type command struct {
 	sending bool   // its payload is being written
 	over    bool   // it is complete, and sending alone keeps its memory
 	err     error
-	got     int64 // bytes of a read that have come
+	quit    error // why it is to be given up once nobody has its memory in hand
+
+	// Of whoever reads the reply.
+	got  int64 // bytes of a read that have come, or of a block status that were told
+	told int64 // whole blocks of it
+	full bool  // the request has no place for more
 }
 
 // Submit sends requests.
@@ -60,7 +73,9 @@ func (q *queue) Submit(reqs ...*hpdi.Request) error {
 	q.batch = q.batch[:0]
 	q.mu.Lock()
 	for _, r := range reqs {
-		r.Err = r.Check(q.d.info)
+		if r.Err = r.Check(q.d.info); r.Err == nil && !r.Deadline.IsZero() {
+			r.Err = r.Late(time.Now())
+		}
 		switch {
 		case r.Err != nil, r.Op != hpdi.OpFlush && r.Bytes() == 0,
 			r.Op == hpdi.OpFlush && q.d.exp.flags&proto.FlagSendFlush == 0:
@@ -70,6 +85,7 @@ func (q *queue) Submit(reqs ...*hpdi.Request) error {
 			q.cutLocked(r)
 		}
 	}
+	q.event.Set(len(q.done) > 0)
 	q.mu.Unlock()
 	if len(q.batch) > 0 {
 		q.l.start(q.batch)
@@ -81,7 +97,10 @@ func (q *queue) Submit(reqs ...*hpdi.Request) error {
 // cutLocked makes the commands of a request, each as large as the server takes it.
 func (q *queue) cutLocked(r *hpdi.Request) {
 	op := q.newOperationLocked()
-	op.r = r
+	op.r, op.quit, op.place = r, false, len(q.live)
+	if q.live = append(q.live, op); !r.Deadline.IsZero() {
+		q.timed++
+	}
 	kind, flags, most := uint16(proto.CmdRead), uint16(0), q.d.most
 	switch r.Op {
 	case hpdi.OpWrite:
@@ -95,10 +114,18 @@ func (q *queue) cutLocked(r *hpdi.Request) {
 		kind, most = proto.CmdTrim, mostRange
 	case hpdi.OpWriteZeroes:
 		kind, most = proto.CmdWriteZeroes, mostRange
+	case hpdi.OpStatus:
+		kind, most = proto.CmdBlockStatus, mostRange
+		if cap(r.Extents) == 1 {
+			flags = proto.CmdFlagReqOne
+		}
 	}
 	n := r.Bytes()
-	if r.Op == hpdi.OpFlush {
+	switch r.Op {
+	case hpdi.OpFlush:
 		n = 0
+	case hpdi.OpStatus:
+		n = min(n, mostRange) // the application asks again for the rest
 	}
 	at, in := 0, 0 // vector, and byte in it
 	for off := int64(0); off < n || n == 0; {
@@ -154,19 +181,36 @@ func (q *queue) newCommandLocked() *command {
 // complete takes a command that is over, and whose memory nobody uses any more. Holding
 // link.mu is allowed.
 func (q *queue) complete(c *command) {
+	op, err := c.op, c.err
 	q.mu.Lock()
-	defer q.mu.Unlock()
-	op := c.op
-	if op.r.Err == nil {
-		op.r.Err = c.err
-	}
 	clear(c.mem)
 	*c = command{mem: c.mem[:0]}
 	q.cmds = append(q.cmds, c)
+	q.mu.Unlock()
+	q.settle(op, err)
+}
+
+// settle notes that a command of an operation is over. Holding link.mu is allowed.
+func (q *queue) settle(op *operation, err error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if op.r.Err == nil && err != nil {
+		if op.r.Err = err; errors.Is(err, hpdi.ErrCanceled) || errors.Is(err, hpdi.ErrDeadline) {
+			op.r.Err = fmt.Errorf("%s: %w", q.d.uri, err)
+		}
+	}
 	if op.left--; op.left > 0 {
 		return
 	}
+	last := len(q.live) - 1
+	q.live[op.place], q.live[last].place = q.live[last], op.place
+	q.live[last] = nil
+	q.live = q.live[:last]
+	if !op.r.Deadline.IsZero() {
+		q.timed--
+	}
 	q.done = append(q.done, op.r)
+	q.event.Set(true)
 	op.r = nil
 	q.ops = append(q.ops, op)
 	if q.flying--; q.want > 0 && (len(q.done) >= q.want || q.flying == 0) {
@@ -179,21 +223,55 @@ func (q *queue) Wait(least int, done []*hpdi.Request) ([]*hpdi.Request, error) {
 	if q.closed {
 		return done, fmt.Errorf("%s: queue: %w", q.d.uri, hpdi.ErrClosed)
 	}
-	q.mu.Lock()
+	q.await(least)
 	defer q.mu.Unlock()
-	q.awaitLocked(least)
 	done = append(done, q.done...)
 	clear(q.done) // the application owns the requests again
 	q.done = q.done[:0]
+	q.event.Set(false)
 	return done, nil
 }
 
-func (q *queue) awaitLocked(least int) {
-	q.want = least
-	for len(q.done) < least && q.flying > 0 {
+// await waits for so many requests to be complete, or for all, and returns with mu held.
+func (q *queue) await(least int) {
+	for {
+		next := q.expire()
+		q.mu.Lock()
+		if len(q.done) >= least || q.flying == 0 {
+			return
+		}
+		if !next.IsZero() {
+			q.wakeAtLocked(next)
+		}
+		q.want = least
 		q.cond.Wait()
+		q.want = 0
+		if len(q.done) >= least || q.flying == 0 {
+			return
+		}
+		q.mu.Unlock()
 	}
-	q.want = 0
+}
+
+// wakeAtLocked makes whoever waits look again at a time.
+func (q *queue) wakeAtLocked(at time.Time) {
+	if q.timer == nil {
+		q.timer = time.AfterFunc(time.Until(at), func() {
+			q.mu.Lock()
+			defer q.mu.Unlock()
+			q.cond.Signal()
+		})
+		return
+	}
+	q.timer.Reset(time.Until(at))
+}
+
+// Event returns a descriptor that is readable while requests are complete that Wait has not
+// returned.
+func (q *queue) Event() int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.event.Event()
 }
 
 // Close waits for what is under way and frees the queue.
@@ -202,9 +280,12 @@ func (q *queue) Close() error {
 		return nil
 	}
 	q.closed = true
-	q.mu.Lock()
-	q.awaitLocked(int(^uint(0) >> 1))
-	q.done, q.ops, q.cmds, q.batch = nil, nil, nil, nil
+	q.await(int(^uint(0) >> 1))
+	q.done, q.ops, q.cmds, q.batch, q.live = nil, nil, nil, nil, nil
+	if q.timer != nil {
+		q.timer.Stop()
+	}
+	q.event.Close()
 	q.mu.Unlock()
 	q.d.mu.Lock()
 	defer q.d.mu.Unlock()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -17,13 +18,16 @@ import (
 // source is what comes from a server. Of a header it never takes more than that, so that
 // payload is still in the socket when it is known where it belongs.
 type source struct {
+	l          *link
 	conn       net.Conn
 	raw        syscall.RawConn // nil where the connection has no descriptor
 	structured bool
+	context    uint32 // of base:allocation
 	head       [proto.DataChunkSize]byte
 	have       int // bytes of head
 	vec        [][]byte
-	text       []byte // memory for what is read whole
+	text       []byte    // memory for what is read whole
+	waste      [1][]byte // for payload that nobody waits for any more
 
 	// Of a call of raw.Read, whose function is made once.
 	got     int
@@ -31,8 +35,8 @@ type source struct {
 	scatter func(fd uintptr) bool
 }
 
-func newSource(conn net.Conn, structured bool) *source {
-	s := &source{conn: conn, structured: structured}
+func newSource(l *link, conn net.Conn, exp export) *source {
+	s := &source{l: l, conn: conn, structured: exp.structured, context: exp.context}
 	if c, ok := conn.(syscall.Conn); ok {
 		s.raw, _ = c.SyscallConn() // without it payload is read piece by piece
 	}
@@ -46,8 +50,18 @@ func newSource(conn net.Conn, structured bool) *source {
 // mostVectors is how many vectors one system call fills.
 const mostVectors = 256
 
-// read fills vec in part, at least one byte.
+// read fills vec in part: at least one byte, or none when what is read may have been given
+// up.
 func (s *source) read() (int, error) {
+	n, err := s.readSome()
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		s.l.nudged()
+		err = nil
+	}
+	return n, err
+}
+
+func (s *source) readSome() (int, error) {
 	if s.raw == nil {
 		return io.ReadAtLeast(s.conn, s.vec[0], 1)
 	}
@@ -98,10 +112,20 @@ func (s *source) drop(n int) {
 	s.have -= n
 }
 
-// payload reads n bytes into memory from a byte of it on, and of what follows as much as need
-// would.
-func (s *source) payload(mem [][]byte, at, n int64) error {
+// mostWaste is how much is thrown away at once.
+const mostWaste = 64 << 10
+
+// payload reads n bytes into a command's memory from a byte of it on, and of what follows as
+// much as need would. Of one that was given up, meanwhile perhaps, it reads them to nowhere.
+func (s *source) payload(c *command, at, n int64) error {
+	mem := c.vec
 	for n > 0 {
+		if c.op == nil {
+			if s.waste[0] == nil {
+				s.waste[0] = make([]byte, mostWaste)
+			}
+			mem, at = s.waste[:], 0
+		}
 		for at >= int64(len(mem[0])) {
 			at -= int64(len(mem[0]))
 			mem = mem[1:]
@@ -148,12 +172,20 @@ func (s *source) small(n int) ([]byte, error) {
 	s.text = s.text[:n]
 	k := copy(s.text, s.head[:min(s.have, n)])
 	s.drop(k)
-	_, err := io.ReadFull(s.conn, s.text[k:])
-	return s.text, err
+	for k < n {
+		s.vec = append(s.vec[:0], s.text[k:])
+		m, err := s.read()
+		if err != nil {
+			return nil, err
+		}
+		k += m
+	}
+	return s.text, nil
 }
 
 // replies reads replies until the connection ends, and says why it has.
-func (s *source) replies(l *link) error {
+func (s *source) replies() error {
+	l := s.l
 	for {
 		if err := s.need(proto.SimpleSize); err != nil {
 			return err
@@ -170,6 +202,7 @@ func (s *source) replies(l *link) error {
 		if err != nil {
 			return err
 		}
+		l.pause()
 	}
 }
 
@@ -181,15 +214,15 @@ func (s *source) simple(l *link) error {
 	if err != nil {
 		return err
 	}
-	if c.kind == proto.CmdRead && s.structured {
-		return broken("a simple reply to a read")
+	if c.kind == proto.CmdRead && s.structured || c.kind == proto.CmdBlockStatus {
+		return broken("a simple reply to a read or block status")
 	}
 	if e != 0 {
 		if err := l.refused(c, e, nil); err != nil {
 			return err
 		}
 	} else if c.kind == proto.CmdRead {
-		if err := s.payload(c.vec, 0, c.n); err != nil {
+		if err := s.payload(c, 0, c.n); err != nil {
 			return err
 		}
 	}
@@ -216,6 +249,8 @@ func (s *source) chunk(l *link) error {
 		err = s.data(c, int64(n)-8)
 	case kind == proto.ChunkOffsetHole && c.kind == proto.CmdRead && n == 12:
 		err = s.hole(c)
+	case kind == proto.ChunkBlockStatus && c.kind == proto.CmdBlockStatus && n >= 12 && n%8 == 4:
+		err = s.status(c, int64(n))
 	case kind == proto.ChunkNone && n == 0 && flags&proto.ChunkDone != 0:
 		s.drop(proto.ChunkSize)
 	case kind>>15 != 0 && n >= 6 && n <= mostText:
@@ -228,6 +263,9 @@ func (s *source) chunk(l *link) error {
 	}
 	if c.kind == proto.CmdRead && c.err == nil && c.got != c.n {
 		return broken("%d of %d bytes in the reply to a read", c.got, c.n)
+	}
+	if c.kind == proto.CmdBlockStatus && c.err == nil && c.got == 0 {
+		return broken("no extent in the reply to a block status")
 	}
 	l.finish(c)
 	return nil
@@ -252,7 +290,7 @@ func (s *source) data(c *command, n int64) error {
 	}
 	s.drop(proto.DataChunkSize)
 	c.got += n
-	return s.payload(c.vec, at, n)
+	return s.payload(c, at, n)
 }
 
 func (s *source) hole(c *command) error {
@@ -299,14 +337,14 @@ func (l *link) refused(c *command, e uint32, text []byte) error {
 	err := error(syscall.EINVAL) // what one is to take an unknown number for
 	switch proto.Errno(e) {
 	case proto.EPERM, proto.EIO, proto.ENOMEM, proto.ENOSPC, proto.EOVERFLOW:
-		err = syscall.Errno(e)
+		err = hpdi.Errno(syscall.Errno(e))
 	case proto.ENOTSUP:
 		err = hpdi.ErrUnsupported
 	case proto.ESHUTDOWN:
 		if l.d.o.Reconnect > 0 {
 			return errors.New("the server shuts down")
 		}
-		err = syscall.ESHUTDOWN
+		err = hpdi.Errno(syscall.ESHUTDOWN)
 	}
 	if c.err != nil {
 		return nil // the first counts

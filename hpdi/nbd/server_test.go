@@ -2,6 +2,7 @@ package nbd
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -18,6 +19,7 @@ type server struct {
 	flags        uint16
 	noStructured bool
 	noGo         bool // knows exports by OptExportName alone
+	noStatus     bool
 	least, most  uint32
 
 	// asked, if set, is called for each command before it is done, and may write something
@@ -139,7 +141,8 @@ func (c *serving) shake() error {
 		if err := c.read(&h); err != nil {
 			return err
 		}
-		if _, err := io.CopyN(io.Discard, c.in, int64(h.Len)); err != nil {
+		data := make([]byte, h.Len)
+		if _, err := io.ReadFull(c.in, data); err != nil {
 			return err
 		}
 		reply := func(kind uint32, data ...any) error {
@@ -154,6 +157,13 @@ func (c *serving) shake() error {
 		case h.Opt == proto.OptStructured && !s.noStructured:
 			c.form = true
 			err = reply(proto.RepAck)
+		case h.Opt == proto.OptSetContext && !s.noStatus:
+			if !bytes.HasSuffix(data, []byte("disk\x00\x00\x00\x01\x00\x00\x00\x0fbase:allocation")) {
+				return errors.New("a context was chosen wrongly")
+			}
+			if err = reply(proto.RepMetaContext, uint32(contextID), []byte(proto.ContextAllocation)); err == nil {
+				err = reply(proto.RepAck)
+			}
 		case h.Opt == proto.OptGo && !s.noGo:
 			err = reply(proto.RepInfo, uint16(proto.InfoExport), uint64(len(s.data)), s.flags)
 			if err == nil && s.least > 0 {
@@ -215,6 +225,9 @@ func (c *serving) do(q asked) error {
 	c.s.mu.Lock()
 	defer c.s.mu.Unlock()
 	at := c.s.data[q.off:][:q.n]
+	if q.kind == proto.CmdBlockStatus {
+		return c.status(q, at)
+	}
 	switch q.kind {
 	case proto.CmdRead:
 		if !c.form {
@@ -227,6 +240,30 @@ func (c *serving) do(q asked) error {
 		clear(at)
 	}
 	return c.write(uint32(proto.MagicSimple), uint32(0), q.cookie)
+}
+
+// contextID is the number of base:allocation.
+const contextID = 7
+
+// status tells zeroes from data by the block of 4 KiB, zeroes in blocks of odd numbers as
+// allocated.
+func (c *serving) status(q asked, at []byte) error {
+	parts := []any{uint32(contextID)}
+	for from := 0; from < len(at); {
+		n := min(4096-int(q.off)%4096, len(at)-from)
+		flags := uint32(0)
+		if block := at[from:][:n]; bytes.Count(block, []byte{0}) == n {
+			flags = proto.StateZero | proto.StateHole
+			if (int(q.off)+from)/4096%2 == 1 {
+				flags = proto.StateZero
+			}
+		}
+		parts = append(parts, uint32(n), flags)
+		if from += n; q.flags&proto.CmdFlagReqOne != 0 {
+			break
+		}
+	}
+	return c.chunk(proto.ChunkDone, proto.ChunkBlockStatus, q, parts...)
 }
 
 // chunk sends a structured chunk of whatever.
