@@ -1,6 +1,10 @@
 package hpdi
 
-import "golang.org/x/sys/unix"
+import (
+	"encoding/binary"
+
+	"golang.org/x/sys/unix"
+)
 
 // Signal is for drivers: a descriptor that is readable while it is set, made when
 // somebody asks for it, so that queues nobody waits for by a descriptor cost none.
@@ -8,7 +12,8 @@ import "golang.org/x/sys/unix"
 type Signal struct {
 	fd   int // 1 more than the descriptor; 0 while there is none
 	set  bool
-	gone bool // closed
+	gone bool    // closed
+	buf  [8]byte // of the system calls, which would have it allocated otherwise
 }
 
 // Event returns the descriptor, and makes it the first time. It is -1 when the system
@@ -39,14 +44,14 @@ func (s *Signal) Set(on bool) {
 	case on:
 		s.raise()
 	default:
-		var b [8]byte
-		_, _ = unix.Read(s.fd-1, b[:]) // it does not block, and empties the counter
+		_, _ = unix.Read(s.fd-1, s.buf[:]) // it does not block, and empties the counter
 	}
 }
 
 func (s *Signal) raise() {
 	// The counter is 0, so that nothing but a broken descriptor can refuse.
-	_, _ = unix.Write(s.fd-1, []byte{1, 0, 0, 0, 0, 0, 0, 0})
+	binary.NativeEndian.PutUint64(s.buf[:], 1)
+	_, _ = unix.Write(s.fd-1, s.buf[:])
 }
 
 // Close closes the descriptor.
