@@ -14,6 +14,7 @@ package mem
 
 import (
 	"fmt"
+	"net/url"
 	"sync"
 	"time"
 
@@ -34,6 +35,33 @@ type device struct {
 	data    sync.RWMutex // guards the contents of what follows
 	mem     []byte
 	written []uint64 // a bit for each block
+}
+
+// Options are how a device is made.
+type Options struct {
+	Size int64 // bytes, a positive multiple of BlockSize
+}
+
+// Properties is what URIs of this driver take.
+var Properties = []hpdi.Property{
+	{Name: "size", Type: hpdi.TypeSize, Default: "64MiB", Min: BlockSize, Max: 1 << 46, Meaning: "Bytes of memory, a multiple of 4KiB"},
+}
+
+// ParseOptions makes options of the query of a URI. Its errors wrap hpdi.ErrProperty.
+func ParseOptions(values url.Values) (Options, error) {
+	s, err := hpdi.ParseSettings(Properties, values)
+	if err != nil {
+		return Options{}, err
+	}
+	return Options{Size: s.Size("size")}, nil
+}
+
+// Open returns a device that reads as zero. Its name is for messages.
+func Open(name string, o Options) (hpdi.Device, error) {
+	if name == "" {
+		name = "mem"
+	}
+	return New(name, o.Size)
 }
 
 // New returns a device of size bytes, a positive multiple of BlockSize, that

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/url"
 	"sync"
 	"time"
 
@@ -30,6 +31,27 @@ type Options struct {
 	Handshake time.Duration
 	// Dial makes connections in place of net.Dialer.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+}
+
+// mostConnections is how many an URI may ask for.
+const mostConnections = 64
+
+// Properties is what URIs of this driver take.
+var Properties = []hpdi.Property{
+	{Name: "socket", Type: hpdi.TypeString, Meaning: "Path of the server's socket, with nbd+unix and nbds+unix"},
+	{Name: "connections", Type: hpdi.TypeInt, Default: "1", Min: 1, Max: mostConnections, Meaning: "Connections at most, if the server allows several"},
+	{Name: "reconnect", Type: hpdi.TypeDuration, Default: "0s", Max: int64(24 * time.Hour), Meaning: "How long requests wait at most for a new connection when one has ended"},
+	{Name: "handshake", Type: hpdi.TypeDuration, Default: DefaultHandshake.String(), Min: int64(time.Millisecond), Max: int64(time.Hour), Meaning: "How long it may take until a connection is ready"},
+	{Name: "read-only", Type: hpdi.TypeBool, Default: "off", Meaning: "Refuse requests that change the device"},
+}
+
+// ParseOptions makes options of the query of a URI. Its errors wrap hpdi.ErrProperty.
+func ParseOptions(values url.Values) (Options, error) {
+	s, err := hpdi.ParseSettings(Properties, values)
+	if err != nil {
+		return Options{}, err
+	}
+	return Options{Connections: s.Int("connections"), Reconnect: s.Duration("reconnect"), Handshake: s.Duration("handshake"), ReadOnly: s.Bool("read-only")}, nil
 }
 
 // DefaultHandshake is how long a handshake may take unless Options say otherwise.

@@ -28,6 +28,9 @@ func parse(uri string) (target, error) {
 	t := target{export: strings.TrimPrefix(u.Path, "/")}
 	switch u.Scheme {
 	case "nbd", "nbds":
+		if u.Query().Has("socket") {
+			return target{}, fmt.Errorf("NBD URI %q: a socket goes with nbd+unix or nbds+unix", uri)
+		}
 		t.network, t.host = "tcp", u.Hostname()
 		if t.host == "" {
 			t.host = "localhost"

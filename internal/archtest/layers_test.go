@@ -52,7 +52,7 @@ var layers = [][]layer{
 		{path: "internal/control", only: []string{"internal/block", "hpdi"}, why: "clients of the management interface must not pull in the storage they manage"},
 	},
 	{
-		{path: "hpdi/...", only: []string{"hpdi", "internal/nbdproto", "internal/virtio", "internal/spin", "internal/vhost"}, by: assemblers, why: "a driver is public and knows only the interface; nobody but who assembles the program knows a driver"},
+		{path: "hpdi/...", only: []string{"hpdi", "internal/nbdproto", "internal/virtio", "internal/spin", "internal/vhost"}, by: append([]string{"hpdi/open"}, assemblers...), why: "a driver is public and knows only the interface; nobody but who assembles the program knows a driver"},
 		{path: "internal/block/blocktest", only: []string{"hpdi", "internal/block"}, tests: true, why: "faults are injected by tests, never compiled into the program"},
 		{path: "internal/flashmap", only: []string{"hpdi", "internal/block", "internal/ondisk", "internal/planted", "internal/stack"}, why: "the flash layer is a device made of devices; volumes and names reach it only as extents and attributes"},
 		{path: "internal/flashmap/collect", only: []string{"hpdi", "internal/block", "internal/config", "internal/ondisk"}, why: "how a device is used is counted the same whatever is decided by it"},
@@ -63,6 +63,7 @@ var layers = [][]layer{
 		{path: "internal/region", only: []string{"internal/block", "internal/ondisk", "internal/planted"}, why: "a region is memory with sections; what is in them is their owners' business"},
 	},
 	{
+		{path: "hpdi/open", only: []string{"hpdi", "hpdi/..."}, by: assemblers, why: "whoever opens a device by a URI has all drivers in his program; the storage system chooses its own"},
 		{path: "internal/devices", why: "the devices of a pool lie below everything that has an address on them"},
 		{path: "internal/oplog", only: []string{"internal/block", "internal/ondisk", "internal/planted", "hpdi"}, why: "the log is given its memory and its device; it must be readable by a partner that has nothing else of the pool"},
 	},
