@@ -44,7 +44,7 @@ var layers = [][]layer{
 		{path: "internal/archtest", only: none, by: none, why: "it watches the program and is no part of it"},
 	},
 	{
-		{path: "internal/vhost", only: []string{"internal/planted"}, why: "messages and the in-flight area are the same at both ends of a vhost-user socket"},
+		{path: "internal/vhost", only: []string{"internal/planted", "internal/virtio"}, why: "messages and the in-flight area are the same at both ends of a vhost-user socket"},
 		{path: "hpdi/hpditest", only: []string{"hpdi"}, tests: true, why: "the conformance suite must work for drivers outside this program"},
 		{path: "internal/ondisk", only: []string{"internal/block"}, why: "formats must be readable without the code that makes them"},
 		{path: "internal/stack", only: []string{"hpdi"}, by: []string{"internal/mirror", "internal/flashmap"}, why: "what devices made of devices have in common knows none of them"},
@@ -91,7 +91,7 @@ var layers = [][]layer{
 		{path: "internal/pool", by: append([]string{"internal/guest"}, assemblers...), why: "the pool assembles storage; below the guest nobody needs more than a part of it"},
 	},
 	{
-		{path: "internal/export/...", only: []string{"internal/block", "internal/nbdproto", "internal/spin"}, by: assemblers, why: "a protocol serves any block.Volume and must stay testable on one in memory"},
+		{path: "internal/export/...", only: []string{"internal/block", "internal/nbdproto", "internal/planted", "internal/spin", "internal/vhost", "internal/virtio"}, by: assemblers, why: "a protocol serves any block.Volume and must stay testable on one in memory"},
 		{path: "internal/partner", only: []string{"internal/block", "internal/planted"}, by: assemblers, steps: true, why: "the takeover protocol is a pure machine: what it says must follow from what it was told"},
 		{path: "internal/identity", only: []string{"internal/block"}, by: assemblers, why: "addresses and names are moved by who has fenced, and know nothing of what they lead to"},
 	},

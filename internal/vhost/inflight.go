@@ -5,6 +5,8 @@ import (
 	"math"
 	"sync/atomic"
 	"unsafe"
+
+	"github.com/pollux-storage/pollux/internal/virtio"
 )
 
 // The in-flight area: a region for each queue, as the specification lays them out for
@@ -108,17 +110,9 @@ const counterLimit = math.MaxUint64 / 2
 type Submission struct {
 	Slot    uint16 // number of its entry; of a split queue its head descriptor
 	Counter uint64
-	// Descs are the ring's descriptors of a request of a packed queue, from the area, because the ring may
-	// have others by now.
-	Descs []PackedDesc
-}
-
-// PackedDesc is a descriptor of a packed ring as the area keeps it.
-type PackedDesc struct {
-	Addr  uint64
-	Len   uint32
-	ID    uint16
-	Flags uint16
+	// Descs are the ring's descriptors of a request of a packed queue, from the area,
+	// because the ring may have others by now.
+	Descs []virtio.PackedDesc
 }
 
 func flag(b bool) uint64 {

@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/pollux-storage/pollux/internal/planted"
+	"github.com/pollux-storage/pollux/internal/virtio"
 )
 
 // Packed tracks what is in flight of one packed queue, as Split does of a split one. Its
@@ -30,31 +31,13 @@ type Packed struct {
 	last, num     []uint16 // of the heads in flight
 }
 
-// PackedPosition is a place in a packed ring: a number of a descriptor and the wrap
-// counter there.
-type PackedPosition struct {
-	Index uint16
-	Wrap  bool
-}
-
-// forward returns the place n descriptors on.
-func (p PackedPosition) forward(n, size int) PackedPosition {
-	i := int(p.Index) + n
-	for i >= size {
-		i -= size
-		p.Wrap = !p.Wrap
-	}
-	p.Index = uint16(i)
-	return p
-}
-
 // Ring is what attaching has to know of, and do to, a packed ring.
 type Ring interface {
 	// Available reports whether the descriptor there is as the driver has made it
 	// available: then it was not used, and the driver could not use its place again.
-	Available(PackedPosition) bool
+	Available(virtio.PackedPosition) bool
 	// Unuse makes the descriptor there one that is available, and taken.
-	Unuse(PackedPosition)
+	Unuse(virtio.PackedPosition)
 }
 
 // Entry words: inflight in bits 0 to 7, next in 16 to 31, last in 32 to 47, num in 48 to
@@ -64,8 +47,8 @@ func packedAt(slot uint16) int { return packedHeader + int(slot)*packedEntry }
 // AttachPacked goes on with a queue of which base is the place of the next used descriptor
 // if the region was never used or was left in good order; otherwise the region tells it.
 // It returns that place, the next available one, and what was in flight, in the order of submission.
-func (a *Area) AttachPacked(queue int, base PackedPosition, ring Ring) (p *Packed, used, avail PackedPosition, subs []Submission, err error) {
-	fail := func(format string, args ...any) (*Packed, PackedPosition, PackedPosition, []Submission, error) {
+func (a *Area) AttachPacked(queue int, base virtio.PackedPosition, ring Ring) (p *Packed, used, avail virtio.PackedPosition, subs []Submission, err error) {
+	fail := func(format string, args ...any) (*Packed, virtio.PackedPosition, virtio.PackedPosition, []Submission, error) {
 		return nil, base, base, nil, fmt.Errorf("queue %d: %w: %w", queue, fmt.Errorf(format, args...), ErrProtocol)
 	}
 	if !a.packed {
@@ -102,12 +85,12 @@ func (a *Area) AttachPacked(queue int, base PackedPosition, ring Ring) (p *Packe
 	for _, s := range subs {
 		taken += len(s.Descs)
 	}
-	used = PackedPosition{p.used, p.wrap}
-	return p, used, used.forward(taken, a.size), subs, nil
+	used = p.now()
+	return p, used, used.Forward(taken, a.size), subs, nil
 }
 
 // format begins a new region.
-func (p *Packed) format(base PackedPosition) {
+func (p *Packed) format(base virtio.PackedPosition) {
 	p.counter = max(p.counter, 1)
 	p.used, p.oldUsed, p.wrap, p.oldWrap = base.Index, base.Index, base.Wrap, base.Wrap
 	for i := range p.size {
@@ -120,7 +103,7 @@ func (p *Packed) format(base PackedPosition) {
 
 // settleRing finishes the last batch if the ring has it, and takes it back if not.
 func (p *Packed) settleRing(ring Ring) {
-	old, now := PackedPosition{p.oldUsed, p.oldWrap}, PackedPosition{p.used, p.wrap}
+	old, now := p.before(), p.now()
 	if old != now {
 		if !ring.Available(old) {
 			p.oldFree, p.oldUsed, p.oldWrap = p.free, p.used, p.wrap
@@ -129,7 +112,7 @@ func (p *Packed) settleRing(ring Ring) {
 			return
 		}
 		if !planted.Has(planted.InflightTailKept) {
-			for at, n := old.forward(1, p.size), 1; at != now && n < p.size; at, n = at.forward(1, p.size), n+1 {
+			for at, n := old.Forward(1, p.size), 1; at != now && n < p.size; at, n = at.Forward(1, p.size), n+1 {
 				ring.Unuse(at)
 			}
 		}
@@ -173,7 +156,7 @@ func (p *Packed) survey() ([]Submission, error) {
 			}
 			seen[at] = true
 			m := load(p.mem, packedAt(at)+16)
-			s.Descs = append(s.Descs, PackedDesc{ID: uint16(m), Flags: uint16(m >> 16), Len: uint32(m >> 32), Addr: load(p.mem, packedAt(at)+24)})
+			s.Descs = append(s.Descs, virtio.PackedDesc{ID: uint16(m), Flags: uint16(m >> 16), Len: uint32(m >> 32), Addr: load(p.mem, packedAt(at)+24)})
 			p.last[i] = at
 			at = p.next[at]
 		}
@@ -184,6 +167,14 @@ func (p *Packed) survey() ([]Submission, error) {
 	}
 	slices.SortFunc(subs, func(x, y Submission) int { return cmp.Compare(x.Counter, y.Counter) })
 	return subs, nil
+}
+
+func (p *Packed) now() virtio.PackedPosition {
+	return virtio.PackedPosition{Index: p.used, Wrap: p.wrap}
+}
+
+func (p *Packed) before() virtio.PackedPosition {
+	return virtio.PackedPosition{Index: p.oldUsed, Wrap: p.oldWrap}
 }
 
 func (p *Packed) entry(slot uint16, inflight bool) {
@@ -202,7 +193,7 @@ func (p *Packed) counts() {
 // Fetch notes that a request with these descriptors of the ring is in flight, with several
 // stores, of which the last counts. It returns the entry and the counter. There are no
 // more descriptors in flight than the queue has.
-func (p *Packed) Fetch(descs []PackedDesc) (slot uint16, counter uint64) {
+func (p *Packed) Fetch(descs []virtio.PackedDesc) (slot uint16, counter uint64) {
 	slot, counter = p.free, p.counter
 	p.counter++
 	at := slot
@@ -237,7 +228,7 @@ func (p *Packed) LinkHead(slot uint16) {
 
 // Advance counts the descriptors of the whole batch, before the ring has it.
 func (p *Packed) Advance(descs int) {
-	now := PackedPosition{p.used, p.wrap}.forward(descs, p.size)
+	now := p.now().Forward(descs, p.size)
 	p.used, p.wrap = now.Index, now.Wrap
 	p.counts()
 }
