@@ -136,4 +136,7 @@ const (
 const (
 	InflightBatchIgnored Fault = "inflight-batch-ignored"
 	InflightTailKept     Fault = "inflight-tail-kept"
+	InflightCounterReset Fault = "inflight-counter-reset"
+	InflightClearedEarly Fault = "inflight-cleared-early"
+	InflightRunAgain     Fault = "inflight-run-again"
 )

@@ -116,4 +116,7 @@ var table = []Info{
 	{string(LateWatcher), "a guest that was late itself takes the partner's silence for its death", "internal/partner: Machine.Tick", ownership},
 	{string(InflightBatchIgnored), "completions that a dead server had published and not cleared are run again: their memory is the driver's", "internal/vhost: Area.AttachSplit", recovery},
 	{string(InflightTailKept), "used descriptors behind a batch that a dead server did not publish stay in a packed ring: the driver finds requests that complete twice", "internal/vhost: Packed.settleRing", recovery},
+	{string(InflightCounterReset), "counters of submissions begin anew when a queue does: what a session knows of an older one is taken for this", "internal/vhost: Split.Retire", durability},
+	{string(InflightClearedEarly), "a request leaves the in-flight area before its completion is in the ring: a death in between and the driver waits for ever", "internal/export/vhostuser: completion.step", recovery},
+	{string(InflightRunAgain), "what a dead server had in flight is run again though it is logged: a later change is undone, that was acknowledged", "internal/export/vhostuser: queue.fate", order},
 }

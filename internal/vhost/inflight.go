@@ -64,6 +64,9 @@ func OpenArea(mem []byte, queues, size int, packed bool) (*Area, error) {
 	return &Area{mem: mem, queues: queues, size: size, packed: packed}, nil
 }
 
+// Shape returns for how many queues of how many descriptors the area is.
+func (a *Area) Shape() (queues, size int) { return a.queues, a.size }
+
 func (a *Area) trailer() []byte { return a.mem[a.queues*regionSize(a.size, a.packed):] }
 
 // Format writes the trailer of a new area, whose bytes are zero.

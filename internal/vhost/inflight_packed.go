@@ -19,6 +19,8 @@ import (
 // a death takes that back: the driver would else find it behind the first batch
 // of the successor, which may be shorter.
 type Packed struct {
+	Resumed bool // as of Split
+
 	mem     []byte
 	trailer []byte
 	size    int
@@ -69,6 +71,7 @@ func (a *Area) AttachPacked(queue int, base virtio.PackedPosition, ring Ring) (p
 	if uint16(h) != regionVersion || int(uint16(h>>16)) != a.size {
 		return fail("its in-flight region has version %d and %d descriptors, not %d and %d", uint16(h), uint16(h>>16), regionVersion, a.size)
 	}
+	p.Resumed = true
 	p.free, p.oldFree = uint16(h>>32), uint16(h>>48)
 	p.used, p.oldUsed = uint16(h2), uint16(h2>>16)
 	p.wrap, p.oldWrap = byte(h2>>32) != 0, byte(h2>>40) != 0

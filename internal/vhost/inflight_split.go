@@ -16,6 +16,8 @@ import (
 // is stored by the queue, each entry is cleared, and Settle ends the batch. Whoever attaches the area after
 // a death tells by the ring's index whether the last batch was published.
 type Split struct {
+	Resumed bool // the region was in use: the queue is where it says
+
 	mem     []byte
 	trailer []byte // the queue's counter in it
 	size    int
@@ -53,6 +55,7 @@ func (a *Area) AttachSplit(queue int, used uint16) (*Split, []Submission, error)
 		return nil, nil, fmt.Errorf("queue %d: its in-flight region has version %d and %d descriptors, not %d and %d: %w",
 			queue, uint16(h), uint16(h>>16), regionVersion, a.size, ErrProtocol)
 	}
+	s.Resumed = true
 	s.last, s.usedIdx = uint16(h>>32), uint16(h>>48)
 	// What was published belongs to the driver, though its entries may say otherwise.
 	at := s.last
@@ -129,6 +132,9 @@ func (s *Split) Settle(n int) {
 // Retire leaves the region in good order, with nothing in flight, so that the queue can
 // begin anew anywhere. Counters go on.
 func (s *Split) Retire() {
+	if planted.Has(planted.InflightCounterReset) {
+		s.counter = 0
+	}
 	store(s.trailer, 0, s.counter)
 	store(s.mem, 8, 0)
 }

@@ -1,0 +1,284 @@
+package vhostuser
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/planted"
+	"github.com/pollux-storage/pollux/internal/vhost"
+	"github.com/pollux-storage/pollux/internal/virtio"
+)
+
+// tracking is what a connection keeps in its in-flight area.
+type tracking struct {
+	area    *vhost.Area // nil without one
+	mapping []byte
+	id      block.SessionID
+	session block.Session
+}
+
+// getInflightFD makes a new area, with a new session.
+func (c *client) getInflightFD(m *vhost.Message, r *reply) error {
+	v, err := c.inflightShape(m)
+	if err != nil {
+		return err
+	}
+	packed := c.features.Has(virtio.FRingPacked)
+	size := vhost.AreaBytes(int(v.Queues), int(v.QueueSize), packed)
+	fd, err := unix.MemfdCreate("pollux in-flight", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	if err != nil {
+		return fmt.Errorf("make an in-flight area: %w", err)
+	}
+	r.files = append(r.files, fd) // closed when it was sent
+	if err := unix.Ftruncate(fd, int64(size)); err != nil {
+		return fmt.Errorf("make an in-flight area of %d bytes: %w", size, err)
+	}
+	if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_SEAL); err != nil {
+		return fmt.Errorf("seal an in-flight area: %w", err)
+	}
+	mem, err := unix.Mmap(fd, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return fmt.Errorf("map an in-flight area of %d bytes: %w", size, err)
+	}
+	defer func() { _ = unix.Munmap(mem) }()
+	a, err := vhost.OpenArea(mem, int(v.Queues), int(v.QueueSize), packed)
+	if err != nil {
+		return err
+	}
+	var id [8]byte
+	for binary.LittleEndian.Uint64(id[:]) == 0 {
+		_, _ = rand.Read(id[:]) // which does not fail
+	}
+	a.Format(binary.LittleEndian.Uint64(id[:]))
+	v.Size, v.Offset = uint64(size), 0
+	r.payload = v.Append(nil)
+	return nil
+}
+
+// inflightShape reads the description of an area.
+func (c *client) inflightShape(m *vhost.Message) (vhost.Inflight, error) {
+	v, err := vhost.ParseInflight(m.Payload)
+	if err != nil {
+		return v, err
+	}
+	if !c.protocol.Has(vhost.PInflightSHMFD) {
+		return v, fmt.Errorf("%w: the feature was not negotiated", errRule)
+	}
+	if v.Queues == 0 || int(v.Queues) > c.s.o.Queues || v.QueueSize == 0 || int(v.QueueSize) > c.s.o.QueueSize {
+		return v, fmt.Errorf("%w: an in-flight area for %d queues of %d descriptors, at most %d of %d are possible", errRule, v.Queues, v.QueueSize, c.s.o.Queues, c.s.o.QueueSize)
+	}
+	return v, nil
+}
+
+// setInflightFD takes an area that comes back, perhaps from another back-end's time.
+func (c *client) setInflightFD(m *vhost.Message, _ *reply) error {
+	v, err := c.inflightShape(m)
+	if err != nil {
+		return err
+	}
+	fds, err := m.TakeFiles(1)
+	if err != nil {
+		return err
+	}
+	defer closeAll(fds)
+	for _, q := range c.queues {
+		if q.running {
+			return fmt.Errorf("%w: an in-flight area while queue %d runs", errRule, q.index)
+		}
+	}
+	i, err := inspect(fds[0])
+	if err != nil {
+		return err
+	}
+	packed := c.features.Has(virtio.FRingPacked)
+	need := vhost.AreaBytes(int(v.Queues), int(v.QueueSize), packed)
+	if !i.sealed || v.Size != uint64(need) {
+		return fmt.Errorf("%w: an in-flight area of %d bytes, sealed %t, not the one of %d bytes that Pollux makes for %d queues of %d descriptors: the disk must be attached anew",
+			errRule, v.Size, i.sealed, need, v.Queues, v.QueueSize)
+	}
+	var t tracking
+	var mem []byte
+	if t.mapping, mem, err = mapFile(fds[0], i, v.Offset, v.Size); err != nil {
+		return fmt.Errorf("in-flight area: %w", err)
+	}
+	if t.area, err = vhost.OpenArea(mem, int(v.Queues), int(v.QueueSize), packed); err == nil {
+		err = t.open(c, int(v.Queues), int(v.QueueSize))
+	}
+	if err != nil {
+		unmap(t.mapping)
+		return err
+	}
+	idle := true
+	for _, q := range c.queues {
+		idle = idle && q.retired()
+		q.split, q.packed, q.track = nil, nil, nil
+	}
+	c.inflight.replace(t, idle)
+	return nil
+}
+
+// open finds or makes the session that the area names.
+func (t *tracking) open(c *client, queues, slots int) error {
+	id, err := t.area.Session()
+	if err != nil {
+		return err
+	}
+	t.id = block.SessionID(id)
+	t.session, err = c.s.o.Volume.OpenSession(c.ctx, t.id, queues, slots)
+	if errors.Is(err, block.ErrUnsupported) {
+		// The volume does not know what it has done: what was in flight is run again.
+		c.log.Warn("vhost-user: the volume keeps no sessions, requests of a dead server will be run again", "error", err)
+		t.session, err = nil, nil
+	}
+	if err != nil {
+		return fmt.Errorf("session %016x of the in-flight area: %w", id, err)
+	}
+	return nil
+}
+
+// replace takes another area. Nothing is in flight if idle.
+func (t *tracking) replace(by tracking, idle bool) {
+	if t.id == by.id {
+		// The same comes back after the queues were stopped: it is open still.
+		unmap(t.mapping)
+		*t = by
+		return
+	}
+	t.close(idle)
+	*t = by
+}
+
+// close ends with the area: for ever, if nothing is in flight and all queues were left in
+// good order.
+func (t *tracking) close(idle bool) {
+	if t.session != nil {
+		if idle {
+			t.session.Close()
+		} else {
+			t.session.Leave()
+		}
+	}
+	unmap(t.mapping)
+	*t = tracking{}
+}
+
+// trackSplit begins, or goes on, with what is tracked of a split queue. What a dead
+// back-end had in flight is for resubmit.
+func (q *queue) trackSplit(dev *virtio.DeviceSplit) error {
+	a := q.c.inflight.area
+	if q.track != nil || a == nil {
+		return nil
+	}
+	t, subs, err := a.AttachSplit(q.index, dev.UsedIndex())
+	if err != nil {
+		return err
+	}
+	if t.Resumed {
+		dev.Resume(len(subs))
+	}
+	q.split, q.track, q.subs = t, t, subs
+	return nil
+}
+
+// trackPacked is trackSplit for a packed queue.
+func (q *queue) trackPacked(dev *virtio.DevicePacked) error {
+	a := q.c.inflight.area
+	if q.track != nil || a == nil {
+		return nil
+	}
+	t, used, avail, subs, err := a.AttachPacked(q.index, virtio.PositionOf(uint16(q.base>>16)), dev)
+	if err != nil {
+		return err
+	}
+	if t.Resumed {
+		dev.Resume(avail, used)
+	}
+	q.packed, q.track, q.subs = t, t, subs
+	return nil
+}
+
+// tracked returns an error if the in-flight area is not for this queue as it is now.
+func (q *queue) tracked(packed bool) error {
+	a := q.c.inflight.area
+	if a == nil {
+		return nil
+	}
+	queues, size := a.Shape()
+	if q.index >= queues || q.size != size || q.track != nil && packed != (q.packed != nil) {
+		return fmt.Errorf("%w: a queue of %d descriptors, packed %t, and an in-flight area for %d queues of %d", errRule, q.size, packed, queues, size)
+	}
+	return nil
+}
+
+// resubmit takes up what a dead back-end had in flight, in the order of submission.
+func (q *queue) resubmit() error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	subs := q.subs
+	q.subs = nil
+	if len(subs) == 0 {
+		return nil
+	}
+	q.done = q.done[:0]
+	again, skipped, unknown := 0, 0, 0
+	for i := range subs {
+		sub := &subs[i]
+		r := q.free[len(q.free)-1]
+		if err := q.dev.Load(&r.chain, sub.Slot, sub.Descs); err != nil {
+			return fmt.Errorf("request %d in the in-flight area: %w", sub.Counter, err)
+		}
+		r.slot, r.counter = sub.Slot, sub.Counter
+		if err := q.took(r); err != nil {
+			return err
+		}
+		switch known, err := q.fate(r); {
+		case lost(err):
+			return err
+		case err != nil:
+			unknown++
+			r.fail("write of a dead server", err)
+			q.done = append(q.done, r)
+		case known:
+			skipped++
+			q.done = append(q.done, r)
+		default:
+			again++
+			q.begin(r)
+		}
+	}
+	q.c.s.count.resubmitted.Add(uint64(again))
+	q.c.s.count.skipped.Add(uint64(skipped))
+	q.c.log.Info("vhost-user: requests of a dead server taken up", "queue", q.index, "again", again, "logged", skipped, "unknown", unknown)
+	q.finish(q.done)
+	return nil
+}
+
+var errForgotten = errors.New("nobody knows whether the request was done: what the server knew of this connection was forgotten")
+
+// fate reports whether a request that a dead back-end had in flight is done. An error says
+// that nobody knows.
+func (q *queue) fate(r *request) (bool, error) {
+	s := q.c.inflight.session
+	if s == nil || !r.changes() || planted.Has(planted.InflightRunAgain) {
+		return false, nil
+	}
+	if s.Fresh() {
+		return false, errForgotten
+	}
+	return s.Done(q.index, int(r.slot), r.counter)
+}
+
+// usedBytes returns the size of what the device writes of the ring.
+func (q *queue) usedBytes() uint64 {
+	if q.features.Has(virtio.FRingPacked) {
+		n, _ := virtio.PackedBytes(q.size)
+		return uint64(n)
+	}
+	_, _, n := virtio.SplitBytes(q.size)
+	return uint64(n)
+}
