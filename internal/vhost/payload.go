@@ -201,17 +201,17 @@ type Inflight struct {
 
 const inflightBytes = 20
 
-// Append appends the payload.
+// Append appends the payload, with the padding that C gives its structure: QEMU demands it.
 func (i Inflight) Append(b []byte) []byte {
 	b = ne.AppendUint64(ne.AppendUint64(b, i.Size), i.Offset)
-	return ne.AppendUint16(ne.AppendUint16(b, i.Queues), i.QueueSize)
+	b = ne.AppendUint16(ne.AppendUint16(b, i.Queues), i.QueueSize)
+	return append(b, 0, 0, 0, 0)
 }
 
-// ParseInflight is the reverse of Append. It takes the payload also with the padding that
-// C gives its structure.
+// ParseInflight is the reverse of Append. It takes the payload also without the padding.
 func ParseInflight(p []byte) (Inflight, error) {
-	if len(p) != inflightBytes+4 {
-		if err := sized("an inflight description", p, inflightBytes); err != nil {
+	if len(p) != inflightBytes {
+		if err := sized("an inflight description", p, inflightBytes+4); err != nil {
 			return Inflight{}, err
 		}
 	}
