@@ -112,12 +112,21 @@ func (c *Chain) indirect(m *Memory, addr uint64, n uint32, linked bool) error {
 	if len(table) != int(n) {
 		return fmt.Errorf("%w: an indirect table of %d bytes at %#x is not in one piece of the driver's memory", ErrBroken, n, addr)
 	}
+	if !aligned(table, 4) {
+		return fmt.Errorf("%w: an indirect table at %#x, which is not aligned", ErrBroken, addr)
+	}
 	count := int(n) / DescBytes
 	for i, steps := 0, 0; ; steps++ {
 		if steps == count {
 			return fmt.Errorf("%w: a loop in an indirect table of %d descriptors", ErrBroken, count)
 		}
-		d := ReadSplitDesc(table, i)
+		var d Desc
+		if linked {
+			d = ReadSplitDesc(table, i)
+		} else {
+			d.Addr, d.Len = ReadPackedBuffer(table, i)
+			_, d.Flags = LoadPackedWord(table, i)
+		}
 		if d.Flags&DescIndirect != 0 {
 			return fmt.Errorf("%w: descriptor %d of an indirect table refers to another table", ErrBroken, i)
 		}

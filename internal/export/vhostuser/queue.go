@@ -391,14 +391,15 @@ func (q *queue) finish(done []*request) {
 	}
 	for _, r := range done {
 		r.seal()
+		r.counted()
 	}
+	q.c.s.count.inflight.Add(int64(-len(done)))
 	q.complete.begin(q, done)
 	for q.complete.step() {
 	}
 	q.notify()
 	for _, r := range done {
-		r.counted()
-		q.dropLocked(r)
+		q.release(r)
 	}
 }
 
@@ -430,9 +431,14 @@ func (q *queue) drop(r *request) {
 }
 
 func (q *queue) dropLocked(r *request) {
+	q.c.s.count.inflight.Add(-1)
+	q.release(r)
+}
+
+// release has the request free for another one.
+func (q *queue) release(r *request) {
 	q.free = append(q.free, r)
 	q.inflight--
-	q.c.s.count.inflight.Add(-1)
 	if q.inflight == 0 {
 		q.changed.Broadcast()
 	}
