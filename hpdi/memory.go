@@ -124,6 +124,18 @@ func MappingOf(mem []byte) (Mapping, bool) {
 	return Mapping{}, false
 }
 
+// Mapped reports whether the mapping with that ID has not been freed. It is for drivers.
+func Mapped(id uint64) bool {
+	mappings.RLock()
+	defer mappings.RUnlock()
+	for _, m := range mappings.at {
+		if m.ID == id {
+			return true
+		}
+	}
+	return false
+}
+
 // Freed returns how often memory from Alloc was freed: a driver that knows mappings by
 // their addresses looks whether they are still there when it has changed.
 func Freed() uint64 { return freed.Load() }

@@ -56,6 +56,9 @@ func TestMappings(t *testing.T) {
 	if err := errors.Join(Free(mem), Free(private), Free(nil)); err != nil {
 		t.Error(err)
 	}
+	if o, _ := MappingOf(other); Mapped(m.ID) || !Mapped(o.ID) {
+		t.Error("what was freed is mapped, or what was not is not")
+	}
 	if got := Freed() - before; got != 1 {
 		t.Errorf("%d were freed", got)
 	}

@@ -52,7 +52,6 @@ func newQueue(t testing.TB, size int, f Features) *queueMemory {
 type peer struct {
 	q           *queueMemory
 	avail, used int // counted without end
-	split       map[int]int
 }
 
 // take returns the next available chain, and its number and descriptors.
