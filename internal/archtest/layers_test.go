@@ -57,6 +57,8 @@ var layers = [][]layer{
 		{path: "internal/flashmap", only: []string{"hpdi", "internal/block", "internal/ondisk", "internal/planted", "internal/stack"}, why: "the flash layer is a device made of devices; volumes and names reach it only as extents and attributes"},
 		{path: "internal/flashmap/collect", only: []string{"hpdi", "internal/block", "internal/config", "internal/ondisk"}, why: "how a device is used is counted the same whatever is decided by it"},
 		{path: "internal/flashmap/policy", only: []string{"internal/config", "internal/flashmap/collect"}, steps: true, why: "what is moved must follow from what was counted, so that a simulation decides as a guest would"},
+		{path: "internal/devbench", only: []string{"hpdi"}, by: []string{"internal/cli", "bench/..."}, why: "a measurement of a device knows it by the interface alone"},
+		{path: "internal/devcopy", only: []string{"hpdi"}, by: []string{"internal/cli", "bench/..."}, why: "a copy of a device knows both by the interface alone"},
 		{path: "internal/mirror", only: []string{"hpdi", "internal/block", "internal/ondisk", "internal/planted", "internal/stack"}, why: "a mirror is a device made of devices; what is on it is not its business"},
 		{path: "internal/cache", only: []string{"internal/block", "internal/ondisk", "internal/planted", "hpdi"}, why: "a frame is told by its key alone, whoever asks"},
 		{path: "internal/restart", only: []string{"internal/block", "internal/ondisk"}, why: "a record is compared with what is so by whoever knows that; it knows nothing but bytes"},
