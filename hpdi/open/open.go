@@ -21,6 +21,7 @@ import (
 	"github.com/pollux-storage/pollux/hpdi/file"
 	"github.com/pollux-storage/pollux/hpdi/mem"
 	"github.com/pollux-storage/pollux/hpdi/nbd"
+	"github.com/pollux-storage/pollux/hpdi/vhostuser"
 )
 
 // Scheme is one kind of device that can be opened.
@@ -43,11 +44,12 @@ type location struct {
 var schemes = []Scheme{
 	{"file", "file:PATH", "A file or block device, by io_uring or system calls, whichever the kernel allows", file.Properties, openFile(file.EngineAuto)},
 	{"uring", "uring:PATH", "A file or block device by io_uring, or not at all", file.Properties, openFile(file.EngineURing)},
-	{"mem", "mem:?size=SIZE", "Memory of the program itself, forgotten when it is closed", mem.Properties, by(mem.ParseOptions, mem.Open)},
-	{"nbd", "nbd://HOST:PORT/EXPORT", "An export of an NBD server over TCP", nbd.Properties, openNBD},
-	{"nbds", "nbds://HOST:PORT/EXPORT", "The same over TLS", nbd.Properties, openNBD},
-	{"nbd+unix", "nbd+unix:///EXPORT?socket=PATH", "An export of an NBD server on this machine", nbd.Properties, openNBD},
-	{"nbds+unix", "nbds+unix:///EXPORT?socket=PATH", "The same over TLS", nbd.Properties, openNBD},
+	{"mem", "mem:?size=SIZE", "Memory of the program itself, forgotten when it is closed", mem.Properties, by(mem.ParseOptions, openMemory)},
+	{"vhost-user", "vhost-user:PATH", "The disk that a vhost-user-blk back-end serves at a socket", vhostuser.Properties, by(vhostuser.ParseOptions, openVhost)},
+	{"nbd", "nbd://HOST:PORT/EXPORT", "An export of an NBD server over TCP", nbd.Properties, by(nbd.ParseOptions, openNBD)},
+	{"nbds", "nbds://HOST:PORT/EXPORT", "The same over TLS", nbd.Properties, by(nbd.ParseOptions, openNBD)},
+	{"nbd+unix", "nbd+unix:///EXPORT?socket=PATH", "An export of an NBD server on this machine", nbd.Properties, by(nbd.ParseOptions, openNBD)},
+	{"nbds+unix", "nbds+unix:///EXPORT?socket=PATH", "The same over TLS", nbd.Properties, by(nbd.ParseOptions, openNBD)},
 }
 
 // Schemes lists what Open knows, in the order of documentation.
@@ -111,28 +113,62 @@ func parse(uri string) (Scheme, location, error) {
 	return schemes[i], at, nil
 }
 
-// by opens what a driver opens by a path, or by a name, and options.
-func by[O any](parse func(url.Values) (O, error), open func(path string, o O) (hpdi.Device, error)) func(context.Context, location) (hpdi.Device, error) {
-	return func(_ context.Context, at location) (hpdi.Device, error) {
+// by opens with options that a driver makes of the properties.
+func by[O any](parse func(url.Values) (O, error), open func(ctx context.Context, at location, o O) (hpdi.Device, error)) func(context.Context, location) (hpdi.Device, error) {
+	return func(ctx context.Context, at location) (hpdi.Device, error) {
 		o, err := parse(at.values)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", at.uri, err)
 		}
-		return open(at.path, o)
+		return open(ctx, at, o)
 	}
 }
 
 func openFile(engine file.Engine) func(context.Context, location) (hpdi.Device, error) {
-	return by(file.ParseOptions, func(path string, o file.Options) (hpdi.Device, error) {
+	return by(file.ParseOptions, func(_ context.Context, at location, o file.Options) (hpdi.Device, error) {
 		o.Engine = engine
-		return file.Open(path, o)
+		return file.Open(at.path, o)
 	})
 }
 
-func openNBD(ctx context.Context, at location) (hpdi.Device, error) {
-	o, err := nbd.ParseOptions(at.values)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", at.uri, err)
-	}
+func openMemory(_ context.Context, at location, o mem.Options) (hpdi.Device, error) {
+	return mem.Open(at.path, o)
+}
+
+func openVhost(ctx context.Context, at location, o vhostuser.Options) (hpdi.Device, error) {
+	return vhostuser.Open(ctx, at.path, o)
+}
+
+func openNBD(ctx context.Context, at location, o nbd.Options) (hpdi.Device, error) {
 	return nbd.Open(ctx, at.uri, o)
+}
+
+// With returns a URI with a property that it does not give yet. It is the same URI if it
+// gives the property, or if its scheme knows none of that name.
+func With(uri, name, value string) (string, error) {
+	s, at, err := parse(uri)
+	if err != nil {
+		return "", err
+	}
+	known := slices.ContainsFunc(s.Properties, func(p hpdi.Property) bool { return p.Name == name })
+	if !known || at.values.Has(name) {
+		return uri, nil
+	}
+	if strings.Contains(uri, "?") {
+		return uri + "&" + url.QueryEscape(name) + "=" + url.QueryEscape(value), nil
+	}
+	return uri + "?" + url.QueryEscape(name) + "=" + url.QueryEscape(value), nil
+}
+
+// Create makes the file that a URI names, of size bytes, all of it a hole. There must be
+// none yet. What is no file cannot be created.
+func Create(uri string, size int64) error {
+	s, at, err := parse(uri)
+	if err != nil {
+		return err
+	}
+	if s.Name != "file" && s.Name != "uring" {
+		return fmt.Errorf("create %s: only files can be created: %w", uri, hpdi.ErrUnsupported)
+	}
+	return file.Create(at.path, size)
 }

@@ -96,6 +96,45 @@ func TestBadURIs(t *testing.T) {
 	}
 }
 
+// A property is added where there is none, and the URI knows it.
+func TestWith(t *testing.T) {
+	for uri, want := range map[string]string{
+		"file:/x":                       "file:/x?read-only=on",
+		"file:/x?direct=on":             "file:/x?direct=on&read-only=on",
+		"file:/x?read-only=off&lock=on": "file:/x?read-only=off&lock=on",
+		"mem:":                          "mem:",
+		"nbd+unix:///?socket=/a%20b":    "nbd+unix:///?socket=/a%20b&read-only=on",
+	} {
+		if got, err := With(uri, "read-only", "on"); err != nil || got != want {
+			t.Errorf("%s: %s, %v", uri, got, err)
+		}
+	}
+	if _, err := With("disk", "read-only", "on"); err == nil {
+		t.Error("something was added to no URI")
+	}
+}
+
+// A file is created once; what is no file cannot be.
+func TestCreate(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "new")
+	must(t, Create("file:"+path, 1<<20))
+	d, err := Open(t.Context(), "file:"+path)
+	must(t, err)
+	if d.Info().Size != 1<<20 {
+		t.Errorf("%+v", d.Info())
+	}
+	must(t, d.Close())
+	if err := Create("uring:"+path, 1<<20); !errors.Is(err, os.ErrExist) {
+		t.Errorf("it is there already: %v", err)
+	}
+	if err := Create("mem:", 1<<20); !errors.Is(err, hpdi.ErrUnsupported) {
+		t.Errorf("memory: %v", err)
+	}
+	if err := Create("x", 1<<20); err == nil {
+		t.Error("nothing was created")
+	}
+}
+
 // Each scheme says what it is, and each of its properties what it takes; the defaults are
 // values that it takes.
 func TestSchemes(t *testing.T) {

@@ -3,7 +3,7 @@
 // Each command has one file with an options struct that its flags fill and a
 // run method that does the work. Commands talk to the host agent over the
 // control socket of the directory given with --dir; only `up`, `guest-process`, `support-bundle`,
-// `dedup estimate` and the offline forms of `check` and `pool create` do work of their own.
+// `dedup estimate`, `hpdi` and the offline forms of `check` and `pool create` do work of their own.
 //
 // Output goes to the writers of the session, a table for people or, with
 // --json, one JSON value for programs. Messages to people while something goes
@@ -108,7 +108,7 @@ mirrored below Pollux, or loss of unflushed writes at a power cut of the host.
 	)
 	root.AddCommand(
 		newUp(s), newDown(s), newStatus(s), newEvents(s), newCheck(s), newSupportBundle(s),
-		newVolume(s), newPool(s), newDedup(s), newFlash(s), newDump(s),
+		newVolume(s), newPool(s), newDedup(s), newFlash(s), newDump(s), newHPDI(s),
 		newTakeover(s), newGiveback(s), newGuest(s),
 		newUpgrade(s), newVersion(s), newGuestProcess(s),
 	)
