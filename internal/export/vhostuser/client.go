@@ -120,12 +120,13 @@ func (c *client) messages() error {
 
 // answer handles a message and sends what the front-end waits for.
 func (c *client) answer(m *vhost.Message) error {
-	h, ok := handlers[m.Request]
-	if !ok {
-		return fmt.Errorf("%w: %v, which is for no feature that was offered", errRule, m.Request)
-	}
 	r := reply{}
-	err := h(c, m, &r)
+	var err error
+	if h, ok := handlers[m.Request]; ok {
+		err = h(c, m, &r)
+	} else {
+		err = fmt.Errorf("%w: a message for no feature that was offered", errRule)
+	}
 	if err != nil {
 		err = fmt.Errorf("%v: %w", m.Request, err)
 	}

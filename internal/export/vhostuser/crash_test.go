@@ -355,3 +355,49 @@ func (x *model) serve(rng *rand.Rand) {
 	}
 	m.disconnect()
 }
+
+// What a dead server had put behind a completion that it did not publish is not in a packed
+// ring any more when its successor publishes that one alone.
+func TestUnpublishedTail(t *testing.T) {
+	if err := unpublishedTail(t); err != nil {
+		t.Error(err)
+	}
+}
+
+func unpublishedTail(t testing.TB) error {
+	s, _ := newServer(t, Options{Log: slog.New(slog.DiscardHandler)})
+	m := newMachine(t, s, setup{features: disk | virtio.Set(virtio.FRingPacked), track: true})
+	m.disconnect()
+	vq := m.vqs[0]
+	for i := range 3 {
+		vq.queue(virtio.BlkIn, 0, true, buffer{dataStart + i*4096, 4096})
+	}
+	vq.drv.Publish()
+	d := m.newDoomed()
+	var did []*request
+	for range 3 {
+		r, err := d.q.fetch()
+		must(t, err)
+		r.try()
+		r.seal()
+		did = append(did, r)
+	}
+	d.q.complete.begin(d.q, did)
+	for d.q.complete.at != publish {
+		d.q.complete.step()
+	}
+	d.die()
+	d = m.newDoomed()
+	defer d.die()
+	first := d.q.subs[0]
+	r := d.q.free[len(d.q.free)-1]
+	must(t, d.q.dev.Load(&r.chain, first.Slot, first.Descs))
+	r.slot, r.counter = first.Slot, first.Counter
+	must(t, d.q.took(r))
+	r.try()
+	d.q.finish([]*request{r})
+	if n, err := vq.tryPop(); n != 1 || err != nil {
+		return fmt.Errorf("the driver has %d completions of one that was published: %v", n, err)
+	}
+	return nil
+}
