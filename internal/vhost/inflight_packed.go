@@ -168,6 +168,9 @@ func (p *Packed) survey() ([]Submission, error) {
 		}
 		subs = append(subs, s)
 	}
+	if lost := slices.Index(seen, false); lost >= 0 {
+		return nil, fmt.Errorf("entry %d of its in-flight region is neither free nor in flight", lost)
+	}
 	slices.SortFunc(subs, func(x, y Submission) int { return cmp.Compare(x.Counter, y.Counter) })
 	return subs, nil
 }
