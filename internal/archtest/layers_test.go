@@ -66,6 +66,7 @@ var layers = [][]layer{
 	},
 	{
 		{path: "hpdi/open", only: []string{"hpdi", "hpdi/..."}, by: assemblers, why: "whoever opens a device by a URI has all drivers in his program; the storage system chooses its own"},
+		{path: "internal/rawvolume", only: []string{"hpdi", "internal/block"}, by: assemblers, why: "a device that is offered as it is has nothing of a pool"},
 		{path: "internal/devices", why: "the devices of a pool lie below everything that has an address on them"},
 		{path: "internal/oplog", only: []string{"internal/block", "internal/ondisk", "internal/planted", "hpdi"}, why: "the log is given its memory and its device; it must be readable by a partner that has nothing else of the pool"},
 	},

@@ -108,7 +108,7 @@ mirrored below Pollux, or loss of unflushed writes at a power cut of the host.
 	)
 	root.AddCommand(
 		newUp(s), newDown(s), newStatus(s), newEvents(s), newCheck(s), newSupportBundle(s),
-		newVolume(s), newPool(s), newDedup(s), newFlash(s), newDump(s), newHPDI(s),
+		newVolume(s), newPool(s), newDedup(s), newFlash(s), newDump(s), newHPDI(s), newVhostUserBlk(s),
 		newTakeover(s), newGiveback(s), newGuest(s),
 		newUpgrade(s), newVersion(s), newGuestProcess(s),
 	)

@@ -59,6 +59,7 @@ var formats = []Format{
 	{Name: "restart record", Place: InRegion, Kind: "PLXrestr", ReadsFrom: 1, ReadsTo: 1, Writes: 1, Asked: 1, Advisory: true, number: "restart.recordVersion", page: "restart.md"},
 	{Name: "sessions", Place: InRegion, Kind: "PLXsessn", ReadsFrom: 1, ReadsTo: 1, Writes: 0, Asked: 1, Advisory: true, number: "session.tableVersion", page: "sessions.md"},
 	{Name: "unfolded journal", Place: InRegion, Kind: "PLXunfld", ReadsFrom: 1, ReadsTo: 1, Writes: 1, Asked: 1, Advisory: true, number: "cp.keptVersion", page: "region.md"},
+	{Name: "in-flight area", Place: OnHost, ReadsFrom: 1, ReadsTo: 1, Writes: 0, Asked: 1, number: "vhost.AreaVersion", page: "inflight.md"},
 	{Name: "settings of a run", Place: OnHost, ReadsFrom: 1, ReadsTo: 1, Writes: 1, Asked: 1, number: "config.RunVersion", page: "upgrade.md"},
 	{Name: "upgrade", Place: OnHost, ReadsFrom: 1, ReadsTo: 1, Writes: 1, Asked: 1, number: "host.upgradeVersion", page: "upgrade.md"},
 	{Name: "line to a guest", Place: Spoken, ReadsFrom: 1, ReadsTo: 1, Writes: 1, Asked: 1, number: "guest.LineVersion", page: "upgrade.md"},

@@ -19,7 +19,7 @@ const (
 	packedHeader = 32
 	packedEntry  = 32
 
-	regionVersion = 1
+	regionLayout = 1
 
 	trailerHeader = 32
 	// AreaVersion is the version of the trailer.

@@ -68,8 +68,8 @@ func (a *Area) AttachPacked(queue int, base virtio.PackedPosition, ring Ring) (p
 		p.format(base)
 		return p, base, base, nil, nil
 	}
-	if uint16(h) != regionVersion || int(uint16(h>>16)) != a.size {
-		return fail("its in-flight region has version %d and %d descriptors, not %d and %d", uint16(h), uint16(h>>16), regionVersion, a.size)
+	if uint16(h) != regionLayout || int(uint16(h>>16)) != a.size {
+		return fail("its in-flight region has version %d and %d descriptors, not %d and %d", uint16(h), uint16(h>>16), regionLayout, a.size)
 	}
 	p.Resumed = true
 	p.free, p.oldFree = uint16(h>>32), uint16(h>>48)
@@ -189,7 +189,7 @@ func (p *Packed) entry(slot uint16, inflight bool) {
 
 // heads stores the word with the free lists, counts that with the used indices.
 func (p *Packed) heads() {
-	store(p.mem, 8, regionVersion|uint64(p.size)<<16|uint64(p.free)<<32|uint64(p.oldFree)<<48)
+	store(p.mem, 8, regionLayout|uint64(p.size)<<16|uint64(p.free)<<32|uint64(p.oldFree)<<48)
 }
 
 func (p *Packed) counts() {

@@ -51,9 +51,9 @@ func (a *Area) AttachSplit(queue int, used uint16) (*Split, []Submission, error)
 		s.head()
 		return s, nil, nil
 	}
-	if uint16(h) != regionVersion || int(uint16(h>>16)) != a.size {
+	if uint16(h) != regionLayout || int(uint16(h>>16)) != a.size {
 		return nil, nil, fmt.Errorf("queue %d: its in-flight region has version %d and %d descriptors, not %d and %d: %w",
-			queue, uint16(h), uint16(h>>16), regionVersion, a.size, ErrProtocol)
+			queue, uint16(h), uint16(h>>16), regionLayout, a.size, ErrProtocol)
 	}
 	s.Resumed = true
 	s.last, s.usedIdx = uint16(h>>32), uint16(h>>48)
@@ -87,7 +87,7 @@ func (a *Area) AttachSplit(queue int, used uint16) (*Split, []Submission, error)
 }
 
 func (s *Split) head() {
-	store(s.mem, 8, regionVersion|uint64(s.size)<<16|uint64(s.last)<<32|uint64(s.usedIdx)<<48)
+	store(s.mem, 8, regionLayout|uint64(s.size)<<16|uint64(s.last)<<32|uint64(s.usedIdx)<<48)
 }
 
 // Fetch notes that the request with that head descriptor is in flight, with two stores, of
