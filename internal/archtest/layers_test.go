@@ -44,6 +44,7 @@ var layers = [][]layer{
 		{path: "internal/archtest", only: none, by: none, why: "it watches the program and is no part of it"},
 	},
 	{
+		{path: "internal/ring", only: []string{"internal/planted", "internal/spin"}, why: "what two domains share is the same whatever is served and whoever asks"},
 		{path: "internal/vhost", only: []string{"internal/planted", "internal/virtio"}, why: "messages and the in-flight area are the same at both ends of a vhost-user socket"},
 		{path: "hpdi/hpditest", only: []string{"hpdi"}, tests: true, why: "the conformance suite must work for drivers outside this program"},
 		{path: "internal/ondisk", only: []string{"internal/block"}, why: "formats must be readable without the code that makes them"},
@@ -52,7 +53,7 @@ var layers = [][]layer{
 		{path: "internal/control", only: []string{"internal/block", "hpdi"}, why: "clients of the management interface must not pull in the storage they manage"},
 	},
 	{
-		{path: "hpdi/...", only: []string{"hpdi", "internal/nbdproto", "internal/virtio", "internal/spin", "internal/vhost"}, by: append([]string{"hpdi/open"}, assemblers...), why: "a driver is public and knows only the interface; nobody but who assembles the program knows a driver"},
+		{path: "hpdi/...", only: []string{"hpdi", "internal/nbdproto", "internal/virtio", "internal/spin", "internal/vhost", "internal/ring"}, by: append([]string{"hpdi/open"}, assemblers...), why: "a driver is public and knows only the interface; nobody but who assembles the program knows a driver"},
 		{path: "internal/block/blocktest", only: []string{"hpdi", "internal/block"}, tests: true, why: "faults are injected by tests, never compiled into the program"},
 		{path: "internal/flashmap", only: []string{"hpdi", "internal/block", "internal/ondisk", "internal/planted", "internal/stack"}, why: "the flash layer is a device made of devices; volumes and names reach it only as extents and attributes"},
 		{path: "internal/flashmap/collect", only: []string{"hpdi", "internal/block", "internal/config", "internal/ondisk"}, why: "how a device is used is counted the same whatever is decided by it"},
@@ -94,7 +95,7 @@ var layers = [][]layer{
 		{path: "internal/pool", by: append([]string{"internal/guest"}, assemblers...), why: "the pool assembles storage; below the guest nobody needs more than a part of it"},
 	},
 	{
-		{path: "internal/export/...", only: []string{"internal/block", "internal/nbdproto", "internal/planted", "internal/spin", "internal/vhost", "internal/virtio"}, by: assemblers, why: "a protocol serves any block.Volume and must stay testable on one in memory"},
+		{path: "internal/export/...", only: []string{"internal/block", "internal/nbdproto", "internal/planted", "internal/ring", "internal/spin", "internal/vhost", "internal/virtio"}, by: assemblers, why: "a protocol serves any block.Volume and must stay testable on one in memory"},
 		{path: "internal/partner", only: []string{"internal/block", "internal/planted"}, by: assemblers, steps: true, why: "the takeover protocol is a pure machine: what it says must follow from what it was told"},
 		{path: "internal/identity", only: []string{"internal/block"}, by: assemblers, why: "addresses and names are moved by who has fenced, and know nothing of what they lead to"},
 	},

@@ -140,3 +140,12 @@ const (
 	InflightClearedEarly Fault = "inflight-cleared-early"
 	InflightRunAgain     Fault = "inflight-run-again"
 )
+
+// What is said to the other side of a ring in shared memory, and when.
+const (
+	RingSubmitEarly   Fault = "ring-submit-early"
+	RingCompleteEarly Fault = "ring-complete-early"
+	RingTakenEarly    Fault = "ring-taken-early"
+	RingUnordered     Fault = "ring-unordered"
+	RingRunsCompleted Fault = "ring-runs-completed"
+)

@@ -119,4 +119,9 @@ var table = []Info{
 	{string(InflightCounterReset), "counters of submissions begin anew when a queue does: what a session knows of an older one is taken for this", "internal/vhost: Split.Retire", durability},
 	{string(InflightClearedEarly), "a request leaves the in-flight area before its completion is in the ring: a death in between and the driver waits for ever", "internal/export/vhostuser: completion.step", recovery},
 	{string(InflightRunAgain), "what a dead server had in flight is run again though it is logged: a later change is undone, that was acknowledged", "internal/export/vhostuser: queue.fate", order},
+	{string(RingSubmitEarly), "a submission is counted before its slot is written: a back-end that comes then runs what lay there before", "internal/ring: Front.Put", integrity},
+	{string(RingCompleteEarly), "a completion is counted before its entry is written: after a death in between one request is completed twice and another never", "internal/ring: Back.Post", integrity},
+	{string(RingTakenEarly), "a completion counts as taken before its slot is cleared: the next back-end runs the request again", "internal/ring: Front.Next", order},
+	{string(RingUnordered), "requests that a back-end has left are run in the order of their slots: an older write comes over a newer one", "internal/ring: Back.recover", order},
+	{string(RingRunsCompleted), "a new back-end does not look at the completions that nobody has taken yet, and runs their requests again", "internal/ring: Back.recover", order},
 }

@@ -63,5 +63,6 @@ var formats = []Format{
 	{Name: "settings of a run", Place: OnHost, ReadsFrom: 1, ReadsTo: 1, Writes: 1, Asked: 1, number: "config.RunVersion", page: "upgrade.md"},
 	{Name: "upgrade", Place: OnHost, ReadsFrom: 1, ReadsTo: 1, Writes: 1, Asked: 1, number: "host.upgradeVersion", page: "upgrade.md"},
 	{Name: "line to a guest", Place: Spoken, ReadsFrom: 1, ReadsTo: 1, Writes: 1, Asked: 1, number: "guest.LineVersion", page: "upgrade.md"},
+	{Name: "ring", Place: Spoken, ReadsFrom: 1, ReadsTo: 1, Writes: 1, Asked: 1, number: "ring.formatVersion", page: "ring.md"},
 	{Name: "control", Place: Spoken, ReadsFrom: 1, ReadsTo: 1, Writes: 1, Asked: 1, number: "control.ProtocolVersion", page: "upgrade.md"},
 }

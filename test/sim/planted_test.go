@@ -33,6 +33,11 @@ var elsewhere = map[planted.Fault]string{
 	planted.FlashNoteInPlace:     "TestPlantedHere of internal/flashmap, and the text flash-leaves",
 	planted.FlashNoteUnsure:      "TestPlantedHere of internal/flashmap",
 	planted.FlashTableUnsure:     "TestPlantedHere of internal/flashmap",
+	planted.RingSubmitEarly:      "TestPlantedHere of internal/ring",
+	planted.RingCompleteEarly:    "TestPlantedHere of internal/ring",
+	planted.RingTakenEarly:       "TestPlantedHere of internal/ring",
+	planted.RingUnordered:        "TestPlantedHere of internal/ring",
+	planted.RingRunsCompleted:    "TestPlantedHere of internal/ring",
 }
 
 // TestPlanted gives the program each planted fault in turn and looks how many
