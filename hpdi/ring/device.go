@@ -1,0 +1,340 @@
+package ring
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/pollux-storage/pollux/hpdi"
+	core "github.com/pollux-storage/pollux/internal/ring"
+)
+
+// device is an open ring.
+type device struct {
+	path  string
+	o     Options
+	m     *core.Memory
+	mem   []byte
+	fd    int
+	bells []*core.Bell // of each queue the back-end's, and that of this side
+	ctx   context.Context
+	stop  context.CancelFunc
+	ended chan struct{} // closed when the goroutine that connects has ended
+
+	info  atomic.Pointer[facts]
+	table atomic.Pointer[table]
+	// attached says that a back-end may run what is in the ring. It is set under mu,
+	// before a back-end is told of the ring, and cleared when its connection has ended.
+	attached atomic.Bool
+	// dead says that nobody will run what is in the ring any more; err is why.
+	dead   atomic.Bool
+	death  sync.Once // sets err, then dead
+	err    error
+	closed atomic.Bool
+
+	mu     sync.Mutex // guards the following, setting closed, and replacing table
+	link   *core.Link
+	last   error // why the last back-end went or would not come
+	fronts []*core.Front
+	used   []bool // queues that the application has
+}
+
+// facts is what the back-end said of its device, and when.
+type facts struct {
+	hpdi.Info
+	seq  uint64
+	most int64 // bytes of a part of a request
+}
+
+// Open connects to the back-end that listens at path, which must be there. ctx is for
+// opening alone.
+func Open(ctx context.Context, path string, o Options) (hpdi.Device, error) {
+	shape, err := o.shape()
+	if err != nil {
+		return nil, err
+	}
+	d := &device{path: path, o: o, fd: -1, ended: make(chan struct{}), used: make([]bool, shape.Queues)}
+	d.ctx, d.stop = context.WithCancel(context.Background())
+	if err = d.prepare(shape); err == nil {
+		err = d.connect(ctx)
+	}
+	if err == nil {
+		if err = d.refresh(); err != nil {
+			d.link.Drop()
+		}
+	}
+	if err != nil {
+		d.free()
+		return nil, d.wrap(err)
+	}
+	go d.stay()
+	return d, nil
+}
+
+func (d *device) wrap(err error) error { return fmt.Errorf("ring %s: %w", d.path, err) }
+
+// prepare makes memory, bells and queues.
+func (d *device) prepare(shape core.Shape) (err error) {
+	if d.m, d.mem, d.fd, err = core.NewMemory(shape); err != nil {
+		return err
+	}
+	d.table.Store(&table{freed: hpdi.Freed()})
+	for q := range shape.Queues {
+		for range 2 {
+			b, err := core.NewBell()
+			if err != nil {
+				return err
+			}
+			d.bells = append(d.bells, b)
+		}
+		d.fronts = append(d.fronts, core.NewFront(d.m, q))
+	}
+	d.m.SetFront(true)
+	return nil
+}
+
+// connect tries once to find a back-end and have it serve. The error stays in last.
+func (d *device) connect(ctx context.Context) error {
+	link, err := core.Dial(ctx, d.path)
+	if err == nil {
+		err = d.introduce(link)
+	}
+	if err != nil {
+		d.mu.Lock()
+		d.last = err
+		d.mu.Unlock()
+	}
+	return err
+}
+
+// introduce hands everything over to a back-end.
+func (d *device) introduce(link *core.Link) (err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.attached.Store(true)
+	defer func() {
+		if err != nil {
+			link.Drop()
+			d.attached.Store(false)
+		}
+	}()
+	if err = link.Attach(d.fd, int64(len(d.mem)), d.bells); err != nil {
+		return err
+	}
+	for _, r := range d.table.Load().regions {
+		if err = link.Memory(r.number, r.fd, int64(len(r.mem))); err != nil {
+			return err
+		}
+	}
+	if err = link.Start(); err != nil {
+		return err
+	}
+	d.link = link
+	return nil
+}
+
+// The pauses between attempts to find a back-end.
+const (
+	firstPause   = time.Millisecond
+	longestPause = 100 * time.Millisecond
+)
+
+// stay looks for a back-end whenever there is none, until the device is closed or nobody
+// comes for too long.
+func (d *device) stay() {
+	defer close(d.ended)
+	for {
+		select {
+		case <-d.ctx.Done():
+			return
+		case <-d.link.Gone():
+		}
+		err := d.link.Err()
+		d.mu.Lock()
+		d.last = err
+		d.mu.Unlock()
+		d.attached.Store(false)
+		d.wakeAll() // what was cancelled can be retracted now
+		if errors.Is(err, core.ErrBroken) && !errors.Is(err, core.ErrGone) {
+			d.die(err)
+			return
+		}
+		if !d.again() {
+			return
+		}
+	}
+}
+
+// again finds the next back-end. It returns false when the device has ended instead.
+func (d *device) again() bool {
+	until := time.Now().Add(d.o.Reconnect)
+	for pause := firstPause; ; pause = min(2*pause, longestPause) {
+		if time.Now().Before(until) || d.o.Reconnect > 0 && pause == firstPause {
+			ctx, cancel := context.WithDeadline(d.ctx, until)
+			err := d.connect(ctx)
+			cancel()
+			if err == nil {
+				return true
+			}
+		}
+		if d.ctx.Err() != nil {
+			return false
+		}
+		if time.Now().Add(pause).After(until) {
+			d.mu.Lock()
+			err := d.last
+			d.mu.Unlock()
+			if d.o.Reconnect > 0 {
+				err = fmt.Errorf("no back-end has come for %v: %w", d.o.Reconnect, err)
+			}
+			d.die(err)
+			return false
+		}
+		select {
+		case <-d.ctx.Done():
+			return false
+		case <-time.After(pause):
+		}
+	}
+}
+
+// die makes everything fail from now on. No back-end is attached.
+func (d *device) die(err error) {
+	d.death.Do(func() {
+		d.err = fmt.Errorf("ring %s: %w: %w", d.path, err, hpdi.ErrDisconnected)
+		d.dead.Store(true)
+	})
+	d.wakeAll()
+}
+
+// broken is called by a queue that has found what no back-end writes. It ends the
+// connection; then the device is dead.
+func (d *device) broken(err error) {
+	d.stop()
+	go func() {
+		<-d.ended
+		d.mu.Lock()
+		link := d.link
+		d.mu.Unlock()
+		link.Drop()
+		d.attached.Store(false)
+		d.die(err)
+	}()
+}
+
+// wakeAll lets each queue look at the state of the device.
+func (d *device) wakeAll() {
+	for i := 1; i < len(d.bells); i += 2 {
+		d.bells[i].Ring()
+	}
+}
+
+// refresh reads what the back-end tells of its device.
+func (d *device) refresh() error {
+	f, seq, err := d.m.Facts()
+	if err != nil {
+		return err
+	}
+	info := hpdi.Info{
+		Name: d.path, Driver: "ring", Size: f.Size, BlockSize: f.BlockSize, Direct: f.Direct, SharedMemory: true,
+		Discard: f.Discard, Zeroes: f.Zeroes, Durable: f.Durable, ReadOnly: f.ReadOnly, Rotates: f.Rotates, Status: f.Status,
+		Event: true, Cancel: hpdi.CancelQueued,
+	}
+	if f.CancelAll {
+		info.Cancel = hpdi.CancelAll
+	}
+	d.info.Store(&facts{Info: info, seq: seq, most: f.MaxLength})
+	return nil
+}
+
+// known returns what is known of the device now.
+func (d *device) known() *facts {
+	k := d.info.Load()
+	if d.m.FactsSeq() == k.seq {
+		return k
+	}
+	// What the back-end says now and what makes no sense is left aside; requests that do
+	// not fit the device any more fail there.
+	if d.refresh() == nil {
+		k = d.info.Load()
+	}
+	return k
+}
+
+// Info describes the device.
+func (d *device) Info() hpdi.Info {
+	d.mu.Lock() // against Close, which unmaps the ring
+	defer d.mu.Unlock()
+	if d.closed.Load() {
+		return d.info.Load().Info
+	}
+	return d.known().Info
+}
+
+// NewQueue returns one of the queues of the ring.
+func (d *device) NewQueue(depth int) (hpdi.Queue, error) {
+	if depth < 1 {
+		return nil, d.wrap(fmt.Errorf("queue depth %d is less than 1", depth))
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed.Load() {
+		return nil, d.wrap(hpdi.ErrClosed)
+	}
+	if d.dead.Load() {
+		return nil, d.err
+	}
+	for i, used := range d.used {
+		if !used {
+			d.used[i] = true
+			return newQueue(d, i, depth), nil
+		}
+	}
+	return nil, d.wrap(fmt.Errorf("all %d queues are in use: open the ring with queues=%d or more", len(d.used), len(d.used)+1))
+}
+
+// Close says good-bye to the back-end and frees everything.
+func (d *device) Close() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed.Load() {
+		return nil
+	}
+	open := 0
+	for _, used := range d.used {
+		if used {
+			open++
+		}
+	}
+	if open > 0 {
+		return d.wrap(fmt.Errorf("%d queues are still open, close them first", open))
+	}
+	d.closed.Store(true)
+	d.stop()
+	d.mu.Unlock()
+	<-d.ended
+	d.mu.Lock()
+	d.m.SetFront(false)
+	if d.link != nil {
+		d.link.Bye()
+	}
+	d.free()
+	return nil
+}
+
+// free returns memory and descriptors.
+func (d *device) free() {
+	d.stop()
+	for _, b := range d.bells {
+		b.Close()
+	}
+	if d.mem != nil {
+		_ = unix.Munmap(d.mem)
+		unix.Close(d.fd)
+	}
+}
