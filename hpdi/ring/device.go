@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -51,15 +52,19 @@ type facts struct {
 	most int64 // bytes of a part of a request
 }
 
-// Open connects to the back-end that listens at path, which must be there. ctx is for
-// opening alone.
+// Open opens a ring. At path a back-end listens, which must be there; or path is a file that
+// both sides map, in which a ring is made, and Open waits for its back-end. ctx is for opening
+// alone.
 func Open(ctx context.Context, path string, o Options) (hpdi.Device, error) {
+	if st, err := os.Stat(path); err == nil && st.Mode()&os.ModeSocket == 0 {
+		return openMapped(ctx, path, o)
+	}
 	shape, err := o.shape()
 	if err != nil {
 		return nil, err
 	}
-	d := &device{path: path, o: o, fd: -1, ended: make(chan struct{}), used: make([]bool, shape.Queues)}
-	d.ctx, d.stop = context.WithCancel(context.Background())
+	d := newDevice(path, o)
+	d.used = make([]bool, shape.Queues)
 	if err = d.prepare(shape); err == nil {
 		err = d.connect(ctx)
 	}
@@ -74,6 +79,12 @@ func Open(ctx context.Context, path string, o Options) (hpdi.Device, error) {
 	}
 	go d.stay()
 	return d, nil
+}
+
+func newDevice(path string, o Options) *device {
+	d := &device{path: path, o: o, fd: -1, ended: make(chan struct{})}
+	d.ctx, d.stop = context.WithCancel(context.Background())
+	return d
 }
 
 func (d *device) wrap(err error) error { return fmt.Errorf("ring %s: %w", d.path, err) }
@@ -221,7 +232,10 @@ func (d *device) broken(err error) {
 		d.mu.Lock()
 		link := d.link
 		d.mu.Unlock()
-		link.Drop()
+		d.m.SetFront(false)
+		if link != nil {
+			link.Drop()
+		}
 		d.attached.Store(false)
 		d.die(err)
 	}()
@@ -243,7 +257,7 @@ func (d *device) refresh() error {
 	info := hpdi.Info{
 		Name: d.path, Driver: "ring", Size: f.Size, BlockSize: f.BlockSize, Direct: f.Direct, SharedMemory: true,
 		Discard: f.Discard, Zeroes: f.Zeroes, Durable: f.Durable, ReadOnly: f.ReadOnly, Rotates: f.Rotates, Status: f.Status,
-		Event: true, Cancel: hpdi.CancelQueued,
+		Event: d.m.Shape().Bells, Cancel: hpdi.CancelQueued,
 	}
 	if f.CancelAll {
 		info.Cancel = hpdi.CancelAll
@@ -298,13 +312,10 @@ func (d *device) NewQueue(depth int) (hpdi.Queue, error) {
 	return nil, d.wrap(fmt.Errorf("all %d queues are in use: open the ring with queues=%d or more", len(d.used), len(d.used)+1))
 }
 
-// Close says good-bye to the back-end and frees everything.
-func (d *device) Close() error {
+// mayClose sets closed unless queues are open.
+func (d *device) mayClose() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.closed.Load() {
-		return nil
-	}
 	open := 0
 	for _, used := range d.used {
 		if used {
@@ -315,10 +326,21 @@ func (d *device) Close() error {
 		return d.wrap(fmt.Errorf("%d queues are still open, close them first", open))
 	}
 	d.closed.Store(true)
+	return nil
+}
+
+// Close says good-bye to the back-end and frees everything.
+func (d *device) Close() error {
+	if d.closed.Load() {
+		return nil
+	}
+	if err := d.mayClose(); err != nil {
+		return err
+	}
 	d.stop()
-	d.mu.Unlock()
 	<-d.ended
 	d.mu.Lock()
+	defer d.mu.Unlock()
 	d.m.SetFront(false)
 	if d.link != nil {
 		d.link.Bye()

@@ -15,7 +15,8 @@ type region struct {
 	fd     int
 	mem    []byte
 	begin  uintptr
-	pins   int // registrations
+	pins   int  // registrations
+	fixed  bool // the data area of the ring
 }
 
 // table is all of them. It is never changed, but replaced.
@@ -69,9 +70,12 @@ func (d *device) share(v []byte, pins int) error {
 	m, ok := hpdi.MappingOf(v)
 	next := &table{freed: hpdi.Freed()}
 	var taken [maxRegions + 1]bool
-	found := false
 	for _, r := range d.table.Load().regions {
 		now, there := hpdi.MappingOf(r.mem)
+		if r.fixed {
+			next.regions = append(next.regions, r)
+			continue
+		}
 		if !there || now.ID != r.id {
 			if err := d.forget(r); err != nil {
 				return err
@@ -80,16 +84,15 @@ func (d *device) share(v []byte, pins int) error {
 		}
 		if ok && r.id == m.ID {
 			r.pins += pins
-			found = true
 		}
 		taken[r.number] = true
 		next.regions = append(next.regions, r)
 	}
 	var err error
-	if !ok {
-		err = hpdi.ErrMemory
-	} else if !found {
-		err = d.handOver(next, taken[:], m, pins)
+	if _, found := next.find(v); !found {
+		if err = hpdi.ErrMemory; ok && d.m.Shape().Bells {
+			err = d.handOver(next, taken[:], m, pins)
+		}
 	}
 	d.table.Store(next)
 	return err

@@ -15,6 +15,7 @@ var Properties = []hpdi.Property{
 	{Name: "queues", Type: hpdi.TypeInt, Default: "4", Min: 1, Max: core.MaxQueues, Meaning: "How many queues the application can have at once"},
 	{Name: "entries", Type: hpdi.TypeInt, Default: "128", Min: core.MinEntries, Max: core.MaxEntries, Meaning: "Requests in flight of each queue, rounded up to a power of two"},
 	{Name: "poll", Type: hpdi.TypeDuration, Default: "50us", Min: 0, Max: int64(10 * time.Second), Meaning: "How long a queue looks for completions before it sleeps, at most; it looks less where that is in vain"},
+	{Name: "size", Type: hpdi.TypeSize, Min: 0, Max: core.MaxRing, Meaning: "Bytes of the memory at PATH, where that is a device that both sides map; files tell it"},
 	{Name: "reconnect", Type: hpdi.TypeDuration, Default: "1m", Min: 0, Max: int64(24 * time.Hour), Meaning: "How long the driver looks for a back-end when there is none, before requests fail"},
 }
 
@@ -24,6 +25,7 @@ type Options struct {
 	Entries   int           // requests in flight of each queue, rounded up to a power of two, up to 4096; 0 is 128
 	Poll      time.Duration // how long a queue looks for completions before it sleeps, at most
 	Reconnect time.Duration // how long a back-end is looked for before requests fail
+	Size      int64         // bytes of a device that both sides map; 0 is those of the file
 }
 
 // ParseOptions returns the options that the query of a URI asks for. An error wraps
@@ -33,7 +35,7 @@ func ParseOptions(query url.Values) (Options, error) {
 	if err != nil {
 		return Options{}, err
 	}
-	return Options{Queues: s.Int("queues"), Entries: s.Int("entries"), Poll: s.Duration("poll"), Reconnect: s.Duration("reconnect")}, nil
+	return Options{Queues: s.Int("queues"), Entries: s.Int("entries"), Poll: s.Duration("poll"), Reconnect: s.Duration("reconnect"), Size: s.Size("size")}, nil
 }
 
 // shape returns that of the ring of a device with these options.

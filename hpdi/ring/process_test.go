@@ -58,6 +58,10 @@ func beBack(v string) error {
 	if err != nil {
 		return err
 	}
+	if st, err := os.Stat(path); err == nil && st.Mode().IsRegular() {
+		fmt.Println("ready")
+		return s.ServeFile(path, 0)
+	}
 	l, err := Listen(path)
 	if err != nil {
 		return err

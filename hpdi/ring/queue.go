@@ -462,7 +462,7 @@ func (q *queue) giveUp() {
 
 // Event returns a descriptor that is readable when Wait for none would return something.
 func (q *queue) Event() int {
-	if q.closed {
+	if q.closed || q.call.FD() < 0 {
 		return -1
 	}
 	if !q.events {

@@ -34,7 +34,7 @@ func twice(t testing.TB, s Shape) (front, back *Memory) {
 
 // Back-ends come and go while the front-end submits and takes as fast as it can.
 func TestAttachBesideFront(t *testing.T) {
-	const most, entries = 60000, 8
+	const most, entries = 20000, 8
 	front, back := twice(t, shape(1, entries))
 	var stop atomic.Bool
 	var wg sync.WaitGroup

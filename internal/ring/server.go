@@ -149,12 +149,15 @@ func (s *Server) Close() {
 // conn is one front-end.
 type conn struct {
 	s    *Server
-	c    *net.UnixConn
+	c    *net.UnixConn // nil: there is no socket
+	hung chan struct{} // closed by hangUp then
+	over sync.Once
 	full bool // there are as many as are allowed already
 
-	facts sync.Mutex // guards m against its end, and SetFacts
-	m     *Memory
-	known atomic.Pointer[Facts]
+	number uint64     // of this back-end of the ring
+	facts  sync.Mutex // guards m against its end, and SetFacts
+	m      *Memory
+	known  atomic.Pointer[Facts]
 	// mapped is what is mapped, by number; 0 is the data area. The goroutine of the
 	// connection replaces it as a whole.
 	mapped atomic.Pointer[[][]byte]
@@ -170,16 +173,41 @@ type conn struct {
 }
 
 // hangUp makes a connection end as if the front-end had closed it.
-func (k *conn) hangUp() { _ = k.c.CloseRead() }
+func (k *conn) hangUp() {
+	if k.c == nil {
+		k.over.Do(func() { close(k.hung) })
+		return
+	}
+	_ = k.c.CloseRead()
+}
 
+// run serves a front-end that has come to the socket.
 func (k *conn) run() {
-	err := k.serve()
+	err := k.end(k.serve())
+	if err != nil && !errors.Is(err, ErrGone) {
+		_ = k.c.SetWriteDeadline(time.Now().Add(time.Second))
+		_ = send(k.c, message{kind: msgNo, text: err.Error()})
+	}
+	k.free()
+	// Only now may the front-end look for another back-end: nothing of this one runs.
+	k.c.Close()
+}
+
+// end ends the queues of a connection that has ended for this reason, and returns the
+// true one.
+func (k *conn) end(err error) error {
 	for _, q := range k.queues {
 		q.halt()
 	}
 	k.running.Wait()
 	if k.m != nil {
-		k.m.SetBack(false)
+		// Of memory that is gone the front-end learns as well.
+		_ = faults(func() error {
+			if k.m.Attached() == k.number {
+				k.m.SetBack(false)
+			}
+			return nil
+		})
 	}
 	if k.runner != nil {
 		k.runner.Detach(k.bye)
@@ -189,17 +217,12 @@ func (k *conn) run() {
 		err = e
 	default:
 	}
-	switch {
-	case err == nil || errors.Is(err, ErrGone):
+	if err == nil || errors.Is(err, ErrGone) {
 		k.s.o.Log.Info("ring: front-end has gone", "said so", k.bye)
-	default:
+	} else {
 		k.s.o.Log.Warn("ring: front-end is disconnected", "error", err)
-		_ = k.c.SetWriteDeadline(time.Now().Add(time.Second))
-		_ = send(k.c, message{kind: msgNo, text: err.Error()})
 	}
-	k.free()
-	// Only now may the front-end look for another back-end: nothing of this one runs.
-	k.c.Close()
+	return err
 }
 
 // free unmaps everything.
@@ -226,7 +249,6 @@ func (k *conn) free() {
 func (k *conn) serve() error {
 	_ = k.c.SetReadDeadline(time.Now().Add(patience))
 	started := false
-	k.failed = make(chan error, MaxQueues)
 	for {
 		m, fds, err := receive(k.c)
 		if err != nil {
@@ -386,7 +408,8 @@ func (k *conn) start() error {
 	k.setFacts(f)
 	shape := k.m.Shape()
 	// What was submitted before the first back-end came has been run by nobody.
-	first := k.m.Attach() == 1
+	k.number = k.m.Attach()
+	first := k.number == 1
 	again := 0
 	for i := range shape.Queues {
 		b, err := NewBack(k.m, i)
@@ -406,6 +429,7 @@ func (k *conn) start() error {
 		return err
 	}
 	k.runner = r
+	k.failed = make(chan error, len(k.queues))
 	k.m.SetBack(true)
 	k.s.o.Log.Info("ring: front-end is there", "queues", shape.Queues, "entries", shape.Entries, "to be done again", again)
 	for _, q := range k.queues {
@@ -420,16 +444,24 @@ func (k *conn) start() error {
 	return nil
 }
 
-// runQueue runs a queue, with faults at memory of the front-end made errors.
-func runQueue(r Runner, q *Queue) (err error) {
-	debug.SetPanicOnFault(true)
+// runQueue runs a queue.
+func runQueue(r Runner, q *Queue) error {
+	if err := faults(func() error { return r.Run(q) }); err != nil {
+		return fmt.Errorf("queue %d: %w", q.Number, err)
+	}
+	return nil
+}
+
+// faults calls do, and makes an error of memory that cannot be reached.
+func faults(do func() error) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		p := recover()
 		if fault, ok := p.(interface{ Addr() uintptr }); ok {
-			err = fmt.Errorf("queue %d: memory of the front-end at %#x cannot be reached: %w", q.Number, fault.Addr(), ErrBroken)
+			err = fmt.Errorf("memory that is shared with the front-end, at %#x, cannot be reached: %w", fault.Addr(), ErrBroken)
 		} else if p != nil {
 			panic(p)
 		}
 	}()
-	return r.Run(q)
+	return do()
 }

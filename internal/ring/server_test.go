@@ -19,6 +19,7 @@ import (
 // disk is a target in memory. Requests that it holds are kept until somebody lets go.
 type disk struct {
 	data     []byte
+	size     atomic.Int64 // that it tells
 	hold     atomic.Bool
 	attached atomic.Int32
 	byes     atomic.Int32
@@ -30,10 +31,14 @@ type held struct {
 	r *Request
 }
 
-func newDisk() *disk { return &disk{data: make([]byte, 1<<20), held: make(chan *held, 64)} }
+func newDisk() *disk {
+	d := &disk{data: make([]byte, 1<<20), held: make(chan *held, 64)}
+	d.size.Store(1 << 20)
+	return d
+}
 
 func (d *disk) Facts() Facts {
-	return Facts{Size: int64(len(d.data)), BlockSize: 4096, MaxLength: 1 << 20, Discard: true, Zeroes: true}
+	return Facts{Size: d.size.Load(), BlockSize: 4096, MaxLength: 1 << 20, Discard: true, Zeroes: true}
 }
 
 func (d *disk) Attach(Shape, int) (Runner, error) {
@@ -200,7 +205,7 @@ func TestServe(t *testing.T) {
 	if err != nil || f != d.Facts() {
 		t.Fatalf("facts %+v, %v", f, err)
 	}
-	d.data = make([]byte, 2<<20)
+	d.size.Store(2 << 20)
 	s.Changed()
 	if g, now, err := c.m.Facts(); err != nil || g.Size != 2<<20 || now == seq || c.m.FactsSeq() != now {
 		t.Fatalf("facts %+v after a change, %v", g, err)
