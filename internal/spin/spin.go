@@ -37,6 +37,8 @@ const (
 	taken = 8
 	// shy is for how many failed looks a window stays shut after that.
 	shy = 64
+	// patience is how many looks of the full length may be in vain in a row.
+	patience = 4
 	// looks is how often a poller looks for each time that it asks the clock.
 	looks = 16
 )
@@ -54,6 +56,7 @@ type Poller struct {
 	slept  time.Duration // when the last look ended in vain
 	asleep bool          // that was so, and nothing has come since
 	shy    int           // failed looks during which the window stays shut
+	vain   int           // looks of the full length in a row that were in vain
 	budget *budget       // nil is that of the process
 }
 
@@ -73,7 +76,7 @@ func (p *Poller) Poll(ready func() bool) bool {
 	now := p.now()
 	p.learn(now)
 	if p.window > 0 && p.poll(ready, now) {
-		p.asleep = false
+		p.asleep, p.vain = false, 0
 		return true
 	}
 	p.slept, p.asleep = p.now(), true
@@ -131,6 +134,10 @@ func (p *Poller) learn(now time.Duration) {
 		return
 	}
 	switch d := now - p.slept; {
+	case d <= p.Max && p.window == p.Max:
+		if p.vain++; p.vain == patience {
+			p.window, p.shy, p.vain = 0, shy, 0
+		}
 	case d <= p.Max:
 		p.window = min(max(2*p.window, first), p.Max)
 	case d > silence*p.Max:

@@ -127,6 +127,29 @@ func TestProcessorTaken(t *testing.T) {
 	}
 }
 
+// What never comes within a look of the full length, but always soon after it, waits for the
+// look to end.
+func TestLooksInTheWay(t *testing.T) {
+	p, w := newPoller()
+	looked, slept := 0, 0
+	for range 1000 {
+		w.at, w.looked = w.now+time.Hour, 0
+		if p.Poll(w.ready) {
+			t.Fatal("found what is not there")
+		}
+		if w.looked > 1 {
+			looked++
+		} else {
+			slept++
+		}
+		w.now += 10 * time.Microsecond // it comes as soon as the poller sleeps
+		p.Woke()
+	}
+	if looked*5 > slept {
+		t.Errorf("looked %d times in vain, and slept at once %d times", looked, slept)
+	}
+}
+
 func TestNeverWithoutMax(t *testing.T) {
 	w := &world{step: time.Microsecond, at: time.Hour}
 	p := &Poller{Clock: w.clock}
