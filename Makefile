@@ -67,6 +67,7 @@ bench: build deps ## measure against other NBD servers, the pause at a failover,
 	$(GO) run ./bench/failover -pollux $(BIN) -check=false -huge=false -rounds 30 -hangs 0 -qemu 0 -out out/failover-small.json
 	$(GO) run ./bench/failover -pollux $(BIN)
 	$(GO) run ./bench/restart -pollux $(BIN)
+	$(GO) run ./bench/ring
 
 plots: ## draw docs/*.svg from the numbers in out/ that benchmarks have left
 	$(GO) run ./bench/plot
