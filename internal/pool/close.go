@@ -20,7 +20,6 @@ func (p *Pool) drain(ctx context.Context) error {
 	p.mu.Unlock()
 	select {
 	case <-p.gate.Close():
-		p.sessions.Shut() // nobody may ask it in memory that is unmapped soon
 		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("close pool %s: requests are still under way: %w", p.label.Name, ctx.Err())
@@ -86,6 +85,7 @@ func (p *Pool) Release(ctx context.Context) error {
 }
 
 func (p *Pool) free() error {
+	p.sessions.Shut() // its memory is unmapped
 	errs := []error{p.remover.close(), p.flusher.Close(), p.machine.Close(), p.flushQueue.Close(), p.flash.close(), p.set.Close(), p.reader.Close(), p.cache.close(), p.region.Close()}
 	p.scrub.close()
 	p.space.Close()
