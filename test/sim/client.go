@@ -33,6 +33,10 @@ type request struct {
 	issued time.Duration
 	tries  int
 	asked  string // the name of the volume when it last arrived at a guest
+	// Of a client that sends requests again, see numbered.
+	slot    int
+	counter uint64
+	logged  block.Seq // where its tag was published
 
 	// Of the oracle: the log's head when the request was made, and for each
 	// of its blocks where it was published.
@@ -74,6 +78,7 @@ type session struct {
 	seeking  bool
 	wait     time.Duration // before it looks for a server again
 	errs     []error       // replies that were errors
+	numbered numbered
 }
 
 // conn is one connection to a guest.
@@ -84,6 +89,9 @@ type conn struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 	up     bool
+
+	session block.Session // of a client that sends requests again, once one has arrived
+	vol     block.VolumeID
 }
 
 // client is a name with sessions.
@@ -101,6 +109,9 @@ func (w *World) session(name, volume string) *session {
 	s := c.sessions[volume]
 	if s == nil {
 		s = &session{w: w, name: name, volume: volume, identity: w.identityOf(volume), depth: 1 + w.rng.IntN(8)}
+		if slices.Contains(w.resubmits, name) {
+			s.numbered = numbered{on: true, id: block.SessionID(w.rng.Uint64() | 1)}
+		}
 		c.sessions[volume] = s
 	}
 	return s
@@ -143,6 +154,7 @@ func (s *session) pump() {
 		r := s.todo[0]
 		s.todo = s.todo[1:]
 		s.flying = append(s.flying, r)
+		s.number(r)
 		r.issued, r.since = s.w.now(), s.w.pools[s.identity].shadow.seq
 		s.send(r)
 	}
@@ -192,6 +204,9 @@ func (w *World) serving(id string) (*proc, *tenant) {
 func (s *session) cut() {
 	if c := s.conn; c != nil {
 		c.up = false
+		if c.session != nil && !c.p.dead.Load() {
+			c.session.Leave()
+		}
 		c.cancel()
 		s.conn = nil
 		s.pump()
@@ -232,6 +247,11 @@ func (c *conn) arrive(r *request) {
 		c.reply(r, nil, err)
 		return
 	}
+	done, err := c.resume(v, r)
+	if err != nil {
+		c.reply(r, nil, err)
+		return
+	}
 	var pause time.Duration
 	if r.op == opWrite && w.chance(30) {
 		pause = w.between(0, 20*time.Millisecond) // the payload comes slowly
@@ -241,7 +261,12 @@ func (c *conn) arrive(r *request) {
 		data = make([]byte, r.n)
 	}
 	c.t.wg.Go(func() {
-		err := serve(c.ctx, v, r, data, pause)
+		var err error
+		if done {
+			err = finish(c.ctx, v, r)
+		} else {
+			err = serve(c.ctx, v, r, data, pause)
+		}
 		w.post(c.p, func() { c.reply(r, data, err) })
 	})
 }
@@ -257,11 +282,11 @@ func serve(ctx context.Context, v block.Volume, r *request, data []byte, pause t
 		}
 		return v.Read(ctx, data, r.off)
 	case opWrite:
-		err = write(ctx, v, r.off, data, pause)
+		err = write(ctx, v, r.off, data, pause, r.tag())
 	case opTrim:
-		err = v.Trim(ctx, r.off, r.n, block.Tag{})
+		err = v.Trim(ctx, r.off, r.n, r.tag())
 	case opZero:
-		err = v.WriteZeroes(ctx, r.off, r.n, false, block.Tag{})
+		err = v.WriteZeroes(ctx, r.off, r.n, false, r.tag())
 	case opFlush:
 		return v.Flush(ctx)
 	}
@@ -271,7 +296,7 @@ func serve(ctx context.Context, v block.Volume, r *request, data []byte, pause t
 	return err
 }
 
-func write(ctx context.Context, v block.Volume, off int64, data []byte, pause time.Duration) error {
+func write(ctx context.Context, v block.Volume, off int64, data []byte, pause time.Duration, tag block.Tag) error {
 	w, err := v.TryStage(off, len(data))
 	if w == nil && err == nil {
 		w, err = v.Stage(ctx, off, len(data))
@@ -292,6 +317,7 @@ func write(ctx context.Context, v block.Volume, off int64, data []byte, pause ti
 		}
 		data = data[copy(b, data):]
 	}
+	w.SetTag(tag)
 	if ok, err := w.TryCommit(); ok || err != nil {
 		return err
 	}

@@ -68,6 +68,9 @@
 //     their other bytes; or it is a cleaner's or a scan's, and holds what the block holds;
 //   - a write is acknowledged only after all of it was published, and is
 //     published once;
+//   - a change of a client that sends requests again by number (a setting of the script) is
+//     published once, whole and behind its tag, however many guests die over it, and what
+//     the session says of a request is what the log had of it;
 //   - a read returns for each block a version that was current between its
 //     call and its return;
 //   - after the death of guests all records are served; after a power cut a prefix

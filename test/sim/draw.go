@@ -38,6 +38,7 @@ func Draw(seed uint64) *Script {
 	if seed%2 == 0 {
 		d.say("cleaner")
 	}
+	d.resubmits(seed)
 	d.sharing = seed%4 == 1
 	if d.sharing {
 		d.say("sharing %d%s", 1+seed/4%5, map[bool]string{true: " weak"}[seed/4%3 == 0])
@@ -81,6 +82,20 @@ func Draw(seed uint64) *Script {
 
 func (d *drawer) say(format string, args ...any) {
 	d.lines = append(d.lines, Line{strings.Fields(fmt.Sprintf(format, args...)), len(d.lines) + 1})
+}
+
+// resubmits chooses clients that send requests again by number.
+func (d *drawer) resubmits(seed uint64) {
+	rng := rand.New(rand.NewPCG(seed, 0x7461677)) // so that it changes nothing else that is drawn
+	names := ""
+	for c := 1; c <= 4; c++ {
+		if rng.IntN(2) == 0 {
+			names += fmt.Sprintf(" c%d", c)
+		}
+	}
+	if names != "" {
+		d.say("resubmits%s", names)
+	}
 }
 
 func (d *drawer) chance(n int) bool { return d.rng.IntN(n) == 0 }

@@ -9,7 +9,8 @@ import (
 
 // doExpect: expect|await served ID by GUEST | error CLIENT [TEXT] | alert GUEST
 // KEY | no-alert GUEST KEY | refused ID | waits CLIENT | left ID, whatever was to
-// leave its pool | flash ID STATE, see flashIs. await gives it time.
+// leave its pool | flash ID STATE, see flashIs | skipped: a request was not run again that
+// the log had. await gives it time.
 func (w *World) doExpect(l Line) error {
 	var holds func() bool
 	switch l.arg(1) {
@@ -39,6 +40,8 @@ func (w *World) doExpect(l Line) error {
 			_, t := w.serving(l.arg(2))
 			return t != nil && t.pool.Stats().Removal.Device == ""
 		}
+	case "skipped":
+		holds = func() bool { return w.skipped > 0 }
 	case "guests":
 		holds = func() bool { return w.protected() }
 	default:

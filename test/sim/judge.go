@@ -17,6 +17,9 @@ func (w *World) answered(r *request, data []byte, err error) {
 		if r.tries == 1 && !r.fua && r.disown() { // of a FUA the flush may have failed
 			w.violate("%s failed (%v) and took effect", r, err)
 		}
+		if r.logged != 0 && !r.fua && !errors.Is(err, block.ErrNotFound) {
+			w.violate("%s failed (%v) although it was published at %d", r, err, r.logged)
+		}
 		if !pl.mayFail(r, err) {
 			w.violate("%s failed: %v%s", r, err, pl.figures())
 		}

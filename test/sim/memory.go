@@ -54,8 +54,8 @@ func (w *World) loseRegion(pl *pool) error {
 
 // scribble leaves in a dead guest's log what publishing one more record would
 // have stored up to some instruction. It is a record that changes nothing, so
-// that it does not matter whether it counts; or a write of which too little was
-// stored to count.
+// that it does not matter whether it counts; or a write, or a change with a tag, of
+// which too little was stored to count.
 func (w *World) scribble(id string) {
 	pl := w.pools[id]
 	if pl.region == nil || !w.chance(2) || pl.full() {
@@ -67,17 +67,22 @@ func (w *World) scribble(id string) {
 	if err != nil {
 		return
 	}
-	rec, most := oplog.Record{Kind: oplog.KindNop}, 1<<10
-	if w.chance(2) {
-		rec = oplog.Record{Kind: oplog.KindWrite, Volume: 1, Count: 1}
-		most = 8 // the first copy of the record lacks its last word
+	const copyStores = 8 // of a copy of a record; there are two of each
+	recs, most := []oplog.Record{{Kind: oplog.KindNop}}, 1<<10
+	switch w.rng.IntN(4) {
+	case 0, 1:
+		recs[0] = oplog.Record{Kind: oplog.KindWrite, Volume: 1, Count: 1}
+		most = copyStores // the first copy of the record lacks its last word
+	case 2:
+		recs = []oplog.Record{oplog.TagRecord(1, block.Tag{Session: 1, Counter: 1}, 2), recs[0], recs[0]}
+		most = 2*2*copyStores + copyStores // that of the last one does
 	}
-	stores := l.Stores([]oplog.Record{rec})
+	stores := l.Stores(recs)
 	if len(stores) == 0 {
 		return
 	}
 	n := w.rng.IntN(min(most, len(stores)+1))
-	w.log("the log of %s is left after %d of %d stores of a %s", id, n, len(stores), rec.Kind)
+	w.log("the log of %s is left after %d of %d stores of a %s", id, n, len(stores), recs[0].Kind)
 	w.store(pl, func(log []byte) {
 		for _, s := range stores[:n] {
 			copy(log[s.Off:], s.Word[:])
@@ -101,6 +106,9 @@ func (w *World) blotch(id string) {
 		mem, err := r.MapSection(s)
 		if err != nil {
 			return // somebody else's
+		}
+		if s.Kind == region.SectionSessions {
+			continue // requests would end with errors
 		}
 		if s.Kind == region.SectionCache {
 			w.blotchFrames(mem)
@@ -203,6 +211,9 @@ func (pl *pool) full() bool {
 		rec, err := pl.log.Get(seq)
 		if err != nil {
 			return true
+		}
+		if rec.Kind == oplog.KindTag {
+			continue // it needs no room that a change has
 		}
 		used++
 		if rec.Kind == oplog.KindWrite {

@@ -42,9 +42,11 @@ type pool struct {
 	region    *region.Region // mapped for looking only
 	log       *oplog.View
 	shadow    shadow
-	powerLost bool  // since the pool was open last
-	moves     int64 // blocks that cleaners, scans and removals moved
-	empties   bool  // a disk was to leave: what is on it is written elsewhere
+	change    *request // whose records are published
+	rest      uint64   // of them
+	powerLost bool     // since the pool was open last
+	moves     int64    // blocks that cleaners, scans and removals moved
+	empties   bool     // a disk was to leave: what is on it is written elsewhere
 	flashed   flashed
 	pins      map[pinned]bool // that are there, or not, as somebody was told
 	decides   bool            // the policy of flash is that of decideSoon, as somebody was told
@@ -283,12 +285,19 @@ func (pl *pool) publish(rec *oplog.Record) {
 		w.violate("record %d of %s is about volume %d, which is not known", rec.Seq, pl.identity, rec.Volume)
 		return
 	}
-	if v.gone {
+	switch {
+	case v.gone:
+		return
+	case rec.Kind == oplog.KindTag:
+		pl.publishTag(v, rec)
+		return
+	case pl.rest > 0:
+		pl.publishOfChange(v, rec)
 		return
 	}
 	var asked []*request // several, if they ask for the same
 	for _, s := range w.sessions() {
-		if s.volume != v.name {
+		if s.volume != v.name || s.numbered.on { // those have tags
 			continue
 		}
 		for _, r := range s.flying {

@@ -49,6 +49,7 @@ type Result struct {
 	Events   int
 	Ops      int64 // counted operations
 	Requests int
+	Skipped  int    // requests that were not run again because the log had them
 	Moves    int64  // blocks that cleaners, scans and removals moved
 	Promoted uint64 // data sets that moved to flash
 	Demoted  uint64 // and back
@@ -88,7 +89,7 @@ func Run(t *testing.T, s *Script, keep int) Result {
 		if err != nil && w.fail == nil {
 			w.fail = err
 		}
-		res = Result{Err: w.fail, Ops: w.ops, Requests: w.requests, Recalled: w.recalled, Virtual: w.now()}
+		res = Result{Err: w.fail, Ops: w.ops, Requests: w.requests, Skipped: w.skipped, Recalled: w.recalled, Virtual: w.now()}
 		for _, pl := range w.pools {
 			res.Moves += pl.moves
 			res.Promoted += pl.flashed.Promoted
@@ -153,6 +154,8 @@ func (w *World) set(s *Script) error {
 			w.opt.Interval, err = l.duration(1)
 		case "cleaner":
 			w.opt.Cleaner = spool.CleanerOptions{LowWater: 90, MinFree: 5, Pause: 20 * time.Millisecond}
+		case "resubmits":
+			w.resubmits = l.Fields[1:]
 		case "sharing":
 			w.opt.Run, err = strconv.Atoi(l.arg(1))
 			w.opt.Weak = l.has("weak")

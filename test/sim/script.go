@@ -88,6 +88,7 @@ func (s *Script) String() string {
 //	alone                         a guest without partner
 //	pool ID [disks=N] [copies=N] [size=S] [journal=S] [battery]; with copies, a mirror of so many disks for each
 //	volume NAME on ID SIZE
+//	resubmits CLIENT...           these send requests again by slot and counter, and each is carried out once
 //	interval D                    longest time between consistency points
 //	cleaner                       pools are cleaned at every opportunity; never without
 //	sharing N [weak]              volumes share N blocks or more, and clients write much twice; weak: by fingerprints that say little
@@ -98,7 +99,7 @@ func (s *Script) String() string {
 //	giveback-delay D              delay of automatic givebacks, or "never"
 func isSetting(word string) bool {
 	switch word {
-	case "seed", "alone", "pool", "volume", "interval", "cleaner", "sharing", "giveback-delay", "restart-first", "restart-limit", "crash-window", "poison":
+	case "seed", "alone", "pool", "volume", "resubmits", "interval", "cleaner", "sharing", "giveback-delay", "restart-first", "restart-limit", "crash-window", "poison":
 		return true
 	}
 	return false

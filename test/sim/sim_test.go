@@ -68,20 +68,22 @@ func TestRandom(t *testing.T) {
 	}
 	t.Logf("%d runs from seed %d", n, from)
 	var ops, requests, moves int64
+	skipped := 0
 	var promoted, demoted uint64
 	began := time.Now()
 	for i := range uint64(n) {
 		seed := from + i**stride
 		r := Run(t, Draw(seed), 0)
 		ops, requests = ops+r.Ops, requests+int64(r.Requests)
+		skipped += r.Skipped
 		moves, promoted, demoted = moves+r.Moves, promoted+r.Promoted, demoted+r.Demoted
 		if r.Err != nil {
 			report(t, seed, r.Err)
 		}
 	}
 	took := time.Since(began)
-	t.Logf("%d runs in %s, %d requests, %d counted operations, %d blocks moved by cleaners, %d data sets to flash and %d back, %.2f runs a second",
-		n, took.Round(time.Second), requests, ops, moves, promoted, demoted, float64(n)/took.Seconds())
+	t.Logf("%d runs in %s, %d requests, %d of them not run again, %d counted operations, %d blocks moved by cleaners, %d data sets to flash and %d back, %.2f runs a second",
+		n, took.Round(time.Second), requests, skipped, ops, moves, promoted, demoted, float64(n)/took.Seconds())
 }
 
 // soak plays random runs in several processes, for a run has one processor.

@@ -34,6 +34,9 @@ type World struct {
 	disks []*disk
 	cls   map[string]*client
 
+	resubmits []string // clients that send requests again by number
+	skipped   int      // requests that were not run again
+
 	recalled int       // pools that were opened by their restart records
 	requests int       // of clients, so far
 	written  []written // what those may repeat that write it twice
