@@ -179,6 +179,9 @@ func (d *dumpedRegion) print(s *session) error {
 			continue // it has a line of its own
 		}
 		fmt.Fprintf(s.out, "%s in bytes %d to %d%s\n", x.Kind, x.Offset, x.Offset+x.Length-1, sectionFacts(x))
+		if err := printSessions(s, x.Sessions); err != nil {
+			return err
+		}
 	}
 	if l := d.Log; l != nil {
 		fmt.Fprintf(s.out, "operation log at byte %d: epoch %d, generation %d, %d extents, %d slots, begun after %d, released up to %d, published up to %d\n",
@@ -190,7 +193,24 @@ func (d *dumpedRegion) print(s *session) error {
 		if r.Kind == "write" {
 			ext = strconv.FormatUint(uint64(r.Extent), 10)
 		}
+		if tag := r.Tag; tag != nil {
+			what := fmt.Sprintf("%s: the next %d are submission %d of slot %d, queue %d, session %s", r.Verdict, tag.Records, tag.Counter, tag.Slot, tag.Queue, tag.Session)
+			rows = append(rows, cells(r.Seq, r.Kind, r.Volume, "", "", "", what))
+			continue
+		}
 		rows = append(rows, cells(r.Seq, r.Kind, r.Volume, r.LBA, r.Blocks, ext, r.Verdict))
+	}
+	return table(s.out, rows)
+}
+
+// printSessions shows the sessions of a table.
+func printSessions(s *session, x *dump.SessionFacts) error {
+	if x == nil || len(x.List) == 0 {
+		return nil
+	}
+	rows := [][]string{{"SESSION", "VOLUME", "QUEUES", "SLOTS", "SINCE", "LEFT", "SLOTS USED", "NEWEST SUBMISSION", "DAMAGED"}}
+	for _, c := range x.List {
+		rows = append(rows, cells(c.ID, c.Volume, c.Queues, c.Slots, c.Since, c.Left, c.Used, c.Last, c.Damaged))
 	}
 	return table(s.out, rows)
 }
@@ -211,6 +231,8 @@ func sectionFacts(s dump.Section) string {
 		}
 		return fmt.Sprintf(": %s of %s of pool %s, generation %d, records %d to %d%s",
 			humanSize(k.Used), humanSize(k.Bytes), k.Pool, k.Generation, k.First, k.Last, whole)
+	case s.Sessions != nil:
+		return fmt.Sprintf(" of pool %s: %d, made at epoch %d, room for %d slots", s.Sessions.Pool, len(s.Sessions.List), s.Sessions.Epoch, s.Sessions.Slots)
 	case s.Restart != nil:
 		r := s.Restart
 		return fmt.Sprintf(" %d of pool %s of %s, written %s, %d devices, %d volumes", r.Number, r.Name, r.Identity, r.Written.Format(time.RFC3339), len(r.Devices), r.Volumes)

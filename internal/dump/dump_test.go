@@ -299,6 +299,47 @@ func TestRegionSections(t *testing.T) {
 	}
 }
 
+// Sessions are shown, and the tags of their changes; what is damaged of them is.
+func TestSessions(t *testing.T) {
+	r := newRig(t)
+	ctx := context.Background()
+	v, err := r.held.Volume("v")
+	r.must(err)
+	s, err := v.OpenSession(ctx, 0xabc, 2, 16)
+	r.must(err)
+	tag := block.Tag{Session: 0xabc, Queue: 1, Slot: 3, Counter: 7}
+	r.must(v.Trim(ctx, 0, block.Size, tag))
+	x, err := ReadRegion(r.region, all)
+	r.damaged(x.Found, err, "")
+	f := section(t, x, "sessions").Sessions
+	want := SessionInfo{ID: "0000000000000abc", Volume: 1, Queues: 2, Slots: 16, Since: x.Log.Head - 2, Used: 1, Last: 7}
+	if f == nil || f.Pool != x.Log.Pool || len(f.List) != 1 || f.List[0] != want {
+		t.Fatalf("%+v", f)
+	}
+	rec := x.Records[len(x.Records)-2]
+	if rec.Kind != "tag" || rec.Tag == nil || *rec.Tag != (TagFacts{Session: "0000000000000abc", Queue: 1, Slot: 3, Counter: 7, Records: 1}) || !rec.OK {
+		t.Errorf("%+v, %+v", rec, rec.Tag)
+	}
+	s.Leave()
+	r.die()
+	x, err = ReadRegion(r.region, all)
+	r.damaged(x.Found, err, "")
+	sec := section(t, x, "sessions")
+	if l := sec.Sessions.List; len(l) != 1 || l[0].Left == 0 {
+		t.Errorf("%+v", l)
+	}
+	r.flip(r.region, sec.Offset+4096+9)
+	x, err = ReadRegion(r.region, all)
+	r.damaged(x.Found, err, "session 0000000000000abc: its checksum")
+	r.flip(r.region, sec.Offset+70)
+	r.flip(r.region, sec.Offset+2048+70)
+	x, err = ReadRegion(r.region, all)
+	r.damaged(x.Found, err, "")
+	if sec := section(t, x, "sessions"); sec.Sessions != nil || !strings.Contains(sec.Why, "checksum") {
+		t.Errorf("%+v", sec)
+	}
+}
+
 // section returns the section of a kind, of which there is one.
 func section(t *testing.T, x *Region, kind string) Section {
 	t.Helper()

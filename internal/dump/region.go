@@ -14,6 +14,7 @@ import (
 	"github.com/pollux-storage/pollux/internal/pool"
 	"github.com/pollux-storage/pollux/internal/region"
 	"github.com/pollux-storage/pollux/internal/restart"
+	"github.com/pollux-storage/pollux/internal/session"
 )
 
 // Region is a region file and the operation log in it.
@@ -46,7 +47,39 @@ type Section struct {
 	Journal *KeptFacts `json:"journal,omitempty"`
 	// Restart is the newest restart record.
 	Restart *RestartFacts `json:"restart,omitempty"`
-	Why     string        `json:"why,omitempty"`
+	// Sessions is what a table of sessions has.
+	Sessions *SessionFacts `json:"sessions,omitempty"`
+	Why      string        `json:"why,omitempty"`
+}
+
+// SessionFacts are what a table of sessions says of itself, and has.
+type SessionFacts struct {
+	Pool  string        `json:"pool"`
+	Epoch uint64        `json:"epoch"` // of the guest that made it
+	Slots uint64        `json:"slots"` // that it has room for
+	List  []SessionInfo `json:"list"`
+}
+
+// SessionInfo is a session of clients that send requests again.
+type SessionInfo struct {
+	ID      string `json:"id"`
+	Volume  uint32 `json:"volume"`
+	Queues  int    `json:"queues"`
+	Slots   int    `json:"slots"` // of each queue
+	Since   uint64 `json:"since"` // position of the log at which it began
+	Left    uint64 `json:"left"`  // 0 if its client has it open, or had when its guest died
+	Used    int    `json:"used"`  // slots with a submission
+	Last    uint64 `json:"last"`  // newest submission
+	Damaged int    `json:"damaged"`
+}
+
+// TagFacts are the submission that the records after a tag are the change of.
+type TagFacts struct {
+	Session string `json:"session"`
+	Queue   uint16 `json:"queue"`
+	Slot    uint16 `json:"slot"`
+	Counter uint64 `json:"counter"`
+	Records uint64 `json:"records"`
 }
 
 // RestartFacts are what a restart record says.
@@ -121,14 +154,16 @@ type LogFacts struct {
 
 // LogRecord is a record of an operation log.
 type LogRecord struct {
-	Seq     uint64 `json:"seq"`
-	Kind    string `json:"kind,omitempty"`
-	Volume  uint32 `json:"volume,omitempty"`
-	LBA     uint64 `json:"lba"`
-	Blocks  uint64 `json:"blocks"`
-	Extent  uint32 `json:"extent"`
-	OK      bool   `json:"ok"`
-	Verdict string `json:"verdict"`
+	Seq    uint64 `json:"seq"`
+	Kind   string `json:"kind,omitempty"`
+	Volume uint32 `json:"volume,omitempty"`
+	LBA    uint64 `json:"lba"`
+	Blocks uint64 `json:"blocks"`
+	Extent uint32 `json:"extent"`
+	// Tag is that of a record of kind tag, which has no blocks.
+	Tag     *TagFacts `json:"tag,omitempty"`
+	OK      bool      `json:"ok"`
+	Verdict string    `json:"verdict"`
 }
 
 // ReadRegion shows a region file, of a guest that works, of one that died, or
@@ -201,6 +236,16 @@ func (r *Region) sections(in *region.Inspection) {
 				out.Journal = k
 			}
 		}
+		if s.Kind == region.SectionSessions {
+			mem := make([]byte, s.Length)
+			v, bad, err := session.Look(mem[:in.Read(s, mem)])
+			if out.Why = text(err); err == nil {
+				out.Sessions = sessionFacts(v)
+			}
+			for _, e := range bad {
+				r.bad("table of sessions: %v", e)
+			}
+		}
 		if s.Kind == region.SectionRestart {
 			rec, err := pool.RecordIn(in)
 			if out.Why = text(err); err == nil {
@@ -210,6 +255,17 @@ func (r *Region) sections(in *region.Inspection) {
 		r.Sections = append(r.Sections, out)
 	}
 }
+
+func sessionFacts(v session.View) *SessionFacts {
+	f := &SessionFacts{Pool: v.Pool.String(), Epoch: uint64(v.Epoch), Slots: v.Cells, List: []SessionInfo{}}
+	for _, s := range v.Sessions {
+		f.List = append(f.List, SessionInfo{ID: sessionID(s.ID), Volume: uint32(s.Volume), Queues: s.Queues, Slots: s.Slots,
+			Since: uint64(s.Since), Left: s.Left, Used: s.Used, Last: s.Last, Damaged: s.Damaged})
+	}
+	return f
+}
+
+func sessionID(id block.SessionID) string { return fmt.Sprintf("%016x", uint64(id)) }
 
 func restartFacts(rec *restart.Record) *RestartFacts {
 	f := &RestartFacts{Pool: rec.Pool.String(), Name: rec.Name, Identity: rec.Identity, Number: rec.Number, Written: rec.Written, Program: rec.Program, Volumes: len(rec.Volumes)}
@@ -285,6 +341,11 @@ func (r *Region) look(v *oplog.View, seq block.Seq) *LogRecord {
 		return out
 	}
 	out.Kind, out.Volume, out.LBA, out.Blocks, out.Extent = rec.Kind.String(), uint32(rec.Volume), uint64(rec.LBA), rec.Count, uint32(rec.First)
+	if rec.Kind == oplog.KindTag {
+		tag := rec.Tag()
+		out.Blocks, out.Extent = 0, 0
+		out.Tag = &TagFacts{Session: sessionID(tag.Session), Queue: tag.Queue, Slot: tag.Slot, Counter: tag.Counter, Records: rec.Count}
+	}
 	if len(half) > 0 {
 		// A guest that died over it leaves the last record so.
 		out.Verdict = "one copy"

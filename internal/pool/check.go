@@ -67,6 +67,8 @@ type checker struct {
 	// loadCounts fills have with the counts in use of a window.
 	loadCounts func(ctx context.Context, w *window) error
 	log        logReader // nil when nothing is in a log
+	// lookSessions says what is damaged in the table of sessions, or cannot be.
+	lookSessions func() []error
 	window     uint64    // blocks that are recounted at once
 	// pass runs fn unless the pool was closed.
 	pass func(fn func() error) error
@@ -167,7 +169,7 @@ func (p *Pool) Check(ctx context.Context, o CheckOptions) (CheckReport, error) {
 		return CheckReport{}, err
 	}
 	defer c.bulk.close()
-	c.loadCounts, c.log, c.owner = c.countsInMemory, p.log, true
+	c.loadCounts, c.log, c.owner, c.lookSessions = c.countsInMemory, p.log, true, p.sessions.Check
 	c.pass = func(fn func() error) error {
 		if !p.gate.Enter() {
 			return fmt.Errorf("pool %s: %w", p.label.Name, block.ErrClosed)
@@ -211,6 +213,9 @@ func (c *checker) still(ctx context.Context) error {
 		c.problem("flash device: %s", p)
 	}
 	c.records()
+	for _, err := range c.lookSessions() {
+		c.problem("table of sessions: %v", err)
+	}
 	return ctx.Err()
 }
 
@@ -219,13 +224,21 @@ func (c *checker) records() {
 	if c.log == nil {
 		return
 	}
-	for seq := c.machine.Committed() + 1; seq <= c.log.Head(); seq++ {
+	head := c.log.Head() // the end of a change
+	last := c.machine.Committed()
+	for seq := last + 1; seq <= head; seq++ {
 		rec, err := c.log.Get(seq)
 		if err != nil {
 			c.problem("operation log: %v", err)
 			return
 		}
 		c.report.LogRecords++
+		if rec.Kind == oplog.KindTag {
+			if seq <= last || seq+block.Seq(rec.Count) > head {
+				c.problem("operation log, position %d: the tag of %d records is within the change of another, or they are not all there", seq, rec.Count)
+			}
+			last = seq + block.Seq(rec.Count)
+		}
 		for _, i := range c.log.VerifyPayload(&rec) {
 			c.problem("operation log, position %d: payload of block %d of volume %d is damaged", seq, rec.LBA+block.Logical(i), rec.Volume)
 		}

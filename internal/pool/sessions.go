@@ -49,3 +49,27 @@ func (p *Pool) provideSessions() ([]byte, block.PoolID, block.Epoch, error) {
 
 // Sessions tells of clients that send requests again.
 func (p *Pool) Sessions() session.Stats { return p.sessions.Stats() }
+
+// lookSessions says what is damaged in the table of the region that nobody has open.
+func (v *View) lookSessions() []error {
+	if v.region == nil {
+		return nil
+	}
+	in, err := region.Inspect(v.region.Path())
+	if err != nil {
+		return []error{err}
+	}
+	var bad []error
+	for _, s := range in.Header().Sections {
+		if s.Kind != region.SectionSessions {
+			continue
+		}
+		mem := make([]byte, s.Length)
+		_, damaged, err := session.Look(mem[:in.Read(s, mem)])
+		if bad = append(bad, damaged...); err != nil {
+			bad = append(bad, err)
+		}
+	}
+	_ = in.Close() // it was only looked at
+	return bad
+}

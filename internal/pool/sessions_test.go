@@ -512,3 +512,100 @@ func TestTagsAndPowerCut(t *testing.T) {
 	t.Logf("%d changes", n)
 	r.shut()
 }
+
+// pretended is a log with records that no guest publishes.
+type pretended []oplog.Record
+
+func (l pretended) Head() block.Seq                         { return block.Seq(len(l)) }
+func (l pretended) Get(seq block.Seq) (oplog.Record, error) { return l[seq-1], nil }
+func (l pretended) VerifyPayload(rec *oplog.Record) []int   { return nil }
+
+// A check proves tags and sessions, of a pool that is served and of one that is not.
+func TestCheckOfSessions(t *testing.T) {
+	r := newRig(t, 1, testSize)
+	r.byRecord = false
+	r.mustOpen()
+	r.volume("v", 1<<20)
+	c := &resubmit{r: r}
+	c.connect()
+	for i := range 3 {
+		if err := c.run(0, i, &flight{counter: uint64(i) + 1, data: bytes.Repeat([]byte{1}, 3*block.Size)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.mustCheck()
+	problems := func(report CheckReport, err error) string {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Join(report.Problems, "\n")
+	}
+	offline := func() string {
+		t.Helper()
+		v, err := OpenView(ViewOptions{Devices: r.devices(), RegionPath: r.region, BootID: fmt.Sprint(r.boot)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() {
+			if err := v.Close(); err != nil {
+				t.Error(err)
+			}
+			r.reopenDevices()
+		}()
+		return problems(v.Check(t.Context(), CheckOptions{}))
+	}
+	tag := oplog.TagRecord(1, block.Tag{Session: 1, Counter: 1}, 2)
+	zero := oplog.Record{Kind: oplog.KindZero, Volume: 1, Count: 1}
+	for n, l := range []pretended{{tag, zero, zero}, {tag, zero}, {tag, zero, tag, zero, zero}} {
+		for i := range l {
+			l[i].Seq = block.Seq(i + 1)
+		}
+		x := &checker{Pool: r.Pool, log: l}
+		x.records()
+		if got := strings.Join(x.report.Problems, "\n"); strings.Contains(got, "the tag of 2 records") != (n > 0) {
+			t.Errorf("log %d: %q", n, got)
+		}
+	}
+	r.die()
+	if got := offline(); got != "" {
+		t.Errorf("of nothing that is wrong: %s", got)
+	}
+	r.changeRegion(func(q *region.Region) {
+		mem, err := q.MapSection(q.Sections(region.SectionSessions)[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		mem[block.Size+64*session.MaxSessions+16]++ // the second cell
+	})
+	const want = "table of sessions: session 000000000000004d: 1 of 8 slots are damaged"
+	if got := offline(); got != want {
+		t.Errorf("%s", got)
+	}
+	r.mustOpen()
+	if err := r.Pool.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	// The log has brought it up again; what the log has no more stays damaged.
+	r.mustCheck()
+	r.die()
+	r.changeRegion(func(q *region.Region) {
+		mem, err := q.MapSection(q.Sections(region.SectionSessions)[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		mem[block.Size+64*session.MaxSessions+16]++
+	})
+	r.mustOpen()
+	if got := problems(r.Check(t.Context(), CheckOptions{})); got != want {
+		t.Errorf("%s", got)
+	}
+	c.connect()
+	if _, err := c.s.Done(0, 1, 2); !errors.Is(err, block.ErrCorrupt) {
+		t.Errorf("%v", err)
+	}
+	if err := c.run(0, 1, &flight{counter: 9, zero: true, n: block.Size}); err != nil {
+		t.Fatal(err)
+	}
+	r.shut()
+}

@@ -172,6 +172,7 @@ func (v *View) newChecker(o CheckOptions) (*checker, error) {
 	}
 	c.loadCounts = c.countsStored
 	c.pass = func(fn func() error) error { return fn() }
+	c.lookSessions = v.lookSessions
 	if v.log != nil {
 		c.log = v.log
 	}

@@ -29,6 +29,23 @@ type View struct {
 	Sessions []Info      // in the order of their cells
 }
 
+// Check says what is damaged of the table, or cannot be, nothing of one without memory.
+func (t *Table) Check() (bad []error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.mem == nil {
+		return nil
+	}
+	v, bad, err := Look(t.mem)
+	if err != nil {
+		return []error{err}
+	}
+	if len(v.Sessions) != len(t.live) {
+		bad = append(bad, fmt.Errorf("it has %d sessions, in use are %d", len(v.Sessions), len(t.live)))
+	}
+	return bad
+}
+
 // Look reads the table in mem, which its owner may be changing: a slot that is stored just
 // now may look damaged. Nothing is changed. The error says why mem has no table; bad says
 // what is damaged of one, or cannot be.
