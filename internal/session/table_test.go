@@ -175,7 +175,8 @@ func TestOpenRefuses(t *testing.T) {
 // What one guest noted the next one knows, whoever has left or closed what.
 func TestNextGuest(t *testing.T) {
 	r := newRig(t, Size)
-	a, b := r.mustOpen(1, 11, 2, 4), r.mustOpen(2, 12, 1, 8)
+	r.mustOpen(1, 11, 2, 4)
+	b := r.mustOpen(2, 12, 1, 8)
 	again := r.mustOpen(2, 12, 1, 8)
 	if again.Fresh() {
 		t.Error("a session that is open is fresh")
@@ -195,7 +196,8 @@ func TestNextGuest(t *testing.T) {
 	if st := r.Stats(); st != (Stats{Sessions: 2, Bytes: Size}) {
 		t.Errorf("after a death: %+v", st)
 	}
-	a, b = r.mustOpen(1, 11, 2, 4), r.mustOpen(2, 12, 1, 8)
+	a := r.mustOpen(1, 11, 2, 4)
+	b = r.mustOpen(2, 12, 1, 8)
 	if a.Fresh() || b.Fresh() {
 		t.Error("a session that was found is fresh")
 	}

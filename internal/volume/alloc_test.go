@@ -16,6 +16,7 @@ func TestNoAllocationPerRequest(t *testing.T) {
 	for i := range data {
 		data[i] = byte(i%251 + 1)
 	}
+	var tag block.Tag
 	write := func(off int64, n int) {
 		w, err := r.TryStage(off, n)
 		if err != nil || w == nil {
@@ -24,6 +25,9 @@ func TestNoAllocationPerRequest(t *testing.T) {
 		rest := data[:n]
 		for _, b := range w.Buffers() {
 			rest = rest[copy(b, rest):]
+		}
+		if tag.Counter++; tag.Session != 0 {
+			w.SetTag(tag)
 		}
 		if ok, err := w.TryCommit(); err != nil || !ok {
 			t.Fatalf("commit: %v, %v", ok, err)
@@ -56,5 +60,14 @@ func TestNoAllocationPerRequest(t *testing.T) {
 	write(0, block.Size)
 	if a := testing.AllocsPerRun(500, func() { write(0, block.Size) }); a >= 1 {
 		t.Errorf("write: %.2f allocations", a)
+	}
+	if _, err := r.OpenSession(t.Context(), 5, 1, 8); err != nil {
+		t.Fatal(err)
+	}
+	tag.Session = 5
+	r.drain()
+	write(0, block.Size)
+	if a := testing.AllocsPerRun(500, func() { write(0, block.Size) }); a >= 1 {
+		t.Errorf("write with a tag: %.2f allocations", a)
 	}
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/pollux-storage/pollux/internal/dirty"
 	"github.com/pollux-storage/pollux/internal/ondisk"
 	"github.com/pollux-storage/pollux/internal/oplog"
+	"github.com/pollux-storage/pollux/internal/session"
 	"github.com/pollux-storage/pollux/internal/space"
 )
 
@@ -87,7 +88,10 @@ func newRig(t testing.TB, o options) *rig {
 	})
 	s := &Store{Map: blockmap.NewMap(reader), Reader: reader, Gate: &Gate{}}
 	s.Map.AddVolume(1, blockmap.Tree{})
-	s.Dirty = dirty.New(dirty.Options{Log: r.log, Space: r.space,
+	s.Sessions = session.New(func() ([]byte, block.PoolID, block.Epoch, error) {
+		return make([]byte, session.Size), block.PoolID{}, 1, nil
+	})
+	s.Dirty = dirty.New(dirty.Options{Log: r.log, Space: r.space, Tags: s.Sessions,
 		Owned: func() error { return r.lost }, Full: func() { r.full.Add(1) }})
 	s.Flush = func(context.Context) error { return errFlush }
 	s.Relieve = func(context.Context) error {
