@@ -20,9 +20,6 @@ const (
 	statusDriver   = 4
 )
 
-// inflightPad is what C puts behind an in-flight description, and back-ends demand.
-var inflightPad = make([]byte, 4)
-
 // mostInflight bounds the area that a back-end wants to be kept, in bytes.
 const mostInflight = 1 << 30
 
@@ -129,7 +126,7 @@ func (v *vring) start(l *link) error {
 // record does not cover is taken out of the virtqueues, to be sent again.
 func (d *device) recordLocked(l *link) error {
 	if r := d.inflight; r != nil && l.proto.Has(vhost.PInflightSHMFD) {
-		return l.tell(vhost.SetInflightFD, append(r.d.Append(nil), inflightPad...), r.fd)
+		return l.tell(vhost.SetInflightFD, r.d.Append(nil), r.fd)
 	}
 	d.forgetLocked()
 	for _, v := range d.rings {
@@ -141,7 +138,7 @@ func (d *device) recordLocked(l *link) error {
 		return nil
 	}
 	ask := vhost.Inflight{Queues: uint16(len(d.rings)), QueueSize: uint16(d.o.QueueSize)}
-	r, err := l.ask(vhost.GetInflightFD, append(ask.Append(nil), inflightPad...))
+	r, err := l.ask(vhost.GetInflightFD, ask.Append(nil))
 	if err != nil {
 		return err
 	}

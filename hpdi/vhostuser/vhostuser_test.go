@@ -3,8 +3,7 @@ package vhostuser
 import (
 	"bytes"
 	"context"
-	"fmt"
-	"net"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -42,7 +41,7 @@ func newDaemon(t testing.TB, size int64, options string) *daemon {
 	d.args = []string{
 		"--blockdev", "driver=file,node-name=f,discard=unmap,filename=" + d.image,
 		"--export", "type=vhost-user-blk,id=e,addr.type=unix,addr.path=" + d.sock + ",node-name=f," + options,
-		"--pidfile", d.sock + ".pid", "--chardev", "socket,id=q,path=" + d.sock + ".qmp,server=on,wait=off", "--monitor", "chardev=q",
+		"--pidfile", d.sock + ".pid",
 	}
 	d.start(t)
 	t.Cleanup(d.kill)
@@ -77,28 +76,6 @@ func (d *daemon) kill() {
 	}
 }
 
-// ask sends a command to its monitor.
-func (d *daemon) ask(t testing.TB, command string) {
-	t.Helper()
-	c, err := net.Dial("unix", d.sock+".qmp")
-	must(t, err)
-	defer func() { _ = c.Close() }()
-	must(t, c.SetDeadline(time.Now().Add(20*time.Second)))
-	for _, line := range []string{`{"execute":"qmp_capabilities"}`, command} {
-		_, err := fmt.Fprintln(c, line)
-		must(t, err)
-	}
-	var got []byte
-	buf := make([]byte, 4096)
-	for bytes.Count(got, []byte(`"return"`)) < 2 {
-		n, err := c.Read(buf)
-		must(t, err)
-		if got = append(got, buf[:n]...); bytes.Contains(got, []byte(`"error"`)) {
-			t.Fatalf("%s", got)
-		}
-	}
-}
-
 // Another's back-end is a device in every way in which queues can be laid out.
 func TestStorageDaemon(t *testing.T) {
 	for name, c := range map[string]struct {
@@ -121,4 +98,96 @@ func TestStorageDaemon(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A back-end of another's that is killed and started again, with requests in flight, costs
+// nothing but time: it keeps no record, so that what it had not completed is done again, and
+// what it had completed is in the host's memory.
+func TestKilledDaemon(t *testing.T) {
+	const size, part, depth = 4 << 20, 16 << 10, 16
+	daemon := newDaemon(t, size, "writable=on,num-queues=2")
+	d, err := Open(t.Context(), daemon.sock, Options{Queues: 2, Reconnect: time.Minute, Poll: 50 * time.Microsecond})
+	must(t, err)
+	q, err := d.NewQueue(depth)
+	must(t, err)
+	mem, err := hpdi.Alloc(depth * part)
+	must(t, err)
+	version := make([]byte, size/part)
+	slots := make([]*hpdi.Request, depth)
+	for i := range slots {
+		slots[i] = &hpdi.Request{Op: hpdi.OpWrite, Vec: [][]byte{mem[i*part:][:part]}}
+	}
+	next := 0
+	submit := func(r *hpdi.Request) {
+		at := next % (size / part)
+		next += 1
+		version[at]++
+		r.Offset = int64(at) * part
+		for i := range r.Vec[0] {
+			r.Vec[0][i] = version[at] ^ byte(at) ^ byte(i>>9)
+		}
+		must(t, q.Submit(r))
+	}
+	for _, r := range slots {
+		submit(r)
+	}
+	const kills = 6
+	flying, done := depth, []*hpdi.Request{}
+	for n := 0; flying > 0; n++ {
+		if n%150 == 149 && n/150 < kills {
+			daemon.kill()
+			daemon.start(t)
+		}
+		done, err = q.Wait(1, done[:0])
+		must(t, err)
+		for _, r := range done {
+			must(t, r.Err)
+			flying--
+			if n < 150*kills+300 {
+				submit(r)
+				flying++
+			}
+		}
+	}
+	must(t, hpdi.Do(q, &hpdi.Request{Op: hpdi.OpFlush}))
+	image, err := os.ReadFile(daemon.image)
+	must(t, err)
+	for at, v := range version {
+		for i, b := range image[at*part:][:part] {
+			if want := v ^ byte(at) ^ byte(i>>9); b != want {
+				t.Fatalf("byte %d of part %d is %#x, not %#x", i, at, b, want)
+			}
+		}
+	}
+	must(t, errors.Join(q.Close(), d.Close(), hpdi.Free(mem)))
+}
+
+// Nothing is allocated for a request.
+func TestAllocations(t *testing.T) {
+	daemon := newDaemon(t, 1<<20, "writable=on")
+	d, err := Open(t.Context(), daemon.sock, Options{Poll: 50 * time.Microsecond})
+	must(t, err)
+	q, err := d.NewQueue(8)
+	must(t, err)
+	mem, err := hpdi.Alloc(16 << 10)
+	must(t, err)
+	reqs := []*hpdi.Request{
+		{Op: hpdi.OpRead, Vec: [][]byte{mem[:4096]}}, {Op: hpdi.OpWrite, Offset: 8192, Vec: [][]byte{mem[4096:8192], mem[:4096]}},
+		{Op: hpdi.OpFlush}, {Op: hpdi.OpDiscard, Length: 4096},
+	}
+	done := make([]*hpdi.Request, 0, len(reqs))
+	if n := testing.AllocsPerRun(200, func() {
+		must(t, q.Submit(reqs...))
+		for left := len(reqs); left > 0; left -= len(done) {
+			if done, err = q.Wait(1, done[:0]); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, r := range reqs {
+			must(t, r.Err)
+		}
+	}); n != 0 {
+		t.Errorf("%v allocations for %d requests", n, len(reqs))
+	}
+	must(t, errors.Join(q.Close(), d.Close(), hpdi.Free(mem)))
 }
