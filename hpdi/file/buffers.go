@@ -165,7 +165,7 @@ func (d *device) tellRefused() {
 // attach registers memory with the queue's ring. The caller holds the device's mu; the
 // queue may be in use: it sees the pieces once the kernel has them all.
 func (q *uringQueue) attach(reg *registration) {
-	if q.dev.fixed == FixedOff || len(reg.pieces) == 0 {
+	if q.dev.opts.Fixed == FixedOff || len(reg.pieces) == 0 {
 		return
 	}
 	err := q.ring.makeTable()

@@ -50,7 +50,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -77,8 +76,7 @@ type device struct {
 	noZeroRange    atomic.Bool // write zeroes by punching a hole instead
 	noAsyncDiscard atomic.Bool // discard by ioctl instead
 
-	fixed Fixed
-	poll  time.Duration
+	opts Options // as it was opened; what it chose stands in info
 
 	refused atomic.Pointer[string] // what Info.Note says of memory that is not registered
 
@@ -98,7 +96,7 @@ func Open(path string, opts Options) (hpdi.Device, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
-	d := &device{fd: fd, lock: opts.Lock, fixed: opts.Fixed, poll: opts.Poll, rings: map[*uringQueue]struct{}{}, info: hpdi.Info{Name: path, BlockSize: BlockSize, Durable: true, ReadOnly: opts.ReadOnly}}
+	d := &device{fd: fd, lock: opts.Lock, opts: opts, rings: map[*uringQueue]struct{}{}, info: hpdi.Info{Name: path, BlockSize: BlockSize, Durable: true, ReadOnly: opts.ReadOnly}}
 	if err := d.setUp(opts); err != nil {
 		_ = unix.Close(fd) // the error before is the one to tell
 		return nil, fmt.Errorf("open %s: %w", path, err)

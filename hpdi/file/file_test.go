@@ -8,6 +8,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -97,7 +98,7 @@ func TestConformance(t *testing.T) {
 		}
 		t.Run(string(engine)+"/memory", func(t *testing.T) {
 			hpditest.Run(t, func(t *testing.T) hpdi.Device {
-				d, err := Open(create(t, memoryDir(t), testSize), Options{Engine: engine})
+				d, err := Open(create(t, memoryDir(t), testSize), Options{Engine: engine, Block: true, Poll: 50 * time.Microsecond})
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -14,6 +14,7 @@ func TestParseOptions(t *testing.T) {
 	for query, want := range map[string]Options{
 		"":                         {Direct: DirectAuto, Fixed: FixedAuto},
 		"direct=on&poll=50us":      {Direct: DirectOn, Fixed: FixedAuto, Poll: 50 * time.Microsecond},
+		"block=on":                 {Direct: DirectAuto, Fixed: FixedAuto, Block: true},
 		"read-only=on&lock=yes":    {Direct: DirectAuto, Fixed: FixedAuto, ReadOnly: true, Lock: true},
 		"fixed=off&direct=off":     {Direct: DirectOff, Fixed: FixedOff},
 		"poll=10ms&read-only=0":    {Direct: DirectAuto, Fixed: FixedAuto, Poll: MaxPoll},
@@ -34,7 +35,7 @@ func TestParseOptions(t *testing.T) {
 	}
 	for query, want := range map[string]string{
 		"direct=maybe":  "one of auto, on, off",
-		"engine=sync":   "direct, read-only, lock, fixed, poll",
+		"engine=sync":   "direct, read-only, lock, fixed, poll, block",
 		"poll=11ms":     "from 0s to 10ms",
 		"poll=-1us":     "from 0s to 10ms",
 		"lock=on&fixed": "one of auto, off",

@@ -118,6 +118,7 @@ type ring struct {
 	ready func(uintptr) bool // whether they are there; made once
 	look  func() bool        // the same
 	poll  spin.Poller
+	block bool // wait in the kernel
 
 	knows     *ringKnowledge
 	fixedFile bool // file 0 is the device's
@@ -260,15 +261,15 @@ func (r *ring) enter(submit, least int, flags uintptr) unix.Errno {
 // in io_uring_enter. A blocked thread keeps its processor until the runtime's
 // monitor takes it away, which takes from 20 µs to 10 ms: on two processors,
 // two such queues held up unrelated goroutines for 20 ms at p99.9, and reached
-// half the requests per second. With one queue and nothing else to do, both
-// ways take the same time.
+// half the requests per second. With one queue and nothing else to do a blocked
+// thread takes fewer switches, so that a program may choose it (Options.Block).
 func (r *ring) wait(least int) unix.Errno {
 	r.least = uint32(least)
 	if r.poll.Poll(r.look) {
 		return 0
 	}
 	defer r.poll.Woke()
-	if r.conn.Read(r.ready) == nil {
+	if !r.block && r.conn.Read(r.ready) == nil {
 		return 0
 	}
 	return r.enter(0, least, ringEnterGetEvents) // the poller does not take the descriptor

@@ -77,8 +77,8 @@ func newURingQueue(d *device, depth int) (hpdi.Queue, error) {
 	if err != nil {
 		return nil, errors.Join(err, r.close())
 	}
-	r.poll.Max = d.poll
-	if !d.lock && d.fixed != FixedOff {
+	r.poll.Max, r.block = d.opts.Poll, d.opts.Block
+	if !d.lock && d.opts.Fixed != FixedOff {
 		r.registerFile(d.fd)
 	}
 	q := &uringQueue{dev: d, ring: r, mem: mem, slot: make([]slot, depth), free: make([]uint32, depth)}
