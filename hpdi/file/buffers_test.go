@@ -269,7 +269,8 @@ func TestRegisterRefuses(t *testing.T) {
 // TestMemoryThatCannotBeRegistered is used all the same, and Info says so until it is taken
 // back.
 func TestMemoryThatCannotBeRegistered(t *testing.T) {
-	d := ringDevice(t)
+	ringEngine(t)
+	d := open(t, create(t, memoryDir(t), testSize), Options{Engine: EngineURing}) // which has a note already
 	q := newQueue(t, d, 4)
 	defer closeQueue(t, q)
 	mem := alloc(t, 4*BlockSize)
@@ -281,7 +282,7 @@ func TestMemoryThatCannotBeRegistered(t *testing.T) {
 	if err := d.Register(mem); err != nil {
 		t.Fatal(err)
 	}
-	if note := d.Info().Note; !strings.HasPrefix(note, had) || !strings.Contains(note, "16384 bytes of memory are not registered with io_uring") {
+	if note := d.Info().Note; !strings.HasPrefix(note, had+"; ") || !strings.Contains(note, "16384 bytes of memory are not registered with io_uring") {
 		t.Errorf("the note is %q", note)
 	}
 	if err := hpdi.Do(q, &hpdi.Request{Op: hpdi.OpWrite, Vec: [][]byte{mem}}); err != nil {
@@ -327,6 +328,54 @@ func TestLockedMemoryIsLimited(t *testing.T) {
 	}
 	if got := pinned(t); got != base {
 		t.Errorf("%d bytes are pinned, before %d", got, base)
+	}
+}
+
+// TestNoTableOfBuffers: an old kernel has none, and a container may forbid it.
+func TestNoTableOfBuffers(t *testing.T) {
+	d := ringDevice(t)
+	q := newQueue(t, d, 4)
+	defer closeQueue(t, q)
+	mem := alloc(t, 2*BlockSize)
+	for i, want := range []struct {
+		errno unix.Errno
+		note  string
+	}{{unix.EINVAL, "it takes Linux 5.13"}, {unix.EPERM, "not permitted"}} {
+		p := mem[i*BlockSize : (i+1)*BlockSize]
+		filtered := false
+		onThread(t, func() {
+			if filtered = filter(unix.SYS_IO_URING_REGISTER, want.errno, nil) == nil; filtered {
+				if err := d.Register(p); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+		if !filtered {
+			t.Skip("system calls cannot be filtered here")
+		}
+		if note := d.Info().Note; !strings.Contains(note, want.note) {
+			t.Errorf("the note is %q, want it to say %q", note, want.note)
+		}
+		if err := hpdi.Do(q, &hpdi.Request{Op: hpdi.OpWrite, Vec: [][]byte{p}}); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestFixedOff: nothing is registered, however much the application asks for it.
+func TestFixedOff(t *testing.T) {
+	d := unfixedRingDevice(t)
+	mem := alloc(t, BlockSize)
+	if err := d.Register(mem); err != nil {
+		t.Fatal(err)
+	}
+	q := newQueue(t, d, 4)
+	defer closeQueue(t, q)
+	if err := hpdi.Do(q, &hpdi.Request{Op: hpdi.OpRead, Vec: [][]byte{mem}}); err != nil {
+		t.Error(err)
+	}
+	if e := lastEntries(q, 1)[0]; e.opcode != ringOpRead || e.flags != 0 || e.fd != int32(d.fd) {
+		t.Errorf("the kernel was given %+v", e)
 	}
 }
 

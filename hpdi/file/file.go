@@ -23,7 +23,7 @@
 // What the kernel has given to a disk cannot be had back: it is the disk that
 // has the memory. A request that is cancelled, or whose deadline passes, ends
 // early where it waits for a goroutine (sync), or where the kernel has queued it
-// for one of its own or waits for a descriptor to become ready (io_uring). Others
+// for a thread of its own or waits for a descriptor to become ready (io_uring). Others
 // complete as if nothing had been said. With io_uring the kernel watches
 // deadlines, by a timeout that is linked to the request; the sync engine has a
 // timer for each queue.

@@ -7,40 +7,28 @@ import (
 )
 
 // Cancel asks the kernel to give up requests. It can where they wait for one of its
-// goroutines, or for a descriptor to become ready; a disk has to do what it was given.
+// own threads, or for a descriptor to become ready; a disk has to do what it was given.
+//
+// Submit and Wait leave nothing behind that the kernel has not taken, and no slot is
+// cancelled twice, so there is an entry for each.
 func (q *uringQueue) Cancel(reqs ...*hpdi.Request) {
 	if q.usable() != nil {
 		return
 	}
-	defer q.show()
 	for _, r := range reqs {
 		for i := range q.slot {
 			if s := &q.slot[i]; s.req == r && !s.stopped {
 				s.stopped = true
-				if q.cancel(uint32(i)) != nil {
-					return // the ring is broken; the next Submit or Wait says so
-				}
+				// The kernel looks for what it cancels when it takes the entry: it
+				// cannot be a later request in the same slot.
+				e := q.ring.next()
+				e.opcode, e.fd, e.addr, e.userData = ringOpCancel, -1, uint64(i), aside
 				break
 			}
 		}
 	}
-	_ = q.push() // likewise
-}
-
-// cancel prepares the entry that cancels what is under way for slot i. The kernel looks for
-// it when it takes the entry, so it cannot meet a later request in that slot.
-func (q *uringQueue) cancel(i uint32) error {
-	if q.ring.room() == 0 {
-		if err := q.push(); err != nil {
-			return err
-		}
-		if q.slot[i].req == nil { // it came back meanwhile
-			return nil
-		}
-	}
-	e := q.ring.next()
-	e.opcode, e.fd, e.addr, e.userData = ringOpCancel, -1, uint64(i), aside
-	return nil
+	_ = q.push() // a ring that is broken says so at the next Submit or Wait
+	q.show()
 }
 
 // limit links a timeout to the entry of s, which has a deadline.

@@ -229,9 +229,6 @@ func (r *ring) next() *sqe {
 // unsubmitted returns the number of entries that the kernel has not taken.
 func (r *ring) unsubmitted() int { return int(r.sqTail - atomic.LoadUint32(r.sqHead)) }
 
-// room returns for how many more operations there is an entry.
-func (r *ring) room() int { return len(r.sqes) - r.unsubmitted() }
-
 // takeBack withdraws the entries that the kernel has not taken and calls f
 // with each one's user data.
 func (r *ring) takeBack(f func(userData uint64)) {

@@ -59,10 +59,7 @@ func (d *device) status(r *hpdi.Request) error {
 		}
 		begin := min(data, end) &^ (BlockSize - 1)
 		if begin > pos && !r.AddExtent(begin-pos, hpdi.Hole) {
-			return nil
-		}
-		if data >= end {
-			return nil
+			return nil // the end, or no more room
 		}
 		hole, err := d.seek(data, seekHole)
 		if err != nil && !errors.Is(err, unix.ENXIO) { // ENXIO: the file was shortened just now

@@ -48,7 +48,7 @@ func (t *timespec) address() uint64 { return uint64(uintptr(unsafe.Pointer(t))) 
 // uringQueue serves requests with a ring of its own. A request holds a slot
 // from Submit to its completion. All that time it has one entry in the ring, and
 // one for its timeout if it has a deadline, so entries for two times depth
-// suffice; Cancel makes room for its own:
+// suffice, and for those of Cancel, which finds none of these left:
 //
 //	ring.unsubmitted() <= 2 * (depth - len(free)) <= 2 * depth
 //
