@@ -194,10 +194,9 @@ func (m *Machine) FoldPages() (taken, freed []space.Run) { return m.meta.Taken, 
 type KeptFacts struct {
 	Pool       block.PoolID
 	Generation uint64
-	Bytes      int64          // of records that it has room for
-	From, End  uint64         // virtual offsets of what it has
-	Whole      bool           // the records reach to End
-	Start      block.Physical // first block of the journal's area
+	Bytes      int64  // of records that it has room for
+	From, End  uint64 // virtual offsets of what it has
+	Whole      bool   // the records reach to End
 }
 
 // InspectKept reads a copy of the unfolded journal, for whoever only looks, and calls fn for
@@ -207,9 +206,9 @@ func InspectKept(mem []byte, fn func(r JournalRecord, raw []byte) error) (KeptFa
 	if err := s.newest(mem); err != nil {
 		return KeptFacts{}, err
 	}
-	k := &KeptJournal{ring: mem[keptHead:][:s.ring], pool: s.pool, from: s.from, end: JournalPos{Offset: s.end}}
+	k := s.journal(mem)
 	j := &journal{start: s.start, size: s.size}
-	facts := KeptFacts{Pool: s.pool, Generation: s.generation, Bytes: int64(s.ring), From: s.from, End: s.end, Start: block.At(0, s.start)}
+	facts := KeptFacts{Pool: s.pool, Generation: s.generation, Bytes: int64(s.ring), From: s.from, End: s.end}
 	pos := JournalPos{Offset: s.from}
 	// Which record is the first is told by the superblock alone.
 	for _, at := range [...]uint64{s.from, j.place(s.from, int(s.size))} {
@@ -219,7 +218,6 @@ func InspectKept(mem []byte, fn func(r JournalRecord, raw []byte) error) (KeptFa
 		}
 	}
 	r := &record{}
-	k.start, k.size = j.start, j.size
 	for _, f := range k.frames(j, pos) {
 		if f.decode(r) != nil {
 			break

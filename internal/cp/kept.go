@@ -36,14 +36,19 @@ const (
 // The records lie at their virtual offset modulo the ring's length, as in the area on the
 // device. It belongs to the goroutine of its Machine.
 type KeptJournal struct {
-	mem, ring   []byte
+	keptFrom
+	mem, ring []byte
+	end       JournalPos // its number and checksum are known from the chain
+	full      bool       // the next record does not fit
+}
+
+// keptFrom says of which journal a copy is, and where it begins.
+type keptFrom struct {
 	pool        block.PoolID
 	epoch       block.Epoch
+	generation  uint64 // of the state
 	start, size uint64 // the journal's area: first block of it on device 0, and bytes
 	from        uint64
-	end         JournalPos // its number and checksum are known from the chain
-	full        bool       // the next record does not fit
-	generation  uint64
 }
 
 // KeptBytes returns how many bytes a copy takes that has room for all that Config lets
@@ -59,12 +64,8 @@ func KeptBytes(foldLimit int, journalBlocks uint64) int64 {
 
 // keptState is what is stored of a KeptJournal beside the records.
 type keptState struct {
-	pool        block.PoolID
-	epoch       block.Epoch
-	generation  uint64
-	start, size uint64
-	from, end   uint64
-	ring        uint64
+	keptFrom
+	end, ring uint64
 }
 
 // encode fills p, which has keptLen bytes, all zero.
@@ -82,8 +83,10 @@ func (s *keptState) decode(p []byte, room int) error {
 		return err
 	}
 	le := binary.LittleEndian
-	*s = keptState{pool: h.Pool, epoch: h.Epoch, generation: h.Generation, start: le.Uint64(p[64:]), size: le.Uint64(p[72:]),
-		from: le.Uint64(p[80:]), end: le.Uint64(p[88:]), ring: le.Uint64(p[96:])}
+	*s = keptState{
+		keptFrom: keptFrom{pool: h.Pool, epoch: h.Epoch, generation: h.Generation, start: le.Uint64(p[64:]), size: le.Uint64(p[72:]), from: le.Uint64(p[80:])},
+		end:      le.Uint64(p[88:]), ring: le.Uint64(p[96:]),
+	}
 	aligned := (s.from|s.end|s.ring|s.size)%block.Size == 0
 	if h.Length != keptLen || !aligned || s.ring == 0 || s.ring > uint64(room) || s.from > s.end || s.end-s.from > s.ring || s.size == 0 {
 		return keptCorrupt("records %d to %d in %d bytes, of a journal of %d", s.from, s.end, s.ring, s.size)
@@ -121,14 +124,19 @@ func AdoptJournal(mem []byte, pool block.PoolID, journalStart, journalBlocks uin
 	if s.pool != pool || s.start != journalStart || s.size != journalBlocks*block.Size {
 		return nil, keptCorrupt("it is of pool %v, of a journal of %d bytes at block %d", s.pool, s.size, s.start)
 	}
-	return &KeptJournal{mem: mem, ring: mem[keptHead:][:s.ring], pool: s.pool, epoch: s.epoch, start: s.start, size: s.size,
-		from: s.from, end: JournalPos{Offset: s.end}, generation: s.generation}, nil
+	return s.journal(mem), nil
+}
+
+// journal returns the copy whose state this is, in the memory that it was read from. Where
+// it ends is known without number and checksum.
+func (s *keptState) journal(mem []byte) *KeptJournal {
+	return &KeptJournal{keptFrom: s.keptFrom, mem: mem, ring: mem[keptHead:][:s.ring], end: JournalPos{Offset: s.end}}
 }
 
 // save stores the state: the copy of it that is older is replaced.
 func (k *KeptJournal) save() {
 	k.generation++
-	s := keptState{pool: k.pool, epoch: k.epoch, generation: k.generation, start: k.start, size: k.size, from: k.from, end: k.end.Offset, ring: uint64(len(k.ring))}
+	s := keptState{keptFrom: k.keptFrom, end: k.end.Offset, ring: uint64(len(k.ring))}
 	var p [keptLen]byte
 	s.encode(p[:])
 	ondisk.StoreWords(k.mem[k.generation%2*keptLen:], p[:]) // behind the records
@@ -255,7 +263,10 @@ func (m *Machine) KeepJournal(mem []byte) error {
 		return keptCorrupt("only %d bytes of memory", len(mem))
 	}
 	j := &m.journal
-	k := &KeptJournal{mem: mem, ring: mem[keptHead : len(mem)&^(block.Size-1)], pool: j.pool, epoch: m.sb.Epoch, start: j.start, size: j.size, from: m.sb.Journal.Offset, end: m.sb.Journal}
+	k := &KeptJournal{
+		keptFrom: keptFrom{pool: j.pool, epoch: m.sb.Epoch, start: j.start, size: j.size, from: m.sb.Journal.Offset},
+		mem:      mem, ring: mem[keptHead : len(mem)&^(block.Size-1)], end: m.sb.Journal,
+	}
 	k.save()
 	j.kept = k
 	return nil

@@ -23,7 +23,7 @@ type keptRig struct {
 func newKept(ring, area int, from JournalPos) *keptRig {
 	r := &keptRig{mem: make([]byte, keptHead+ring)}
 	r.j = journal{pool: testPool, start: 256, size: uint64(area), tail: from.Offset, next: from}
-	k := &KeptJournal{mem: r.mem, ring: r.mem[keptHead:], pool: testPool, epoch: 7, start: 256, size: uint64(area), from: from.Offset, end: from}
+	k := &KeptJournal{keptFrom: keptFrom{pool: testPool, epoch: 7, start: 256, size: uint64(area), from: from.Offset}, mem: r.mem, ring: r.mem[keptHead:], end: from}
 	k.save()
 	r.j.kept = k
 	return r
@@ -145,7 +145,7 @@ func TestKeptJournalRefused(t *testing.T) {
 }
 
 func TestKeptJournalGolden(t *testing.T) {
-	s := keptState{pool: testPool, epoch: 7, generation: 3, start: 256, size: 16 << 20, from: 40 << 12, end: 60 << 12, ring: 6 << 20}
+	s := keptState{keptFrom: keptFrom{pool: testPool, epoch: 7, generation: 3, start: 256, size: 16 << 20, from: 40 << 12}, end: 60 << 12, ring: 6 << 20}
 	var p [keptLen]byte
 	s.encode(p[:])
 	const path = "testdata/kept.hex"
