@@ -62,7 +62,7 @@ var layers = [][]layer{
 		{path: "internal/devcopy", only: []string{"hpdi"}, by: []string{"internal/cli", "bench/..."}, why: "a copy of a device knows both by the interface alone"},
 		{path: "internal/mirror", only: []string{"hpdi", "internal/block", "internal/ondisk", "internal/planted", "internal/stack"}, why: "a mirror is a device made of devices; what is on it is not its business"},
 		{path: "internal/cache", only: []string{"internal/block", "internal/ondisk", "internal/planted", "hpdi"}, why: "a frame is told by its key alone, whoever asks"},
-		{path: "internal/restart", only: []string{"internal/block", "internal/ondisk"}, why: "a record is compared with what is so by whoever knows that; it knows nothing but bytes"},
+		{path: "internal/restart", only: []string{"internal/block", "internal/config", "internal/ondisk"}, why: "a record is compared with what is so by whoever knows that; it knows nothing but bytes and how a file is replaced"},
 		{path: "internal/region", only: []string{"internal/block", "internal/ondisk", "internal/planted"}, why: "a region is memory with sections; what is in them is their owners' business"},
 	},
 	{

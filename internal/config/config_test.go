@@ -1,11 +1,16 @@
 package config
 
 import (
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestDefaults(t *testing.T) {
@@ -182,5 +187,46 @@ func TestWatchLimits(t *testing.T) {
 	c, err := Load(t.TempDir(), "")
 	if err != nil || c.Failover.StuckTimeout != time.Minute || c.Alerts.StuckDevice != 5*time.Second || c.CrashReports != (CrashReports{Keep: 8, Size: 1 << 20}) {
 		t.Errorf("%+v, %v", c, err)
+	}
+}
+
+// What is to survive a crash of the host is not said to be written before its folder is
+// durable, which takes the right to read it.
+func TestReplaceIsDurable(t *testing.T) {
+	dir, err := os.MkdirTemp("/tmp", "config-test-") // that anybody can enter
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := errors.Join(os.Chmod(dir, 0o755), os.RemoveAll(dir)); err != nil {
+			t.Error(err)
+		}
+	}()
+	if err := os.Chmod(dir, 0o333); err != nil { // takes files and cannot be read
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "file")
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // and never unlock: what root may not any more ends with the thread
+		if os.Geteuid() == 0 {
+			if err := unix.Setfsuid(65534); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+		for what, err := range map[string]error{"Replace": Replace(path, []byte("x")), "WriteJSON": WriteJSON(path, 1)} {
+			if !errors.Is(err, fs.ErrPermission) || !strings.Contains(err.Error(), path) {
+				t.Errorf("%s into a folder that cannot be made durable: %v", what, err)
+			}
+		}
+		if err := WriteRunJSON(path, 2); err != nil {
+			t.Errorf("what need not be durable: %v", err)
+		}
+	}()
+	<-done
+	if p, err := os.ReadFile(path); err != nil || string(p) != "2\n" {
+		t.Errorf("the file holds %q, %v", p, err)
 	}
 }

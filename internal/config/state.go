@@ -106,25 +106,23 @@ func WriteJSON(path string, v any) error { return writeJSON(path, v, true) }
 // such as what runs: it does not wait for the disk.
 func WriteRunJSON(path string, v any) error { return writeJSON(path, v, false) }
 
-// syncDir makes durable what files a directory has.
-func syncDir(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
-}
-
 func writeJSON(path string, v any, durable bool) error {
 	p, err := json.MarshalIndent(v, "", "  ")
 	if err != nil {
 		return err
 	}
+	return replace(path, append(p, '\n'), durable)
+}
+
+// Replace replaces a file with p in one step that survives a crash of the host.
+func Replace(path string, p []byte) error { return replace(path, p, true) }
+
+func replace(path string, p []byte, durable bool) error {
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
-	_, err = f.Write(append(p, '\n'))
+	_, err = f.Write(p)
 	if err == nil && durable {
 		err = f.Sync()
 	}
@@ -140,6 +138,15 @@ func writeJSON(path string, v any, durable bool) error {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
 	return nil
+}
+
+// syncDir makes durable what files a directory has.
+func syncDir(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
 }
 
 // RunVersion is that of the files by which agent and guests of one run, and the next

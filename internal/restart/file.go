@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/pollux-storage/pollux/internal/config"
 	"github.com/pollux-storage/pollux/internal/ondisk"
 )
 
@@ -22,20 +23,8 @@ func Write(path string, enc []byte) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return fmt.Errorf("restart record: %w", err)
 	}
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
-	if err != nil {
+	if err := config.Replace(path, enc); err != nil {
 		return fmt.Errorf("restart record: %w", err)
-	}
-	_, err = f.Write(enc)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		_ = os.Remove(f.Name())
-		return fmt.Errorf("restart record %s: %w", path, err)
 	}
 	return nil
 }
