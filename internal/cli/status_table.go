@@ -30,6 +30,9 @@ func (s *session) printStatus(st control.Status) error {
 			}
 		}
 	}
+	if example := qemuExample(st); example != "" {
+		fmt.Fprintf(&b, "\nQEMU %s\n", example)
+	}
 	if line := programs(st); line != "" {
 		fmt.Fprintf(&b, "\n%s\n", line)
 	}
@@ -127,9 +130,33 @@ func volumeRows(st control.Status) [][]string {
 			rows = append(rows,
 				[]string{e.Volume, size, e.Guest, by, strconv.Itoa(e.Connections), e.NBD},
 				[]string{"", "", "", "", "", e.NBDUnix})
+			switch v := e.VhostUser; {
+			case v == nil:
+			case v.Socket == "":
+				rows = append(rows, []string{"", "", "", "", "-", "no socket for virtual machines: " + v.Note})
+			default:
+				rows = append(rows, []string{"", "", "", "", strconv.Itoa(v.Clients), v.URI})
+			}
 		}
 	}
 	return rows
+}
+
+// qemuExample shows how QEMU attaches to a volume; of each of them `pollux volume show`
+// does.
+func qemuExample(st control.Status) string {
+	for _, g := range st.Guests {
+		for _, e := range g.Exports {
+			if e.VhostUser != nil && len(e.VhostUser.QEMU) > 0 {
+				var words []string
+				for _, w := range e.VhostUser.QEMU {
+					words = append(words, shellQuote(w))
+				}
+				return strings.Join(words, " ")
+			}
+		}
+	}
+	return ""
 }
 
 func poolRows(st control.Status) [][]string {

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -20,7 +21,7 @@ func (s *session) printVolume(v control.Volume) error {
 	if s.json {
 		return s.printJSON(v)
 	}
-	return table(s.out, [][]string{
+	rows := [][]string{
 		{"volume", v.Name},
 		{"size", fmt.Sprintf("%s (%d bytes)", humanSize(v.Size), v.Size)},
 		{"used", humanSize(v.Used)},
@@ -30,7 +31,23 @@ func (s *session) printVolume(v control.Volume) error {
 		{"created", when(v.Created)},
 		{"nbd", v.NBD},
 		{"nbd_unix", v.NBDUnix},
-	})
+	}
+	return table(s.out, append(rows, vhostRows(v.VhostUser)...))
+}
+
+// vhostRows show how virtual machines attach to a volume.
+func vhostRows(v *control.VhostUser) [][]string {
+	switch {
+	case v == nil:
+		return nil
+	case v.Socket == "":
+		return [][]string{{"vhost_user", "no socket: " + v.Note}}
+	}
+	var words []string
+	for _, w := range v.QEMU {
+		words = append(words, shellQuote(w))
+	}
+	return [][]string{{"vhost_user", v.URI}, {"serial", v.Serial}, {"attached to", control.Machines(v.Clients)}, {"qemu", "qemu-system-x86_64 ... " + strings.Join(words, " ")}}
 }
 
 // volumeNames completes the name of a volume in a shell.

@@ -49,6 +49,8 @@ type Config struct {
 	Failover Failover `yaml:"failover" json:"failover"`
 	// NBD are the settings of the NBD servers.
 	NBD NBD `yaml:"nbd" json:"nbd"`
+	// VhostUser are the settings of the sockets for virtual machines.
+	VhostUser VhostUser `yaml:"vhost_user" json:"vhost_user"`
 	// Cleaner makes whole free tracks of fragmented pools.
 	Cleaner Cleaner `yaml:"cleaner" json:"cleaner"`
 	// Scrub proves what pools hold in the background.
@@ -244,6 +246,7 @@ func (c *Config) setDefaults() {
 	or(&c.LogFile, 16<<20)
 	or(&c.EventFile, 4<<20)
 	c.Failover.setDefaults()
+	c.VhostUser.setDefaults(c.Dir)
 	or(&c.NBD.TLS, "off")
 	or(&c.NBD.MaxConnections, 1024)
 	for i := range c.Guests {
@@ -377,7 +380,7 @@ func (c *Config) Validate() error {
 	if err := errors.Join(c.Points.validate(c.Log), c.Failover.validate()); err != nil {
 		return err
 	}
-	if err := c.NBD.validate(); err != nil {
+	if err := errors.Join(c.NBD.validate(), c.VhostUser.validate()); err != nil {
 		return err
 	}
 	if err := errors.Join(c.Cleaner.validate(), c.Scrub.validate(), c.Resilver.validate(), c.Alerts.validate(), c.Metrics.validate(), c.CrashReports.validate()); err != nil {

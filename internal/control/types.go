@@ -134,9 +134,53 @@ type Export struct {
 	ReadOnly    bool   `json:"read_only,omitempty"`
 	NBD         string `json:"nbd"`
 	NBDUnix     string `json:"nbd_unix"`
-	Connections int    `json:"connections"`
+	Connections int    `json:"connections"` // of NBD
+	// VhostUser is where virtual machines attach, nil if the settings switch that off.
+	VhostUser *VhostUser `json:"vhost_user,omitempty"`
 	// Survey is nil if the volume was not surveyed since its pool was opened.
 	Survey *VolumeSurvey `json:"survey,omitempty"`
+}
+
+// VhostUser describes the socket at which virtual machines attach to a volume, as to a
+// back-end of vhost-user-blk.
+type VhostUser struct {
+	Socket  string `json:"socket,omitempty"`
+	URI     string `json:"uri,omitempty"` // as the interface to devices names it
+	Serial  string `json:"serial"`        // what a machine finds the disk by
+	Clients int    `json:"clients"`       // that are attached
+	// QEMU are the arguments that attach a machine of 2 GiB.
+	QEMU []string `json:"qemu,omitempty"`
+	// Note says why there is no socket.
+	Note string `json:"note,omitempty"`
+	VhostCounts
+}
+
+// Machines says in words how many virtual machines there are.
+func Machines(n int) string {
+	switch n {
+	case 0:
+		return "no virtual machine"
+	case 1:
+		return "1 virtual machine"
+	}
+	return fmt.Sprintf("%d virtual machines", n)
+}
+
+// VhostCounts are figures of a volume's socket since the identity was taken up by whoever
+// serves it, or the volume was made.
+type VhostCounts struct {
+	Reads        uint64 `json:"reads"`
+	Writes       uint64 `json:"writes"`
+	Flushes      uint64 `json:"flushes"`
+	Discards     uint64 `json:"discards"`
+	WriteZeroes  uint64 `json:"write_zeroes"`
+	Errors       uint64 `json:"errors"`
+	ReadBytes    uint64 `json:"read_bytes"`
+	WrittenBytes uint64 `json:"written_bytes"`
+	// Resubmitted requests were under way when their server ended, and were run again;
+	// Skipped ones were in the log already.
+	Resubmitted uint64 `json:"resubmitted"`
+	Skipped     uint64 `json:"skipped"`
 }
 
 // RegionStatus describes a region that a guest owns or maps.
@@ -366,6 +410,8 @@ type Volume struct {
 	Created time.Time `json:"created,omitzero"`
 	NBD     string    `json:"nbd"`
 	NBDUnix string    `json:"nbd_unix"`
+	// VhostUser is where virtual machines attach, nil if the settings switch that off.
+	VhostUser *VhostUser `json:"vhost_user,omitempty"`
 }
 
 // Sharing says in words what of its blocks the volume shares.

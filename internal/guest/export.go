@@ -33,8 +33,8 @@ func (g *Guest) exportPool(ctx context.Context, name string, c control.PoolExpor
 		return p, err
 	}
 	for _, v := range st.Volumes() {
-		if n := t.connections(v.Name); n > 0 && !c.Force {
-			return p, control.NewError(control.KindRefused, fmt.Sprintf("volume %q of pool %s has %d connections", v.Name, name, n), "detach its clients first, or cut them off with --force")
+		if err := t.unused(v.Name, ", or cut them off with --force"); err != nil && !c.Force {
+			return p, err
 		}
 	}
 	// Its heart stands still before it is closed: the partner must not wait for it.

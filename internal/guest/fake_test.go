@@ -52,7 +52,7 @@ func (f *fakeStorage) Create(_ context.Context, o CreateSpec) error {
 }
 
 func (f *fakeStorage) Open(_ context.Context, o OpenSpec) (Store, error) {
-	s := &fakeStore{tell: o.Tell, opened: o.Without, devs: o.Devices, lost: make(chan error, 1), volumes: map[string]int64{}, thn: map[string]int{}}
+	s := &fakeStore{tell: o.Tell, opened: o.Without, devs: o.Devices, lost: make(chan error, 1), volumes: map[string]int64{}, thn: map[string]int{}, ids: map[string]block.VolumeID{}}
 	l, err := f.Label(o.Devices[0])
 	if err == nil {
 		s.name = l.Name
@@ -132,6 +132,8 @@ type fakeStore struct {
 	mu      sync.Mutex
 	volumes map[string]int64
 	thn     map[string]int
+	ids     map[string]block.VolumeID
+	nextID  block.VolumeID
 }
 
 func (s *fakeStore) Name() string { return s.name }
@@ -188,7 +190,7 @@ func (s *fakeStore) Volumes() []VolumeInfo {
 	defer s.mu.Unlock()
 	var out []VolumeInfo
 	for _, n := range sortedKeys(s.volumes) {
-		out = append(out, VolumeInfo{Name: n, Size: s.volumes[n], THN: s.thn[n], Survey: s.found})
+		out = append(out, VolumeInfo{ID: s.ids[n], Name: n, Size: s.volumes[n], THN: s.thn[n], Survey: s.found})
 	}
 	return out
 }
@@ -224,7 +226,8 @@ func (s *fakeStore) CreateVolume(_ context.Context, name string, size int64, thn
 	if err := s.refusal(); err != nil {
 		return err
 	}
-	s.volumes[name], s.thn[name] = size, thn
+	s.nextID++
+	s.volumes[name], s.thn[name], s.ids[name] = size, thn, s.nextID
 	return nil
 }
 func (s *fakeStore) SetSharing(_ context.Context, name string, thn int) error {
@@ -251,9 +254,10 @@ func (s *fakeStore) RenameVolume(_ context.Context, old, name string) error {
 	if err := s.refusal(); err != nil {
 		return err
 	}
-	s.volumes[name], s.thn[name] = s.volumes[old], s.thn[old]
+	s.volumes[name], s.thn[name], s.ids[name] = s.volumes[old], s.thn[old], s.ids[old]
 	delete(s.volumes, old)
 	delete(s.thn, old)
+	delete(s.ids, old)
 	return nil
 }
 func (s *fakeStore) DeleteVolume(_ context.Context, name string) error {

@@ -186,7 +186,7 @@ func (s *store) Volumes() []VolumeInfo {
 	var out []VolumeInfo
 	found := s.Surveyed()
 	for _, v := range s.Pool.Volumes() {
-		out = append(out, VolumeInfo{Name: v.Name, Size: v.Size, Created: v.Created, Used: v.Used, THN: v.Run, Survey: volumeSurvey(found, v.ID)})
+		out = append(out, VolumeInfo{ID: v.ID, Name: v.Name, Size: v.Size, Created: v.Created, Used: v.Used, THN: v.Run, Survey: volumeSurvey(found, v.ID)})
 	}
 	return out
 }

@@ -191,7 +191,7 @@ func (g *Guest) describe(s *control.GuestStatus, t *tenancy) {
 	for _, v := range g.list(t, st) {
 		s.Exports = append(s.Exports, control.Export{
 			Volume: v.Name, Guest: t.identity, ServedBy: g.opt.Name, Size: v.Size,
-			ReadOnly: g.cfg.Exports[v.Name].ReadOnly, NBD: v.NBD, NBDUnix: v.NBDUnix, Connections: t.connections(v.Name), Survey: found[v.Name],
+			ReadOnly: g.cfg.Exports[v.Name].ReadOnly, NBD: v.NBD, NBDUnix: v.NBDUnix, Connections: t.connections(v.Name), VhostUser: v.VhostUser, Survey: found[v.Name],
 		})
 	}
 	for _, d := range t.disks() {
@@ -259,16 +259,30 @@ func (t *tenancy) connections(volume string) int {
 	return n
 }
 
+// unused refuses what may not be done to a volume that clients or virtual machines use.
+// The way out is added to what is said.
+func (t *tenancy) unused(volume, out string) error {
+	if n := t.connections(volume); n > 0 {
+		return control.NewError(control.KindRefused, fmt.Sprintf("volume %q has %d connections", volume, n), "detach its clients first"+out)
+	}
+	if n := t.attachments().clients(volume); n > 0 {
+		return control.NewError(control.KindRefused, fmt.Sprintf("volume %q is attached to %s", volume, control.Machines(n)), "detach it there first"+out)
+	}
+	return nil
+}
+
 func regionStatus(id string, r *region.Region, mapped string) control.RegionStatus {
 	return control.RegionStatus{Identity: id, Path: r.Path(), Bytes: int64(r.Header().Size), Mapped: mapped, Heartbeat: r.Heartbeat()}
 }
 
 func (g *Guest) list(t *tenancy, st Store) []control.Volume {
 	set := g.cfg.Guest(t.identity)
+	machines := t.attachments()
 	var out []control.Volume
 	for _, v := range st.Volumes() {
 		c := control.Volume{Name: v.Name, Pool: st.Name(), Guest: t.identity, Size: v.Size, Used: v.Used, Created: v.Created, Dedup: v.THN > 0, THN: v.THN}
 		c.NBD, c.NBDUnix = URIs(set, v.Name)
+		c.VhostUser = machines.status(v)
 		out = append(out, c)
 	}
 	return out
@@ -317,7 +331,7 @@ func (g *Guest) pool(id string) (*tenancy, Store, error) {
 }
 
 func (g *Guest) createVolume(ctx context.Context, c control.VolumeCreate) (control.Volume, error) {
-	_, st, err := g.pool(c.Guest)
+	t, st, err := g.pool(c.Guest)
 	if err != nil {
 		return control.Volume{}, err
 	}
@@ -328,6 +342,7 @@ func (g *Guest) createVolume(ctx context.Context, c control.VolumeCreate) (contr
 	if err := st.CreateVolume(ctx, c.Name, c.Size, thn); err != nil {
 		return control.Volume{}, fmt.Errorf("create volume %q: %w", c.Name, err)
 	}
+	t.volumesChanged()
 	return g.volume(ctx, c.Name)
 }
 
@@ -352,7 +367,7 @@ func thnOf(v control.Volume, sharing *bool, thn int) (int, error) {
 }
 
 func (g *Guest) changeVolume(ctx context.Context, name string, c control.VolumeChange) (control.Volume, error) {
-	_, st, v, err := g.find(name)
+	t, st, v, err := g.find(name)
 	if err != nil {
 		return v, err
 	}
@@ -363,6 +378,9 @@ func (g *Guest) changeVolume(ctx context.Context, name string, c control.VolumeC
 	if c.Size != 0 {
 		if err := st.ResizeVolume(ctx, name, c.Size); err != nil {
 			return v, fmt.Errorf("resize volume %q: %w", name, err)
+		}
+		if machines := t.attachments(); machines != nil {
+			machines.resized(name)
 		}
 	}
 	if thn != v.THN {
@@ -382,6 +400,7 @@ func (g *Guest) changeVolume(ctx context.Context, name string, c control.VolumeC
 		if err := st.RenameVolume(ctx, name, c.Rename); err != nil {
 			return v, fmt.Errorf("rename volume %q: %w", name, err)
 		}
+		t.volumesChanged()
 		name = c.Rename
 	}
 	return g.volume(ctx, name)
@@ -394,12 +413,13 @@ func (g *Guest) deleteVolume(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	if n := t.connections(name); n > 0 {
-		return control.NewError(control.KindRefused, fmt.Sprintf("volume %q has %d connections", name, n), "detach its clients first")
+	if err := t.unused(name, ""); err != nil {
+		return err
 	}
 	if err := st.DeleteVolume(ctx, name); err != nil {
 		return fmt.Errorf("delete volume %q: %w", name, err)
 	}
+	t.volumesChanged() // machines that came in between are cut, and refused from now on
 	t.mu.Lock()
 	srv := t.server
 	t.mu.Unlock()
@@ -462,6 +482,7 @@ func (g *Guest) take(ctx context.Context, t *tenancy, set *config.Guest, devs []
 	t.store, t.devices, t.exported = st, devs, ""
 	t.mu.Unlock()
 	g.begin(t)
+	t.volumesChanged()
 	g.step(partner.Message{Kind: partner.KindOpened, Identity: t.identity, Term: t.term, Region: st.Region()})
 	return g.poolOf(ctx, t.identity)
 }

@@ -87,6 +87,7 @@ type AdoptSpec struct {
 
 // VolumeInfo describes a volume of a store.
 type VolumeInfo struct {
+	ID      block.VolumeID // it keeps when it is renamed
 	Name    string
 	Size    int64
 	Used    int64

@@ -43,6 +43,7 @@ type tenancy struct {
 	keepers map[hpdi.Device]*keeper // of devices
 	removed []string                // paths of devices that the pool has no more
 	server  *nbd.Server
+	vhosts  *vhosts
 	gone    bool // given up; store and devices are closed or being closed
 	steps   []partner.Step
 
@@ -410,18 +411,35 @@ func (g *Guest) startServer(t *tenancy) error {
 		return err
 	}
 	t.mu.Lock()
-	defer t.mu.Unlock()
 	if t.gone {
+		t.mu.Unlock()
 		for _, l := range lns {
 			_ = l.Close()
 		}
 		return nil // released before it served
 	}
-	t.server = srv
+	t.server, t.vhosts = srv, newVhosts(g.cfg, t.identity, g.log)
 	for _, l := range lns {
 		t.wg.Go(func() { g.accept(t, srv, l) })
 	}
+	machines, st := t.vhosts, t.store
+	t.mu.Unlock()
+	machines.sync(st) // nothing if it was released meanwhile
 	return nil
+}
+
+// volumesChanged brings the sockets of virtual machines in line with the volumes.
+func (t *tenancy) volumesChanged() {
+	if h, st := t.attachments(), t.open(); h != nil && st != nil {
+		h.sync(st)
+	}
+}
+
+// attachments returns the sockets of virtual machines, nil before there are any.
+func (t *tenancy) attachments() *vhosts {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.vhosts
 }
 
 func (g *Guest) accept(t *tenancy, srv *nbd.Server, l net.Listener) {
@@ -446,13 +464,16 @@ func (g *Guest) leave(t *tenancy, end func(Store) error) error {
 	}
 	t.gone = true
 	defer close(t.left)
-	srv := t.server
+	srv, machines := t.server, t.vhosts
 	t.mu.Unlock()
 	if srv != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), grace)
+		var detached sync.WaitGroup
+		detached.Go(func() { machines.close(ctx) })
 		if err := srv.Shutdown(ctx); err != nil {
 			g.log.Info("clients were cut", "identity", t.identity, "error", err)
 		}
+		detached.Wait()
 		cancel()
 	}
 	t.cancel()

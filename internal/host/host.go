@@ -352,6 +352,17 @@ func (a *agent) leave() {
 	}
 }
 
+// removeSockets removes the sockets in a directory, and the directory if it is empty then.
+func removeSockets(dir string) {
+	names, _ := os.ReadDir(dir)
+	for _, n := range names {
+		if n.Type()&fs.ModeSocket != 0 {
+			removeFile(filepath.Join(dir, n.Name()))
+		}
+	}
+	_ = os.Remove(dir)
+}
+
 func removeFile(path string) {
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		slog.Warn("remove", "error", err)

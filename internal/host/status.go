@@ -184,6 +184,11 @@ func (a *agent) lastExports(id string, now []control.Export, answered bool) []co
 	out := append([]control.Export{}, a.exports[id]...)
 	for i := range out {
 		out[i].ServedBy, out[i].Connections = "", 0
+		if m := out[i].VhostUser; m != nil {
+			known := *m
+			known.Clients = 0
+			out[i].VhostUser = &known
+		}
 	}
 	return out
 }

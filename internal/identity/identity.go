@@ -21,6 +21,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"path/filepath"
 	"syscall"
 	"time"
 
@@ -88,9 +89,12 @@ func ListenUnix(path string, mode os.FileMode) (*net.UnixListener, error) {
 	if err := removeStale(path); err != nil {
 		return nil, err
 	}
-	// Bound under another name and renamed when its permissions are right:
-	// nobody can connect in between, and nobody finds half a socket.
-	tmp := path + "~"
+	return bindUnix(path, path+"~", mode)
+}
+
+// bindUnix makes a socket under the name tmp and renames it when its permissions are
+// right: nobody can connect in between, and nobody finds half a socket.
+func bindUnix(path, tmp string, mode os.FileMode) (*net.UnixListener, error) {
 	_ = os.Remove(tmp)
 	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: tmp, Net: "unix"})
 	if err != nil {
@@ -106,6 +110,17 @@ func ListenUnix(path string, mode os.FileMode) (*net.UnixListener, error) {
 		return nil, fmt.Errorf("listen at %s: %w", path, err)
 	}
 	return ln, nil
+}
+
+// ReplaceUnix opens a unix socket at path in place of what another guest has listened at
+// there, which must be fenced or have let go of it. Whoever connects finds the one or the
+// other. What is no socket is not replaced.
+func ReplaceUnix(path string, mode os.FileMode) (*net.UnixListener, error) {
+	st, err := os.Lstat(path)
+	if err == nil && st.Mode()&os.ModeSocket == 0 {
+		return nil, fmt.Errorf("%s is not a socket: remove it", path)
+	}
+	return bindUnix(path, filepath.Join(filepath.Dir(path), "~"), mode)
 }
 
 // removeStale removes the file of a socket at which nobody listens.

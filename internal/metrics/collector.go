@@ -130,6 +130,19 @@ func ofExports(f func(*control.Export) float64) func(*control.Status, sender) {
 	}
 }
 
+// ofVhosts sends what f says of the socket for virtual machines of each volume that has one.
+func ofVhosts(f func(*control.VhostUser, sender)) func(*control.Status, sender) {
+	return func(st *control.Status, send sender) {
+		for _, g := range st.Guests {
+			for _, e := range g.Exports {
+				if e.VhostUser != nil && e.VhostUser.Socket != "" {
+					f(e.VhostUser, func(v float64, labels ...string) { send(v, append([]string{e.Volume, e.Guest}, labels...)...) })
+				}
+			}
+		}
+	}
+}
+
 // ofSurveys sends what f says of each volume that was surveyed.
 func ofSurveys(f func(*control.VolumeSurvey) float64) func(*control.Status, sender) {
 	return func(st *control.Status, send sender) {
@@ -287,7 +300,24 @@ var Metrics = []Metric{
 	gauge("pollux_volume_would_free_bytes", "Data that deleting the volume would free, as of its newest survey.", byVolume, ofSurveys(func(s *control.VolumeSurvey) float64 { return float64(s.WouldFree) })),
 	gauge("pollux_volume_mean_extent_blocks", "Mean length of the pieces in which the volume lies, as of its newest survey.", byVolume, ofSurveys(func(s *control.VolumeSurvey) float64 { return s.MeanExtent })),
 	gauge("pollux_volume_survey_timestamp_seconds", "When the volume was surveyed.", byVolume, ofSurveys(func(s *control.VolumeSurvey) float64 { return float64(s.At.UnixMilli()) / 1e3 })),
-	gauge("pollux_volume_connections", "Connections of clients to a volume.", byVolume, ofExports(func(e *control.Export) float64 { return float64(e.Connections) })),
+	gauge("pollux_volume_connections", "Connections of clients to a volume, over NBD.", byVolume, ofExports(func(e *control.Export) float64 { return float64(e.Connections) })),
+	gauge("pollux_volume_vhost_user_clients", "Virtual machines that are attached to a volume.", byVolume, ofVhosts(func(v *control.VhostUser, send sender) { send(float64(v.Clients)) })),
+	counter("pollux_volume_vhost_user_requests_total", "Requests of virtual machines that have ended, by kind.", append(byVolume[:2:2], "kind"), ofVhosts(func(v *control.VhostUser, send sender) {
+		send(float64(v.Reads), "read")
+		send(float64(v.Writes), "write")
+		send(float64(v.Flushes), "flush")
+		send(float64(v.Discards), "discard")
+		send(float64(v.WriteZeroes), "write_zeroes")
+	})),
+	counter("pollux_volume_vhost_user_bytes_total", "Bytes that virtual machines have read and written.", append(byVolume[:2:2], "direction"), ofVhosts(func(v *control.VhostUser, send sender) {
+		send(float64(v.ReadBytes), "read")
+		send(float64(v.WrittenBytes), "write")
+	})),
+	counter("pollux_volume_vhost_user_errors_total", "Requests of virtual machines that ended with an error.", byVolume, ofVhosts(func(v *control.VhostUser, send sender) { send(float64(v.Errors)) })),
+	counter("pollux_volume_vhost_user_resubmitted_total", "Requests that were under way when their server ended, by what became of them: run again, or known to be in the log.", append(byVolume[:2:2], "outcome"), ofVhosts(func(v *control.VhostUser, send sender) {
+		send(float64(v.Resubmitted), "run")
+		send(float64(v.Skipped), "known")
+	})),
 }
 
 // collector asks for the status whenever it is scraped.

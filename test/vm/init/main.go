@@ -8,6 +8,7 @@
 //	@sysfs FILE               what a file of /sys or /proc says
 //	@write FILE TEXT          writes to such a file
 //	@disk SERIAL              the path of the virtio disk with that serial
+//	@probe DISK SECONDS       writes a block and reads it back all the time, and tells of pauses
 //	@poweroff
 package main
 
@@ -31,13 +32,12 @@ import (
 )
 
 func main() {
-	if err := run(); err != nil {
-		fmt.Fprintln(os.Stderr, "init:", err)
-	}
+	fmt.Fprintln(os.Stderr, "init:", run())
 	// The end of the first process is a panic of the kernel, which the console shows
 	// and which ends the machine.
 }
 
+// run returns when nothing can be done for the test any more, and why.
 func run() error {
 	for _, m := range [][3]string{{"devtmpfs", "/dev", "devtmpfs"}, {"proc", "/proc", "proc"}, {"sysfs", "/sys", "sysfs"}, {"tmpfs", "/tmp", "tmpfs"}, {"tmpfs", "/run", "tmpfs"}} {
 		if err := os.MkdirAll(m[1], 0o755); err != nil {
@@ -176,7 +176,7 @@ func answer(q wire.Request) wire.Reply {
 }
 
 func builtin(args []string) (string, error) {
-	need := map[string]int{"@mount": 2, "@umount": 1, "@log": 0, "@sysfs": 1, "@write": 2, "@disk": 1, "@poweroff": 0}
+	need := map[string]int{"@mount": 2, "@umount": 1, "@log": 0, "@sysfs": 1, "@write": 2, "@disk": 1, "@probe": 2, "@poweroff": 0}
 	n, ok := need[args[0]]
 	if !ok || len(args) != n+1 {
 		return "", fmt.Errorf("%q is none of the commands of init", args)
@@ -200,6 +200,8 @@ func builtin(args []string) (string, error) {
 		return "", os.WriteFile(args[1], []byte(args[2]), 0)
 	case "@disk":
 		return disk(args[1])
+	case "@probe":
+		return probe(args[1], args[2])
 	}
 	unix.Sync()
 	return "", unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)

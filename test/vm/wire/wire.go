@@ -2,6 +2,8 @@
 // to each other: lines of JSON over a virtio-serial port.
 package wire
 
+import "time"
+
 // Port is the name of the port.
 const Port = "pollux.test"
 
@@ -22,4 +24,13 @@ type Reply struct {
 	Output string `json:"output"`
 	Status int    `json:"status"` // exit status; -1 if it could not be run
 	Error  string `json:"error,omitempty"`
+}
+
+// Pause is from when on a round of a probe counts as a pause.
+const Pause = 250 * time.Millisecond
+
+// Probe is what came of writing one block and reading it back, again and again.
+type Probe struct {
+	Rounds int       `json:"rounds"`
+	Pauses []float64 `json:"pauses"` // in seconds, of rounds that took at least Pause
 }

@@ -1,0 +1,236 @@
+package e2e
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/pollux-storage/pollux/internal/control"
+	"github.com/pollux-storage/pollux/test/pair"
+	"github.com/pollux-storage/pollux/test/vm"
+	"github.com/pollux-storage/pollux/test/vm/wire"
+)
+
+// machineDisk is a volume as a virtual machine has it.
+type machineDisk struct {
+	vm.Disk
+	volume string
+	guest  string // of whose pool it is
+	dev    string // in the machine
+	dir    string // where it is mounted there
+}
+
+// machine is a virtual machine with volumes of a pair.
+type machine struct {
+	*vm.Machine
+	t     *testing.T
+	r     *rig
+	disks []*machineDisk
+}
+
+// do runs a command in the machine, which must succeed.
+func (m *machine) do(args ...string) string {
+	m.t.Helper()
+	out, err := m.Do(m.t.Context(), args...)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return out
+}
+
+// vhost returns how virtual machines attach to a volume.
+func (r *rig) vhost(volume string) control.VhostUser {
+	r.t.Helper()
+	var v control.Volume
+	if err := r.JSON(r.t.Context(), &v, "volume", "show", volume); err != nil {
+		r.t.Fatal(err)
+	}
+	if v.VhostUser == nil || v.VhostUser.Socket == "" {
+		r.t.Fatalf("volume %s has no socket for virtual machines: %+v", volume, v.VhostUser)
+	}
+	return *v.VhostUser
+}
+
+// bootMachine boots a machine with a disk for each volume, of 128 MiB, which it makes.
+func bootMachine(t *testing.T, r *rig, disks ...*machineDisk) *machine {
+	t.Helper()
+	k := vm.NeedKernel(t)
+	dir, err := os.MkdirTemp("", "plx-vm-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	image := filepath.Join(dir, "initramfs")
+	if err := (vm.Image{Programs: []string{"mke2fs", "e2fsck", "resize2fs", "fio"}}).Write(t.Context(), k, image); err != nil {
+		t.Fatal(err)
+	}
+	var args []string
+	for _, d := range disks {
+		r.volume(d.volume, 128<<20, d.guest)
+		d.Name, d.Socket = d.volume, r.vhost(d.volume).Socket
+		args = append(args, d.Args()...)
+	}
+	v, err := vm.Boot(t.Context(), vm.Spec{Dir: dir, Kernel: k, Initramfs: image, Memory: 512, CPUs: 2, Args: args})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(v.Stop)
+	m := &machine{v, t, r, disks}
+	for _, d := range disks {
+		d.dev, d.dir = m.do("@disk", r.vhost(d.volume).Serial), "/mnt/"+d.volume
+	}
+	return m
+}
+
+// load writes and verifies on a disk's file system for some time.
+func (m *machine) load(d *machineDisk, limit time.Duration) error {
+	_, err := m.Do(m.t.Context(), "fio", "--name="+d.volume, "--filename="+d.dir+"/load", "--size=24M", "--rw=randwrite", "--bs=4k-64k",
+		"--ioengine=io_uring", "--iodepth=16", "--direct=1", "--fdatasync=32", "--verify=crc32c", "--verify_backlog=128", "--verify_fatal=1",
+		"--time_based", "--runtime="+strconv.Itoa(int(limit.Seconds())), "--minimal", "--randrepeat=0")
+	return err
+}
+
+// killed kills who serves an identity, and returns when all is as before: with somebody
+// who serves it, its own guest in the end.
+func (r *rig) killed(identity string) {
+	r.t.Helper()
+	by := pair.Guest(r.status(), identity).ServedBy
+	h, err := r.HoldGuest(r.t.Context(), by)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer h.Close()
+	if err := h.Signal(unix.SIGKILL); err != nil {
+		r.t.Fatal(err)
+	}
+	pid := h.PID
+	back := func(st control.Status) string {
+		if pair.Guest(st, by).PID == pid {
+			return "guest " + by + " lives"
+		}
+		return pair.Well(st)
+	}
+	if err := r.Until(r.t.Context(), 30*time.Second, back); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// TestMachine: a virtual machine has file systems on volumes of a pair, as disks over
+// vhost-user with rings of each kind, and writes and verifies without end, while
+// guests are killed: of one the partner takes over, which gives back then, the other
+// is started again in place. The machine must not see more than pauses. POLLUX_SOAK=1
+// makes it 20 kills.
+func TestMachine(t *testing.T) {
+	pair.Need(t, vm.Programs("mke2fs", "e2fsck", "resize2fs", "fio")...)
+	s := small
+	s.Policies = map[string]string{"b": "restart-first"}
+	rounds := 1
+	if os.Getenv("POLLUX_SOAK") != "" {
+		rounds = 10
+		s.Failover = append(slices.Clone(s.Failover), "crash_limit: 1000", "restart_delay: 200ms")
+	}
+	r := start(t, s)
+	probe := &machineDisk{volume: "probe", guest: "a", Disk: vm.Disk{Queues: 1}}
+	loaded := []*machineDisk{
+		{volume: "split", guest: "a", Disk: vm.Disk{Queues: 2}},
+		{volume: "packed", guest: "b", Disk: vm.Disk{Queues: 2, Packed: true}},
+		{volume: "plain", guest: "a", Disk: vm.Disk{Queues: 1, NoEvents: true}},
+		{volume: "packed-plain", guest: "a", Disk: vm.Disk{Queues: 1, Packed: true, NoEvents: true}},
+	}
+	m := bootMachine(t, r, append(loaded, probe)...)
+	for _, d := range loaded {
+		m.do("mke2fs", "-q", "-F", "-t", "ext4", d.dev)
+		m.do("@mount", d.dev, d.dir)
+	}
+	limit := time.Duration(rounds) * 16 * time.Second
+	m.underLoad(loaded, probe, limit, func() {
+		for range rounds {
+			r.killed("a") // b takes over
+			time.Sleep(2 * time.Second)
+			r.must("giveback", "a")
+			r.well()
+			time.Sleep(2 * time.Second)
+			r.killed("b") // it is started again
+			time.Sleep(2 * time.Second)
+		}
+	})
+	m.grows(loaded[0], 192<<20)
+	m.grows(loaded[1], 192<<20)
+	for _, d := range loaded {
+		m.do("@umount", d.dir)
+		m.do("e2fsck", "-fn", d.dev)
+	}
+	if bad := vm.Complaints(m.do("@log")); len(bad) > 0 {
+		t.Errorf("the machine's kernel complains:\n%s", strings.Join(bad, "\n"))
+	}
+	r.refused("attached to 1 virtual machine", "volume", "delete", "split")
+	m.Stop()
+	none := func(control.Status) string {
+		if n := r.vhost("split").Clients; n > 0 {
+			return fmt.Sprintf("%d machines are attached", n)
+		}
+		return ""
+	}
+	if err := r.Until(t.Context(), 10*time.Second, none); err != nil {
+		t.Fatal(err)
+	}
+	sock := r.vhost("split").Socket
+	r.must("volume", "delete", "split")
+	if _, err := os.Lstat(sock); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("socket of a deleted volume: %v", err)
+	}
+	r.clean()
+}
+
+// underLoad runs loads on disks, and a probe, while something happens.
+func (m *machine) underLoad(loaded []*machineDisk, probe *machineDisk, limit time.Duration, f func()) {
+	m.t.Helper()
+	var wg sync.WaitGroup
+	errs := make([]error, len(loaded)+1)
+	for i, d := range loaded {
+		wg.Go(func() { errs[i] = m.load(d, limit) })
+	}
+	var pauses wire.Probe
+	wg.Go(func() {
+		out, err := m.Do(m.t.Context(), "@probe", probe.dev, fmt.Sprint(limit.Seconds()))
+		if err == nil {
+			err = json.Unmarshal([]byte(out), &pauses)
+		}
+		errs[len(loaded)] = err
+	})
+	time.Sleep(time.Second)
+	f()
+	wg.Wait()
+	if err := errors.Join(errs...); err != nil {
+		m.t.Fatal(err)
+	}
+	m.t.Logf("%d rounds of the probe, pauses of %.2f s", pauses.Rounds, pauses.Pauses)
+	if pauses.Rounds < 10 {
+		m.t.Error("the probe did next to nothing")
+	}
+}
+
+// grows makes a volume larger and demands that the machine sees that, and that the file
+// system on it grows while it is mounted.
+func (m *machine) grows(d *machineDisk, size int64) {
+	m.t.Helper()
+	m.r.must("volume", "resize", d.volume, "--size", fmt.Sprint(size))
+	file := "/sys/block/" + filepath.Base(d.dev) + "/size"
+	want := fmt.Sprint(size / 512)
+	for began := time.Now(); m.do("@sysfs", file) != want; time.Sleep(50 * time.Millisecond) {
+		if time.Since(began) > 10*time.Second {
+			m.t.Fatalf("the machine sees %s sectors of %s, want %s", m.do("@sysfs", file), d.volume, want)
+		}
+	}
+	m.do("resize2fs", d.dev)
+}
