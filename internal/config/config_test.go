@@ -87,6 +87,7 @@ func TestRefusals(t *testing.T) {
 		"guests: [{name: a}, {name: b}, {name: c}]":                      "there are 3",
 		"nbd: {tls: maybe}":                                              "nbd.tls",
 		"nbd: {tls: required}":                                           "needs nbd.cert",
+		"vhost_user: {queues: 65}":                                       "vhost_user.queues",
 		"nbd: {allow: [10.0.0.0/99]}":                                    "nbd.allow",
 		"exports: {v: {allow: [x]}}":                                     "exports.v.allow",
 		"failover: {hang_timeout: 100ms}":                                "failover.hang_timeout",
@@ -228,5 +229,37 @@ func TestReplaceIsDurable(t *testing.T) {
 	<-done
 	if p, err := os.ReadFile(path); err != nil || string(p) != "2\n" {
 		t.Errorf("the file holds %q, %v", p, err)
+	}
+}
+
+// TestVhostSocket: the directory may lie elsewhere, and a path that no socket can have says
+// what to do.
+func TestVhostSocket(t *testing.T) {
+	for text, want := range map[string]string{"": "/vhost/a/v.sock", "vhost_user: {dir: x}": "/x/a/v.sock", "vhost_user: {dir: /y, queues: 3}": "/y/a/v.sock"} {
+		dir := t.TempDir()
+		file := filepath.Join(dir, "f.yaml")
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		c, err := Load(dir, file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !strings.HasPrefix(want, "/y") {
+			want = dir + want
+		}
+		if got, err := c.VhostSocket("a", "v"); got != want || err != nil {
+			t.Errorf("%q: %s, %v", text, got, err)
+		}
+		if got, err := c.VhostSocket("a", "../v/w"); err != nil || filepath.Dir(got) != filepath.Dir(want) {
+			t.Errorf("a name with slashes: %s, %v", got, err)
+		}
+		room := 107 - len(c.VhostDir("a")) - len("/.sock")
+		if got, err := c.VhostSocket("a", strings.Repeat("v", room)); len(got) != 107 || err != nil {
+			t.Errorf("the longest path: %s, %v", got, err)
+		}
+		if _, err := c.VhostSocket("a", strings.Repeat("v", room+1)); err == nil || !strings.Contains(err.Error(), "has 108 bytes, and the system allows 107: set vhost_user.dir") {
+			t.Errorf("a path that is too long: %v", err)
+		}
 	}
 }

@@ -211,3 +211,49 @@ func FuzzParseRights(f *testing.F) {
 		}
 	})
 }
+
+// TestReplace: a socket takes the place of another one, without a moment in which there is
+// none, and of nothing else.
+func TestReplace(t *testing.T) {
+	path := filepath.Join(dir(t), "s")
+	var before *net.UnixListener
+	for range 2 {
+		ln, err := ReplaceUnix(path, 0o660)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer ln.Close()
+		if st, err := os.Stat(path); err != nil || st.Mode().Perm() != 0o660 {
+			t.Fatal(st.Mode(), err)
+		}
+		c, err := net.Dial("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		_ = ln.SetDeadline(time.Now().Add(10 * time.Second))
+		if _, err := ln.Accept(); err != nil {
+			t.Errorf("the newest listener does not hear of a connection: %v", err)
+		}
+		if before != nil {
+			_ = before.Close()
+			if _, err := os.Stat(path); err != nil {
+				t.Errorf("the end of the one before takes the socket away: %v", err)
+			}
+		}
+		before = ln
+	}
+	if left, _ := os.ReadDir(filepath.Dir(path)); len(left) != 1 {
+		t.Errorf("left beside it: %v", left)
+	}
+	file := filepath.Join(dir(t), "f")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ReplaceUnix(file, 0o600); err == nil || !strings.Contains(err.Error(), "not a socket") {
+		t.Errorf("a file was replaced: %v", err)
+	}
+	if _, err := ReplaceUnix(filepath.Join(dir(t), "nowhere", "s"), 0o600); err == nil {
+		t.Error("a socket in a directory that is not there")
+	}
+}
