@@ -131,7 +131,7 @@ func (h *vhosts) serve(st Store, x *vhost) error {
 	}
 	x.path, x.server, x.ln = path, srv, ln
 	h.wg.Go(func() {
-		if err := srv.Serve(context.Background(), ln); err != nil && !errors.Is(err, net.ErrClosed) {
+		if err := srv.Serve(context.Background(), ln); err != nil && !errors.Is(err, vhostuser.ErrServerClosed) {
 			h.log.Error("no virtual machine can attach any more", "volume", x.name, "error", err)
 		}
 	})
