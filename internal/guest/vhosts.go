@@ -120,7 +120,7 @@ func (h *vhosts) serve(st Store, x *vhost) error {
 		return err
 	}
 	srv, err := vhostuser.New(vhostuser.Options{
-		Volume: v, Serial: x.serial, ReadOnly: x.readOnly, Queues: h.cfg.VhostUser.Queues, Log: h.log.With("volume", x.name),
+		Volume: v, Serial: x.serial, ReadOnly: x.readOnly, Queues: h.cfg.VhostUser.Queues, Log: h.log,
 	})
 	if err != nil {
 		return err

@@ -21,6 +21,9 @@ import (
 	"github.com/pollux-storage/pollux/test/vm/wire"
 )
 
+// reconnect is how long QEMU takes to find a back-end again, with some time to work with it.
+const reconnect = 1800 * time.Millisecond
+
 // machineDisk is a volume as a virtual machine has it.
 type machineDisk struct {
 	vm.Disk
@@ -92,12 +95,27 @@ func bootMachine(t *testing.T, r *rig, disks ...*machineDisk) *machine {
 	return m
 }
 
-// load writes and verifies on a disk's file system for some time.
-func (m *machine) load(d *machineDisk, limit time.Duration) error {
-	_, err := m.Do(m.t.Context(), "fio", "--name="+d.volume, "--filename="+d.dir+"/load", "--size=24M", "--rw=randwrite", "--bs=4k-64k",
-		"--ioengine=io_uring", "--iodepth=16", "--direct=1", "--fdatasync=32", "--verify=crc32c", "--verify_backlog=128", "--verify_fatal=1",
-		"--time_based", "--runtime="+strconv.Itoa(int(limit.Seconds())), "--minimal", "--randrepeat=0")
-	return err
+// load writes and verifies on a disk's file system until done is closed.
+func (m *machine) load(d *machineDisk, done <-chan struct{}) error {
+	for n := 0; !isClosed(done); n++ {
+		// Each time other content, at the same places.
+		_, err := m.Do(m.t.Context(), "fio", "--name="+d.volume, "--filename="+d.dir+"/load", "--size=24M", "--rw=randwrite", "--bs=4k-64k",
+			"--ioengine=io_uring", "--iodepth=16", "--direct=1", "--fdatasync=32", "--verify=crc32c", "--verify_backlog=128", "--verify_fatal=1",
+			"--time_based", "--runtime=6", "--minimal", "--randseed="+strconv.Itoa(n+1))
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func isClosed(done <-chan struct{}) bool {
+	select {
+	case <-done:
+		return true
+	default:
+		return false
+	}
 }
 
 // killed kills who serves an identity, and returns when all is as before: with somebody
@@ -152,16 +170,15 @@ func TestMachine(t *testing.T) {
 		m.do("mke2fs", "-q", "-F", "-t", "ext4", d.dev)
 		m.do("@mount", d.dev, d.dir)
 	}
-	limit := time.Duration(rounds) * 16 * time.Second
-	m.underLoad(loaded, probe, limit, func() {
+	m.underLoad(loaded, probe, func() {
 		for range rounds {
 			r.killed("a") // b takes over
-			time.Sleep(2 * time.Second)
+			time.Sleep(reconnect)
 			r.must("giveback", "a")
 			r.well()
-			time.Sleep(2 * time.Second)
+			time.Sleep(reconnect)
 			r.killed("b") // it is started again
-			time.Sleep(2 * time.Second)
+			time.Sleep(reconnect)
 		}
 	})
 	m.grows(loaded[0], 192<<20)
@@ -192,30 +209,38 @@ func TestMachine(t *testing.T) {
 	r.clean()
 }
 
-// underLoad runs loads on disks, and a probe, while something happens.
-func (m *machine) underLoad(loaded []*machineDisk, probe *machineDisk, limit time.Duration, f func()) {
+// underLoad runs loads on disks, and a probe, until something has happened.
+func (m *machine) underLoad(loaded []*machineDisk, probe *machineDisk, f func()) {
 	m.t.Helper()
 	var wg sync.WaitGroup
+	done := make(chan struct{})
 	errs := make([]error, len(loaded)+1)
 	for i, d := range loaded {
-		wg.Go(func() { errs[i] = m.load(d, limit) })
+		wg.Go(func() { errs[i] = m.load(d, done) })
 	}
-	var pauses wire.Probe
+	var all wire.Probe
 	wg.Go(func() {
-		out, err := m.Do(m.t.Context(), "@probe", probe.dev, fmt.Sprint(limit.Seconds()))
-		if err == nil {
-			err = json.Unmarshal([]byte(out), &pauses)
+		for !isClosed(done) && errs[len(loaded)] == nil {
+			var p wire.Probe
+			out, err := m.Do(m.t.Context(), "@probe", probe.dev, "3")
+			if err == nil {
+				err = json.Unmarshal([]byte(out), &p)
+			}
+			all.Rounds, all.Pauses = all.Rounds+p.Rounds, append(all.Pauses, p.Pauses...)
+			errs[len(loaded)] = err
 		}
-		errs[len(loaded)] = err
 	})
 	time.Sleep(time.Second)
-	f()
-	wg.Wait()
+	func() {
+		defer wg.Wait() // also when f ends the test
+		defer close(done)
+		f()
+	}()
 	if err := errors.Join(errs...); err != nil {
 		m.t.Fatal(err)
 	}
-	m.t.Logf("%d rounds of the probe, pauses of %.2f s", pauses.Rounds, pauses.Pauses)
-	if pauses.Rounds < 10 {
+	m.t.Logf("%d rounds of the probe, pauses of %.2f s", all.Rounds, all.Pauses)
+	if all.Rounds < 10 {
 		m.t.Error("the probe did next to nothing")
 	}
 }
