@@ -411,8 +411,8 @@ func (g *Guest) startServer(t *tenancy) error {
 		return err
 	}
 	t.mu.Lock()
+	defer t.mu.Unlock()
 	if t.gone {
-		t.mu.Unlock()
 		for _, l := range lns {
 			_ = l.Close()
 		}
@@ -422,9 +422,7 @@ func (g *Guest) startServer(t *tenancy) error {
 	for _, l := range lns {
 		t.wg.Go(func() { g.accept(t, srv, l) })
 	}
-	machines, st := t.vhosts, t.store
-	t.mu.Unlock()
-	machines.sync(st) // nothing if it was released meanwhile
+	t.vhosts.begin(t.store, &t.wg)
 	return nil
 }
 

@@ -51,12 +51,28 @@ func newVhosts(cfg *config.Config, identity string, log *slog.Logger) *vhosts {
 	return &vhosts{cfg: cfg, identity: identity, log: log, open: map[block.VolumeID]*vhost{}}
 }
 
-// sync brings the sockets in line with the volumes of a store, nil if there is none.
-// What cannot be had is told in the status, and tried again at the next change: the
-// volume is served by NBD all the same.
+// begin opens the sockets in the background: a pool may have thousands of volumes, and
+// whoever calls has other clients to serve. Who asks for the status waits until that
+// is done.
+func (h *vhosts) begin(st Store, wg *sync.WaitGroup) {
+	h.mu.Lock()
+	wg.Go(func() {
+		defer h.mu.Unlock()
+		h.syncLocked(st)
+	})
+}
+
+// sync brings the sockets in line with the volumes of a store.
 func (h *vhosts) sync(st Store) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.syncLocked(st)
+}
+
+// syncLocked is sync; without a store there are no volumes.
+// What cannot be had is told in the status, and tried again at the next change: the
+// volume is served by NBD all the same.
+func (h *vhosts) syncLocked(st Store) {
 	if h.closed || h.cfg.VhostUser.Off {
 		return
 	}
