@@ -155,7 +155,7 @@ func TestMachine(t *testing.T) {
 	rounds := 1
 	if os.Getenv("POLLUX_SOAK") != "" {
 		rounds = 10
-		s.Failover = append(slices.Clone(s.Failover), "crash_limit: 1000", "restart_delay: 200ms")
+		s.Failover = append(slices.Clone(s.Failover), "crash_limit: 1000", "crash_window: 5s", "restart_delay: 200ms", "restart_max: 500ms")
 	}
 	r := start(t, s)
 	probe := &machineDisk{volume: "probe", guest: "a", Disk: vm.Disk{Queues: 1}}
@@ -172,15 +172,21 @@ func TestMachine(t *testing.T) {
 	}
 	m.underLoad(loaded, probe, func() {
 		for range rounds {
-			r.killed("a") // b takes over
+			r.killed("a")
+			if by := pair.Guest(r.status(), "a").ServedBy; by != "b" {
+				t.Errorf("guest %s serves a, which was killed", by)
+			}
 			time.Sleep(reconnect)
 			r.must("giveback", "a")
 			r.well()
 			time.Sleep(reconnect)
-			r.killed("b") // it is started again
+			r.killed("b")
 			time.Sleep(reconnect)
 		}
 	})
+	if n := pair.Guest(r.status(), "b").Resumed; n != rounds {
+		t.Errorf("guest b was started again in place %d times, want %d", n, rounds)
+	}
 	m.grows(loaded[0], 192<<20)
 	m.grows(loaded[1], 192<<20)
 	for _, d := range loaded {
