@@ -217,3 +217,34 @@ func TestVhostOff(t *testing.T) {
 		t.Errorf("directory of sockets: %v", err)
 	}
 }
+
+// TestVhostExport: a pool is not exported while a machine is attached to one of its volumes,
+// unless that is forced.
+func TestVhostExport(t *testing.T) {
+	b := newBench(t)
+	b.grant("a", partner.BasisStart, 1)
+	b.expect(partner.KindServing)
+	c, ctx := b.client(), t.Context()
+	v, err := c.CreateVolume(ctx, control.VolumeCreate{Name: "v", Size: 4096, Guest: "a"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := attach(t, v.VhostUser.Socket)
+	b.attached(c, 1)
+	name := b.storage.last().Name()
+	if _, err := c.ExportPool(ctx, name, control.PoolExport{}); control.KindOf(err) != control.KindRefused || !strings.Contains(err.Error(), "--force") {
+		t.Errorf("a machine is attached: %v", err)
+	}
+	if _, err := c.ExportPool(ctx, name, control.PoolExport{Force: true}); err != nil {
+		t.Error(err)
+	}
+	_ = m.SetReadDeadline(time.Now().Add(10 * time.Second))
+	if n, err := m.Read(make([]byte, 1)); n != 0 || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the machine is not cut: %d, %v", n, err)
+	}
+	for began := time.Now(); len(b.vhostFiles()) > 0; time.Sleep(time.Millisecond) {
+		if time.Since(began) > 10*time.Second {
+			t.Fatalf("sockets %q of a pool that was exported", b.vhostFiles())
+		}
+	}
+}

@@ -73,8 +73,12 @@ func bootMachine(t *testing.T, r *rig, disks ...*machineDisk) *machine {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
+	suite, err := vm.BuildTest(t.Context(), "github.com/pollux-storage/pollux/test/vm/inside", dir)
+	if err != nil {
+		t.Fatal(err)
+	}
 	image := filepath.Join(dir, "initramfs")
-	if err := (vm.Image{Programs: []string{"mke2fs", "e2fsck", "resize2fs", "fio"}}).Write(t.Context(), k, image); err != nil {
+	if err := (vm.Image{Programs: []string{"mke2fs", "e2fsck", "resize2fs", "fio"}, Files: map[string]string{"/inside": suite}}).Write(t.Context(), k, image); err != nil {
 		t.Fatal(err)
 	}
 	var args []string
@@ -118,23 +122,27 @@ func isClosed(done <-chan struct{}) bool {
 	}
 }
 
-// killed kills who serves an identity, and returns when all is as before: with somebody
-// who serves it, its own guest in the end.
-func (r *rig) killed(identity string) {
+// struck sends a signal that ends guests, or has them fenced, at the same moment, and
+// returns when all is well again: other processes have their places.
+func (r *rig) struck(sig unix.Signal, guests ...string) {
 	r.t.Helper()
-	by := pair.Guest(r.status(), identity).ServedBy
-	h, err := r.HoldGuest(r.t.Context(), by)
-	if err != nil {
-		r.t.Fatal(err)
+	pids := map[string]int{}
+	for _, g := range guests {
+		h, err := r.HoldGuest(r.t.Context(), g)
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		defer h.Close()
+		pids[g] = h.PID
+		if err := h.Signal(sig); err != nil {
+			r.t.Fatal(err)
+		}
 	}
-	defer h.Close()
-	if err := h.Signal(unix.SIGKILL); err != nil {
-		r.t.Fatal(err)
-	}
-	pid := h.PID
 	back := func(st control.Status) string {
-		if pair.Guest(st, by).PID == pid {
-			return "guest " + by + " lives"
+		for g, pid := range pids {
+			if pair.Guest(st, g).PID == pid {
+				return "guest " + g + " lives"
+			}
 		}
 		return pair.Well(st)
 	}
@@ -143,15 +151,28 @@ func (r *rig) killed(identity string) {
 	}
 }
 
+// givenBack gives guest a what is its own, which b must have.
+func (r *rig) givenBack() {
+	r.t.Helper()
+	if by := pair.Guest(r.status(), "a").ServedBy; by != "b" {
+		r.t.Errorf("guest %s serves a, which has failed", by)
+	}
+	time.Sleep(reconnect)
+	r.must("giveback", "a")
+	r.well()
+	time.Sleep(reconnect)
+}
+
 // TestMachine: a virtual machine has file systems on volumes of a pair, as disks over
 // vhost-user with rings of each kind, and writes and verifies without end, while
 // guests are killed: of one the partner takes over, which gives back then, the other
 // is started again in place. The machine must not see more than pauses. POLLUX_SOAK=1
-// makes it 20 kills.
+// makes it 20 kills, and a guest that hangs, and both killed at once.
 func TestMachine(t *testing.T) {
 	pair.Need(t, vm.Programs("mke2fs", "e2fsck", "resize2fs", "fio")...)
 	s := small
 	s.Policies = map[string]string{"b": "restart-first"}
+	s.More = []string{"exports: {fixed: {read_only: true}}"}
 	rounds := 1
 	if os.Getenv("POLLUX_SOAK") != "" {
 		rounds = 10
@@ -165,33 +186,51 @@ func TestMachine(t *testing.T) {
 		{volume: "plain", guest: "a", Disk: vm.Disk{Queues: 1, NoEvents: true}},
 		{volume: "packed-plain", guest: "a", Disk: vm.Disk{Queues: 1, Packed: true, NoEvents: true}},
 	}
-	m := bootMachine(t, r, append(loaded, probe)...)
+	fixed := &machineDisk{volume: "fixed", guest: "b"}
+	m := bootMachine(t, r, append(loaded, probe, fixed)...)
+	for _, d := range m.disks {
+		want := "0"
+		if d == fixed {
+			want = "1"
+		}
+		if got := m.do("@sysfs", "/sys/block/"+filepath.Base(d.dev)+"/ro"); got != want {
+			t.Errorf("read-only flag of %s is %s, want %s", d.volume, got, want)
+		}
+	}
 	for _, d := range loaded {
 		m.do("mke2fs", "-q", "-F", "-t", "ext4", d.dev)
 		m.do("@mount", d.dev, d.dir)
 	}
 	m.underLoad(loaded, probe, func() {
 		for range rounds {
-			r.killed("a")
-			if by := pair.Guest(r.status(), "a").ServedBy; by != "b" {
-				t.Errorf("guest %s serves a, which was killed", by)
-			}
-			time.Sleep(reconnect)
-			r.must("giveback", "a")
-			r.well()
-			time.Sleep(reconnect)
-			r.killed("b")
+			r.struck(unix.SIGKILL, "a")
+			r.givenBack()
+			r.struck(unix.SIGKILL, "b")
 			time.Sleep(reconnect)
 		}
 	})
 	if n := pair.Guest(r.status(), "b").Resumed; n != rounds {
 		t.Errorf("guest b was started again in place %d times, want %d", n, rounds)
 	}
+	if rounds > 1 {
+		m.underLoad(loaded, probe, func() {
+			r.struck(unix.SIGSTOP, "a") // it is fenced
+			r.givenBack()
+			r.struck(unix.SIGKILL, "a", "b")
+			time.Sleep(3 * reconnect)
+		})
+	}
 	m.grows(loaded[0], 192<<20)
 	m.grows(loaded[1], 192<<20)
+	m.waits(probe)
 	for _, d := range loaded {
 		m.do("@umount", d.dir)
 		m.do("e2fsck", "-fn", d.dev)
+	}
+	m.conforms(loaded[1], "io_uring")
+	if rounds > 1 {
+		m.conforms(loaded[1], "sync")
+		m.conforms(probe, ".")
 	}
 	if bad := vm.Complaints(m.do("@log")); len(bad) > 0 {
 		t.Errorf("the machine's kernel complains:\n%s", strings.Join(bad, "\n"))
@@ -264,4 +303,33 @@ func (m *machine) grows(d *machineDisk, size int64) {
 		}
 	}
 	m.do("resize2fs", d.dev)
+}
+
+// waits takes the pair down and up, and demands that the machine waits meanwhile.
+func (m *machine) waits(probe *machineDisk) {
+	m.t.Helper()
+	ended := make(chan error, 1)
+	go func() {
+		_, err := m.Do(m.t.Context(), "@probe", probe.dev, "2")
+		ended <- err
+	}()
+	time.Sleep(300 * time.Millisecond)
+	m.r.down()
+	if left, err := os.ReadDir(m.r.Dir + "/vhost"); err != nil || len(left) > 0 {
+		m.t.Errorf("left of the sockets: %v, %v", left, err)
+	}
+	m.r.up()
+	if err := <-ended; err != nil {
+		m.t.Errorf("while the pair was down: %v", err)
+	}
+}
+
+// conforms runs the suite of drivers on a disk from inside the machine, with one of the
+// drivers for block devices, or with . for all of them.
+func (m *machine) conforms(d *machineDisk, engine string) {
+	m.t.Helper()
+	out := m.do("POLLUX_SEED="+os.Getenv("POLLUX_SEED"), "POLLUX_VM_DISK="+d.dev, "/inside", "-test.run=TestConformance/"+engine, "-test.v", "-test.timeout=100s")
+	if n := strings.Count(out, "--- PASS: TestConformance/"); n < 20 {
+		m.t.Errorf("the suite did not run on %s: %d tests\n%s", d.volume, n, out)
+	}
 }

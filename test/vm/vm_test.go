@@ -56,7 +56,8 @@ func export(t *testing.T, dir string) string {
 
 // TestForeignBackend boots a machine with a disk of another back-end: what fails here
 // is not the fault of Pollux's. The suite of HPDI drivers runs on the disk, from inside,
-// and then a file system is made and used.
+// with system calls that wait, as it does with io_uring on a disk of a pair in test/e2e; then
+// a file system is made and used.
 func TestForeignBackend(t *testing.T) {
 	if testing.Short() {
 		t.Skip("boots a virtual machine")
@@ -88,9 +89,9 @@ func TestForeignBackend(t *testing.T) {
 		}
 		return out
 	}
-	out := do("POLLUX_SEED="+os.Getenv("POLLUX_SEED"), "POLLUX_VM_DISK=/dev/vda", "/inside", "-test.v", "-test.timeout=100s")
-	if !strings.Contains(out, "--- PASS: TestConformance/sync/Random") || !strings.Contains(out, "--- PASS: TestConformance/io_uring/Random") {
-		t.Errorf("the suite did not run with both engines:\n%s", out)
+	out := do("POLLUX_SEED="+os.Getenv("POLLUX_SEED"), "POLLUX_VM_DISK=/dev/vda", "/inside", "-test.run=TestConformance/sync", "-test.v", "-test.timeout=100s")
+	if !strings.Contains(out, "--- PASS: TestConformance/sync/Random") {
+		t.Errorf("the suite did not run:\n%s", out)
 	}
 	do("mke2fs", "-q", "-F", "-t", "ext4", "/dev/vda")
 	do("@mount", "/dev/vda", "/mnt")
