@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -203,18 +202,28 @@ func (f *finder) look(path string) {
 
 // marked tells whether a file begins as a device of a pool or a copy of a mirror
 // does, at one of the places where they begin.
-func marked(path string) (bool, error) {
-	r, err := os.Open(path)
+func marked(path string) (ours bool, err error) {
+	if st, err := os.Stat(path); err != nil || st.Mode().IsRegular() && st.Size() < block.Size {
+		return false, err
+	}
+	d, err := file.Open(path, file.Options{ReadOnly: true, Direct: file.DirectOff, Engine: file.EngineSync})
 	if err != nil {
 		return false, err
 	}
-	defer r.Close()
+	r, err := hpdi.NewBlocking(d, 1)
+	if err != nil {
+		return false, errors.Join(err, d.Close())
+	}
+	defer func() { err = errors.Join(err, r.Close(), d.Close()) }()
+	first := make([]byte, block.Size)
 	for _, at := range []int64{0, 128 * block.Size} {
-		kind := make([]byte, 8)
-		if _, err := r.ReadAt(kind, at); err != nil && !errors.Is(err, io.EOF) {
+		if at >= d.Info().Size {
+			break
+		}
+		if _, err := r.ReadAt(first, at); err != nil {
 			return false, err
 		}
-		if k := ondisk.Kind(kind); k == ondisk.KindLabel || k == ondisk.KindMirror {
+		if k := ondisk.Kind(first[:8]); k == ondisk.KindLabel || k == ondisk.KindMirror {
 			return true, nil
 		}
 	}
