@@ -222,6 +222,89 @@ func TestBlockingContext(t *testing.T) {
 	must(t, plain.Close())
 }
 
+// odd is a memory device that tells of its blocks as a test wants it.
+type odd struct {
+	hpdi.Device
+	info  hpdi.Info
+	tell  func(r *hpdi.Request)
+	queue error
+}
+
+type oddQueue struct {
+	hpdi.Queue
+	d *odd
+}
+
+func (d *odd) Info() hpdi.Info { return d.info }
+
+func (d *odd) NewQueue(depth int) (hpdi.Queue, error) {
+	if d.queue != nil {
+		return nil, d.queue
+	}
+	q, err := d.Device.NewQueue(depth)
+	return &oddQueue{q, d}, err
+}
+
+func (q *oddQueue) Submit(reqs ...*hpdi.Request) error {
+	err := q.Queue.Submit(reqs...)
+	for _, r := range reqs {
+		if r.Op == hpdi.OpStatus {
+			r.Extents = r.Extents[:0]
+			q.d.tell(r)
+		}
+	}
+	return err
+}
+
+// Block status that comes in pieces is put together, and one that does not come is an error.
+func TestBlockingStatusOfOddDevices(t *testing.T) {
+	d, err := mem.New("disk", 1<<20)
+	must(t, err)
+	o := &odd{Device: d, info: d.Info()}
+	b := blocking(t, o, 1)
+	o.tell = func(r *hpdi.Request) { r.AddExtent(4096, hpdi.Zero) } // a block at a time
+	if all, err := b.Status(t.Context(), 0, 16384, nil); err != nil || !slices.Equal(all, []hpdi.Extent{{Length: 16384, State: hpdi.Zero}}) {
+		t.Errorf("%v, %v", all, err)
+	}
+	o.tell = func(*hpdi.Request) {}
+	if _, err := b.Status(t.Context(), 4096, 8192, nil); !errors.Is(err, hpdi.ErrIO) || !strings.Contains(err.Error(), "8192 bytes at 4096 told nothing") {
+		t.Errorf("one that tells nothing: %v", err)
+	}
+	n := 0
+	o.tell = func(r *hpdi.Request) {
+		if n++; n == 2 {
+			r.Err = hpdi.ErrDisconnected
+		}
+		r.AddExtent(4096, hpdi.Hole)
+	}
+	all, err := b.Status(t.Context(), 0, 8192, nil)
+	if !errors.Is(err, hpdi.ErrDisconnected) || !slices.Equal(all, []hpdi.Extent{{Length: 4096, State: hpdi.Hole}}) {
+		t.Errorf("one that fails halfway: %v, %v", all, err)
+	}
+}
+
+// Where there are no durable writes a flush takes their place.
+func TestBlockingDurable(t *testing.T) {
+	d, err := mem.New("disk", 1<<20)
+	must(t, err)
+	o := &odd{Device: d, info: d.Info()}
+	o.info.Durable = false
+	b := blocking(t, o, 1)
+	must(t, b.WriteDurable(t.Context(), bytes.Repeat([]byte{3}, 4096), 0))
+	got := make([]byte, 4096)
+	n, err := b.ReadAt(got, 0)
+	if must(t, err); n != 4096 || got[4095] != 3 {
+		t.Errorf("%d bytes, the last one %d", n, got[4095])
+	}
+	o.queue = errors.New("no queue is left")
+	c, err := hpdi.NewBlocking(o, 1)
+	must(t, err)
+	if err := c.Flush(t.Context()); !errors.Is(err, o.queue) {
+		t.Errorf("without a queue: %v", err)
+	}
+	must(t, c.Close())
+}
+
 // A queue that breaks is not used again, and closing the view ends it.
 func TestBlockingBreaks(t *testing.T) {
 	d := &hung{info: hpdi.Info{Name: "disk", Size: 1 << 20, BlockSize: 512}, broken: errors.New("the ring is gone"), started: make(chan struct{}, 9)}

@@ -234,6 +234,139 @@ func TestErrors(t *testing.T) {
 	}
 }
 
+// broken is a device whose queues fail as queues may.
+type broken struct {
+	hpdi.Device
+	at string
+}
+
+type brokenQueue struct {
+	hpdi.Queue
+	at string
+	n  int
+}
+
+var errBroken = errors.New("the ring is gone")
+
+func (d broken) NewQueue(depth int) (hpdi.Queue, error) {
+	if d.at == "open" {
+		return nil, errBroken
+	}
+	q, err := d.Device.NewQueue(depth)
+	return &brokenQueue{Queue: q, at: d.at}, err
+}
+
+func (d broken) Register(mem []byte) error {
+	if d.at == "register" {
+		return errBroken
+	}
+	return d.Device.Register(mem)
+}
+
+func (q *brokenQueue) Submit(reqs ...*hpdi.Request) error {
+	if q.n++; q.at == "submit" && q.n == 5 {
+		return errBroken
+	}
+	return q.Queue.Submit(reqs...)
+}
+
+func (q *brokenQueue) Wait(least int, done []*hpdi.Request) ([]*hpdi.Request, error) {
+	if q.at == "wait" && q.n >= 5 {
+		return done, errBroken
+	}
+	return q.Queue.Wait(least, done)
+}
+
+// A queue that breaks, on either side, ends the copy with its error.
+func TestBrokenQueues(t *testing.T) {
+	for _, at := range []string{"open", "register", "submit", "wait"} {
+		for _, target := range []bool{false, true} {
+			src, dst := memory(t, "from", size), memory(t, "to", size)
+			write(t, src, 0, bytes.Repeat([]byte{1}, size))
+			from, to, name := hpdi.Device(broken{src, at}), dst, "from"
+			if target {
+				from, to, name = src, hpdi.Device(broken{dst, at}), "to"
+			}
+			r, err := Copy(t.Context(), from, to, Options{Piece: 4096})
+			if !errors.Is(err, errBroken) || !strings.HasPrefix(err.Error(), name+":") || r.Copied > 64*4096 {
+				t.Errorf("%s breaks at %s, %d bytes copied: %v", name, at, r.Copied, err)
+			}
+		}
+	}
+}
+
+// told is a device that tells of its blocks what a test says.
+type told struct {
+	hpdi.Device
+	block int
+	tell  []hpdi.Extent
+}
+
+type toldQueue struct {
+	hpdi.Queue
+	d told
+}
+
+func (d told) Info() hpdi.Info {
+	i := d.Device.Info()
+	i.Status, i.BlockSize = true, d.block
+	return i
+}
+
+func (d told) NewQueue(depth int) (hpdi.Queue, error) {
+	q, err := d.Device.NewQueue(depth)
+	return &toldQueue{q, d}, err
+}
+
+func (q *toldQueue) Submit(reqs ...*hpdi.Request) error {
+	for _, r := range reqs {
+		if r.Op != hpdi.OpStatus {
+			continue
+		}
+		r.Op, r.Length = hpdi.OpFlush, 0 // it is answered here
+		at := int64(0)
+		for _, e := range q.d.tell {
+			if at += e.Length; at > r.Offset && len(r.Extents) < cap(r.Extents) {
+				r.Extents = append(r.Extents, hpdi.Extent{Length: at - max(r.Offset, at-e.Length), State: e.State})
+			}
+		}
+	}
+	return q.Queue.Submit(reqs...)
+}
+
+// Where a source has smaller blocks than the target, a block of the target in which a
+// border lies is copied.
+func TestBordersInBlocks(t *testing.T) {
+	src := blocktest.NewCrashWith(blocktest.CrashOptions{Name: "from", Size: 64 << 10, BlockSize: 512})
+	write(t, src, 512, bytes.Repeat([]byte{1}, 512))
+	write(t, src, 9*512, bytes.Repeat([]byte{2}, 512))
+	write(t, src, 24*512, bytes.Repeat([]byte{3}, 512))
+	d := told{Device: src, block: 512, tell: []hpdi.Extent{
+		{Length: 512, State: hpdi.Hole}, {Length: 512}, {Length: 7 * 512, State: hpdi.Zero}, {Length: 512}, {Length: 6 * 512, State: hpdi.Hole},
+		{Length: 8 * 512, State: hpdi.Zero}, {Length: 512}, {Length: 103 * 512, State: hpdi.Hole},
+	}}
+	dst := memory(t, "to", 64<<10)
+	write(t, dst, 0, bytes.Repeat([]byte{9}, 64<<10))
+	r, err := Copy(t.Context(), d, dst, Options{Verify: true})
+	must(t, err)
+	if !bytes.Equal(content(t, dst), content(t, src)) {
+		t.Error("the target holds something else")
+	}
+	if r.Copied != 3*4096 || r.Zeroed != 64<<10-3*4096 {
+		t.Errorf("%+v", r)
+	}
+	// One that tells of less than a block at a time is data to it.
+	d.tell = []hpdi.Extent{{Length: 512, State: hpdi.Hole}}
+	for len(d.tell) < 128 {
+		d.tell = append(d.tell, hpdi.Extent{Length: 512, State: hpdi.ExtentState(len(d.tell) % 2)})
+	}
+	short := told{Device: d, block: 512, tell: d.tell}
+	write(t, dst, 0, bytes.Repeat([]byte{9}, 64<<10))
+	if r, err = Copy(t.Context(), short, dst, Options{}); err != nil || r.Copied != 64<<10 || !bytes.Equal(content(t, dst), content(t, src)) {
+		t.Errorf("%+v, %v", r, err)
+	}
+}
+
 // A copy ends when its context does, also when the device answers nothing.
 func TestCanceled(t *testing.T) {
 	src, dst := memory(t, "from", size), memory(t, "to", size)
