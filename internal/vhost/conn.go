@@ -72,8 +72,8 @@ func (c *Conn) Receive(m *Message) error {
 	size := ne.Uint32(m.head[8:])
 	var err error
 	switch {
-	case m.Flags&versionMask != version:
-		err = fmt.Errorf("%v of version %d of the protocol, version %d is spoken here: %w", m.Request, m.Flags&versionMask, version, ErrProtocol)
+	case m.Flags&spokenMask != spoken:
+		err = fmt.Errorf("%v of version %d of the protocol, version %d is spoken here: %w", m.Request, m.Flags&spokenMask, spoken, ErrProtocol)
 	case size > MaxPayload:
 		err = fmt.Errorf("%v of %d bytes, at most %d are possible: %w", m.Request, size, MaxPayload, ErrProtocol)
 	default:
@@ -150,7 +150,7 @@ func (c *Conn) Send(r Request, flags uint32, payload []byte, files ...int) error
 		return fmt.Errorf("send %v: %d bytes and %d descriptors, at most %d and %d are possible", r, len(payload), len(files), MaxPayload, MaxFiles)
 	}
 	b := make([]byte, 0, HeaderBytes+MaxPayload)
-	b = ne.AppendUint32(ne.AppendUint32(b, uint32(r)), flags|version)
+	b = ne.AppendUint32(ne.AppendUint32(b, uint32(r)), flags|spoken)
 	b = append(ne.AppendUint32(b, uint32(len(payload))), payload...)
 	var oob []byte
 	if len(files) > 0 {

@@ -103,8 +103,8 @@ func ProtocolSet(numbers ...uint) ProtocolFeatures {
 
 // Flags of a message.
 const (
-	version       uint32 = 1
-	versionMask   uint32 = 3
+	spoken        uint32 = 1 // version of the protocol
+	spokenMask    uint32 = 3
 	FlagReply     uint32 = 1 << 2 // the message answers one of that type
 	FlagNeedReply uint32 = 1 << 3 // the receiver is to answer with a U64, 0 for success (with PReplyAck)
 )
