@@ -38,6 +38,11 @@ var elsewhere = map[planted.Fault]string{
 	planted.RingTakenEarly:       "TestPlantedHere of internal/ring",
 	planted.RingUnordered:        "TestPlantedHere of internal/ring",
 	planted.RingRunsCompleted:    "TestPlantedHere of internal/ring",
+	planted.InflightBatchIgnored: "TestPlantedHere of internal/export/vhostuser",
+	planted.InflightTailKept:     "TestPlantedHere of internal/export/vhostuser",
+	planted.InflightCounterReset: "TestPlantedHere of internal/export/vhostuser",
+	planted.InflightClearedEarly: "TestPlantedHere of internal/export/vhostuser",
+	planted.InflightRunAgain:     "TestPlantedHere of internal/export/vhostuser",
 }
 
 // TestPlanted gives the program each planted fault in turn and looks how many

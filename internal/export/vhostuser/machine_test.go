@@ -54,6 +54,8 @@ type vq struct {
 	status     map[int]byte
 	wrote      map[int]uint32
 	chain      [8]virtio.Buffer
+	poll       [1]unix.PollFd
+	count      [8]byte
 }
 
 type setup struct {
@@ -337,8 +339,7 @@ func (q *vq) publish() {
 }
 
 func (q *vq) notify() {
-	one := [8]byte{1}
-	_, _ = unix.Write(q.kick, one[:])
+	_, _ = unix.Write(q.kick, one)
 }
 
 // pop takes completions from the ring.
@@ -378,11 +379,15 @@ func (q *vq) wait(id int) byte {
 		if !q.drv.Arm(1) {
 			continue
 		}
-		p := []unix.PollFd{{Fd: int32(q.call), Events: unix.POLLIN}}
-		if n, _ := unix.Poll(p, 100); n > 0 {
-			var b [8]byte
-			_, _ = unix.Read(q.call, b[:])
-		}
+		q.called()
+	}
+}
+
+// called waits for the server's notice, for a while.
+func (q *vq) called() {
+	q.poll[0] = unix.PollFd{Fd: int32(q.call), Events: unix.POLLIN}
+	if n, _ := unix.Poll(q.poll[:], 100); n > 0 {
+		_, _ = unix.Read(q.call, q.count[:])
 	}
 }
 

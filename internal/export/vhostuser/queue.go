@@ -411,15 +411,17 @@ func (q *queue) finishOne(r *request) {
 	q.finish(append(q.done[:0], r))
 }
 
+// one is what an eventfd is written to count one more.
+var one = []byte{1, 0, 0, 0, 0, 0, 0, 0}
+
 // notify tells the driver of what was completed, if it wants to know.
 func (q *queue) notify() {
 	fd := q.call.Load()
 	if fd < 0 || !q.dev.NeedNotice() {
 		return
 	}
-	one := [8]byte{1}
 	q.c.s.count.calls.Add(1)
-	_, _ = unix.Write(int(fd), one[:]) // EAGAIN: its counter is full, so the driver will look
+	_, _ = unix.Write(int(fd), one) // EAGAIN: its counter is full, so the driver will look
 }
 
 // drop forgets a worker's request that is not completed: it stays in flight for the driver.
@@ -462,8 +464,7 @@ func (q *queue) abandon() {
 func (q *queue) broken(err error) {
 	err = fmt.Errorf("queue %d: %w", q.index, err)
 	if q.errFD >= 0 && !errors.Is(err, errGone) {
-		one := [8]byte{1}
-		_, _ = unix.Write(q.errFD, one[:])
+		_, _ = unix.Write(q.errFD, one)
 	}
 	q.c.cut(err)
 }
