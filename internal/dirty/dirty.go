@@ -63,7 +63,7 @@ type Set struct {
 	due      int64        // so many in use make a consistency point due
 	prints   []uint64     // of what extents hold, see SetPrint
 	tags     *session.Table
-	full     func()       // called, without locks, when somebody has to wait for room
+	full     func() // called, without locks, when somebody has to wait for room
 
 	mu     sync.RWMutex
 	active *Generation

@@ -69,7 +69,7 @@ type checker struct {
 	log        logReader // nil when nothing is in a log
 	// lookSessions says what is damaged in the table of sessions, or cannot be.
 	lookSessions func() []error
-	window     uint64    // blocks that are recounted at once
+	window       uint64 // blocks that are recounted at once
 	// pass runs fn unless the pool was closed.
 	pass func(fn func() error) error
 
