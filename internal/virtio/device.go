@@ -2,9 +2,9 @@ package virtio
 
 import "fmt"
 
-// MaxChain is the most descriptors that a request may have, those of an indirect table
-// among them.
-const MaxChain = 1024
+// MaxChain is the most pieces of memory that a request may have, those of an indirect table
+// among them: twice what devices here offer, for where a piece lies in two slots.
+const MaxChain = 256
 
 // Device is the device's side of a virtqueue. It is of one goroutine.
 //

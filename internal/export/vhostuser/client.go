@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/semaphore"
 	"golang.org/x/sys/unix"
 
 	"github.com/pollux-storage/pollux/internal/block"
@@ -46,6 +47,7 @@ type client struct {
 	writeback atomic.Bool
 	dirty     atomic.Pointer[dirtyLog]
 	pool      pool
+	share     *semaphore.Weighted // of the operation log, for writes that wait
 
 	mu   sync.Mutex // guards back and sending on it
 	back *net.UnixConn
@@ -58,6 +60,7 @@ func newClient(s *Server, conn *net.UnixConn, id uint64) *client {
 	}
 	c.ctx, c.cancel = context.WithCancelCause(context.Background())
 	c.writeback.Store(true)
+	c.share = semaphore.NewWeighted(maxStaged)
 	c.pool.init(c, s.o.Workers)
 	c.queues = make([]*queue, s.o.Queues)
 	for i := range c.queues {
@@ -70,7 +73,10 @@ func newClient(s *Server, conn *net.UnixConn, id uint64) *client {
 func (c *client) serve(ctx context.Context) error {
 	defer c.s.gone(c)
 	stop := context.AfterFunc(ctx, func() { c.cut(context.Cause(ctx)) })
-	c.log.Info("vhost-user: connected")
+	loud := c.s.loud()
+	if loud {
+		c.log.Info("vhost-user: connected")
+	}
 	err := c.messages()
 	_ = stop()
 	if why := c.leaving.Load(); why != nil {
@@ -82,10 +88,14 @@ func (c *client) serve(ctx context.Context) error {
 	c.end()
 	switch {
 	case err == nil, errors.Is(err, ErrServerClosed), lost(err), errors.Is(err, context.Canceled):
-		c.log.Info("vhost-user: disconnected", "why", why(err))
+		if loud {
+			c.log.Info("vhost-user: disconnected", "why", why(err))
+		}
 	default:
 		c.s.count.disconnects.Add(1)
-		c.log.Warn("vhost-user: connection cut", "error", err)
+		if loud {
+			c.log.Warn("vhost-user: connection cut", "error", err)
+		}
 	}
 	return err
 }
@@ -246,7 +256,7 @@ func (c *client) writethrough(f virtio.Features) bool {
 	return !f.Has(virtio.BlkFlush) || f.Has(virtio.BlkConfigWCE) && !c.writeback.Load()
 }
 
-// session returns the tag of a submission.
+// tag returns the tag of a submission, none without a session.
 func (t *tracking) tag(queue int, slot uint16, counter uint64) block.Tag {
 	if t.session == nil {
 		return block.Tag{}

@@ -105,7 +105,7 @@ func crashRound(t testing.TB, m *machine, rng *rand.Rand, model *model) {
 		}
 		if r.try() {
 			did = append(did, r)
-		} else if err := r.do(t.Context()); err == nil {
+		} else if err := r.do(t.Context(), new(scratch)); err == nil {
 			did = append(did, r)
 		}
 	}

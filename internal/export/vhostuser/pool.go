@@ -64,12 +64,13 @@ func (p *pool) take() *request {
 
 func (p *pool) work() {
 	debug.SetPanicOnFault(true)
+	var s scratch
 	for {
 		r := p.take()
 		if r == nil {
 			return
 		}
-		if err := p.do(r); err != nil {
+		if err := p.do(r, &s); err != nil {
 			p.c.cut(err) // first, so that nobody takes the queue for one that is done
 			r.q.drop(r)
 		}
@@ -77,7 +78,7 @@ func (p *pool) work() {
 }
 
 // do does a request and completes it. Its error ends the connection.
-func (p *pool) do(r *request) (err error) {
+func (p *pool) do(r *request, s *scratch) (err error) {
 	defer func() {
 		if e := fault(recover()); e != nil {
 			err = fmt.Errorf("queue %d: %w", r.q.index, e)
@@ -86,7 +87,7 @@ func (p *pool) do(r *request) (err error) {
 			r.abort()
 		}
 	}()
-	if err := r.do(p.c.ctx); err != nil {
+	if err := r.do(p.c.ctx, s); err != nil {
 		return err
 	}
 	r.q.finishOne(r)

@@ -44,7 +44,8 @@ type queue struct {
 	dirty    *dirtyLog // nil while nothing is logged
 	subs     []vhost.Submission
 	poller   spin.Poller
-	current  *request    // that execute is at
+	current  *request // that try is at
+	nap      time.Duration
 	stopping atomic.Bool // no more requests are taken
 	running  bool        // of the goroutine that answers messages
 
@@ -61,6 +62,7 @@ type queue struct {
 	free     []*request
 	done     []*request // of one batch
 	complete completion
+	scratch  scratch
 }
 
 func newQueue(c *client, index int) *queue {
@@ -287,6 +289,7 @@ func (q *queue) loop() {
 			return
 		}
 		if n > 0 || q.poller.Poll(ready) {
+			q.nap = 50 * time.Microsecond
 			continue
 		}
 		if !q.want(true) {
@@ -309,7 +312,8 @@ func (q *queue) sleep() {
 	if q.raw == nil {
 		// The front-end wants the ring to be looked at. How often is between its latency
 		// and a processor.
-		time.Sleep(100 * time.Microsecond)
+		time.Sleep(min(q.nap, time.Millisecond))
+		q.nap += 50 * time.Microsecond
 		return
 	}
 	if q.wait.wait(q.raw) {

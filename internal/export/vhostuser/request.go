@@ -25,7 +25,6 @@ type request struct {
 	written uint32      // bytes of the driver's memory that were written
 	write   block.Write // staged, until it is committed
 	flush   bool        // committed, and to be flushed
-	scratch []byte      // private memory, of files that may become shorter
 }
 
 // forget drops what refers to the driver's memory.
@@ -191,7 +190,7 @@ func (r *request) tryPiece(p []byte, off int64) (bool, error) {
 		return v.TryRead(p, off)
 	}
 	for len(p) > 0 {
-		b := r.private(min(len(p), pieceBytes))
+		b := r.q.scratch.bytes(min(len(p), pieceBytes))
 		if ok, err := v.TryRead(b, off); !ok || err != nil {
 			return false, err
 		}
@@ -201,12 +200,15 @@ func (r *request) tryPiece(p []byte, off int64) (bool, error) {
 	return true, nil
 }
 
-// private returns n bytes of the request's own memory.
-func (r *request) private(n int) []byte {
-	if cap(r.scratch) < n {
-		r.scratch = make([]byte, max(n, block.Size))
+// scratch is private memory that what is read passes through.
+type scratch []byte
+
+// bytes returns n bytes of it.
+func (s *scratch) bytes(n int) []byte {
+	if len(*s) < n {
+		*s = make([]byte, max(n, 4*block.Size))
 	}
-	return r.scratch[:n]
+	return (*s)[:n]
 }
 
 func (r *request) tryWrite() bool {
@@ -233,12 +235,25 @@ func (r *request) tryWrite() bool {
 		r.fail("write", err)
 		return true
 	case !ok:
-		r.write = w
+		r.hold(w)
 		return false
 	}
 	r.flush = r.q.c.writethrough(r.q.features)
 	return !r.flush
 }
+
+// hold keeps a staged write that has to wait, unless the connection's share of the operation
+// log is in use: then a worker stages it anew.
+func (r *request) hold(w block.Write) {
+	if !r.q.c.share.TryAcquire(r.bytes) {
+		w.Abort()
+		return
+	}
+	r.write = w
+}
+
+// maxStaged is how many bytes of a connection may be staged and wait to be committed.
+const maxStaged = 2 * block.MaxIO
 
 // receive copies the data into a staged write, which is the request's meanwhile, so that it
 // is not lost with the driver's memory.
@@ -315,11 +330,11 @@ func (r *request) checkRange() bool {
 
 // do does a request that may have to wait. Its error says that the request is not to be
 // completed.
-func (r *request) do(ctx context.Context) error {
+func (r *request) do(ctx context.Context, s *scratch) error {
 	what, err := "", error(nil)
 	switch r.kind {
 	case virtio.BlkIn:
-		what, err = "read", r.read(ctx)
+		what, err = "read", r.read(ctx, s)
 	case virtio.BlkOut:
 		what, err = "write", r.commit(ctx)
 	case virtio.BlkFlushCache:
@@ -343,8 +358,8 @@ func (r *request) do(ctx context.Context) error {
 
 // read reads through private memory: what a device gives is compared with its checksum,
 // which the driver must not be able to change meanwhile.
-func (r *request) read(ctx context.Context) error {
-	b := r.private(int(min(r.bytes, pieceBytes)))
+func (r *request) read(ctx context.Context, s *scratch) error {
+	b := s.bytes(int(min(r.bytes, pieceBytes)))
 	off, end := r.off, r.off+r.bytes
 	data := r.data
 	for off < end {
@@ -368,16 +383,7 @@ func (r *request) read(ctx context.Context) error {
 func (r *request) commit(ctx context.Context) error {
 	v := r.q.c.s.o.Volume
 	if !r.flush {
-		w := r.write
-		if w == nil {
-			var err error
-			if w, err = v.Stage(ctx, r.off, int(r.bytes)); err != nil {
-				return err
-			}
-			r.receive(w)
-		}
-		r.write = nil
-		if err := w.Commit(ctx); err != nil {
+		if err := r.publish(ctx); err != nil {
 			return err
 		}
 	}
@@ -385,6 +391,27 @@ func (r *request) commit(ctx context.Context) error {
 		return v.Flush(ctx)
 	}
 	return nil
+}
+
+// publish commits a write that hold has kept, or that is not staged.
+func (r *request) publish(ctx context.Context) error {
+	share := r.q.c.share
+	if r.write == nil {
+		if err := share.Acquire(ctx, r.bytes); err != nil {
+			return err
+		}
+	}
+	defer share.Release(r.bytes)
+	if r.write == nil {
+		w, err := r.q.c.s.o.Volume.Stage(ctx, r.off, int(r.bytes))
+		if err != nil {
+			return err
+		}
+		r.receive(w)
+	}
+	w := r.write
+	r.write = nil
+	return w.Commit(ctx)
 }
 
 // zero does a discard or a write of zeroes.

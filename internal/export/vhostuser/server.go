@@ -25,6 +25,8 @@ type Server struct {
 	clients   map[*client]struct{}
 	changed   chan struct{} // closed and replaced when a connection ends
 	ids       uint64
+	told      time.Time // begin of the present second of the log
+	lines     int       // connections that the log has heard of in it
 }
 
 // counters are the sums of Stats.
@@ -105,6 +107,9 @@ func (s *Server) accept(ctx context.Context, l *net.UnixListener, wg *sync.WaitG
 			c, err := s.admit(conn)
 			if err != nil {
 				_ = conn.Close()
+				if !s.loud() {
+					continue
+				}
 				s.o.Log.Warn("vhost-user: connection refused", "volume", s.o.Volume.Info().Name, "error", err)
 				continue
 			}
@@ -145,6 +150,18 @@ func (s *Server) admit(conn *net.UnixConn) (*client, error) {
 	c := newClient(s, conn, s.ids)
 	s.clients[c] = struct{}{}
 	return c, nil
+}
+
+// loud reports whether the log shall hear of one more connection: whoever connects without
+// end shall not fill it.
+func (s *Server) loud() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if now := time.Now(); now.Sub(s.told) >= time.Second {
+		s.told, s.lines = now, 0
+	}
+	s.lines++
+	return s.lines <= 10
 }
 
 func (s *Server) gone(c *client) {

@@ -362,6 +362,46 @@ func TestWorkers(t *testing.T) {
 	}
 }
 
+// A machine whose writes wait has a bounded share of the operation log.
+func TestShare(t *testing.T) {
+	v := nbdtest.New("vol", volumeBytes)
+	full := make(chan struct{})
+	v.Hook = func(ctx context.Context, op nbdtest.Op, _, _ int64) error {
+		switch op {
+		case nbdtest.OpTryCommit:
+			return nbdtest.ErrWouldWait
+		case nbdtest.OpCommit:
+			<-full
+		}
+		return nil
+	}
+	s, _ := newServer(t, Options{Volume: v})
+	m := newMachine(t, s, setup{features: disk, size: 128})
+	m.start()
+	q := m.vqs[0]
+	const n, each = 20, 8 << 20
+	var ids []int
+	for range n {
+		ids = append(ids, q.queue(virtio.BlkOut, 0, false, buffer{dataStart, each}))
+	}
+	q.publish()
+	for i := 0; s.Stats().InFlight < n || v.Staged() < maxStaged/each; i++ {
+		if time.Sleep(time.Millisecond); i > 5000 {
+			t.Fatalf("%d requests in flight, %d staged", s.Stats().InFlight, v.Staged())
+		}
+	}
+	time.Sleep(5 * time.Millisecond)
+	if got := v.Staged(); got > maxStaged/each {
+		t.Errorf("%d writes of %d bytes are staged", got, each)
+	}
+	close(full)
+	for _, id := range ids {
+		if code := q.wait(id); code != virtio.BlkOK {
+			t.Errorf("status %d", code)
+		}
+	}
+}
+
 // A volume that goes away is no failed disk: the connection is cut, the request stays.
 func TestVolumeLost(t *testing.T) {
 	for _, op := range []nbdtest.Op{nbdtest.OpTryRead, nbdtest.OpTryStage, nbdtest.OpTryCommit, nbdtest.OpFlush, nbdtest.OpTrim} {
