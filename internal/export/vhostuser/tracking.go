@@ -22,31 +22,21 @@ type tracking struct {
 	session block.Session
 }
 
-// getInflightFD makes a new area, with a new session.
+// getInflightFD makes a new area, with a new session, which counts at once. Most front-ends
+// give it back by SET_INFLIGHT_FD right afterwards.
 func (c *client) getInflightFD(m *vhost.Message, r *reply) error {
 	v, err := c.inflightShape(m)
 	if err != nil {
 		return err
 	}
 	packed := c.features.Has(virtio.FRingPacked)
-	size := vhost.AreaBytes(int(v.Queues), int(v.QueueSize), packed)
-	fd, err := unix.MemfdCreate("pollux in-flight", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	v.Size, v.Offset = uint64(vhost.AreaBytes(int(v.Queues), int(v.QueueSize), packed)), 0
+	fd, err := sealedFile("pollux in-flight", int64(v.Size))
 	if err != nil {
 		return fmt.Errorf("make an in-flight area: %w", err)
 	}
 	r.files = append(r.files, fd) // closed when it was sent
-	if err := unix.Ftruncate(fd, int64(size)); err != nil {
-		return fmt.Errorf("make an in-flight area of %d bytes: %w", size, err)
-	}
-	if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_SEAL); err != nil {
-		return fmt.Errorf("seal an in-flight area: %w", err)
-	}
-	mem, err := unix.Mmap(fd, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
-	if err != nil {
-		return fmt.Errorf("map an in-flight area of %d bytes: %w", size, err)
-	}
-	defer func() { _ = unix.Munmap(mem) }()
-	a, err := vhost.OpenArea(mem, int(v.Queues), int(v.QueueSize), packed)
+	t, err := c.mapArea(fd, v)
 	if err != nil {
 		return err
 	}
@@ -54,10 +44,25 @@ func (c *client) getInflightFD(m *vhost.Message, r *reply) error {
 	for binary.LittleEndian.Uint64(id[:]) == 0 {
 		_, _ = rand.Read(id[:]) // which does not fail
 	}
-	a.Format(binary.LittleEndian.Uint64(id[:]))
-	v.Size, v.Offset = uint64(size), 0
+	t.area.Format(binary.LittleEndian.Uint64(id[:]))
 	r.payload = v.Append(nil)
-	return nil
+	return c.track(t)
+}
+
+// sealedFile makes memory of n bytes that can be shared, and cannot change its size.
+func sealedFile(name string, n int64) (int, error) {
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	if err != nil {
+		return -1, err
+	}
+	if err = unix.Ftruncate(fd, n); err == nil {
+		_, err = unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_SEAL)
+	}
+	if err != nil {
+		_ = unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
 }
 
 // inflightShape reads the description of an area.
@@ -71,6 +76,11 @@ func (c *client) inflightShape(m *vhost.Message) (vhost.Inflight, error) {
 	}
 	if v.Queues == 0 || int(v.Queues) > c.s.o.Queues || v.QueueSize == 0 || int(v.QueueSize) > c.s.o.QueueSize {
 		return v, fmt.Errorf("%w: an in-flight area for %d queues of %d descriptors, at most %d of %d are possible", errRule, v.Queues, v.QueueSize, c.s.o.Queues, c.s.o.QueueSize)
+	}
+	for _, q := range c.queues {
+		if q.running {
+			return v, fmt.Errorf("%w: an in-flight area while queue %d runs", errRule, q.index)
+		}
 	}
 	return v, nil
 }
@@ -86,49 +96,53 @@ func (c *client) setInflightFD(m *vhost.Message, _ *reply) error {
 		return err
 	}
 	defer closeAll(fds)
-	for _, q := range c.queues {
-		if q.running {
-			return fmt.Errorf("%w: an in-flight area while queue %d runs", errRule, q.index)
-		}
-	}
-	i, err := inspect(fds[0])
+	t, err := c.mapArea(fds[0], v)
 	if err != nil {
 		return err
+	}
+	return c.track(t)
+}
+
+// mapArea maps an area. The descriptor stays the caller's.
+func (c *client) mapArea(fd int, v vhost.Inflight) (tracking, error) {
+	i, err := inspect(fd)
+	if err != nil {
+		return tracking{}, err
 	}
 	packed := c.features.Has(virtio.FRingPacked)
 	need := vhost.AreaBytes(int(v.Queues), int(v.QueueSize), packed)
 	if !i.sealed || v.Size != uint64(need) {
-		return fmt.Errorf("%w: an in-flight area of %d bytes, sealed %t, not the one of %d bytes that Pollux makes for %d queues of %d descriptors: the disk must be attached anew",
+		return tracking{}, fmt.Errorf("%w: an in-flight area of %d bytes, sealed %t, not the one of %d bytes that Pollux makes for %d queues of %d descriptors: the disk must be attached anew",
 			errRule, v.Size, i.sealed, need, v.Queues, v.QueueSize)
 	}
 	var t tracking
 	var mem []byte
-	if t.mapping, mem, err = mapFile(fds[0], i, v.Offset, v.Size); err != nil {
-		return fmt.Errorf("in-flight area: %w", err)
+	if t.mapping, mem, err = mapFile(fd, i, v.Offset, v.Size); err != nil {
+		return tracking{}, fmt.Errorf("in-flight area: %w", err)
 	}
-	if t.area, err = vhost.OpenArea(mem, int(v.Queues), int(v.QueueSize), packed); err == nil {
-		err = t.open(c, int(v.Queues), int(v.QueueSize))
+	if t.area, err = vhost.OpenArea(mem, int(v.Queues), int(v.QueueSize), packed); err != nil {
+		unmap(t.mapping)
 	}
+	return t, err
+}
+
+// track takes another area, and finds or makes the session that it names.
+func (c *client) track(t tracking) error {
+	id, err := t.area.Session()
 	if err != nil {
 		unmap(t.mapping)
 		return err
 	}
-	idle := true
+	t.id = block.SessionID(id)
+	// What the queues had in the area before is done, for none runs. The same session goes
+	// on if the same area comes back.
+	idle := t.id != c.inflight.id
 	for _, q := range c.queues {
 		idle = idle && q.retired()
 		q.split, q.packed, q.track = nil, nil, nil
 	}
-	c.inflight.replace(t, idle)
-	return nil
-}
-
-// open finds or makes the session that the area names.
-func (t *tracking) open(c *client, queues, slots int) error {
-	id, err := t.area.Session()
-	if err != nil {
-		return err
-	}
-	t.id = block.SessionID(id)
+	c.inflight.close(idle)
+	queues, slots := t.area.Shape()
 	t.session, err = c.s.o.Volume.OpenSession(c.ctx, t.id, queues, slots)
 	if errors.Is(err, block.ErrUnsupported) {
 		// The volume does not know what it has done: what was in flight is run again.
@@ -136,21 +150,11 @@ func (t *tracking) open(c *client, queues, slots int) error {
 		t.session, err = nil, nil
 	}
 	if err != nil {
+		unmap(t.mapping)
 		return fmt.Errorf("session %016x of the in-flight area: %w", id, err)
 	}
+	c.inflight = t
 	return nil
-}
-
-// replace takes another area. Nothing is in flight if idle.
-func (t *tracking) replace(by tracking, idle bool) {
-	if t.id == by.id {
-		// The same comes back after the queues were stopped: it is open still.
-		unmap(t.mapping)
-		*t = by
-		return
-	}
-	t.close(idle)
-	*t = by
 }
 
 // close ends with the area: for ever, if nothing is in flight and all queues were left in
