@@ -36,7 +36,10 @@ type device struct {
 	dead   atomic.Bool
 	death  sync.Once // sets err, then dead
 	err    error
+	ending sync.Once      // of broken
+	tasks  sync.WaitGroup // that of broken
 	closed atomic.Bool
+	life   sync.RWMutex // held where the ring must stay mapped, by whoever has no queue
 
 	mu     sync.Mutex // guards the following, setting closed, and replacing table
 	link   *core.Link
@@ -226,19 +229,21 @@ func (d *device) die(err error) {
 // broken is called by a queue that has found what no back-end writes. It ends the
 // connection; then the device is dead.
 func (d *device) broken(err error) {
-	d.stop()
-	go func() {
-		<-d.ended
-		d.mu.Lock()
-		link := d.link
-		d.mu.Unlock()
-		d.m.SetFront(false)
-		if link != nil {
-			link.Drop()
-		}
-		d.attached.Store(false)
-		d.die(err)
-	}()
+	d.ending.Do(func() {
+		d.stop()
+		d.tasks.Go(func() {
+			<-d.ended
+			d.mu.Lock()
+			link := d.link
+			d.mu.Unlock()
+			d.m.SetFront(false)
+			if link != nil {
+				link.Drop()
+			}
+			d.attached.Store(false)
+			d.die(err)
+		})
+	})
 }
 
 // wakeAll lets each queue look at the state of the device.
@@ -282,8 +287,8 @@ func (d *device) known() *facts {
 
 // Info describes the device.
 func (d *device) Info() hpdi.Info {
-	d.mu.Lock() // against Close, which unmaps the ring
-	defer d.mu.Unlock()
+	d.life.RLock()
+	defer d.life.RUnlock()
 	if d.closed.Load() {
 		return d.info.Load().Info
 	}
@@ -339,8 +344,9 @@ func (d *device) Close() error {
 	}
 	d.stop()
 	<-d.ended
-	d.mu.Lock()
-	defer d.mu.Unlock()
+	d.tasks.Wait()
+	d.life.Lock()
+	defer d.life.Unlock()
 	d.m.SetFront(false)
 	if d.link != nil {
 		d.link.Bye()

@@ -180,8 +180,9 @@ func (d *mapped) Close() error {
 	}
 	d.stop()
 	<-d.done
-	d.device.mu.Lock()
-	defer d.device.mu.Unlock()
+	d.tasks.Wait()
+	d.life.Lock()
+	defer d.life.Unlock()
 	d.m.SetFront(false)
 	d.free()
 	return d.f.Close()

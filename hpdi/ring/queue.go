@@ -291,9 +291,7 @@ func (q *queue) collect() {
 	for {
 		c, ok, err := q.f.Next()
 		if err != nil {
-			if !q.d.dead.Load() && q.d.ctx.Err() == nil {
-				q.d.broken(q.wrap(err))
-			}
+			q.d.broken(q.wrap(err))
 			break
 		}
 		if !ok {
