@@ -17,7 +17,7 @@ func newHPDI(s *session) *cobra.Command {
 		`The device interface of Pollux (HPDI) reaches files, block devices, NBD exports,
 vhost-user back-ends and memory in one way. These commands use it without a pair.
 
-`+schemeHelp(), newHPDIInfo(s), newHPDIBench(s), newHPDICopy(s))
+`+schemeHelp(), newHPDIInfo(s), newHPDIBench(s), newHPDICopy(s), newHPDIServe(s))
 }
 
 // schemeHelp lists what can be opened.
