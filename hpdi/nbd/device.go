@@ -102,16 +102,16 @@ func Open(ctx context.Context, uri string, o Options) (hpdi.Device, error) {
 		return nil, fmt.Errorf("open %s: %w", uri, err)
 	}
 	d.links = []*link{newLink(d, conn)}
-	if exp.flags&proto.FlagMultiConn == 0 {
-		return d, nil
-	}
-	for len(d.links) < o.Connections {
+	for exp.flags&proto.FlagMultiConn != 0 && len(d.links) < o.Connections {
 		// One that the server does not want is no reason to do without those it does.
 		if conn, _, err = d.dial(ctx); err != nil {
 			d.info.Note = fmt.Sprintf("only %d of %d connections: %v", len(d.links), o.Connections, err)
 			break
 		}
 		d.links = append(d.links, newLink(d, conn))
+	}
+	for _, l := range d.links {
+		l.open(l.conn)
 	}
 	return d, nil
 }

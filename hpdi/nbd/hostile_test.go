@@ -285,6 +285,7 @@ func FuzzReplies(f *testing.F) {
 		go func() { _, _ = io.Copy(io.Discard, other) }()
 		l := newLink(d, mine)
 		d.links = []*link{l}
+		l.open(mine)
 		opened, err := d.NewQueue(4)
 		must(t, err)
 		mem := bytes.Repeat([]byte{7}, 3*4096)

@@ -44,9 +44,11 @@ type link struct {
 func newLink(d *device, conn net.Conn) *link {
 	l := &link{d: d, conn: conn, number: 1, flying: map[uint64]*command{}}
 	l.ctx, l.stop = context.WithCancel(context.Background())
-	l.wg.Go(func() { l.run(conn, d.exp) })
 	return l
 }
+
+// open begins to read replies. The device does not change any more: links look at others.
+func (l *link) open(conn net.Conn) { l.wg.Go(func() { l.run(conn, l.d.exp) }) }
 
 // start begins commands.
 func (l *link) start(cmds []*command) {
