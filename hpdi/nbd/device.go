@@ -43,6 +43,8 @@ var Properties = []hpdi.Property{
 	{Name: "reconnect", Type: hpdi.TypeDuration, Default: "0s", Max: int64(24 * time.Hour), Meaning: "How long requests wait at most for a new connection when one has ended"},
 	{Name: "handshake", Type: hpdi.TypeDuration, Default: DefaultHandshake.String(), Min: int64(time.Millisecond), Max: int64(time.Hour), Meaning: "How long it may take until a connection is ready"},
 	{Name: "read-only", Type: hpdi.TypeBool, Default: "off", Meaning: "Refuse requests that change the device"},
+	{Name: "tls-certificates", Type: hpdi.TypeString, Meaning: "Folder with ca-cert.pem to trust, and client-cert.pem and client-key.pem to show; without it the system's authorities are trusted"},
+	{Name: "tls-hostname", Type: hpdi.TypeString, Meaning: "Name that the server's certificate must have, that of the URI if none is given"},
 }
 
 // ParseOptions makes options of the query of a URI. Its errors wrap hpdi.ErrProperty.
@@ -51,7 +53,19 @@ func ParseOptions(values url.Values) (Options, error) {
 	if err != nil {
 		return Options{}, err
 	}
-	return Options{Connections: s.Int("connections"), Reconnect: s.Duration("reconnect"), Handshake: s.Duration("handshake"), ReadOnly: s.Bool("read-only")}, nil
+	o := Options{Connections: s.Int("connections"), Reconnect: s.Duration("reconnect"), Handshake: s.Duration("handshake"), ReadOnly: s.Bool("read-only")}
+	if s.Given("tls-certificates") {
+		if o.TLS, err = readTLS(s.Text("tls-certificates")); err != nil {
+			return Options{}, fmt.Errorf("%w %q: %w", hpdi.ErrProperty, "tls-certificates", err)
+		}
+	}
+	if s.Given("tls-hostname") {
+		if o.TLS == nil {
+			o.TLS = &tls.Config{MinVersion: tls.VersionTLS12}
+		}
+		o.TLS.ServerName = s.Text("tls-hostname")
+	}
+	return o, nil
 }
 
 // DefaultHandshake is how long a handshake may take unless Options say otherwise.

@@ -309,7 +309,7 @@ func TestURI(t *testing.T) {
 			t.Errorf("%s: %+v, %v", uri, got, err)
 		}
 	}
-	for _, uri := range []string{"http://host/", "nbd+unix:///x", "nbd://host:port/", "nbd://host/x?socket=/run/s", "nbd://h/" + strings.Repeat("x", maxName+1), "disk"} {
+	for _, uri := range []string{"http://host/", "nbd+unix:///x", "nbd://host:port/", "nbd://host/x?socket=/run/s", "nbd://host/x?tls-hostname=a", "nbd+unix:///?socket=/run/s&tls-certificates=/etc", "nbd://h/" + strings.Repeat("x", maxName+1), "disk"} {
 		if got, err := parse(uri); err == nil {
 			t.Errorf("%.40s: %+v", uri, got)
 		}

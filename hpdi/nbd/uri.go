@@ -49,6 +49,11 @@ func parse(uri string) (target, error) {
 		return target{}, fmt.Errorf("NBD URI %q: its scheme must be nbd, nbds, nbd+unix or nbds+unix", uri)
 	}
 	t.tls = strings.HasPrefix(u.Scheme, "nbds")
+	for _, name := range []string{"tls-certificates", "tls-hostname"} {
+		if !t.tls && u.Query().Has(name) {
+			return target{}, fmt.Errorf("NBD URI %q: %s goes with nbds or nbds+unix", uri, name)
+		}
+	}
 	if len(t.export) > maxName {
 		return target{}, fmt.Errorf("NBD URI: an export name of %d bytes, at most %d are possible", len(t.export), maxName)
 	}
