@@ -2,6 +2,7 @@ package nbd
 
 import (
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/pollux-storage/pollux/hpdi"
@@ -18,7 +19,8 @@ var past = time.Unix(1, 0)
 // ghosts are commands that were given up, may still change the device, and have not been
 // answered.
 type ghosts struct {
-	mu   sync.Mutex // a leaf
+	n    atomic.Int32 // of all, so that it costs nothing while there is none
+	mu   sync.Mutex   // a leaf; guards the rest
 	all  []*command
 	held bool // a command waits for one of them
 }
@@ -29,7 +31,7 @@ func changes(kind uint16) bool {
 
 // holds reports whether a command must wait, and remembers that one does.
 func (g *ghosts) holds(c *command) bool {
-	if !changes(c.kind) {
+	if !changes(c.kind) || g.n.Load() == 0 {
 		return false
 	}
 	g.mu.Lock()
@@ -47,6 +49,7 @@ func (g *ghosts) add(c *command) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.all = append(g.all, c)
+	g.n.Add(1)
 }
 
 // remove forgets a ghost, and reports whether commands are to be tried again.
@@ -57,6 +60,7 @@ func (g *ghosts) remove(c *command) (retry bool) {
 		if x == c {
 			g.all[i] = g.all[len(g.all)-1]
 			g.all = g.all[:len(g.all)-1]
+			g.n.Add(-1)
 			break
 		}
 	}

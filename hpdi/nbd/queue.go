@@ -183,17 +183,21 @@ func (q *queue) newCommandLocked() *command {
 func (q *queue) complete(c *command) {
 	op, err := c.op, c.err
 	q.mu.Lock()
+	defer q.mu.Unlock()
 	clear(c.mem)
 	*c = command{mem: c.mem[:0]}
 	q.cmds = append(q.cmds, c)
-	q.mu.Unlock()
-	q.settle(op, err)
+	q.settleLocked(op, err)
 }
 
 // settle notes that a command of an operation is over. Holding link.mu is allowed.
 func (q *queue) settle(op *operation, err error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	q.settleLocked(op, err)
+}
+
+func (q *queue) settleLocked(op *operation, err error) {
 	if op.r.Err == nil && err != nil {
 		if op.r.Err = err; errors.Is(err, hpdi.ErrCanceled) || errors.Is(err, hpdi.ErrDeadline) {
 			op.r.Err = fmt.Errorf("%s: %w", q.d.uri, err)
