@@ -47,7 +47,7 @@ var schemes = []Scheme{
 	{"uring", "uring:PATH", "A file or block device by io_uring, or not at all", file.Properties, openFile(file.EngineURing)},
 	{"mem", "mem:?size=SIZE", "Memory of the program itself, forgotten when it is closed", mem.Properties, by(mem.ParseOptions, openMemory)},
 	{"vhost-user", "vhost-user:PATH", "The disk that a vhost-user-blk back-end serves at a socket", vhostuser.Properties, by(vhostuser.ParseOptions, openVhost)},
-	{"ring", "ring:PATH", "A ring in shared memory, with the back-end that listens at a socket", ring.Properties, by(ring.ParseOptions, openRing)},
+	{"ring", "ring:PATH", "A ring in shared memory, with the back-end that listens at a socket or maps the same file", ring.Properties, by(ring.ParseOptions, openRing)},
 	{"nbd", "nbd://HOST:PORT/EXPORT", "An export of an NBD server over TCP", nbd.Properties, by(nbd.ParseOptions, openNBD)},
 	{"nbds", "nbds://HOST:PORT/EXPORT", "The same over TLS", nbd.Properties, by(nbd.ParseOptions, openNBD)},
 	{"nbd+unix", "nbd+unix:///EXPORT?socket=PATH", "An export of an NBD server on this machine", nbd.Properties, by(nbd.ParseOptions, openNBD)},

@@ -33,6 +33,7 @@ var files = map[string]string{
 	"internal/host":               "the agent's own files; it touches no device",
 	"internal/identity":           "sockets and addresses",
 	"internal/region":             "shared memory, which is a file of a tmpfs",
+	"internal/ring/bell.go":       "bells of the two sides",
 	"internal/restart":            "the record, which lies beside the pair",
 }
 
