@@ -57,6 +57,7 @@ func Run(t *testing.T, open func(t *testing.T) hpdi.Device) {
 		{"Cancel", testCancel},
 		{"Deadline", testDeadline},
 		{"Random", testRandom},
+		{"RandomCancel", testRandomCancel},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

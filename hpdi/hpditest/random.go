@@ -2,8 +2,10 @@ package hpditest
 
 import (
 	"bytes"
+	"errors"
 	"math/rand/v2"
 	"testing"
+	"time"
 
 	"github.com/pollux-storage/pollux/hpdi"
 )
@@ -12,6 +14,9 @@ import (
 // wrote, or one of the marks below.
 type model struct {
 	version []uint64
+	// perhaps are versions that writes which were cancelled since may have brought, or may
+	// still bring.
+	perhaps [][]uint64
 	busy    []bool // a request in flight touches the block
 }
 
@@ -29,12 +34,19 @@ type pending struct {
 
 // testRandom keeps random requests in flight on one queue, none overlapping
 // another, and compares every read with the model.
-func testRandom(t *testing.T, d hpdi.Device) {
+func testRandom(t *testing.T, d hpdi.Device) { random(t, d, 3000, false) }
+
+// testRandomCancel does the same and cancels some of them, or gives them deadlines. What a
+// write brings that was cancelled is not known; but nothing that completes after it is ever
+// undone by it.
+func testRandomCancel(t *testing.T, d hpdi.Device) { random(t, d, 1500, true) }
+
+func random(t *testing.T, d hpdi.Device, requests int, cancel bool) {
 	info := d.Info()
 	rng := rand.New(rand.NewPCG(seed(t), 1))
 	bs := info.BlockSize
-	const blocks, span, depth, requests = 512, 24, 16, 3000
-	m := &model{version: make([]uint64, blocks), busy: make([]bool, blocks)}
+	const blocks, span, depth = 512, 24, 16
+	m := &model{version: make([]uint64, blocks), perhaps: make([][]uint64, blocks), busy: make([]bool, blocks)}
 	q := newQueue(t, d, depth)
 	defer closeQueue(t, q)
 
@@ -60,11 +72,19 @@ func testRandom(t *testing.T, d hpdi.Device) {
 			p := free[len(free)-1]
 			free = free[:len(free)-1]
 			m.start(rng, p, ops[rng.IntN(len(ops))], started, buf[p], bs)
+			if p.Deadline = (time.Time{}); cancel && rng.IntN(8) == 0 {
+				p.Deadline = time.Now().Add(time.Duration(rng.IntN(200)) * time.Microsecond)
+			}
 			batch = append(batch, &p.Request)
 			started++
 		}
 		if err := q.Submit(batch...); err != nil {
 			t.Fatal(err)
+		}
+		for _, r := range batch {
+			if cancel && rng.IntN(4) == 0 {
+				q.Cancel(r)
+			}
 		}
 		var err error
 		least := 0
@@ -76,7 +96,7 @@ func testRandom(t *testing.T, d hpdi.Device) {
 		}
 		for _, r := range done {
 			p := r.User.(*pending)
-			m.finish(t, p, buf[p], bs)
+			m.finish(t, p, buf[p], bs, cancel)
 			free = append(free, p)
 		}
 	}
@@ -119,8 +139,16 @@ func (m *model) start(rng *rand.Rand, p *pending, op hpdi.Op, serial int, buf []
 }
 
 // finish checks p against the model and brings the model up to date.
-func (m *model) finish(t *testing.T, p *pending, buf []byte, bs int) {
+func (m *model) finish(t *testing.T, p *pending, buf []byte, bs int, cancel bool) {
 	t.Helper()
+	if cancel && (errors.Is(p.Err, hpdi.ErrCanceled) || errors.Is(p.Err, hpdi.ErrDeadline)) {
+		for b := p.first; b < p.first+p.n; b++ {
+			if m.busy[b] = false; p.Op != hpdi.OpRead {
+				m.perhaps[b] = append(m.perhaps[b], p.version)
+			}
+		}
+		return
+	}
 	if p.Err != nil {
 		t.Fatalf("%s of %d blocks at block %d: %v", p.Op, p.n, p.first, p.Err)
 	}
@@ -129,19 +157,24 @@ func (m *model) finish(t *testing.T, p *pending, buf []byte, bs int) {
 		b := p.first + i
 		m.busy[b] = false
 		if p.Op != hpdi.OpRead {
-			m.version[b] = p.version
+			m.version[b], m.perhaps[b] = p.version, m.perhaps[b][:0]
 			continue
 		}
-		switch v := m.version[b]; v {
-		case unknown:
-			continue
-		case zero:
-			clear(want)
-		default:
-			fill(want, int64(b*bs), v)
+		right := false
+		for _, v := range append(m.perhaps[b], m.version[b]) {
+			switch v {
+			case unknown:
+				right = true
+				continue
+			case zero:
+				clear(want)
+			default:
+				fill(want, int64(b*bs), v)
+			}
+			right = right || bytes.Equal(want, buf[i*bs:(i+1)*bs])
 		}
-		if !bytes.Equal(want, buf[i*bs:(i+1)*bs]) {
-			t.Fatalf("block %d, read with %d blocks at block %d: not version %d", b, p.n, p.first, m.version[b])
+		if !right {
+			t.Fatalf("block %d, read with %d blocks at block %d: neither version %d nor one of %d that were cancelled since", b, p.n, p.first, m.version[b], m.perhaps[b])
 		}
 	}
 }
