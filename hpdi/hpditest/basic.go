@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"math"
+	"net/url"
 	"slices"
 	"testing"
 
@@ -32,6 +33,34 @@ func testInfo(t *testing.T, d hpdi.Device) {
 			t.Errorf("a queue of depth %d was made", depth)
 			closeQueue(t, q)
 		}
+	}
+}
+
+// testProperties lists what the device says of itself: each property once, with a value
+// that it may have, and the size as the queues have it.
+func testProperties(t *testing.T, d hpdi.Device) {
+	given := url.Values{}
+	var props []hpdi.Property
+	for _, s := range d.Info().List() {
+		if props = append(props, s.Property); given.Has(s.Name) || s.Meaning == "" {
+			t.Errorf("property %s is there twice, or means nothing", s.Name)
+		}
+		given.Set(s.Name, s.Value)
+	}
+	set, err := hpdi.ParseSettings(props, given)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if set.Size("size") != d.Info().Size || set.Text("driver") != d.Info().Driver {
+		t.Errorf("it lists %v", given)
+	}
+	q := newQueue(t, d, 1)
+	defer closeQueue(t, q)
+	p := alloc(t, d.Info().BlockSize)
+	last := set.Size("size") - set.Size("block-size")
+	do(t, q, read(last, p))
+	if err := hpdi.Do(q, read(last+set.Size("block-size"), p)); !errors.Is(err, hpdi.ErrRange) {
+		t.Errorf("a read behind the size that is listed: %v", err)
 	}
 }
 

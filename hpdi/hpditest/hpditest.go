@@ -30,6 +30,7 @@ func Run(t *testing.T, open func(t *testing.T) hpdi.Device) {
 		run  func(t *testing.T, d hpdi.Device)
 	}{
 		{"Info", testInfo},
+		{"Properties", testProperties},
 		{"ReadBack", testReadBack},
 		{"Vectors", testVectors},
 		{"ManyVectors", testManyVectors},
