@@ -153,7 +153,8 @@ func (d *device) recordLocked(l *link) error {
 	}
 	d.inflight = &record{fd: r.files[0], d: got}
 	r.files = nil
-	return nil
+	// As QEMU does: some back-ends begin to keep it only now.
+	return l.tell(vhost.SetInflightFD, got.Append(nil), d.inflight.fd)
 }
 
 // forgetLocked gives the record up.
