@@ -1,4 +1,4 @@
-// Command ceiling serves memory over NBD with Pollux's own protocol layer and
+// Command ceiling serves memory over NBD or vhost-user with Pollux's own protocol layer and
 // nothing behind it: no log, no space, no device, no check. No server built on
 // that layer can be faster, so its numbers are the ceiling in the benchmarks.
 // It is of no other use: a write in progress is visible to readers.
@@ -20,20 +20,22 @@ import (
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/export/nbd"
+	"github.com/pollux-storage/pollux/internal/export/vhostuser"
 )
 
 func main() {
 	socket := flag.String("socket", "", "path of the Unix socket to serve on")
 	size := flag.Int64("size", 1<<30, "bytes of memory to serve")
+	machines := flag.Bool("vhost-user", false, "serve over vhost-user, and not over NBD")
 	profile := flag.String("cpuprofile", "", "write a CPU profile to this file")
 	flag.Parse()
-	if err := run(*socket, *size, *profile); err != nil {
+	if err := run(*socket, *size, *machines, *profile); err != nil {
 		fmt.Fprintln(os.Stderr, "ceiling:", err)
 		os.Exit(1)
 	}
 }
 
-func run(socket string, size int64, profile string) error {
+func run(socket string, size int64, machines bool, profile string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	mem, err := hpdi.Alloc(int(size))
@@ -42,11 +44,7 @@ func run(socket string, size int64, profile string) error {
 	}
 	defer func() { _ = hpdi.Free(mem) }() // the process ends anyhow
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
-	srv, err := nbd.New(nbd.Config{Exports: only{&memory{mem: mem}}, Logger: log})
-	if err != nil {
-		return err
-	}
-	l, err := net.Listen("unix", socket)
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket})
 	if err != nil {
 		return err
 	}
@@ -61,10 +59,26 @@ func run(socket string, size int64, profile string) error {
 		}
 		defer pprof.StopCPUProfile()
 	}
-	if err := srv.Serve(ctx, l); !errors.Is(err, context.Canceled) {
+	if err := serve(ctx, l, &memory{mem: mem}, machines, log); !errors.Is(err, context.Canceled) {
 		return err
 	}
 	return nil
+}
+
+// serve serves a volume until ctx ends, and returns that it did.
+func serve(ctx context.Context, l *net.UnixListener, v *memory, machines bool, log *slog.Logger) error {
+	if machines {
+		srv, err := vhostuser.New(vhostuser.Options{Volume: v, Queues: 4, Log: log})
+		if err != nil {
+			return err
+		}
+		return srv.Serve(ctx, l)
+	}
+	srv, err := nbd.New(nbd.Config{Exports: only{v}, Logger: log})
+	if err != nil {
+		return err
+	}
+	return srv.Serve(ctx, l)
 }
 
 // only is a list of one export.
