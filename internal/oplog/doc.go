@@ -35,6 +35,18 @@
 //     Release stores the tail first and frees extents afterwards. Which
 //     extents are free is not stored; Attach computes it from the records.
 //
+// # Tagged changes
+//
+// The records of one change of a client that sends requests again have a record before them
+// that names its submission (KindTag) and how many they are. All are published at once, and
+// the stored head moves after the last. So a log that ends within a change was left by a guest
+// that died over it, and nobody has seen any of it: Attach ends the log before the tag and
+// erases the rest, from the end, for a whole record there would count as published once others
+// lie before it. A change is therefore in the log with its tag, or neither is, whatever its
+// length. An alternative is a mark on the last record of each change; then records of all
+// changes would have to be read to know what an unmarked one belongs to. Changes without a tag
+// cost nothing. What becomes of tags when they are released is for package session.
+//
 // Checksums start from a random identity of the log, so that bytes which
 // another log left in the same memory are never taken for records.
 //

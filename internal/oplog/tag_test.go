@@ -160,6 +160,27 @@ func TestViewOfPartialChange(t *testing.T) {
 	}
 }
 
+// A change that is given up may have lost a copy of a record to a flipped bit, too.
+func TestCutWithOneCopy(t *testing.T) {
+	for ring := range 2 {
+		mem := section(t, 16)
+		l := format(t, mem, 16, 0)
+		recs := tagged(write(t, l, 0, 8, 1), 1)
+		recs[0].Count++ // one more, which is not published
+		tr := &trace{}
+		head := l.Head()
+		if _, ok := publish(recorder{l.out, tr}, l, recs); !ok {
+			t.Fatal("no room")
+		}
+		storeCell(l.out, &l.geo, headCellAt, head, l.seed)
+		mem[l.geo.ring[ring]+l.slot(head+2)+33] ^= 4
+		a, err := Attach(mem)
+		if err != nil || a.Head() != head || a.ExtentsFree() != 16 {
+			t.Errorf("ring %d: %v, %+v", ring, err, a)
+		}
+	}
+}
+
 // What no crash leaves is damage.
 func TestTagDamage(t *testing.T) {
 	lay := func(recs ...Record) ([]byte, *Log) {

@@ -94,6 +94,14 @@
 // a check, has space.Space count them, and hands that to cp.Machine.Rebuild. What is
 // only in overlays stays there.
 //
+// # Sessions
+//
+// Clients that send requests again when their guest has died have sessions, in a section of the
+// region that there is from the first one on (sessions.go, package session). Open adopts it
+// before it restores the dirty index, which tells it of the tags in the log. A region whose
+// header has no room for the section, or whose memory has none, refuses the session and nothing
+// else.
+//
 // # Removal of a device
 //
 // A device leaves in these steps, of which only the superblocks must be durable in

@@ -2,6 +2,7 @@ package session
 
 import (
 	"bytes"
+	"context"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -604,4 +605,44 @@ func TestAgainstModel(t *testing.T) {
 	if err != nil || bad != nil || len(v.Sessions) != len(model) {
 		t.Errorf("seed %d: a look shows %d of %d sessions, %v, %v", seed, len(v.Sessions), len(model), bad, err)
 	}
+}
+
+// Headers that are whole and cannot be, and what a check says of a table in use.
+func TestOddTables(t *testing.T) {
+	r := newRig(t, cellsAt+block.Size)
+	if bad := r.Check(); bad != nil {
+		t.Errorf("a table without memory: %v", bad)
+	}
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, err := r.Open(gone, block.VolumeInfo{ID: 1, Name: "v"}, 11, 1, 8, func() block.Seq { return 0 })
+	r.want(err, context.Canceled, "volume v")
+	r.mustOpen(1, 11, 1, 8)
+	if bad := r.Check(); bad != nil {
+		t.Errorf("a table of which nothing is wrong: %v", bad)
+	}
+	says := func(bad []error, want string) {
+		t.Helper()
+		if len(bad) != 1 || !strings.Contains(bad[0].Error(), want) {
+			t.Errorf("%v, want one with %q", bad, want)
+		}
+	}
+	image := bytes.Clone(r.mem)
+	h := r.hdr
+	h.identity[0]++
+	h.encode(r.mem[headerTwin : headerTwin+headerLen])
+	_, bad, err := Look(r.mem)
+	if err != nil {
+		t.Fatal(err)
+	}
+	says(bad, "its two copies differ")
+	h = r.hdr
+	h.cells = 1 << 20
+	h.encode(r.mem[:headerLen])
+	h.encode(r.mem[headerTwin : headerTwin+headerLen])
+	r.want(New(nil).Adopt(r.mem, pool, anyVolume), block.ErrCorrupt, "1048576 cells in memory")
+	says(r.Check(), "1048576 cells in memory")
+	copy(r.mem, image)
+	r.dropEntry(0)
+	says(r.Check(), "it has 0 sessions, in use are 1")
 }
