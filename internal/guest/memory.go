@@ -200,7 +200,7 @@ func divide(cfg *config.Config, pools []poolNeeds) Plan {
 		}
 		p.Index += pool.IndexMemory(index, blocks)
 		p.Flash += n.flash
-		p.Kept += pool.JournalMemory(cfg.Points.FoldLimit) + pool.UsageMemory(n.disks, policy.Defaults().Collect)
+		p.Kept += pool.JournalMemory(cfg.Points.FoldLimit) + pool.UsageMemory(n.disks, policy.Defaults().Collect) + pool.SessionMemory
 		p.devices += blocks * block.Size
 	}
 	if p.Cache == 0 {
@@ -259,7 +259,7 @@ func (p Plan) parts() []control.MemoryPart {
 		{Name: partLogs, Planned: p.Logs, Why: fmt.Sprintf("the regions of %d pools, the partner's included", p.pools)},
 		{Name: partCounts, Planned: p.Counts, Why: fmt.Sprintf("34 bytes for each MiB of %s of devices, more where blocks are shared", gib(p.devices))},
 		{Name: partIndex, Planned: p.Index, Why: fmt.Sprintf("the index of each of %d pools, in its region, taken once a volume of it shares blocks", p.pools)},
-		{Name: partKept, Planned: p.Kept, Why: "what whoever takes a pool over need not read, in its region: its unfolded journal, and the use of disks where it has flash"},
+		{Name: partKept, Planned: p.Kept, Why: "what whoever takes a pool over need not read, in its region: its unfolded journal, the use of disks where it has flash, and what was carried out for clients that send requests again"},
 		{Name: partWork, Planned: p.Work, Why: "index of the logs, mappings before their fold, buffers, heap"},
 		{Name: partCache, Planned: p.Cache, Why: cache},
 	}

@@ -43,7 +43,7 @@ func TestMemoryOfLargePools(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if p.Sum() != 1<<30 || p.Cache < 128*testMiB || p.Counts < 340*testMiB || p.Counts > 360*testMiB {
+	if p.Sum() != 1<<30 || p.Cache < 120*testMiB || p.Counts < 340*testMiB || p.Counts > 360*testMiB {
 		t.Errorf("%+v", p)
 	}
 	if n := p.HeapLimit(); n <= 0 || n >= p.Work {
@@ -214,7 +214,7 @@ func TestMemoryOfIndexes(t *testing.T) {
 					t.Errorf("logs have %d bytes", q.Used)
 				}
 			case partKept:
-				if q.Used != 4 || q.Planned != 2*pool.JournalMemory(cfg.Points.FoldLimit) || p.Regions() < p.Logs+p.Kept {
+				if q.Used != 4 || q.Planned != 2*(pool.JournalMemory(cfg.Points.FoldLimit)+pool.SessionMemory) || p.Regions() < p.Logs+p.Kept {
 					t.Errorf("%+v of %+v", q, p)
 				}
 			case partIndex:

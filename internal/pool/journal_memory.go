@@ -87,10 +87,10 @@ func (p *Pool) tellRegion(format string, args ...any) {
 }
 
 // countKept makes Stats tell how many bytes of the region the sections have that save time
-// at a takeover. It is called where they come and go.
+// at a takeover, or requests. It is called where they come and go.
 func (p *Pool) countKept() {
 	n := int64(0)
-	for _, kind := range [...]region.SectionKind{region.SectionJournal, region.SectionHistory} {
+	for _, kind := range [...]region.SectionKind{region.SectionJournal, region.SectionHistory, region.SectionSessions} {
 		for _, s := range p.region.Sections(kind) {
 			n += s.Length
 		}

@@ -44,6 +44,7 @@ func (op *opener) adoptSessions() {
 // provideSessions gives the table memory that outlives this guest.
 func (p *Pool) provideSessions() ([]byte, block.PoolID, block.Epoch, error) {
 	_, mem, err := p.region.AddSection(region.SectionSessions, session.Size)
+	p.countKept()
 	return mem, p.label.Pool, p.epoch, err
 }
 

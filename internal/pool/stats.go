@@ -22,8 +22,8 @@ type Stats struct {
 	Devices     []DeviceStats
 	CountsBytes int64 // of memory
 	Loading     bool  // counts are not in memory yet
-	// RegionKept are bytes of the region that keep the unfolded journal and what was collected
-	// of disks.
+	// RegionKept are bytes of the region that keep the unfolded journal, what was collected
+	// of disks, and sessions.
 	RegionKept int64
 	// LastError is why the newest consistency point or fold failed, empty
 	// when it did not: as long as it stays, the devices fall behind.
