@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/pollux-storage/pollux/internal/config"
 	"github.com/pollux-storage/pollux/test/campaign/nbdclient"
 	"github.com/pollux-storage/pollux/test/pair"
 )
@@ -15,6 +16,7 @@ var (
 	seedFlag   = flag.Uint64("seed", 0, "seed of the campaign; 0 draws one")
 	roundsFlag = flag.Int("rounds", 0, "faults to run; 0 for a short campaign")
 	onlyFlag   = flag.String("only", "", "run only faults whose name contains this")
+	killsFlag  = flag.Int("kills", 0, "kills under the disks of machines with each policy; 0 for a few")
 	raceFlag   = flag.Bool("race-guests", false, "build the program with the race detector")
 )
 
@@ -62,6 +64,30 @@ func TestCampaign(t *testing.T) {
 	}
 	t.Logf("%d rounds in %v: %d requests answered, %d connections, nothing lost",
 		res.Rounds, time.Since(begin).Round(time.Second), res.Requests, res.Connects)
+}
+
+// TestKills kills the serving guest under the disks of machines, whose partner takes over or
+// which is started again.
+func TestKills(t *testing.T) {
+	if testing.Short() {
+		t.Skip("runs real pairs")
+	}
+	bin, err := pair.Build(t.Context(), t.TempDir(), *raceFlag)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, policy := range []string{config.TakeoverFirst, config.RestartFirst} {
+		o := Options{Bin: bin, Seed: seed(t), Rounds: *killsFlag, Log: testLog{t}}
+		if o.Rounds == 0 {
+			o.Rounds, o.Limit = 5, shortTime/4
+		}
+		begin := time.Now()
+		res, err := Kills(t.Context(), o, policy)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("seed %d, %s: %d kills in %v, %d requests, each answered once and without an error", o.Seed, policy, res.Rounds, time.Since(begin).Round(time.Second), res.Requests)
+	}
 }
 
 func TestStamps(t *testing.T) {

@@ -131,7 +131,7 @@ func (c *campaign) begin(ctx context.Context) error {
 		{"a4k", 4096, volumeUnits, nil}, {"a512", 512, volumeUnits, nil}, {"b4k", 4096, volumeUnits, nil},
 		{"a32k", 32768, volumeUnits / 16, []string{"--dedup", "on", "--thn", "4"}}, // much of it is the same
 	} {
-		d := &disk{name: v.name, id: uint64(i + 1), unit: v.unit, units: v.units, history: newHistory(v.units)}
+		d := &disk{name: v.name, id: uint64(i + 1), unit: v.unit, units: v.units, depth: depth, hot: hotUnits, history: newHistory(v.units)}
 		create := append([]string{"volume", "create", d.name, "--size", fmt.Sprint(d.unit * d.units), "--guest", d.name[:1]}, v.more...)
 		if _, err := c.pair.Do(ctx, create...); err != nil {
 			return err

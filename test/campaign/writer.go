@@ -18,7 +18,9 @@ type disk struct {
 	id      uint64 // in stamps
 	unit    int    // bytes
 	units   int
-	clients []*nbdclient.Client
+	depth   int // requests in flight of each client
+	hot     int // units that half of all accesses go to
+	clients []client
 	history *history
 	op      atomic.Uint64
 	acked   atomic.Int64 // requests
@@ -53,7 +55,7 @@ func (d *disk) failed() error {
 func (d *disk) work(ctx context.Context, seed uint64, stop <-chan struct{}) {
 	var wg sync.WaitGroup
 	for i, c := range d.clients {
-		for j := range depth {
+		for j := range d.depth {
 			rng := rand.New(rand.NewPCG(seed, d.id<<16|uint64(i<<8|j)))
 			wg.Go(func() {
 				for {
@@ -75,12 +77,12 @@ func (d *disk) work(ctx context.Context, seed uint64, stop <-chan struct{}) {
 }
 
 // one does one request and records it.
-func (d *disk) one(ctx context.Context, c *nbdclient.Client, rng *rand.Rand) error {
+func (d *disk) one(ctx context.Context, c client, rng *rand.Rand) error {
 	n := 1 + rng.IntN(maxUnits)
 	first := rng.IntN(d.units - n)
 	if rng.IntN(2) == 0 {
 		n = 1 + rng.IntN(4)
-		first = rng.IntN(hotUnits - n)
+		first = rng.IntN(d.hot - n)
 	}
 	r := &nbdclient.Request{Offset: int64(first * d.unit), FUA: rng.IntN(16) == 0}
 	var value uint64
@@ -110,7 +112,7 @@ func (d *disk) one(ctx context.Context, c *nbdclient.Client, rng *rand.Rand) err
 }
 
 // read reads units, checks each by itself and records them.
-func (d *disk) read(ctx context.Context, c *nbdclient.Client, first, n int) ([]uint64, error) {
+func (d *disk) read(ctx context.Context, c client, first, n int) ([]uint64, error) {
 	r := &nbdclient.Request{Command: nbdclient.Read, Offset: int64(first * d.unit), Data: make([]byte, n*d.unit)}
 	if err := c.Do(ctx, r); err != nil {
 		return nil, requestError(r, err)
