@@ -86,7 +86,8 @@ func TestKills(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Logf("seed %d, %s: %d kills in %v, %d requests, each answered once and without an error", o.Seed, policy, res.Rounds, time.Since(begin).Round(time.Second), res.Requests)
+		t.Logf("seed %d, %s: %d kills in %v, %d requests, each answered once and without an error; of those in flight %d were run again and %d were in the log",
+			o.Seed, policy, res.Rounds, time.Since(begin).Round(time.Second), res.Requests, res.Again, res.Logged)
 	}
 }
 

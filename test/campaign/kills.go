@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"regexp"
+	"strconv"
 	"sync"
 	"time"
 
@@ -60,6 +62,9 @@ func Kills(ctx context.Context, o Options, policy string) (res Result, err error
 	if err = errors.Join(err, k.close()); err != nil {
 		return res, err
 	}
+	if err := k.takenUp(&res); err != nil {
+		return res, err
+	}
 	_, err = p.Check(ctx)
 	return res, err
 }
@@ -75,6 +80,28 @@ type kills struct {
 	rng      *rand.Rand
 	machines []*machine
 	counters []*counter
+}
+
+var takenUp = regexp.MustCompile(`taken up" .*again=(\d+) logged=(\d+) unknown=(\d+)`)
+
+// takenUp counts what guests say of requests whose server had died.
+func (k *kills) takenUp(res *Result) error {
+	for _, m := range takenUp.FindAllStringSubmatch(k.pair.Logs(1<<30), -1) {
+		for i, to := range []*int{&res.Again, &res.Logged, &res.Unknown} {
+			n, err := strconv.Atoi(m[i+1])
+			if err != nil {
+				return err
+			}
+			*to += n
+		}
+	}
+	if res.Unknown > 0 {
+		return fmt.Errorf("of %d requests nobody knew whether they had been carried out", res.Unknown)
+	}
+	if res.Again == 0 && res.Rounds > 3 {
+		return errors.New("no request was in flight at any kill")
+	}
+	return nil
 }
 
 // begin starts the pair, and a machine for each volume.

@@ -45,6 +45,9 @@ type Result struct {
 	Requests int64
 	Connects int // of all connections together
 	Lost     string
+	// Of Kills: requests in flight that the next server ran again, that were in the log, and
+	// of which it knew nothing.
+	Again, Logged, Unknown int
 }
 
 // campaign is a running one.
