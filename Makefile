@@ -10,6 +10,7 @@ BIN     := bin/pollux
 # The whole test run is bounded; a hanging test prints its goroutines and fails.
 TEST_TIMEOUT ?= 12m
 ROUNDS       ?= 300
+KILLS        ?= 500
 SEEDS        ?= 2000
 
 # SEED=n repeats one run of the seeded tests.
@@ -79,12 +80,12 @@ cover: deps ## which statements tests reach (docs/coverage.md); fails when a blo
 	@mkdir -p out/cover
 	$(GO) run ./test/cover
 
-soak: build deps ## random runs of the simulator on all cores (SEEDS=2000), chaos in regions, deaths of disks' servers, a Debian system imported under fire, 20 kills under the disks of a virtual machine, a campaign of faults (ROUNDS=300; SEED=n draws the same ones again), 50 upgrades under load
+soak: build deps ## random runs of the simulator on all cores (SEEDS=2000), chaos in regions, deaths of disks' servers, a Debian system imported under fire, 20 kills under the disks of a virtual machine, a campaign of faults (ROUNDS=300) and of 1000 kills under disks (KILLS=500 of each kind; SEED=n draws the same ones again), 50 upgrades under load
 	$(GO) test -count=1 -timeout 0 -v -run TestRandom ./test/sim -seeds $(SEEDS) -workers $$(nproc) $(if $(SEED),-first $(SEED))
 	POLLUX_SOAK=1 $(GO) test -count=1 -timeout 30m -v -run RegionChaos ./internal/pool
 	$(GO) test -count=1 -timeout 30m -run TestCrash ./internal/export/vhostuser -crash-seeds 500
 	POLLUX_SOAK=1 $(GO) test -count=1 -timeout 30m -v -run 'Import|Machine' ./test/e2e
-	$(GO) test -count=1 -timeout 0 -v ./test/campaign -rounds $(ROUNDS)
+	$(GO) test -count=1 -timeout 0 -v ./test/campaign -rounds $(ROUNDS) -kills $(KILLS)
 	$(GO) run ./bench/upgrade -pollux $(BIN) $(if $(SEED),-seed $(SEED))
 
 clean: ## remove what build and tests leave; keeps ./pollux-data
