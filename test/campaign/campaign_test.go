@@ -17,6 +17,7 @@ var (
 	roundsFlag = flag.Int("rounds", 0, "faults to run; 0 for a short campaign")
 	onlyFlag   = flag.String("only", "", "run only faults whose name contains this")
 	killsFlag  = flag.Int("kills", 0, "kills under the disks of machines with each policy; 0 for a few")
+	limitFlag  = flag.Duration("limit", 0, "no further kills with a policy after so long; 0 for all of them")
 	raceFlag   = flag.Bool("race-guests", false, "build the program with the race detector")
 )
 
@@ -77,7 +78,7 @@ func TestKills(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, policy := range []string{config.TakeoverFirst, config.RestartFirst} {
-		o := Options{Bin: bin, Seed: seed(t), Rounds: *killsFlag, Log: testLog{t}}
+		o := Options{Bin: bin, Seed: seed(t), Rounds: *killsFlag, Limit: *limitFlag, Log: testLog{t}}
 		if o.Rounds == 0 {
 			o.Rounds, o.Limit = 3, shortTime/4
 		}
