@@ -46,7 +46,7 @@ lint: ## gofmt, go vet, staticcheck
 	@bad=$$(gofmt -l $$(git ls-files --cached --others --exclude-standard '*.go')); \
 	if [ -n "$$bad" ]; then echo "not formatted (run make fmt):"; echo "$$bad"; exit 1; fi
 	$(GO) vet ./...
-	$(GO) vet -tags planted ./internal/planted ./internal/flashmap ./internal/pool ./internal/ring ./internal/export/vhostuser ./test/sim
+	$(GO) vet -tags planted ./internal/planted ./internal/flashmap ./internal/pool ./internal/ring ./internal/export/ring ./internal/export/vhostuser ./test/sim
 	$(GO) tool staticcheck ./...
 
 fmt: ## format all Go files
@@ -74,7 +74,7 @@ plots: ## draw docs/*.svg from the numbers in out/ that benchmarks have left
 	$(GO) run ./bench/plot
 
 planted: ## give the program each planted fault in turn: the simulator must find them, or the package's own test what random runs meet too seldom
-	$(GO) test -tags planted -count=1 -timeout 0 -v -run "TestPlanted|TestPlaces" ./internal/planted ./internal/flashmap ./internal/pool ./internal/ring ./internal/export/vhostuser ./test/sim
+	$(GO) test -tags planted -count=1 -timeout 0 -v -run "TestPlanted|TestPlaces" ./internal/planted ./internal/flashmap ./internal/pool ./internal/ring ./internal/export/ring ./internal/export/vhostuser ./test/sim
 
 cover: deps ## which statements tests reach (docs/coverage.md); fails when a block that nothing reaches has no reason
 	@mkdir -p out/cover

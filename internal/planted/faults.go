@@ -148,4 +148,5 @@ const (
 	RingTakenEarly    Fault = "ring-taken-early"
 	RingUnordered     Fault = "ring-unordered"
 	RingRunsCompleted Fault = "ring-runs-completed"
+	RingTagUnasked    Fault = "ring-tag-unasked"
 )

@@ -124,4 +124,5 @@ var table = []Info{
 	{string(RingTakenEarly), "a completion counts as taken before its slot is cleared: the next back-end runs the request again", "internal/ring: Front.Next", order},
 	{string(RingUnordered), "requests that a back-end has left are run in the order of their slots: an older write comes over a newer one", "internal/ring: Back.recover", order},
 	{string(RingRunsCompleted), "a new back-end does not look at the completions that nobody has taken yet, and runs their requests again", "internal/ring: Back.recover", order},
+	{string(RingTagUnasked), "what a dead guest has left in a ring is run again without asking whether it is logged: an older write comes over one that was acknowledged since", "internal/export/ring: queue.logged", order},
 }

@@ -129,12 +129,9 @@ func (l *Link) ask(m message, fds ...int) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if err := send(l.c, m, fds...); err != nil {
-		select {
-		case <-l.gone:
-			return l.err
-		default:
-			return err
-		}
+		// Whatever it is, this connection is of no more use. Who asks is to find it gone.
+		l.Drop()
+		return fmt.Errorf("%w: %w", err, l.err)
 	}
 	late := time.NewTimer(patience)
 	defer late.Stop()

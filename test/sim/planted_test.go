@@ -43,6 +43,7 @@ var elsewhere = map[planted.Fault]string{
 	planted.InflightCounterReset: "TestPlantedHere of internal/export/vhostuser",
 	planted.InflightClearedEarly: "TestPlantedHere of internal/export/vhostuser",
 	planted.InflightRunAgain:     "TestPlantedHere of internal/export/vhostuser",
+	planted.RingTagUnasked:       "TestPlantedHere of internal/export/ring",
 }
 
 // TestPlanted gives the program each planted fault in turn and looks how many

@@ -289,6 +289,12 @@ func TestHandover(t *testing.T) {
 // A request whose change is in the log when its server goes is not run again: what was
 // written over it since stays.
 func TestExactlyOnce(t *testing.T) {
+	if err := exactlyOnce(t); err != nil {
+		t.Error(err)
+	}
+}
+
+func exactlyOnce(t *testing.T) error {
 	vol := nbdtest.New("volume", 1<<20)
 	g := newGate(vol)
 	v := serve(t, vol)
@@ -317,11 +323,12 @@ func TestExactlyOnce(t *testing.T) {
 		t.Fatal(err, durable.Err)
 	}
 	if got := vol.Bytes(0, 1)[0]; got != 2 {
-		t.Errorf("the block holds %d: the older write was run again", got)
+		return fmt.Errorf("the block holds %d: the older write was run again", got)
 	}
 	if st := v.s.Stats(); st.Again != 1 || st.Skipped != 1 || vol.Unstable() != 0 {
-		t.Errorf("%+v, %d changes not flushed", st, vol.Unstable())
+		return fmt.Errorf("%+v, %d changes not flushed", st, vol.Unstable())
 	}
+	return nil
 }
 
 // left is a ring in which a back-end that is gone has left requests.
