@@ -146,7 +146,7 @@ func (r *rig) struck(sig unix.Signal, guests ...string) {
 		}
 		return pair.Well(st)
 	}
-	if err := r.Until(r.t.Context(), 30*time.Second, back); err != nil {
+	if err := r.Until(r.t.Context(), time.Minute, back); err != nil {
 		r.t.Fatal(err)
 	}
 }
@@ -189,12 +189,10 @@ func TestMachine(t *testing.T) {
 	fixed := &machineDisk{volume: "fixed", guest: "b"}
 	m := bootMachine(t, r, append(loaded, probe, fixed)...)
 	for _, d := range m.disks {
-		want := "0"
-		if d == fixed {
-			want = "1"
-		}
-		if got := m.do("@sysfs", "/sys/block/"+filepath.Base(d.dev)+"/ro"); got != want {
-			t.Errorf("read-only flag of %s is %s, want %s", d.volume, got, want)
+		m.shows(d, "ro", map[bool]string{true: "1", false: "0"}[d == fixed])
+		m.shows(d, "queue/write_cache", "write back")
+		if d != fixed {
+			m.shows(d, "queue/discard_granularity", "4096")
 		}
 	}
 	for _, d := range loaded {
@@ -298,11 +296,19 @@ func (m *machine) grows(d *machineDisk, size int64) {
 	file := "/sys/block/" + filepath.Base(d.dev) + "/size"
 	want := fmt.Sprint(size / 512)
 	for began := time.Now(); m.do("@sysfs", file) != want; time.Sleep(50 * time.Millisecond) {
-		if time.Since(began) > 10*time.Second {
+		if time.Since(began) > time.Minute {
 			m.t.Fatalf("the machine sees %s sectors of %s, want %s", m.do("@sysfs", file), d.volume, want)
 		}
 	}
 	m.do("resize2fs", d.dev)
+}
+
+// shows demands that the machine knows something of a disk.
+func (m *machine) shows(d *machineDisk, what, want string) {
+	m.t.Helper()
+	if got := m.do("@sysfs", "/sys/block/"+filepath.Base(d.dev)+"/"+what); got != want {
+		m.t.Errorf("%s of %s is %s, want %s", what, d.volume, got, want)
+	}
 }
 
 // waits takes the pair down and up, and demands that the machine waits meanwhile.
@@ -328,7 +334,7 @@ func (m *machine) waits(probe *machineDisk) {
 // drivers for block devices, or with . for all of them.
 func (m *machine) conforms(d *machineDisk, engine string) {
 	m.t.Helper()
-	out := m.do("POLLUX_SEED="+os.Getenv("POLLUX_SEED"), "POLLUX_VM_DISK="+d.dev, "/inside", "-test.run=TestConformance/"+engine, "-test.v", "-test.timeout=100s")
+	out := m.do("POLLUX_SEED="+os.Getenv("POLLUX_SEED"), "POLLUX_VM_DISK="+d.dev, "/inside", "-test.run=TestConformance/"+engine, "-test.v", "-test.timeout=5m")
 	if n := strings.Count(out, "--- PASS: TestConformance/"); n < 20 {
 		m.t.Errorf("the suite did not run on %s: %d tests\n%s", d.volume, n, out)
 	}

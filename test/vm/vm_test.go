@@ -79,7 +79,7 @@ func TestForeignBackend(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer m.Stop()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	do := func(args ...string) string {
 		t.Helper()
@@ -89,7 +89,7 @@ func TestForeignBackend(t *testing.T) {
 		}
 		return out
 	}
-	out := do("POLLUX_SEED="+os.Getenv("POLLUX_SEED"), "POLLUX_VM_DISK=/dev/vda", "/inside", "-test.run=TestConformance/sync", "-test.v", "-test.timeout=100s")
+	out := do("POLLUX_SEED="+os.Getenv("POLLUX_SEED"), "POLLUX_VM_DISK=/dev/vda", "/inside", "-test.run=TestConformance/sync", "-test.v", "-test.timeout=5m")
 	if !strings.Contains(out, "--- PASS: TestConformance/sync/Random") {
 		t.Errorf("the suite did not run:\n%s", out)
 	}

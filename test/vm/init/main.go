@@ -216,7 +216,7 @@ func disk(serial string) (string, error) {
 				return "/dev/" + filepath.Base(filepath.Dir(n)), nil
 			}
 		}
-		if time.Since(began) > 20*time.Second {
+		if time.Since(began) > time.Minute {
 			return "", fmt.Errorf("there is no disk with serial %q", serial)
 		}
 	}
