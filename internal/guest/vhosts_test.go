@@ -142,6 +142,9 @@ func TestVhostMoves(t *testing.T) {
 			t.Fatal("a machine does not find who serves last")
 		}
 	}
+	if n := next.clients("nobody"); n != 0 {
+		t.Errorf("%d machines are attached to a volume that is not there", n)
+	}
 	next.close(t.Context())
 	next.sync(b.storage.last()) // too late
 	if _, err := net.Dial("unix", v.VhostUser.Socket); err == nil {
@@ -212,6 +215,10 @@ func TestVhostOff(t *testing.T) {
 	v, err := b.client().CreateVolume(t.Context(), control.VolumeCreate{Name: "v", Size: 4096, Guest: "a"})
 	if err != nil || v.VhostUser != nil {
 		t.Errorf("%+v, %v", v.VhostUser, err)
+	}
+	var before *vhosts // as before an identity is served
+	if before.clients("v") != 0 || before.status(VolumeInfo{}) != nil {
+		t.Error("machines are attached to volumes that nobody serves")
 	}
 	if _, err := os.Stat(b.cfg.VhostUser.Dir); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("directory of sockets: %v", err)
