@@ -103,11 +103,7 @@ func (p *Pools) open(ctx context.Context, o OpenSpec) (*store, error) {
 	scrub, removal, scan, flash := p.scrub, p.removal, pool.ScanOptions{}, pool.FlashOptions{}
 	removal.Removed = o.Removed
 	var grown func(hpdi.Device, int64)
-	var index, cache, kept func(string)
 	if o.Tell != nil {
-		index = func(text string) { o.Tell("dedup-index", text) }
-		cache = func(text string) { o.Tell("cache", text) }
-		kept = func(text string) { o.Tell("region-kept", text) }
 		grown = func(d hpdi.Device, bytes int64) {
 			o.Tell("device-grown", fmt.Sprintf("device %s has grown by %s, which its pool uses from now on", d.Info().Name, config.Size(bytes)))
 		}
@@ -117,11 +113,11 @@ func (p *Pools) open(ctx context.Context, o OpenSpec) (*store, error) {
 		flash.Tell = func(e pool.FlashEvent) { o.Tell(e.Kind, e.Message) }
 	}
 	opts := pool.OpenOptions{
-		Devices: o.Devices, Each: atOnce, RegionPath: o.RegionPath, CacheBytes: p.cache, CacheTell: cache,
+		Devices: o.Devices, Each: atOnce, RegionPath: o.RegionPath, CacheBytes: p.cache,
 		Owner: o.Owner, AcceptLoss: o.AcceptLoss, BatteryBacked: o.BatteryBacked, LeftOut: o.LeftOut,
 		Interval: p.limit.Interval, PointBytes: int64(p.limit.Size), FoldEntries: p.limit.FoldAfter, FoldLimit: p.limit.FoldLimit, IndexBytes: p.index,
 		Cleaner: p.cleaner, Scrub: scrub, Removal: removal, Scan: scan, Flash: flash, Grown: grown, Host: p.host,
-		IndexTell: index, RegionTell: kept,
+		Tell: o.Tell,
 	}
 	s := &store{opened: o.Without}
 	if o.Restart != nil {

@@ -72,7 +72,7 @@ func (op *opener) adoptCache(r *region.Region) bool {
 				k.Cache, err = cache.Adopt(cache.Memory{Bytes: mem, Pool: op.label.Pool})
 			}
 			if err != nil {
-				op.tellCache("the cache of pool %s begins empty: %v", op.label.Name, err)
+				op.tell(TellCache, "the cache of pool %s begins empty: %v", op.label.Name, err)
 				continue
 			}
 			k.section, k.bytes = s, s.Length
@@ -150,7 +150,7 @@ func (p *Pool) keepCache() {
 			k.Move(more)
 			bytes, own = int64(len(more)), more
 		}
-		p.tellCache("the cache of pool %s will not outlive this guest: %v", p.label.Name, err)
+		p.tell(TellCache, "the cache of pool %s will not outlive this guest: %v", p.label.Name, err)
 	}
 	k.mu.Lock()
 	before := k.own
@@ -196,12 +196,6 @@ func (k *keeper) stats() CacheStats {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return CacheStats{Stats: k.Cache.Stats(), Bytes: k.bytes, Own: int64(len(k.own)), Why: k.why}
-}
-
-func (p *Pool) tellCache(format string, args ...any) {
-	if p.opts.CacheTell != nil {
-		p.opts.CacheTell(fmt.Sprintf(format, args...))
-	}
 }
 
 // CacheStats describes the cache of a pool.

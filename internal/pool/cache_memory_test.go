@@ -29,12 +29,21 @@ func warmRig(t testing.TB, data []byte) (*rig, block.Volume) {
 	return r, v
 }
 
+// keep returns a function that adds what it is told of a kind to told.
+func keep(kind string, told *[]string) func(kind, text string) {
+	return func(k, text string) {
+		if k == kind {
+			*told = append(*told, text)
+		}
+	}
+}
+
 // openTelling opens the pool for a guest, and returns what it is told of the cache.
 func (r *rig) openTelling(guest string) (told []string) {
 	r.t.Helper()
 	o := r.options()
 	o.Owner = guest
-	o.CacheTell = func(text string) { told = append(told, text) }
+	o.Tell = keep(TellCache, &told)
 	if err := r.openWith(o); err != nil {
 		r.t.Fatal(err)
 	}

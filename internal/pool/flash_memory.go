@@ -202,7 +202,7 @@ func (f *flash) makeUsage() bool {
 	s, mem, err := r.AddSection(region.SectionHistory, want)
 	if err != nil {
 		if !m.refused {
-			f.p.tellRegion("what is collected of the devices of pool %s since the last note on flash will not outlive this guest: %v", f.p.label.Name, err)
+			f.p.tell(TellKept, "what is collected of the devices of pool %s since the last note on flash will not outlive this guest: %v", f.p.label.Name, err)
 		}
 		m.refused = true
 		return false

@@ -251,7 +251,7 @@ func TestUsageChaos(t *testing.T) {
 		o := r.options()
 		var told []string
 		o.Flash.Tell = func(e FlashEvent) { told = append(told, e.Kind) }
-		o.RegionTell = func(text string) { told = append(told, text) }
+		o.Tell = keep(TellKept, &told)
 		if err := r.openWith(o); err != nil {
 			t.Fatalf("seed %d: %v", seed, err)
 		}
@@ -295,7 +295,7 @@ func TestUsageWithoutRoom(t *testing.T) {
 	})
 	var told []string
 	o := r.options()
-	o.RegionTell = func(text string) { told = append(told, text) }
+	o.Tell = keep(TellKept, &told)
 	if err := r.openWith(o); err != nil {
 		t.Fatal(err)
 	}

@@ -1,8 +1,6 @@
 package pool
 
 import (
-	"fmt"
-
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/dedup"
 	"github.com/pollux-storage/pollux/internal/region"
@@ -26,7 +24,7 @@ func (p *Pool) newIndex(size int64, before *dedup.Index) (*dedup.Index, error) {
 	s, mem, err := p.region.AddSection(region.SectionIndex, size)
 	if err != nil {
 		p.indexOwn = err.Error()
-		p.tellIndex("the index of fingerprints of pool %s will not outlive this guest: %v", p.label.Name, err)
+		p.tell(TellIndex, "the index of fingerprints of pool %s will not outlive this guest: %v", p.label.Name, err)
 		return dedup.NewIndex(size)
 	}
 	x, err := dedup.NewIndexIn(p.indexMemory(s, mem), size)
@@ -48,7 +46,7 @@ func (p *Pool) adoptIndex() (best *dedup.Index) {
 			x, err = dedup.AdoptIndex(p.indexMemory(s, mem))
 		}
 		if err != nil {
-			p.tellIndex("the index of fingerprints of pool %s is made anew: %v", p.label.Name, err)
+			p.tell(TellIndex, "the index of fingerprints of pool %s is made anew: %v", p.label.Name, err)
 			_ = p.region.RemoveSection(s) // or the next owner does
 			continue
 		}
@@ -74,10 +72,4 @@ func prefer(a, b *dedup.Index) bool {
 		return a.Successor
 	}
 	return b.Order > a.Order
-}
-
-func (p *Pool) tellIndex(format string, args ...any) {
-	if p.opts.IndexTell != nil {
-		p.opts.IndexTell(fmt.Sprintf(format, args...))
-	}
 }

@@ -67,7 +67,7 @@ func (r *rig) openBy(guest string) (index IndexProgress, told []string) {
 	r.t.Helper()
 	o := r.options()
 	o.Owner = guest
-	o.IndexTell = func(text string) { told = append(told, text) }
+	o.Tell = keep(TellIndex, &told)
 	if err := r.openWith(o); err != nil {
 		r.t.Fatal(err)
 	}
@@ -217,7 +217,7 @@ func TestIndexWithoutRoomInRegion(t *testing.T) {
 	r.die()
 	var told []string
 	o := r.options()
-	o.IndexTell = func(text string) { told = append(told, text) }
+	o.Tell = keep(TellIndex, &told)
 	if err := r.openWith(o); err != nil {
 		t.Fatal(err)
 	}

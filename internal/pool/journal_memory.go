@@ -2,7 +2,6 @@ package pool
 
 import (
 	"errors"
-	"fmt"
 
 	"github.com/pollux-storage/pollux/internal/cp"
 	"github.com/pollux-storage/pollux/internal/region"
@@ -39,7 +38,7 @@ func (op *opener) recallJournal() *cp.KeptJournal {
 		errs = append(errs, err)
 	}
 	if err := errors.Join(errs...); err != nil {
-		op.tellRegion("the unfolded journal of pool %s is read from its device: %v", op.label.Name, err)
+		op.tell(TellKept, "the unfolded journal of pool %s is read from its device: %v", op.label.Name, err)
 	}
 	return nil
 }
@@ -66,7 +65,7 @@ func (p *Pool) keepJournal() {
 		err = p.machine.KeepJournal(mem)
 	}
 	if err != nil {
-		p.tellRegion("whoever takes pool %s over will read its unfolded journal from a device: %v", p.label.Name, err)
+		p.tell(TellKept, "whoever takes pool %s over will read its unfolded journal from a device: %v", p.label.Name, err)
 		return
 	}
 	p.journal = s
@@ -77,12 +76,6 @@ func (p *Pool) keepJournal() {
 func (p *Pool) fillJournal() {
 	if p.machine.KeptBehind() && !p.pressed() {
 		_ = p.machine.FillKept() // what cannot be read is left out
-	}
-}
-
-func (p *Pool) tellRegion(format string, args ...any) {
-	if p.opts.RegionTell != nil {
-		p.opts.RegionTell(fmt.Sprintf(format, args...))
 	}
 }
 

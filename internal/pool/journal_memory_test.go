@@ -200,7 +200,7 @@ func TestUnfoldedJournalWithoutRoom(t *testing.T) {
 	})
 	var told []string
 	o := r.options()
-	o.RegionTell = func(text string) { told = append(told, text) }
+	o.Tell = keep(TellKept, &told)
 	if err := r.openWith(o); err != nil {
 		t.Fatal(err)
 	}

@@ -47,10 +47,10 @@ type OpenOptions struct {
 	// CacheBytes is the memory of the pool's cache of clean blocks; DefaultCacheBytes
 	// if 0.
 	CacheBytes int64
-	// CacheTell, if set, is told when a cache that a guest before has left is of no use,
-	// and when one has no place where it would outlive the guest, and why. Neither costs
-	// more than reads from devices.
-	CacheTell func(text string)
+	// Tell, if set, is told of what lies in the region beside the log, by one of the kinds
+	// TellCache and so on: that what a guest before has left is of no use, or that there is
+	// no place where it would outlive the guest, and why. No write is lost by that.
+	Tell func(kind, text string)
 	// AcceptLoss opens a pool whose region is lost or damaged: what was
 	// acknowledged but not flushed is given up.
 	AcceptLoss bool
@@ -73,19 +73,12 @@ type OpenOptions struct {
 	// Fingerprint is what equal blocks are found by; nil for a hash with the pool's
 	// secret.
 	Fingerprint func(data []byte) dedup.Fingerprint
-	// IndexTell, if set, is told when an index that a guest before has left is of no use,
-	// and when one has no place where it would outlive the guest, and why. Neither costs
-	// more than savings.
-	IndexTell func(text string)
-	// RegionTell, if set, is told what else that a guest before has left in the region is of
-	// no use, and what has no room there, and why. It costs time at the next takeover.
-	RegionTell func(text string)
-	Cleaner    CleanerOptions
-	Scrub      ScrubOptions
-	Removal    RemovalOptions
-	Scan       ScanOptions
-	Transfer   TransferOptions
-	Flash      FlashOptions
+	Cleaner     CleanerOptions
+	Scrub       ScrubOptions
+	Removal     RemovalOptions
+	Scan        ScanOptions
+	Transfer    TransferOptions
+	Flash       FlashOptions
 	// BootID identifies the boot of the host, which decides whether a region
 	// can still exist. region.BootID() if empty.
 	BootID string
@@ -99,6 +92,20 @@ type OpenOptions struct {
 	// Grown, if set, is told of a device that has become larger since the pool was
 	// opened last, and by how many bytes. They are used from now on.
 	Grown func(dev hpdi.Device, bytes int64)
+}
+
+// Kinds of OpenOptions.Tell, which are those of events too.
+const (
+	TellCache = "cache"       // the cache of clean blocks: what is wrong costs reads from devices
+	TellIndex = "dedup-index" // the index of fingerprints: it costs savings
+	TellKept  = "region-kept" // anything else: it costs time at the next takeover, or what the text says
+)
+
+// tell tells OpenOptions.Tell.
+func (p *Pool) tell(kind, format string, args ...any) {
+	if p.opts.Tell != nil {
+		p.opts.Tell(kind, fmt.Sprintf(format, args...))
+	}
 }
 
 // DefaultInterval is the Interval of pools that do not ask for another.

@@ -32,12 +32,12 @@ func (op *opener) adoptSessions() {
 			if adopted = err == nil; adopted {
 				continue
 			}
-			p.tellRegion("sessions of pool %s are lost, and requests of their clients that were under way end with an error: %v", p.label.Name, err)
+			p.tell(TellKept, "sessions of pool %s are lost, and requests of their clients that were under way end with an error: %v", p.label.Name, err)
 		}
 		_ = p.region.RemoveSection(s) // or the next owner does
 	}
 	if n := p.sessions.Stats().Damaged; n > 0 {
-		p.tellRegion("%d sessions of pool %s are damaged and lost, and requests of their clients that were under way end with an error", n, p.label.Name)
+		p.tell(TellKept, "%d sessions of pool %s are damaged and lost, and requests of their clients that were under way end with an error", n, p.label.Name)
 	}
 }
 
