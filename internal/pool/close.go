@@ -20,10 +20,16 @@ func (p *Pool) drain(ctx context.Context) error {
 	p.mu.Unlock()
 	select {
 	case <-p.gate.Close():
+		_ = p.endComing() // or the next owner removes it
 		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("close pool %s: requests are still under way: %w", p.label.Name, ctx.Err())
 	}
+}
+
+// endComing ends that sections come to the region, of which nobody has use any more.
+func (p *Pool) endComing() error {
+	return errors.Join(p.journalComing.end(p.region), p.flash.usageComing.end(p.region))
 }
 
 // Close makes everything part of the devices, removes the region and closes
@@ -85,6 +91,7 @@ func (p *Pool) Release(ctx context.Context) error {
 }
 
 func (p *Pool) free() error {
+	_ = p.endComing() // or the next owner removes it
 	p.sessions.Shut() // its memory is unmapped
 	errs := []error{p.remover.close(), p.flusher.Close(), p.machine.Close(), p.flushQueue.Close(), p.flash.close(), p.set.Close(), p.reader.Close(), p.cache.close(), p.region.Close()}
 	p.scrub.close()

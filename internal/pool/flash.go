@@ -78,6 +78,7 @@ type flash struct {
 	pins                     pinWalk
 	note                     *flashmap.NoteWriter // what was collected is being written
 	memory                   flashMemory          // what was collected, in the region
+	usageComing              coming               // its section, until it is there
 	recalled                 bool                 // what was collected before was looked for
 	counted                  uint64               // accesses, when the note was written
 	failed                   error                // why it fails, as somebody was told

@@ -174,40 +174,56 @@ func (d *flashDisk) recall(counts []byte, pool block.PoolID, now time.Time) erro
 	return err
 }
 
-// makeUsage makes the section what the disks need. It reports whether there is one.
+// makeUsage makes the section what the disks need. It reports whether there is one: a large
+// one comes some time after it was asked for.
 func (f *flash) makeUsage() bool {
 	m, r := &f.memory, f.p.region
 	slot := f.usageSlot()
-	want := r.SectionLength(2 * slot * int64(max(1, len(f.disks))))
+	length := 2 * slot * int64(max(1, len(f.disks)))
+	want := r.SectionLength(length)
 	if m.mem != nil && m.slot == slot && int64(len(m.mem)) == want {
 		return true
 	}
 	defer f.p.countKept()
-	for _, s := range r.Sections(region.SectionHistory) {
-		if m.mem == nil && s.Length == want {
-			if mem, err := r.MapSection(s); err == nil {
-				m.section, m.mem, m.slot = s, mem, slot
-				continue
+	if !f.usageComing.underWay() {
+		var others []region.Section
+		for _, s := range r.Sections(region.SectionHistory) {
+			if m.mem == nil && s.Length == want {
+				if mem, err := r.MapSection(s); err == nil {
+					m.section, m.mem, m.slot = s, mem, slot
+					continue
+				}
 			}
+			if s == m.section {
+				m.mem, m.section = nil, region.Section{}
+			}
+			others = append(others, s)
 		}
-		if s == m.section {
-			m.mem, m.section = nil, region.Section{}
+		if m.mem != nil {
+			for _, s := range others {
+				_ = r.RemoveSection(s) // or the next owner does
+			}
+			return true
 		}
-		_ = r.RemoveSection(s) // or the next owner does
+		clear(m.written)
+		f.usageComing.begin(r, region.SectionHistory, length, others)
 	}
-	if m.mem != nil {
-		return true
+	a, ok := f.usageComing.take()
+	if !ok {
+		return false
 	}
-	clear(m.written)
-	s, mem, err := r.AddSection(region.SectionHistory, want)
-	if err != nil {
+	if a.err != nil {
 		if !m.refused {
-			f.p.tell(TellKept, "what is collected of the devices of pool %s since the last note on flash will not outlive this guest: %v", f.p.label.Name, err)
+			f.p.tell(TellKept, "what is collected of the devices of pool %s since the last note on flash will not outlive this guest: %v", f.p.label.Name, a.err)
 		}
 		m.refused = true
 		return false
 	}
-	m.section, m.mem, m.slot, m.refused = s, mem, slot, false
+	if a.section.Length != want { // there are other disks since it was begun
+		_ = r.RemoveSection(a.section) // or the next owner does
+		return false
+	}
+	m.section, m.mem, m.slot, m.refused = a.section, a.mem, slot, false
 	return true
 }
 
@@ -257,6 +273,7 @@ func (m *flashMemory) older(id block.DeviceID) int {
 
 // dropUsage gives the section back when the pool has no flash any more.
 func (f *flash) dropUsage() {
+	_ = f.usageComing.cancel(f.p.region) // or the next owner gives it back
 	for _, s := range f.p.region.Sections(region.SectionHistory) {
 		_ = f.p.region.RemoveSection(s) // or the next owner does
 	}

@@ -43,11 +43,11 @@ func (op *opener) recallJournal() *cp.KeptJournal {
 	return nil
 }
 
-// keepJournal gives the journal a section of the region, if it has none of the size that it
-// is to have.
+// keepJournal sees to it that the journal gets a section of the region, if it has none of the
+// size that it is to have.
 func (p *Pool) keepJournal() {
-	defer p.countKept()
 	size := cp.KeptBytes(p.opts.FoldLimit, p.label.Layout.JournalBlocks)
+	var others []region.Section
 	for _, s := range p.region.Sections(region.SectionJournal) {
 		if s == p.journal && p.machine.KeptJournal().Bytes > 0 && s.Length == p.region.SectionLength(size) {
 			continue
@@ -55,25 +55,41 @@ func (p *Pool) keepJournal() {
 		if s == p.journal {
 			p.machine.LeaveJournal()
 		}
-		_ = p.region.RemoveSection(s) // or the next owner does
+		others = append(others, s)
 	}
-	if p.machine.KeptJournal().Bytes > 0 {
+	if p.machine.KeptJournal().Bytes == 0 {
+		p.journalComing.begin(p.region, region.SectionJournal, size, others)
+		p.placeJournal()
 		return
 	}
-	s, mem, err := p.region.AddSection(region.SectionJournal, size)
+	for _, s := range others {
+		_ = p.region.RemoveSection(s) // or the next owner does
+	}
+	p.countKept()
+}
+
+// placeJournal begins to keep the journal in a section that has come.
+func (p *Pool) placeJournal() {
+	a, ok := p.journalComing.take()
+	if !ok {
+		return
+	}
+	defer p.countKept()
+	err := a.err
 	if err == nil {
-		err = p.machine.KeepJournal(mem)
+		err = p.machine.KeepJournal(a.mem)
 	}
 	if err != nil {
 		p.tell(TellKept, "whoever takes pool %s over will read its unfolded journal from a device: %v", p.label.Name, err)
 		return
 	}
-	p.journal = s
+	p.journal = a.section
 }
 
 // fillJournal brings what the journal's section lacks there, a step at a time, unless clients
 // need what it would take.
 func (p *Pool) fillJournal() {
+	p.placeJournal()
 	if p.machine.KeptBehind() && !p.pressed() {
 		_ = p.machine.FillKept() // what cannot be read is left out
 	}

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/internal/block"
@@ -49,6 +50,7 @@ func (r *rig) fillKept() {
 		if err := r.machine.Claimed(); err != nil { // as Run does
 			return err
 		}
+		r.placeJournal()
 		for r.machine.KeptBehind() {
 			if err := r.machine.FillKept(); err != nil {
 				return err
@@ -214,6 +216,52 @@ func TestUnfoldedJournalWithoutRoom(t *testing.T) {
 	r.mustOpen()
 	v, _ = r.Volume("v")
 	verifyBlocks(t, v, holds)
+	r.shut()
+}
+
+// A large section comes while the guest is at work, and has then what was journalled before
+// and meanwhile. Whoever ends before that leaves none, and the next one begins anew.
+func TestUnfoldedJournalComes(t *testing.T) {
+	r := newBareRig(t, 1, testSize)
+	r.byRecord = false
+	if _, err := Create(t.Context(), CreateOptions{Name: "p", Identity: "a", Devices: r.devices(), LogBytes: testLog, JournalBytes: 48 << 20}); err != nil {
+		t.Fatal(err)
+	}
+	holds, rng := map[int64]byte{}, rand.New(rand.NewPCG(1, 31))
+	r.mustOpen()
+	v := r.volume("v", 64<<20)
+	var waited int
+	for end := time.Now().Add(time.Minute); ; waited++ {
+		r.manyPoints(v, rng, 1, 20, holds)
+		r.fillKept()
+		if r.machine.KeptJournal().Bytes > readyBytes {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal("the section does not come")
+		}
+	}
+	t.Logf("it came after %d points", waited)
+	if s := r.machine.KeptJournal(); !s.Whole || s.Used != s.Unfolded || s.Used == 0 {
+		t.Errorf("%+v", s)
+	}
+	r.die()
+	r.mustOpen()
+	if s := r.machine.KeptJournal(); s.Recalled < waited {
+		t.Errorf("after %d points: %+v", waited, s)
+	}
+	v, _ = r.Volume("v")
+	verifyBlocks(t, v, holds)
+	r.die()
+	r.dropSections(region.SectionJournal)
+	for range 3 { // ended while it comes
+		r.mustOpen()
+		r.die()
+	}
+	r.mustOpen()
+	v, _ = r.Volume("v")
+	verifyBlocks(t, v, holds)
+	r.mustCheck()
 	r.shut()
 }
 

@@ -65,7 +65,9 @@ type Pool struct {
 	index      indexFigures   // that others may see
 	regionKept atomic.Int64   // see countKept
 	journal    region.Section // of the unfolded journal; zero without one
-	indexOwn   string         // why the newest index has memory that does not outlive the guest
+	// journalComing is the section of the unfolded journal until it is there.
+	journalComing coming
+	indexOwn      string // why the newest index has memory that does not outlive the guest
 
 	kick    chan struct{}
 	jobs    chan job

@@ -406,7 +406,7 @@ func TestSessionsOfVolume(t *testing.T) {
 	// The table is lost with its section: the pool opens, and the session is fresh.
 	var told []string
 	o := r.options()
-	o.RegionTell = func(text string) { told = append(told, text) }
+	o.Tell = keep(TellKept, &told)
 	r.changeRegion(func(q *region.Region) {
 		mem, err := q.MapSection(q.Sections(region.SectionSessions)[0])
 		if err != nil {
@@ -432,7 +432,7 @@ func TestSessionsOfVolume(t *testing.T) {
 	// Of a damaged entry the pool says how many.
 	told = nil
 	o = r.options()
-	o.RegionTell = func(text string) { told = append(told, text) }
+	o.Tell = keep(TellKept, &told)
 	r.changeRegion(func(q *region.Region) {
 		mem, err := q.MapSection(q.Sections(region.SectionSessions)[0])
 		if err != nil {
