@@ -12,7 +12,7 @@ import (
 
 // drive keeps requests in flight until the time is over, and returns how many it has
 // completed.
-func (r *row) drive(ctx context.Context, q hpdi.Queue, mem []byte, size int64, end time.Time) (n int, err error) {
+func (r *row) drive(ctx context.Context, q hpdi.Queue, mem []byte, size int64, end time.Time, batch bool) (n int, err error) {
 	slots := size / int64(r.bytes)
 	rng := rand.New(rand.NewPCG(1, 2))
 	ready := make([]*hpdi.Request, r.depth)
@@ -20,16 +20,22 @@ func (r *row) drive(ctx context.Context, q hpdi.Queue, mem []byte, size int64, e
 		ready[i] = &hpdi.Request{Op: r.op, Vec: [][]byte{mem[i*r.bytes : (i+1)*r.bytes]}}
 	}
 	done := make([]*hpdi.Request, 0, r.depth)
-	for at, flying := int64(0), 0; len(ready) > 0 || flying > 0; {
+	for next, flying := int64(0), 0; len(ready) > 0 || flying > 0; {
 		for _, req := range ready {
-			if at++; r.linear {
-				req.Offset = at % slots * int64(r.bytes)
+			if next++; r.linear {
+				req.Offset = next % slots * int64(r.bytes)
 			} else {
 				req.Offset = rng.Int64N(slots) * int64(r.bytes)
 			}
 		}
-		if err := q.Submit(ready...); err != nil {
-			return n, err
+		step := 1
+		if batch {
+			step = max(1, len(ready))
+		}
+		for at := 0; at < len(ready); at += step {
+			if err := q.Submit(ready[at : at+step]...); err != nil {
+				return n, err
+			}
 		}
 		flying += len(ready)
 		if done, err = q.Wait(1, done[:0]); err != nil {

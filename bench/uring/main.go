@@ -34,6 +34,7 @@ type options struct {
 	size                   uint64
 	rounds                 int
 	window                 time.Duration
+	batch                  bool
 	file                   file.Options
 }
 
@@ -46,7 +47,8 @@ func main() {
 	counting.SizeFlag(&o.size, "size", "512MiB", "size of the files")
 	flag.IntVar(&o.rounds, "rounds", 5, "how often each row is measured")
 	flag.DurationVar(&o.window, "window", 2*time.Second, "how long each time")
-	flag.DurationVar(&o.file.Poll, "poll", 50*time.Microsecond, "how long the driver looks for results at most before it sleeps")
+	flag.BoolVar(&o.batch, "batch", false, "hand over what can be handed over with one call, as fio does not unless it is told to")
+	flag.DurationVar(&o.file.Poll, "poll", 0, "how long the driver looks for results at most before it sleeps")
 	flag.BoolVar(&o.file.Block, "block", true, "whether the driver waits in the kernel; there is nothing else to do here")
 	flag.StringVar((*string)(&o.file.Fixed), "fixed", string(file.FixedAuto), "auto or off: whether the driver registers memory and file")
 	flag.Parse()
@@ -225,7 +227,7 @@ func (r *row) ours(ctx context.Context, o options, path string) (iops, cpu float
 	}
 	runtime.GC()
 	before, began := used(), time.Now()
-	n, err := r.drive(ctx, q, mem, d.Info().Size, began.Add(o.window))
+	n, err := r.drive(ctx, q, mem, d.Info().Size, began.Add(o.window), o.batch)
 	if err != nil {
 		return 0, 0, err
 	}
