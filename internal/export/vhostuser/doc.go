@@ -56,5 +56,5 @@
 // Server.mu guards the list of connections. queue.mu guards the ring, what is tracked, and
 // the number of requests under way; it is never held across a call that may wait, except
 // a write to an eventfd, which a hostile front-end can make wait: whoever ends the queue
-// reads that eventfd until the writer is through. pool.mu is a leaf.
+// reads that eventfd until the writer is through. queue.closing and pool.mu are leaves.
 package vhostuser

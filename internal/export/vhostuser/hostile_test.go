@@ -319,6 +319,28 @@ func TestHostileEventfds(t *testing.T) {
 	time.Sleep(20 * time.Millisecond)
 	unharmed()
 	m.disconnect() // which fails the test if the server cannot end it
+	// The same for the one that tells of an end by a mistake, which is written to.
+	m = newMachine(t, s, setup{features: disk})
+	m.start()
+	broken := newEventfd(t)
+	defer func() { _ = unix.Close(broken) }()
+	must(t, m.ack(vhost.SetVringErr, vhost.AppendU64(nil, 0), broken))
+	m.raw().give(9999)
+	p := []unix.PollFd{{Fd: int32(broken), Events: unix.POLLIN}}
+	if n, _ := unix.Poll(p, 5000); n != 1 {
+		t.Error("nobody is told of the mistake")
+	}
+	_ = m.cut()
+	m = newMachine(t, s, setup{features: disk})
+	m.start()
+	must(t, m.ack(vhost.SetVringErr, vhost.AppendU64(nil, 0), broken))
+	_, err = unix.Read(broken, make([]byte, 8))
+	must(t, err)
+	_, err = unix.Write(broken, full)
+	must(t, err)
+	must(t, unix.SetNonblock(broken, false))
+	m.raw().give(9999)
+	_ = m.cut()
 }
 
 // A front-end that takes no completions, and one that says nothing, hold nobody up.

@@ -35,7 +35,8 @@ type queue struct {
 	hasKick bool                    // or the front-end wants the ring to be looked at
 	kick    atomic.Pointer[os.File] // nil if it has none
 	call    atomic.Int32            // -1 if there is none; changed under mu
-	errFD   int                     // the same
+	errFD   atomic.Int32            // tells of an end by a mistake; -1 if there is none
+	closing sync.Mutex              // held while call or errFD is closed, or drained by unstick; a leaf
 	raw     syscall.RawConn         // of kick
 	wait    waiter
 
@@ -66,8 +67,9 @@ type queue struct {
 }
 
 func newQueue(c *client, index int) *queue {
-	q := &queue{c: c, index: index, errFD: -1}
+	q := &queue{c: c, index: index}
 	q.call.Store(-1)
+	q.errFD.Store(-1)
 	q.changed = sync.NewCond(&q.mu)
 	q.wait.init()
 	return q
@@ -106,20 +108,28 @@ func (q *queue) setCall(fd int) {
 	defer q.unstick()()
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	old := q.call.Swap(int32(fd))
-	if old >= 0 {
-		_ = unix.Close(int(old))
-	}
+	q.swapFD(&q.call, fd)
 	if fd >= 0 && q.dev != nil {
 		q.notify() // what was completed while there was nobody to tell
 	}
 }
 
-func (q *queue) setErr(fd int) {
-	if q.errFD >= 0 {
-		_ = unix.Close(q.errFD)
+// swapFD puts an eventfd in the place of one that it closes. Whoever calls has mu.
+func (q *queue) swapFD(of *atomic.Int32, fd int) {
+	old := of.Swap(int32(fd))
+	q.closing.Lock() // who drains it would read from whatever gets its number
+	defer q.closing.Unlock()
+	if old >= 0 {
+		_ = unix.Close(int(old))
 	}
-	q.errFD = fd
+}
+
+// setErr takes the eventfd that tells of an end by a mistake, -1 for none.
+func (q *queue) setErr(fd int) {
+	defer q.unstick()()
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.swapFD(&q.errFD, fd)
 }
 
 // run starts the queue if it can run.
@@ -253,9 +263,13 @@ func (q *queue) unstick() func() {
 			case <-done:
 				return
 			case <-time.After(20 * time.Millisecond):
-				if fd := q.call.Load(); fd >= 0 {
-					w.drain(uintptr(fd))
+				q.closing.Lock()
+				for _, fd := range []int32{q.call.Load(), q.errFD.Load()} {
+					if fd >= 0 {
+						w.drain(uintptr(fd))
+					}
 				}
+				q.closing.Unlock()
 			}
 		}
 	}()
@@ -467,8 +481,10 @@ func (q *queue) abandon() {
 // broken ends the connection.
 func (q *queue) broken(err error) {
 	err = fmt.Errorf("queue %d: %w", q.index, err)
-	if q.errFD >= 0 && !errors.Is(err, errGone) {
-		_, _ = unix.Write(q.errFD, one)
-	}
 	q.c.cut(err)
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if fd := q.errFD.Load(); fd >= 0 && !errors.Is(err, errGone) {
+		_, _ = unix.Write(int(fd), one)
+	}
 }

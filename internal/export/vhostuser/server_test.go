@@ -391,7 +391,7 @@ func TestShare(t *testing.T) {
 		}
 	}
 	time.Sleep(5 * time.Millisecond)
-	if got := v.Staged(); got > maxStaged/each {
+	if got := v.Staged(); got > maxStaged/each+1 { // one is tried, and may have to be given up
 		t.Errorf("%d writes of %d bytes are staged", got, each)
 	}
 	close(full)
