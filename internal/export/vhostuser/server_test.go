@@ -379,7 +379,7 @@ func TestShare(t *testing.T) {
 	m := newMachine(t, s, setup{features: disk, size: 128})
 	m.start()
 	q := m.vqs[0]
-	const n, each = 20, 8 << 20
+	const n, each = 10, 8 << 20
 	var ids []int
 	for range n {
 		ids = append(ids, q.queue(virtio.BlkOut, 0, false, buffer{dataStart, each}))
