@@ -1,6 +1,8 @@
 package ring
 
 import (
+	"errors"
+	"net/url"
 	"path/filepath"
 	"testing"
 	"time"
@@ -75,4 +77,19 @@ func TestConformanceSmall(t *testing.T) {
 		path, _ := serve(t, memory(t, hpditest.MinSize))
 		return open(t, path, Options{Queues: 8, Entries: 2, Reconnect: time.Minute})
 	})
+}
+
+func TestParseOptions(t *testing.T) {
+	o, err := ParseOptions(url.Values{"queues": {"9"}, "entries": {"100"}, "poll": {"1ms"}, "reconnect": {"2s"}, "size": {"1GiB"}})
+	if want := (Options{Queues: 9, Entries: 100, Poll: time.Millisecond, Reconnect: 2 * time.Second, Size: 1 << 30}); err != nil || o != want {
+		t.Errorf("%+v, %v", o, err)
+	}
+	if s, err := o.shape(); err != nil || s.Queues != 9 || s.Entries != 128 || s.Session == 0 {
+		t.Errorf("%+v, %v", s, err)
+	}
+	for _, bad := range []url.Values{{"queues": {"0"}}, {"queues": {"65"}}, {"entries": {"1"}}, {"poll": {"fast"}}, {"other": {"1"}}} {
+		if _, err := ParseOptions(bad); !errors.Is(err, hpdi.ErrProperty) {
+			t.Errorf("%v: %v", bad, err)
+		}
+	}
 }

@@ -188,6 +188,3 @@ func (b *budget) enter() bool {
 }
 
 func (b *budget) leave() { b.polling.Add(-1) }
-
-// Polling returns how many pollers of this process look at this moment.
-func Polling() int { return int(process.polling.Load()) }

@@ -455,6 +455,53 @@ func TestLeftRequests(t *testing.T) {
 	}
 }
 
+// Where the session was forgotten nobody knows what was done, and all of it is done again.
+func TestForgottenSession(t *testing.T) {
+	vol := nbdtest.New("volume", 1<<20)
+	l := newLeft(t, 99)
+	for i := range 3 {
+		l.put(core.OpWrite, i, byte(i+1), core.Tag{})
+	}
+	l.f.Publish()
+	v := serve(t, vol)
+	if got := l.finish(t, v.path); fmt.Sprint(got) != "[0 0 0]" {
+		t.Errorf("statuses %v", got)
+	}
+	if b := [3]byte{vol.Bytes(0, 1)[0], vol.Bytes(4096, 1)[0], vol.Bytes(8192, 1)[0]}; b != [3]byte{1, 2, 3} {
+		t.Errorf("blocks hold %v", b)
+	}
+	if st := v.s.Stats(); st.Again != 3 || st.Skipped != 0 {
+		t.Errorf("%+v", st)
+	}
+}
+
+func TestOptions(t *testing.T) {
+	vol := nbdtest.New("volume", 1<<20)
+	for name, o := range map[string]Options{
+		"no volume": {}, "workers": {Volume: vol, Workers: -1}, "rings": {Volume: vol, Rings: -1}, "poll": {Volume: vol, Poll: -1},
+	} {
+		if _, err := New(o); err == nil {
+			t.Errorf("a server was made with bad options: %s", name)
+		}
+	}
+}
+
+// An application sees the new size of a volume, and reaches what was added.
+func TestResized(t *testing.T) {
+	vol := nbdtest.New("volume", 1<<20)
+	v := serve(t, vol)
+	d := v.open(front.Options{})
+	q := queueOf(t, d, 1)
+	vol.Grow(2 << 20)
+	v.s.Resized()
+	if n := d.Info().Size; n != 2<<20 {
+		t.Errorf("%d bytes", n)
+	}
+	if err := hpdi.Do(q, &hpdi.Request{Op: hpdi.OpWrite, Offset: 2<<20 - 4096, Vec: [][]byte{pages(t, 1)}}); err != nil {
+		t.Error(err)
+	}
+}
+
 // A session is there as long as its front-end, and stays when that has not said good-bye.
 func TestSession(t *testing.T) {
 	vol := nbdtest.New("volume", 1<<20)
