@@ -70,6 +70,7 @@ bench: build deps ## measure against other NBD servers, the pause at a failover,
 	$(GO) run ./bench/restart -pollux $(BIN)
 	$(GO) run ./bench/ring
 	$(GO) run ./bench/uring
+	$(GO) run ./bench/hpdi -pollux $(BIN)
 
 plots: ## draw docs/*.svg from the numbers in out/ that benchmarks have left
 	$(GO) run ./bench/plot
