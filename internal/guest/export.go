@@ -51,7 +51,7 @@ func (g *Guest) exportPool(ctx context.Context, name string, c control.PoolExpor
 		return p, err
 	}
 	ended := false
-	err = g.leave(t, func(s Store) error {
+	err = g.leaveWithin(t, closeGrace, func(s Store) error {
 		ended = true
 		// It is not left half-way because somebody does not wait any more.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), exportLimit)

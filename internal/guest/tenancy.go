@@ -25,6 +25,11 @@ import (
 // grace is how long clients' requests in flight may take at a handover.
 const grace = 200 * time.Millisecond
 
+// closeGrace is how long those of virtual machines may take where the pool is closed, which
+// forgets what is known of them: a change that is cut then ends with an error in the
+// machine, for nobody could tell whether it was made.
+const closeGrace = 5 * time.Second
+
 // tenancy is an identity that this guest holds: its open pool, if it has one,
 // and the server that its clients talk to.
 type tenancy struct {
@@ -454,6 +459,11 @@ func (g *Guest) accept(t *tenancy, srv *nbd.Server, l net.Listener) {
 // then: a device that is slow to end a consistency point is no reason for the
 // partner to fence this guest. Who comes second waits for the first.
 func (g *Guest) leave(t *tenancy, end func(Store) error) error {
+	return g.leaveWithin(t, grace, end)
+}
+
+// leaveWithin is leave with another grace for virtual machines.
+func (g *Guest) leaveWithin(t *tenancy, machineGrace time.Duration, end func(Store) error) error {
 	t.mu.Lock()
 	if t.gone {
 		t.mu.Unlock()
@@ -467,7 +477,11 @@ func (g *Guest) leave(t *tenancy, end func(Store) error) error {
 	if srv != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), grace)
 		var detached sync.WaitGroup
-		detached.Go(func() { machines.close(ctx) })
+		detached.Go(func() {
+			ctx, cancel := context.WithTimeout(context.Background(), machineGrace)
+			defer cancel()
+			machines.close(ctx)
+		})
 		if err := srv.Shutdown(ctx); err != nil {
 			g.log.Info("clients were cut", "identity", t.identity, "error", err)
 		}
@@ -534,7 +548,7 @@ func (g *Guest) closeAll() error {
 	g.mu.Unlock()
 	var errs []error
 	for _, t := range g.all() {
-		errs = append(errs, g.leave(t, func(s Store) error {
+		errs = append(errs, g.leaveWithin(t, closeGrace, func(s Store) error {
 			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 			defer cancel()
 			return s.Close(ctx)
