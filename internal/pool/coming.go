@@ -1,11 +1,9 @@
 package pool
 
 import (
-	"errors"
 	"sync"
 	"sync/atomic"
 
-	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/region"
 )
 
@@ -74,14 +72,10 @@ func (c *coming) cancel(r *region.Region) error {
 	c.stop.Store(true)
 	c.doing.Wait()
 	c.stop.Store(false)
-	a, _ := c.take()
-	if a.err == nil {
+	if a, _ := c.take(); a.err == nil {
 		return r.RemoveSection(a.section)
 	}
-	if errors.Is(a.err, block.ErrClosed) {
-		return nil
-	}
-	return a.err
+	return nil
 }
 
 // end is cancel for good.
