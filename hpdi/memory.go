@@ -1,8 +1,10 @@
 package hpdi
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"unsafe"
@@ -21,19 +23,25 @@ type Mapping struct {
 const huge = 2 << 20
 
 var (
+	// mappings are those that have not been freed. Drivers look them up when they
+	// do not know memory yet, or when some was freed, and not for each request.
 	mappings struct {
 		sync.RWMutex
-		at map[*byte]Mapping
-		id uint64
+		sorted []Mapping           // by address; they do not overlap
+		ids    map[uint64]struct{} // theirs
+		last   uint64              // ID that was given
 	}
 	freed atomic.Uint64
 )
 
 // Alloc returns n bytes of zeroed memory outside the Go heap, aligned to a
-// page, on huge pages where the kernel grants them. It suits direct I/O on
-// every device, those among them that share it with another process. Each
-// piece costs a file descriptor, so a program allocates few and large ones.
-// Free returns it.
+// page. It suits direct I/O on every device, those among them that share it
+// with another process: it is a mapping of a file in memory. Each piece costs a
+// file descriptor and four system calls more than one of AllocPrivate, so a
+// program allocates few and large ones. It is asked to be on huge pages, but
+// for files in memory the kernel grants them only where
+// /sys/kernel/mm/transparent_hugepage/shmem_enabled is "advise" or more; its
+// default is "never". Free returns it.
 func Alloc(n int) ([]byte, error) {
 	mem, fd, err := mapFile(n)
 	if err != nil {
@@ -42,12 +50,23 @@ func Alloc(n int) ([]byte, error) {
 	advise(mem)
 	mappings.Lock()
 	defer mappings.Unlock()
-	if mappings.at == nil {
-		mappings.at = map[*byte]Mapping{}
+	if mappings.ids == nil {
+		mappings.ids = map[uint64]struct{}{}
 	}
-	mappings.id++
-	mappings.at[&mem[0]] = Mapping{Mem: mem, FD: fd, ID: mappings.id}
+	mappings.last++
+	mappings.ids[mappings.last] = struct{}{}
+	mappings.sorted = slices.Insert(mappings.sorted, beforeLocked(address(mem)), Mapping{Mem: mem, FD: fd, ID: mappings.last})
 	return mem, nil
+}
+
+func address(mem []byte) uintptr { return uintptr(unsafe.Pointer(unsafe.SliceData(mem))) }
+
+// beforeLocked returns how many mappings begin before an address.
+func beforeLocked(at uintptr) int {
+	i, _ := slices.BinarySearchFunc(mappings.sorted, at, func(m Mapping, at uintptr) int {
+		return cmp.Compare(address(m.Mem), at)
+	})
+	return i
 }
 
 // mapFile maps a file without a name that nobody can make shorter: whoever shares it
@@ -78,8 +97,12 @@ func advise(mem []byte) {
 	}
 }
 
-// AllocPrivate is Alloc for memory that no device is to see, such as tables. It costs
-// no file descriptor, and devices that share memory refuse it with ErrMemory.
+// AllocPrivate is Alloc for memory that no other process is to map: tables, and
+// buffers for devices whose Info.SharedMemory is false; the others refuse it with
+// ErrMemory. It costs no file descriptor and one system call. From 2 MiB on it is on
+// huge pages where the kernel has some and
+// /sys/kernel/mm/transparent_hugepage/enabled says "madvise" or "always". Pages that
+// are given back with MADV_DONTNEED read as zero again.
 func AllocPrivate(n int) ([]byte, error) {
 	mem, err := unix.Mmap(-1, 0, n, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 	if err != nil {
@@ -95,11 +118,14 @@ func Free(mem []byte) error {
 	if mem == nil {
 		return nil
 	}
+	var m Mapping
 	mappings.Lock()
-	m, shared := mappings.at[unsafe.SliceData(mem)]
-	whole := shared && len(m.Mem) == len(mem)
+	i := beforeLocked(address(mem))
+	whole := i < len(mappings.sorted) && address(mappings.sorted[i].Mem) == address(mem) && len(mappings.sorted[i].Mem) == len(mem)
 	if whole {
-		delete(mappings.at, &m.Mem[0])
+		m = mappings.sorted[i]
+		mappings.sorted = slices.Delete(mappings.sorted, i, i+1)
+		delete(mappings.ids, m.ID)
 	}
 	mappings.Unlock()
 	if !whole {
@@ -113,27 +139,26 @@ func Free(mem []byte) error {
 // MappingOf returns the mapping that all of mem lies in. It is for drivers, and reports
 // false for memory that is not from Alloc.
 func MappingOf(mem []byte) (Mapping, bool) {
-	at := uintptr(unsafe.Pointer(unsafe.SliceData(mem)))
+	at := address(mem)
 	mappings.RLock()
 	defer mappings.RUnlock()
-	for p, m := range mappings.at {
-		if begin := uintptr(unsafe.Pointer(p)); at >= begin && at-begin+uintptr(len(mem)) <= uintptr(len(m.Mem)) {
-			return m, true
-		}
+	i := beforeLocked(at + 1)
+	if i == 0 {
+		return Mapping{}, false
 	}
-	return Mapping{}, false
+	m := mappings.sorted[i-1]
+	if at-address(m.Mem)+uintptr(len(mem)) > uintptr(len(m.Mem)) {
+		return Mapping{}, false
+	}
+	return m, true
 }
 
 // Mapped reports whether the mapping with that ID has not been freed. It is for drivers.
 func Mapped(id uint64) bool {
 	mappings.RLock()
 	defer mappings.RUnlock()
-	for _, m := range mappings.at {
-		if m.ID == id {
-			return true
-		}
-	}
-	return false
+	_, ok := mappings.ids[id]
+	return ok
 }
 
 // Freed returns how often memory from Alloc was freed: a driver that knows mappings by

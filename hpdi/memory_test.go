@@ -1,8 +1,14 @@
 package hpdi
 
 import (
+	"bytes"
 	"errors"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"strconv"
 	"testing"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -66,6 +72,91 @@ func TestMappings(t *testing.T) {
 		t.Errorf("its file is still open: %v", err)
 	}
 	if err := errors.Join(Free(other), unix.Munmap(peer)); err != nil {
+		t.Error(err)
+	}
+}
+
+// Each byte of many mappings is found in its own, the whole of one as well, and nothing that
+// reaches out of it, whichever of them are left.
+func TestManyMappings(t *testing.T) {
+	seed := rand.Uint64()
+	if v := os.Getenv("POLLUX_SEED"); v != "" {
+		var err error
+		if seed, err = strconv.ParseUint(v, 0, 64); err != nil {
+			t.Fatalf("POLLUX_SEED: %v", err)
+		}
+	}
+	rng := rand.New(rand.NewPCG(seed, 0))
+	type piece struct {
+		mem []byte
+		id  uint64
+	}
+	var there []piece
+	gone := map[uint64]bool{}
+	check := func() {
+		t.Helper()
+		for _, p := range there {
+			n := len(p.mem)
+			for name, part := range map[string][]byte{"all": p.mem, "first": p.mem[:1], "last": p.mem[n-1:], "some": p.mem[rng.IntN(n):]} {
+				if m, ok := MappingOf(part); !ok || m.ID != p.id || &m.Mem[0] != &p.mem[0] || len(m.Mem) != n {
+					t.Fatalf("seed %d: %s of mapping %d is in mapping %d, %t", seed, name, p.id, m.ID, ok)
+				}
+			}
+			if m, ok := MappingOf(unsafe.Slice(&p.mem[n-1], 2)); ok {
+				t.Fatalf("seed %d: what reaches out of mapping %d is in mapping %d", seed, p.id, m.ID)
+			}
+			if !Mapped(p.id) {
+				t.Fatalf("seed %d: mapping %d is said not to be there", seed, p.id)
+			}
+		}
+		for id := range gone {
+			if Mapped(id) {
+				t.Fatalf("seed %d: mapping %d is said to be there", seed, id)
+			}
+		}
+	}
+	for range 200 {
+		if len(there) == 0 || rng.IntN(5) > 1 {
+			mem, err := Alloc((1 + rng.IntN(4)) * 4096)
+			if err != nil {
+				t.Fatal(err)
+			}
+			m, _ := MappingOf(mem)
+			there = append(there, piece{mem, m.ID})
+		} else {
+			i := rng.IntN(len(there))
+			if err := Free(there[i].mem); err != nil {
+				t.Fatalf("seed %d: %v", seed, err)
+			}
+			gone[there[i].id] = true
+			there = slices.Delete(there, i, i+1)
+		}
+		check()
+	}
+	for _, p := range there {
+		if err := Free(p.mem); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// Pages of private memory that are given back are gone, and read as zero.
+func TestPrivateGivenBack(t *testing.T) {
+	const n = 8 * 4096
+	mem, err := AllocPrivate(n)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range mem {
+		mem[i] = 1
+	}
+	if err := unix.Madvise(mem[4096:], unix.MADV_DONTNEED); err != nil {
+		t.Fatal(err)
+	}
+	if mem[4095] != 1 || bytes.Count(mem[4096:], []byte{0}) != n-4096 {
+		t.Error("something else than what was given back is zero")
+	}
+	if err := Free(mem); err != nil {
 		t.Error(err)
 	}
 }
