@@ -38,7 +38,7 @@ func main() {
 func run(socket string, size int64, machines bool, profile string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	mem, err := hpdi.Alloc(int(size))
+	mem, err := hpdi.AllocPrivate(int(size))
 	if err != nil {
 		return err
 	}

@@ -64,7 +64,7 @@ func (b *bounce) frame(i int) []byte { return b.mem[i*block.Size:][:block.Size] 
 
 // New returns a reader of set's blocks that keeps clean frames in c.
 func New(set *devices.Set, c *cache.Cache) (*Reader, error) {
-	mem, err := hpdi.Alloc(bounces * bounceBlocks * block.Size)
+	mem, err := hpdi.AllocPrivate(bounces * bounceBlocks * block.Size)
 	if err != nil {
 		return nil, err
 	}

@@ -38,7 +38,7 @@ func newRig(t *testing.T, cacheBytes int) *rig {
 		devs = append(devs, r.fault[i])
 	}
 	set := devices.NewSet(devs)
-	mem, err := hpdi.Alloc(devBlocks * block.Size)
+	mem, err := hpdi.AllocPrivate(devBlocks * block.Size)
 	if err != nil {
 		t.Fatal(err)
 	}

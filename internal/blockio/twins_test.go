@@ -16,7 +16,7 @@ func (r *rig) twinned(b uint64) block.Pointer {
 	r.t.Helper()
 	p := pointer(0, b)
 	p.Twin = block.TwinOn(1)
-	mem, err := hpdi.Alloc(block.Size)
+	mem, err := hpdi.AllocPrivate(block.Size)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -30,7 +30,7 @@ func (r *rig) twinned(b uint64) block.Pointer {
 
 // good reports whether a page is sound in its first place.
 func (r *rig) good(p block.Pointer) bool {
-	mem, err := hpdi.Alloc(block.Size)
+	mem, err := hpdi.AllocPrivate(block.Size)
 	if err != nil {
 		r.t.Fatal(err)
 	}

@@ -11,7 +11,7 @@ import (
 // fullCache returns a cache of 1 GiB that holds as many blocks as it has room
 // for, put in the order of the device, as consistency points do.
 func fullCache(b *testing.B) (c *Cache, n int) {
-	mem, err := hpdi.Alloc(1 << 30)
+	mem, err := hpdi.AllocPrivate(1 << 30)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -391,7 +391,7 @@ func TestNoAllocation(t *testing.T) {
 }
 
 func benchCache(b *testing.B) *Cache {
-	mem, err := hpdi.Alloc(256 << 20)
+	mem, err := hpdi.AllocPrivate(256 << 20)
 	if err != nil {
 		b.Fatal(err)
 	}

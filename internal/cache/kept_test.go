@@ -21,7 +21,7 @@ var testPool = block.PoolID{1, 2}
 // keptMemory returns memory for a cache of so many bytes.
 func keptMemory(t testing.TB, n int) Memory {
 	t.Helper()
-	mem, err := hpdi.Alloc(n)
+	mem, err := hpdi.AllocPrivate(n)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -322,7 +322,7 @@ func memoryOnly(t testing.TB, m Memory) error {
 
 // Blocks move along when a cache gets other memory, with their lists.
 func TestMove(t *testing.T) {
-	own, err := hpdi.Alloc(1 << 20)
+	own, err := hpdi.AllocPrivate(1 << 20)
 	if err != nil {
 		t.Fatal(err)
 	}

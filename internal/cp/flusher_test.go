@@ -16,7 +16,7 @@ import (
 // and one whose device fails promises nothing.
 func TestFlusherWithoutRoom(t *testing.T) {
 	ctx := context.Background()
-	mem, err := hpdi.Alloc(int(oplog.SectionSize(1 << 20)))
+	mem, err := hpdi.AllocPrivate(int(oplog.SectionSize(1 << 20)))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -470,7 +470,7 @@ func TestJournalDamageInPadding(t *testing.T) {
 // old chain alone.
 func TestFlusherKeepsOldPromises(t *testing.T) {
 	old := oplog.DiskPos{Offset: 8192, Batch: 9, Chain: 3, Nonce: 4}
-	mem, err := hpdi.Alloc(int(oplog.SectionSize(1 << 20)))
+	mem, err := hpdi.AllocPrivate(int(oplog.SectionSize(1 << 20)))
 	if err != nil {
 		t.Fatal(err)
 	}

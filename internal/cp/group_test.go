@@ -17,7 +17,7 @@ import (
 // record.
 func startedFlusher(t *testing.T) (f *Flusher, publish func()) {
 	t.Helper()
-	mem, err := hpdi.Alloc(int(oplog.SectionSize(1 << 20)))
+	mem, err := hpdi.AllocPrivate(int(oplog.SectionSize(1 << 20)))
 	if err != nil {
 		t.Fatal(err)
 	}

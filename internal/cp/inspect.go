@@ -27,7 +27,7 @@ type SuperblockCopy struct {
 // they hold, and says which of them counts: of those of the given pool, or of
 // any if that is zero. It changes nothing.
 func InspectSuperblocks(set *devices.Set, pool block.PoolID) ([]SuperblockCopy, error) {
-	buf, err := hpdi.Alloc(block.Size)
+	buf, err := hpdi.AllocPrivate(block.Size)
 	if err != nil {
 		return nil, err
 	}

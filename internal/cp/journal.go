@@ -61,7 +61,7 @@ func (j *journal) prepare(r *record) (buf []byte, offset uint64, err error) {
 		return nil, 0, errJournalFull
 	}
 	// Direct I/O wants aligned memory.
-	if buf, err = hpdi.Alloc(len(enc)); err != nil {
+	if buf, err = hpdi.AllocPrivate(len(enc)); err != nil {
 		return nil, 0, err
 	}
 	copy(buf, enc)
@@ -333,7 +333,7 @@ func (w *window) room(n int) error {
 	_ = hpdi.Free(w.buf)
 	w.n = 0
 	var err error
-	w.buf, err = hpdi.Alloc(n)
+	w.buf, err = hpdi.AllocPrivate(n)
 	return err
 }
 

@@ -42,7 +42,7 @@ type pageWriter struct {
 // WritePage implements blockmap.PageWriter.
 func (w *pageWriter) WritePage(page []byte, twin bool) (block.Pointer, error) {
 	if w.buf == nil {
-		buf, err := hpdi.Alloc(pageBatch * block.Size)
+		buf, err := hpdi.AllocPrivate(pageBatch * block.Size)
 		if err != nil {
 			return block.Pointer{}, fmt.Errorf("metadata page: %w", err)
 		}

@@ -190,7 +190,7 @@ func TestReadSuperblock(t *testing.T) {
 	// What a newer program wrote is not passed over.
 	set, _, _ = newSet()
 	put(set, 6, nil)
-	b, err := hpdi.Alloc(block.Size)
+	b, err := hpdi.AllocPrivate(block.Size)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -262,7 +262,7 @@ func TestJournalErrors(t *testing.T) {
 	}
 
 	// A record of a newer program is not an end.
-	b, err := hpdi.Alloc(block.Size)
+	b, err := hpdi.AllocPrivate(block.Size)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -315,7 +315,7 @@ func (s *sharing) compare() {
 // needBuffer makes sure that there is a buffer, and reports whether there is.
 func (s *sharing) needBuffer() bool {
 	if s.buf == nil {
-		if buf, err := hpdi.Alloc(compareBytes); err == nil {
+		if buf, err := hpdi.AllocPrivate(compareBytes); err == nil {
 			s.buf = buf
 		}
 	}

@@ -26,7 +26,7 @@ func SuperblockAt(generation uint64) [superblockCopies]uint64 {
 // WriteSuperblock writes both copies of s and syncs all devices: everything
 // written before is durable no later than s.
 func WriteSuperblock(set *devices.Set, s *Superblock) error {
-	buf, err := hpdi.Alloc(block.Size)
+	buf, err := hpdi.AllocPrivate(block.Size)
 	if err != nil {
 		return err
 	}
@@ -52,7 +52,7 @@ func WriteSuperblock(set *devices.Set, s *Superblock) error {
 // are damaged or behind are repaired where the device keeps several of each block,
 // or else skipped; when none is left the error says what is wrong with each.
 func ReadSuperblock(set *devices.Set, pool block.PoolID) (*Superblock, error) {
-	buf, err := hpdi.Alloc(block.Size)
+	buf, err := hpdi.AllocPrivate(block.Size)
 	if err != nil {
 		return nil, err
 	}

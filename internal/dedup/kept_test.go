@@ -19,7 +19,7 @@ import (
 // keptMemory returns memory for an index of so many bytes.
 func keptMemory(t testing.TB, n int) Memory {
 	t.Helper()
-	mem, err := hpdi.Alloc(n)
+	mem, err := hpdi.AllocPrivate(n)
 	if err != nil {
 		t.Fatal(err)
 	}

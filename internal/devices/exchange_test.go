@@ -57,7 +57,7 @@ func TestExchange(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range 4 {
 		wg.Go(func() {
-			buf, err := hpdi.Alloc(block.Size)
+			buf, err := hpdi.AllocPrivate(block.Size)
 			if err != nil {
 				t.Error(err)
 				return
@@ -95,7 +95,7 @@ func TestExchange(t *testing.T) {
 	}
 	close(stop)
 	wg.Wait()
-	buf, err := hpdi.Alloc(block.Size)
+	buf, err := hpdi.AllocPrivate(block.Size)
 	if err != nil {
 		t.Fatal(err)
 	}

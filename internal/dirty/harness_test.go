@@ -29,7 +29,7 @@ const spaceBlocks = 1 << 16
 
 func newRig(t testing.TB, extents int) *rig {
 	t.Helper()
-	mem, err := hpdi.Alloc(int(oplog.SectionSize(int64(extents) * block.Size)))
+	mem, err := hpdi.AllocPrivate(int(oplog.SectionSize(int64(extents) * block.Size)))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -51,7 +51,7 @@ func (f *Flash) readBlocks(from uint64, p []byte, errs []error, decode func(i in
 		readSingly(f.readAny, from, p, errs)
 		return nil
 	}
-	buf, err := hpdi.Alloc(len(p))
+	buf, err := hpdi.AllocPrivate(len(p))
 	if err != nil {
 		return err
 	}

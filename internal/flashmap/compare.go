@@ -17,7 +17,7 @@ func (m *Move) read(p piece, off int64, buf []byte) (differ []int64, err error) 
 	have := false
 	for i := 0; p.copies != nil && i < p.count(); i++ {
 		if m.other == nil {
-			if m.other, err = hpdi.Alloc(len(m.buf)); err != nil {
+			if m.other, err = hpdi.AllocPrivate(len(m.buf)); err != nil {
 				return nil, err
 			}
 		}

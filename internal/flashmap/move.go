@@ -168,7 +168,7 @@ func (f *Flash) newMove(number int, set Set) (*Move, error) {
 	m := &Move{f: f, d: f.primaries[number].dev.Load(), set: set, key: keyOf(number, set), slot: none}
 	m.most = [2]int64{mostOf(m.d.Info()), mostOf(f.info)}
 	var err error
-	m.buf, err = hpdi.Alloc(1 << f.shift)
+	m.buf, err = hpdi.AllocPrivate(1 << f.shift)
 	return m, err
 }
 

@@ -174,7 +174,7 @@ func (w *NoteWriter) find(n *noteState) error {
 // write writes a piece of the content.
 func (w *NoteWriter) write() error {
 	if k := min(len(w.content)-w.off, noteStep); k > 0 {
-		buf, err := hpdi.Alloc((k + block.Size - 1) / block.Size * block.Size)
+		buf, err := hpdi.AllocPrivate((k + block.Size - 1) / block.Size * block.Size)
 		if err != nil {
 			return err
 		}
@@ -204,7 +204,7 @@ func (w *NoteWriter) sync() error {
 
 // seal writes the header, which makes the content the note.
 func (w *NoteWriter) seal(n *noteState) error {
-	buf, err := hpdi.Alloc(block.Size)
+	buf, err := hpdi.AllocPrivate(block.Size)
 	if err != nil {
 		return err
 	}
@@ -284,7 +284,7 @@ func (f *Flash) readNoteLocked(kind Note) ([]byte, error) {
 // readNoteHead reads the header at one place of a note. A header of another flash
 // device, which was there before, is none.
 func (f *Flash) readNoteHead(kind Note, at uint64, limit int) (noteHead, error) {
-	buf, err := hpdi.Alloc(block.Size)
+	buf, err := hpdi.AllocPrivate(block.Size)
 	if err != nil {
 		return noteHead{}, err
 	}
@@ -303,7 +303,7 @@ func (f *Flash) readNoteHead(kind Note, at uint64, limit int) (noteHead, error) 
 // readNoteContent reads what a header is about: as the device gives it, and if that is
 // not it from each of its copies.
 func (f *Flash) readNoteContent(at uint64, h noteHead) ([]byte, error) {
-	buf, err := hpdi.Alloc(noteStep)
+	buf, err := hpdi.AllocPrivate(noteStep)
 	if err != nil {
 		return nil, err
 	}

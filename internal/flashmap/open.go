@@ -151,7 +151,7 @@ func newFlash(dev hpdi.Device, l label) (*Flash, error) {
 	f.extend()
 	f.limit = none
 	var err error
-	f.page, err = hpdi.Alloc(changesAtOnce * block.Size)
+	f.page, err = hpdi.AllocPrivate(changesAtOnce * block.Size)
 	return f, err
 }
 

@@ -53,7 +53,7 @@ func TestDisksRemoving(t *testing.T) {
 			}
 			zero := make([]byte, block.Size)
 			for _, b := range []int64{0, 128} {
-				mem, err := hpdi.Alloc(len(zero))
+				mem, err := hpdi.AllocPrivate(len(zero))
 				if err == nil {
 					err = hpdi.Do(q, &hpdi.Request{Op: hpdi.OpWrite, Offset: b * block.Size, Vec: [][]byte{mem}})
 				}

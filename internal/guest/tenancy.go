@@ -296,7 +296,7 @@ func blank(d hpdi.Device) error {
 	if err != nil {
 		return err
 	}
-	buf, err := hpdi.Alloc(min(64<<10, int(d.Info().Size)))
+	buf, err := hpdi.AllocPrivate(min(64<<10, int(d.Info().Size)))
 	if err != nil {
 		return errors.Join(err, q.Close())
 	}

@@ -152,7 +152,7 @@ func (l *latencies) add(d time.Duration) time.Duration {
 // readCopy reads the first block of a copy of a mirror. A copy that is away is
 // the mirror's own alert.
 func readCopy(m *mirror.Mirror, i int) error {
-	buf, err := hpdi.Alloc(block.Size)
+	buf, err := hpdi.AllocPrivate(block.Size)
 	if err != nil {
 		return err
 	}
@@ -168,7 +168,7 @@ func readFirst(d hpdi.Device) error {
 	if err != nil {
 		return err
 	}
-	buf, err := hpdi.Alloc(max(d.Info().BlockSize, 4096))
+	buf, err := hpdi.AllocPrivate(max(d.Info().BlockSize, 4096))
 	if err == nil {
 		err = hpdi.Do(q, &hpdi.Request{Op: hpdi.OpRead, Vec: [][]byte{buf}})
 		_ = hpdi.Free(buf) // cannot fail for what Alloc returned

@@ -203,7 +203,7 @@ func (m *Mirror) Settle(off int64, p []byte) (written int, err error) {
 	if err := r.Check(m.info); err != nil || m.info.ReadOnly {
 		return 0, err
 	}
-	buf, err := hpdi.Alloc(min(len(p), block.TrackBytes))
+	buf, err := hpdi.AllocPrivate(min(len(p), block.TrackBytes))
 	if err != nil {
 		return 0, err
 	}

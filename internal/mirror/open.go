@@ -61,8 +61,8 @@ func newMirror(h header, devs []hpdi.Device) (*Mirror, error) {
 	m.show()
 	m.stripes.init()
 	var err error
-	if m.page, err = hpdi.Alloc((1 + mapPages) * block.Size); err == nil {
-		m.resync.buf, err = hpdi.Alloc(block.TrackBytes)
+	if m.page, err = hpdi.AllocPrivate((1 + mapPages) * block.Size); err == nil {
+		m.resync.buf, err = hpdi.AllocPrivate(block.TrackBytes)
 	}
 	if err != nil {
 		return nil, errors.Join(err, m.free())
@@ -104,7 +104,7 @@ type found struct {
 // readHeader returns the newest header of a device. ondisk.ErrMagic says that it
 // is no copy of a mirror.
 func readHeader(dev hpdi.Device) (*found, error) {
-	buf, err := hpdi.Alloc(block.Size)
+	buf, err := hpdi.AllocPrivate(block.Size)
 	if err != nil {
 		return nil, err
 	}

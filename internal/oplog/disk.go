@@ -257,7 +257,7 @@ func (d *Disk) write(l *Log, from, to block.Seq, pos DiskPos, b *batch) (blocks 
 		return 0, 0, false, err
 	}
 	if d.meta == nil {
-		if d.meta, err = hpdi.Alloc(maxBatchMeta * block.Size); err != nil {
+		if d.meta, err = hpdi.AllocPrivate(maxBatchMeta * block.Size); err != nil {
 			return 0, 0, false, err
 		}
 	}

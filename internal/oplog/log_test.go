@@ -17,7 +17,7 @@ import (
 
 func section(t testing.TB, extents int) []byte {
 	t.Helper()
-	mem, err := hpdi.Alloc(int(SectionSize(int64(extents) * block.Size)))
+	mem, err := hpdi.AllocPrivate(int(SectionSize(int64(extents) * block.Size)))
 	if err != nil {
 		t.Fatal(err)
 	}

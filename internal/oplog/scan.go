@@ -132,7 +132,7 @@ func newScanner(q hpdi.Queue, area Area, pos DiskPos) (*scanner, error) {
 	}
 	// The largest batch, and it may begin anywhere in what was read.
 	size := min(area.Length, (maxBatchMeta+maxBatchBlocks)*block.Size)
-	mem, err := hpdi.Alloc(int(size))
+	mem, err := hpdi.AllocPrivate(int(size))
 	if err != nil {
 		return nil, fmt.Errorf("scan flush log: %w", err)
 	}

@@ -19,7 +19,7 @@ import (
 // to: a view that does ends the test run.
 func frozen(t testing.TB, mem []byte) []byte {
 	t.Helper()
-	m, err := hpdi.Alloc(len(mem))
+	m, err := hpdi.AllocPrivate(len(mem))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -33,7 +33,7 @@ type bulk struct {
 }
 
 func newBulk(set *devices.Set) (*bulk, error) {
-	mem, err := hpdi.Alloc(bulkWorkers * bulkRun * block.Size)
+	mem, err := hpdi.AllocPrivate(bulkWorkers * bulkRun * block.Size)
 	if err != nil {
 		return nil, err
 	}

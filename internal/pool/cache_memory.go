@@ -52,7 +52,7 @@ func (op *opener) openCache(r *region.Region) error {
 	if r != nil && op.adoptCache(r) {
 		return nil
 	}
-	own, err := hpdi.Alloc(int(min(op.o.CacheBytes, readyBytes)))
+	own, err := hpdi.AllocPrivate(int(min(op.o.CacheBytes, readyBytes)))
 	if err != nil {
 		return fmt.Errorf("cache of pool %s: %w", op.label.Name, err)
 	}
@@ -146,7 +146,7 @@ func (p *Pool) keepCache() {
 	bytes, own, why := int64(len(mem)), []byte(nil), ""
 	if err != nil {
 		bytes, own, why = k.bytes, k.own, err.Error()
-		if more, err := hpdi.Alloc(int(p.opts.CacheBytes)); err == nil {
+		if more, err := hpdi.AllocPrivate(int(p.opts.CacheBytes)); err == nil {
 			k.Move(more)
 			bytes, own = int64(len(more)), more
 		}

@@ -153,7 +153,7 @@ func (c *chaos) advisory() bool {
 func (c *chaos) log(file []byte) []byte {
 	c.t.Helper()
 	s := c.header.Sections[0]
-	mem, err := hpdi.Alloc(int(s.Length))
+	mem, err := hpdi.AllocPrivate(int(s.Length))
 	if err != nil {
 		c.t.Fatal(err)
 	}

@@ -54,7 +54,7 @@ func (c *checker) mendPage(p block.Pointer, wrong [2]error) (mended bool, err er
 	if !c.mend || wrong[0] != nil && wrong[1] != nil {
 		return false, nil
 	}
-	frame, err := hpdi.Alloc(block.Size)
+	frame, err := hpdi.AllocPrivate(block.Size)
 	if err != nil {
 		return false, fmt.Errorf("mend a page: %w", err)
 	}

@@ -16,7 +16,7 @@ import (
 // each fold. Whoever died while it wrote them has left one as it was before,
 // which only the owner of an open pool can tell from a write that was lost.
 func (c *checker) copies() error {
-	buf, err := hpdi.Alloc(block.Size)
+	buf, err := hpdi.AllocPrivate(block.Size)
 	if err != nil {
 		return err
 	}

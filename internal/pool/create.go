@@ -142,7 +142,7 @@ const (
 
 // fillFlushArea writes zeroes to the flush log.
 func fillFlushArea(ctx context.Context, set *devices.Set, l Layout) error {
-	buf, err := hpdi.Alloc(block.TrackBytes)
+	buf, err := hpdi.AllocPrivate(block.TrackBytes)
 	if err != nil {
 		return err
 	}

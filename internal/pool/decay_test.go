@@ -101,7 +101,7 @@ func usedBlocks(t *testing.T, dev *blocktest.Crash) (used []int64) {
 		t.Fatal(err)
 	}
 	defer q.Close()
-	buf, err := hpdi.Alloc(block.Size)
+	buf, err := hpdi.AllocPrivate(block.Size)
 	if err != nil {
 		t.Fatal(err)
 	}

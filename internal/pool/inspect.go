@@ -25,7 +25,7 @@ func InspectLabels(dev hpdi.Device) (copies [2]LabelCopy, err error) {
 		return copies, err
 	}
 	defer func() { _ = q.Close() }()
-	buf, err := hpdi.Alloc(block.Size)
+	buf, err := hpdi.AllocPrivate(block.Size)
 	if err != nil {
 		return copies, err
 	}

@@ -147,7 +147,7 @@ func ReadLabel(dev hpdi.Device) (Label, error) {
 	}
 	set := devices.NewSet([]hpdi.Device{dev})
 	defer func() { _ = set.ReleaseQueues() }() // nothing is in flight
-	buf, err := hpdi.Alloc(block.Size)
+	buf, err := hpdi.AllocPrivate(block.Size)
 	if err != nil {
 		return Label{}, err
 	}
@@ -195,7 +195,7 @@ func writeLabelBlocks(dev hpdi.Device, content []byte) error {
 	if err != nil {
 		return err
 	}
-	buf, err := hpdi.Alloc(block.Size)
+	buf, err := hpdi.AllocPrivate(block.Size)
 	if err != nil {
 		return errors.Join(err, q.Close())
 	}

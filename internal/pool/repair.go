@@ -183,7 +183,7 @@ func (c *checker) mendLabel(at block.Physical) error {
 	if err != nil {
 		return err
 	}
-	buf, err := hpdi.Alloc(block.Size)
+	buf, err := hpdi.AllocPrivate(block.Size)
 	if err != nil {
 		return err
 	}
@@ -211,7 +211,7 @@ func (c *checker) proveCopies(ctx context.Context, n int, ptr func(i int) block.
 	}); err != nil || len(wrong) == 0 {
 		return err
 	}
-	frame, err := hpdi.Alloc(block.Size)
+	frame, err := hpdi.AllocPrivate(block.Size)
 	if err != nil {
 		return err
 	}

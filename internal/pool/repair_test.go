@@ -76,7 +76,7 @@ func (r *rig) spoil(t *testing.T, rng *rand.Rand, fn func(x *spoiler)) {
 
 func (x *spoiler) do(op hpdi.Op, at block.Physical, frame []byte) {
 	x.t.Helper()
-	buf, err := hpdi.Alloc(block.Size)
+	buf, err := hpdi.AllocPrivate(block.Size)
 	if err != nil {
 		x.t.Fatal(err)
 	}

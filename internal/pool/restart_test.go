@@ -186,7 +186,7 @@ func bytesOf(t *testing.T, d hpdi.Device) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	buf, err := hpdi.Alloc(8 << 20)
+	buf, err := hpdi.AllocPrivate(8 << 20)
 	if err == nil {
 		err = hpdi.Do(q, &hpdi.Request{Op: hpdi.OpRead, Vec: [][]byte{buf}})
 	}

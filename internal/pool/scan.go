@@ -182,7 +182,7 @@ func (s *scan) know() error {
 		return nil
 	}
 	if s.frame == nil {
-		frame, err := hpdi.Alloc(block.Size)
+		frame, err := hpdi.AllocPrivate(block.Size)
 		if err != nil {
 			return err
 		}

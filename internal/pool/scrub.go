@@ -148,7 +148,7 @@ func (s *scrub) command(action string, now time.Time) error {
 // know looks for the record, once, and takes memory.
 func (s *scrub) know(now time.Time) error {
 	if s.frame == nil {
-		frame, err := hpdi.Alloc(block.Size)
+		frame, err := hpdi.AllocPrivate(block.Size)
 		if err != nil {
 			return err
 		}

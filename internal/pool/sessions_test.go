@@ -288,7 +288,7 @@ func TestEveryStoreOfTaggedChange(t *testing.T) {
 // aligned returns a copy in memory of whole pages.
 func aligned(t testing.TB, p []byte) []byte {
 	t.Helper()
-	mem, err := hpdi.Alloc(len(p))
+	mem, err := hpdi.AllocPrivate(len(p))
 	if err != nil {
 		t.Fatal(err)
 	}

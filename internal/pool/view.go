@@ -49,7 +49,7 @@ type ViewOptions struct {
 
 // OpenView looks at a pool.
 func OpenView(o ViewOptions) (*View, error) {
-	mem, err := hpdi.Alloc(viewCache)
+	mem, err := hpdi.AllocPrivate(viewCache)
 	if err != nil {
 		return nil, err
 	}

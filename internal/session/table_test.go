@@ -27,7 +27,7 @@ type rig struct {
 
 func section(t testing.TB, size int) []byte {
 	t.Helper()
-	mem, err := hpdi.Alloc(size)
+	mem, err := hpdi.AllocPrivate(size)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -256,8 +256,8 @@ func spread(x uint64) uint64 {
 	return ((x&0xff*everyByte)&oneEach + lowBits) >> 7 & everyByte
 }
 
-// discard gives the memory of unused entries back. It is a hint: what lies on
-// larger pages than the kernel's smallest stays.
+// discard gives the memory of unused entries back, which only private memory
+// allows. It is a hint: what lies on larger pages than the kernel's smallest stays.
 func discard[T uint32 | uint64](words []T) {
 	_ = unix.Madvise(bytesOf(words), unix.MADV_DONTNEED)
 }
@@ -265,7 +265,7 @@ func discard[T uint32 | uint64](words []T) {
 // allocWords returns n zeroes outside the Go heap. Memory comes page by page:
 // huge ones would make a sparse pool pay for what it does not use.
 func allocWords[T uint32 | uint64](n int) ([]T, error) {
-	mem, err := hpdi.Alloc(n * int(unsafe.Sizeof(T(0))))
+	mem, err := hpdi.AllocPrivate(n * int(unsafe.Sizeof(T(0))))
 	if err != nil {
 		return nil, fmt.Errorf("memory of %d tracks: %w", n, err)
 	}

@@ -37,8 +37,8 @@ func (a *arena) take(size uintptr) unsafe.Pointer {
 	return p
 }
 
-// reserve makes the next size bytes come from one chunk. A large one is on huge
-// pages where the host grants them, which are touched much faster.
+// reserve makes the next size bytes come from one chunk. One of 2 MiB and more is on
+// huge pages where the host grants them, which are touched much faster.
 func (a *arena) reserve(size uintptr) {
 	if uintptr(len(a.rest)) < size {
 		a.rest = a.more(int(size))
@@ -46,7 +46,7 @@ func (a *arena) reserve(size uintptr) {
 }
 
 func (a *arena) more(size int) []byte {
-	mem, err := hpdi.Alloc(max(chunkBytes, size))
+	mem, err := hpdi.AllocPrivate(max(chunkBytes, size))
 	if err != nil {
 		panic("table: " + err.Error())
 	}

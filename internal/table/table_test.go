@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strconv"
 	"testing"
+
+	"github.com/pollux-storage/pollux/hpdi"
 )
 
 func seeds(t *testing.T, n int) []uint64 {
@@ -233,6 +235,23 @@ func TestForgotten(t *testing.T) {
 		runtime.GC()
 	}
 	<-freed
+}
+
+// A table takes no file descriptor, however large it is.
+func TestNoDescriptors(t *testing.T) {
+	var tab Table[uint32]
+	defer tab.Free()
+	for i := range uint64(200_000) {
+		tab.Put(i, 1)
+	}
+	if n := len(tab.arena.chunks); n < 2 {
+		t.Fatalf("it lies in %d pieces: too little to tell", n)
+	}
+	for _, c := range tab.arena.chunks {
+		if m, ok := hpdi.MappingOf(c.mem); ok {
+			t.Fatalf("a piece of %d bytes has descriptor %d", len(c.mem), m.FD)
+		}
+	}
 }
 
 // Values with pointers would be lost to the garbage collector.

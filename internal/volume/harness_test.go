@@ -69,11 +69,11 @@ func newRig(t testing.TB, o options) *rig {
 	r.must(r.space.AddDevice(uint64(o.device), firstBlock))
 	t.Cleanup(r.space.Close)
 	var err error
-	if r.buf, err = hpdi.Alloc(block.Size); err != nil {
+	if r.buf, err = hpdi.AllocPrivate(block.Size); err != nil {
 		t.Fatal(err)
 	}
 	payload := int64(o.extents) * block.Size
-	if r.mem, err = hpdi.Alloc(int(oplog.SectionSize(payload))); err != nil {
+	if r.mem, err = hpdi.AllocPrivate(int(oplog.SectionSize(payload))); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = errors.Join(hpdi.Free(r.buf), hpdi.Free(r.mem)) })
