@@ -1,6 +1,7 @@
 package vhostuser
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -48,7 +49,8 @@ func (d *device) attach(l *link, o *offer) error {
 	if err := status(statusKnown | statusFeatures); err != nil {
 		return err
 	}
-	if d.features.Has(virtio.BlkConfigWCE) && d.o.Writeback != Auto {
+	if d.features.Has(virtio.BlkConfigWCE) {
+		// Also where it was left to the back-end: another one may have begun differently.
 		v := vhost.Config{Offset: virtio.BlkConfigWriteback, Size: 1, Data: []byte{0}}
 		if d.flush {
 			v.Data[0] = 1
@@ -63,6 +65,9 @@ func (d *device) attach(l *link, o *offer) error {
 	// From here on it tells when that changes.
 	config, err := l.readConfig()
 	if err != nil {
+		return err
+	}
+	if err := d.cacheless(config); err != nil {
 		return err
 	}
 	o.config.Capacity = config.Capacity
@@ -91,6 +96,14 @@ func (d *device) attach(l *link, o *offer) error {
 	if fatal := d.fatal.Load(); fatal != nil {
 		d.link = nil
 		return *fatal
+	}
+	return nil
+}
+
+// cacheless returns an error if the back-end has a write cache that nobody would flush.
+func (d *device) cacheless(config virtio.BlkConfig) error {
+	if d.features.Has(virtio.BlkConfigWCE) && !d.flush && config.Writeback {
+		return fmt.Errorf("the back-end has its write cache on, and was told to have it off: %w", vhost.ErrProtocol)
 	}
 	return nil
 }
@@ -232,7 +245,7 @@ func (d *device) refresh(l *link) {
 		return // the connection ends
 	}
 	o := &offer{features: d.features, queues: len(d.rings), slots: d.slots, config: config}
-	if err := o.check(); err != nil {
+	if err := errors.Join(o.check(), d.cacheless(config)); err != nil {
 		l.end(err)
 		return
 	}

@@ -459,3 +459,58 @@ func TestOptions(t *testing.T) {
 		}
 	}
 }
+
+// A device that was opened without a write cache completes a flush by itself, so no back-end
+// may have one later: it is turned off, or the back-end is not taken.
+func TestCacheAgain(t *testing.T) {
+	wce := virtio.Set(virtio.BlkConfigWCE)
+	for name, c := range map[string]struct {
+		first, second func(f *fake)
+		notice        bool   // the second is a change of the same back-end
+		want          string // in the error; empty: it is taken
+	}{
+		"turned off":    {func(*fake) {}, func(f *fake) { f.config.Writeback = true }, false, ""},
+		"by itself":     {func(*fake) {}, func(f *fake) { f.config.Writeback = true }, true, ""},
+		"disobedient":   {func(*fake) {}, func(f *fake) { f.config.Writeback, f.answers[vhost.SetConfig] = true, say(make([]byte, 8), 0) }, false, "write cache on"},
+		"new":           {func(f *fake) { f.features &^= wce | virtio.Set(virtio.BlkFlush) }, func(f *fake) { f.features |= virtio.Set(virtio.BlkFlush) }, false, "write cache now"},
+		"new, with WCE": {func(f *fake) { f.features &^= wce | virtio.Set(virtio.BlkFlush) }, func(f *fake) { f.features |= wce | virtio.Set(virtio.BlkFlush) }, false, "write cache now"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFake(t)
+			f.set(func(f *fake) { f.config.Writeback = false; c.first(f) })
+			wait := 10 * time.Second
+			if c.want != "" {
+				wait = 30 * time.Millisecond
+			}
+			d, q, mem := setup(t, f, Options{Reconnect: wait})
+			p := f.connected(1)
+			if !d.Info().Durable {
+				t.Fatalf("the device is %+v", d.Info())
+			}
+			must(t, q.Submit(&hpdi.Request{Op: hpdi.OpFlush}))
+			must(t, one(t, q).Err)
+			must(t, q.Submit(write(0, mem[:512])))
+			if c.notice {
+				f.set(c.second)
+				must(t, p.tell(vhost.BackendConfigChange, 0))
+			} else {
+				f.refuse()
+				f.set(c.second)
+				f.listen()
+			}
+			if c.want != "" {
+				if r := one(t, q); !errors.Is(r.Err, hpdi.ErrDisconnected) || !strings.Contains(r.Err.Error(), c.want) {
+					t.Errorf("it ended with %v", r.Err)
+				}
+				return
+			}
+			p = f.connected(2)
+			if !slices.Equal(p.writes, []byte{0}) {
+				t.Errorf("the second was told %v of its cache", p.writes)
+			}
+			dev := p.device(0)
+			p.give(0, dev, p.next(dev), virtio.BlkOK)
+			must(t, one(t, q).Err)
+		})
+	}
+}

@@ -271,6 +271,7 @@ func (p *peer) answer(m *vhost.Message) (payload []byte, files []int) {
 			f.t.Errorf("a write to the configuration: %+v, %v", c, err)
 		} else {
 			p.writes = append(p.writes, c.Data[0])
+			f.config.Writeback = c.Data[0] == 1
 		}
 	case vhost.SetBackendReqFD:
 		p.backend = os.NewFile(uintptr(take()), "backend")

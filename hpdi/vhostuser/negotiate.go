@@ -213,6 +213,8 @@ func (d *device) fits(o *offer) error {
 		return fmt.Errorf("the back-end cannot do any more what features %#x stand for", uint64(lost))
 	case o.features.Has(virtio.BlkReadOnly) && !info.ReadOnly:
 		return errors.New("the back-end is read-only now")
+	case o.features.Has(virtio.BlkFlush) && !d.flush && !d.features.Has(virtio.BlkConfigWCE):
+		return errors.New("the back-end has a write cache now, and had none that was to be flushed")
 	case int(o.blockSize()) != d.block:
 		return fmt.Errorf("the back-end had blocks of %d bytes and has %d now", d.block, o.blockSize())
 	case size(o, d.block) < info.Size:
