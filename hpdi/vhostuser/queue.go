@@ -179,6 +179,9 @@ func (q *queue) waitLocked(least int) {
 	}
 	v.harvestLocked()
 	next := v.lateLocked()
+	if v.events > 0 && !next.IsZero() && v.leader != nil && v.leader.asleep {
+		signal(v.call) // the notice may have told it until when it may sleep
+	}
 	q.want = least
 	for !q.satisfiedLocked(least) {
 		if v.leader != nil {
@@ -190,6 +193,7 @@ func (q *queue) waitLocked(least int) {
 			v.mu.Unlock()
 			found := q.poller.Poll(q.ready)
 			v.mu.Lock()
+			next = v.lateLocked() // there may be others by now
 			if !found && !q.satisfiedLocked(least) && v.drv.Arm(q.needLocked(least)) {
 				q.asleep = true
 				v.mu.Unlock()

@@ -447,3 +447,38 @@ func TestResize(t *testing.T) {
 		t.Error("an unknown request was answered well")
 	}
 }
+
+// What a back-end without a record had has its deadline again when that has gone, also for
+// somebody who has gone to sleep before.
+func TestDeadlineOfTheGone(t *testing.T) {
+	eachLayout(t, func(t *testing.T, o Options) {
+		f := newFake(t)
+		o.Reconnect = 15 * time.Second
+		_, q, mem := setup(t, f, o)
+		p := f.connected(1)
+		r := read(0, mem[:512])
+		begun := time.Now()
+		r.Deadline = begun.Add(100 * time.Millisecond)
+		must(t, q.Submit(r))
+		gone := make(chan struct{})
+		go func() {
+			defer close(gone)
+			for v := q.(*queue).v; ; time.Sleep(time.Millisecond) { // until it sleeps
+				v.mu.Lock()
+				asleep := v.leader != nil && v.leader.asleep
+				v.mu.Unlock()
+				if asleep {
+					break
+				}
+			}
+			f.refuse()
+		}()
+		if got := one(t, q); got != r || !errors.Is(r.Err, hpdi.ErrDeadline) || time.Since(begun) > 10*time.Second {
+			t.Errorf("it came after %v, with %v", time.Since(begun), got.Err)
+		}
+		<-gone
+		if p.sawRequest(vhost.GetInflightFD) != 0 {
+			t.Error("there was a record")
+		}
+	})
+}

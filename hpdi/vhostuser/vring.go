@@ -443,6 +443,7 @@ func (v *vring) downLocked(record bool) {
 	v.harvestLocked()
 	if !record && v.dead == nil {
 		v.resetLocked()
+		signal(v.call) // deadlines count again, and who sleeps does not know of them
 	}
 }
 
