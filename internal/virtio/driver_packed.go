@@ -5,8 +5,8 @@ type packedDriver struct {
 	chains
 	ids   []uint16 // numbers of chains that are free, in the first idle ones
 	idle  int
-	avail place
-	used  place
+	avail PackedPosition
+	used  PackedPosition
 	steps uint16 // descriptors that were written since Publish
 	gate  int    // place of the first of them, whose flags are stored last
 	id    uint16 // its id and flags
@@ -14,25 +14,13 @@ type packedDriver struct {
 	asked bool // the event structure may ask for notices
 }
 
-// place is a position in the ring with its wrap counter.
-type place struct {
-	at   int
-	wrap bool
-}
-
-func (p *place) move(n, size int) {
-	if p.at += n; p.at >= size {
-		p.at -= size
-		p.wrap = !p.wrap
-	}
-}
-
 func (d *packedDriver) Reset() {
 	d.reset()
 	for i := range d.ids {
 		d.ids[i] = uint16(len(d.ids) - 1 - i)
 	}
-	d.idle, d.avail, d.used, d.steps, d.asked = len(d.ids), place{0, true}, place{0, true}, 0, true
+	d.idle, d.steps, d.asked = len(d.ids), 0, true
+	d.avail, d.used = PackedPosition{Wrap: true}, PackedPosition{Wrap: true}
 }
 
 func (d *packedDriver) Next() (int, bool) {
@@ -77,14 +65,15 @@ func (d *packedDriver) Add(chain []Buffer) bool {
 // put writes a descriptor at the next place. The flags of the first one of those that are
 // not published yet are kept: the device comes to no other before it.
 func (d *packedDriver) put(addr uint64, n uint32, id, flags uint16, head bool) {
-	PutPackedBuffer(d.o.Desc, d.avail.at, addr, n)
-	flags |= PackedAvailFlags(d.avail.wrap)
+	at := int(d.avail.Index)
+	PutPackedBuffer(d.o.Desc, at, addr, n)
+	flags |= PackedAvailFlags(d.avail.Wrap)
 	if head && d.steps == 0 {
-		d.gate, d.id, d.flags = d.avail.at, id, flags
+		d.gate, d.id, d.flags = at, id, flags
 	} else {
-		StorePackedWord(d.o.Desc, d.avail.at, id, flags)
+		StorePackedWord(d.o.Desc, at, id, flags)
 	}
-	d.avail.move(1, d.o.Size)
+	d.avail = d.avail.Forward(1, d.o.Size)
 	d.steps++
 }
 
@@ -99,23 +88,24 @@ func (d *packedDriver) Publish() bool {
 	if !d.event && e.Flags == EventDesc {
 		e.Flags = EventEnable
 	}
-	return PackedNeedEvent(e, d.o.Size, uint16(d.avail.at), steps, d.avail.wrap)
+	return PackedNeedEvent(e, d.o.Size, d.avail.Index, steps, d.avail.Wrap)
 }
 
 func (d *packedDriver) Ready() bool {
-	_, flags := LoadPackedWord(d.o.Desc, d.used.at)
-	return PackedUsed(flags, d.used.wrap) || d.broken != nil
+	_, flags := LoadPackedWord(d.o.Desc, int(d.used.Index))
+	return PackedUsed(flags, d.used.Wrap) || d.broken != nil
 }
 
 func (d *packedDriver) Pop() (int, uint32, bool, error) {
 	if d.broken != nil {
 		return 0, 0, false, d.broken
 	}
-	id, flags := LoadPackedWord(d.o.Desc, d.used.at)
-	if !PackedUsed(flags, d.used.wrap) {
+	at := int(d.used.Index)
+	id, flags := LoadPackedWord(d.o.Desc, at)
+	if !PackedUsed(flags, d.used.Wrap) {
 		return 0, 0, false, nil
 	}
-	_, written := ReadPackedBuffer(d.o.Desc, d.used.at)
+	_, written := ReadPackedBuffer(d.o.Desc, at)
 	if flags&DescWrite == 0 {
 		written = 0 // the length says nothing (2.8.5)
 	}
@@ -123,7 +113,7 @@ func (d *packedDriver) Pop() (int, uint32, bool, error) {
 	if err != nil {
 		return 0, 0, false, err
 	}
-	d.used.move(n, d.o.Size)
+	d.used = d.used.Forward(n, d.o.Size)
 	d.ids[d.idle] = id
 	d.idle++
 	return int(id), written, true, nil
@@ -134,7 +124,7 @@ func (d *packedDriver) Pop() (int, uint32, bool, error) {
 func (d *packedDriver) Arm(int) bool {
 	e := PackedEvent{Flags: EventEnable}
 	if d.event {
-		e = PackedEvent{Off: uint16(d.used.at), Wrap: d.used.wrap, Flags: EventDesc}
+		e = PackedEvent{Off: d.used.Index, Wrap: d.used.Wrap, Flags: EventDesc}
 	}
 	if d.event || !d.asked {
 		StorePackedEvent(d.o.Driver, e)
@@ -152,9 +142,6 @@ func (d *packedDriver) Disarm() {
 }
 
 func (d *packedDriver) Base() uint32 {
-	w := uint32(d.used.at)
-	if d.used.wrap {
-		w |= 1 << 15
-	}
+	w := d.used.Bits()
 	return w | w<<16
 }
