@@ -32,6 +32,8 @@ type queue struct {
 	done   []*hpdi.Request
 	free   *operation // to be used again
 	told   int        // event descriptor of this queue, -1: none
+	rung   bool       // told is readable
+	taking bool       // its owner waits, and will take what comes
 	event  int        // what the application waits on, -1: none
 }
 
@@ -130,8 +132,8 @@ func (q *queue) satisfiedLocked(least int) bool { return len(q.done) >= least ||
 
 // toldLocked lets whoever waits know that there is more in done.
 func (q *queue) toldLocked() {
-	if q.told >= 0 {
-		signal(q.told)
+	if !q.taking {
+		q.ringLocked()
 	}
 	if !q.asleep || !q.satisfiedLocked(q.want) {
 		return
@@ -140,6 +142,14 @@ func (q *queue) toldLocked() {
 		signal(q.v.call)
 	} else {
 		q.cond.Signal()
+	}
+}
+
+// ringLocked makes the queue's own event descriptor readable, if there is one.
+func (q *queue) ringLocked() {
+	if q.told >= 0 && !q.rung {
+		q.rung = true
+		signal(q.told)
 	}
 }
 
@@ -160,10 +170,13 @@ func (q *queue) Wait(least int, done []*hpdi.Request) ([]*hpdi.Request, error) {
 	v := q.v
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if q.told >= 0 {
+	if q.rung {
+		q.rung = false
 		drain(q.told)
 	}
+	q.taking = true
 	q.waitLocked(least)
+	q.taking = false
 	done = append(done, q.done...)
 	clear(q.done) // the application owns the requests again
 	q.done = q.done[:0]
@@ -263,6 +276,7 @@ func (q *queue) Cancel(reqs ...*hpdi.Request) {
 			return fmt.Errorf("%s: %w", q.d.path, hpdi.ErrCanceled)
 		})
 	}
+	q.v.pumpLocked() // there may be room for those behind
 }
 
 // Event returns a descriptor that is readable when something is complete.
@@ -276,7 +290,7 @@ func (q *queue) Event() int {
 		return -1 // there are no descriptors left; the next call tries again
 	}
 	if len(q.done) > 0 || !q.v.drv.Arm(1) {
-		signal(q.told)
+		q.ringLocked()
 	}
 	return q.event
 }

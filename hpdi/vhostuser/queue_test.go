@@ -482,3 +482,108 @@ func TestDeadlineOfTheGone(t *testing.T) {
 		}
 	})
 }
+
+// A queue's own event descriptor is written to once until somebody takes what there is, and
+// not for what its owner is about to be given.
+func TestEventsOnce(t *testing.T) {
+	f := newFake(t)
+	d, q, mem := setup(t, f, Options{})
+	other, err := d.NewQueue(8)
+	must(t, err)
+	defer func() { must(t, other.Close()) }()
+	p := f.connected(1)
+	dev := p.device(0)
+	fd := q.Event()
+	told := func() uint64 {
+		var n [8]byte
+		if _, err := unix.Read(q.(*queue).told, n[:]); err != nil {
+			return 0
+		}
+		q.(*queue).rung = false
+		return binary.LittleEndian.Uint64(n[:])
+	}
+	none(t, q)
+	told()
+	send := func() {
+		var reqs []*hpdi.Request
+		for i := range 3 {
+			reqs = append(reqs, read(int64(i)*512, mem[i*512:][:512]))
+		}
+		must(t, q.Submit(reqs...))
+		for range reqs {
+			p.give(0, dev, p.next(dev), virtio.BlkOK)
+		}
+	}
+	send()
+	many(t, q, 3)
+	if n := told(); n != 0 {
+		t.Errorf("%d notices of what was taken", n)
+	}
+	send()
+	none(t, other) // it finds them
+	if !readable(t, fd, 0) {
+		t.Error("there is no event")
+	}
+	if n := told(); n != 1 {
+		t.Errorf("%d notices of three requests", n)
+	}
+	many(t, q, 3)
+	if readable(t, fd, 0) {
+		t.Error("the event stays")
+	}
+}
+
+// Behind a request for which there is no room nothing is tried until there is some, be that
+// because another one is complete or because it was taken back itself.
+func TestNoRoom(t *testing.T) {
+	f := newFake(t)
+	_, q, mem := setup(t, f, Options{QueueSize: 8, NoIndirect: true})
+	p := f.connected(1)
+	dev := p.device(0)
+	part := func(i int) []byte { return mem[i*1024:][:512] }
+	v := q.(*queue).v
+	inside, large := read(0, part(0)), read(512, part(1), part(2), part(3), part(4))
+	small, last := read(4096, part(5)), read(8192, part(6), part(7))
+	must(t, q.Submit(inside, large)) // 3 descriptors of 8, and 6
+	v.mu.Lock()
+	order := v.order
+	v.mu.Unlock()
+	must(t, q.Submit(small))
+	must(t, q.Submit(last))
+	none(t, q)
+	v.mu.Lock()
+	if v.order != order {
+		t.Errorf("%d commands were made for which there is no room", v.order-order)
+	}
+	v.mu.Unlock()
+	first := p.next(dev)
+	q.Cancel(large)
+	if r := one(t, q); r != large || !errors.Is(r.Err, hpdi.ErrCanceled) {
+		t.Errorf("%v came, with %v", r.Offset, r.Err)
+	}
+	second := p.next(dev) // without a Wait
+	if got := virtio.ReadBlkHeader(second.Out[0]); got.Sector != uint64(small.Offset/512) {
+		t.Errorf("the back-end got %+v", got)
+	}
+	for _, c := range []*virtio.Chain{first, second} {
+		p.give(0, dev, c, virtio.BlkOK)
+	}
+	many(t, q, 2)
+	p.give(0, dev, p.next(dev), virtio.BlkOK)
+	if r := one(t, q); r != last || r.Err != nil {
+		t.Errorf("%v came, with %v", r.Offset, r.Err)
+	}
+	// A deadline makes room as well.
+	must(t, q.Submit(inside))
+	large.Deadline = time.Now().Add(20 * time.Millisecond)
+	must(t, q.Submit(large, small))
+	first = p.next(dev)
+	if r := one(t, q); r != large || !errors.Is(r.Err, hpdi.ErrDeadline) {
+		t.Errorf("%v came, with %v", r.Offset, r.Err)
+	}
+	second = p.next(dev)
+	for _, c := range []*virtio.Chain{first, second} {
+		p.give(0, dev, c, virtio.BlkOK)
+	}
+	many(t, q, 2)
+}

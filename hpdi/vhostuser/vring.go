@@ -46,6 +46,7 @@ type vring struct {
 	first   *operation // requests that are not wholly in the virtqueue, in order
 	last    *operation
 	timed   int // of them, with a deadline
+	need    int // buffers of the next command, for which there was no room; 0: not known
 	queues  []*queue
 	leader  *queue // that waits on call, or looks
 	events  int    // queues that are waited for by a descriptor
@@ -149,7 +150,7 @@ func drain(fd int) {
 
 // pumpLocked puts what it can of what waits into the virtqueue, and tells the back-end.
 func (v *vring) pumpLocked() {
-	if !v.up || v.redo == nil && v.first == nil {
+	if !v.up || v.redo == nil && v.first == nil || v.need > 0 && !v.drv.Fits(v.need) {
 		return
 	}
 	n := 0
@@ -233,6 +234,7 @@ func (v *vring) span(op *operation) int64 {
 func (v *vring) putLocked(c *command) bool {
 	id, ok := v.drv.Next()
 	if !ok {
+		v.need = 1
 		return false
 	}
 	slot := v.slots[id*slotBytes:][:slotBytes:slotBytes]
@@ -260,8 +262,10 @@ func (v *vring) putLocked(c *command) bool {
 	h.Put(slot)
 	slot[slotStatus] = noStatus
 	if !v.drv.Add(chain) {
+		v.need = len(chain)
 		return false
 	}
+	v.need = 0
 	v.cmds[id] = *c
 	return true
 }
@@ -369,6 +373,7 @@ func (v *vring) abandonLocked(op *operation, err error) {
 		op.r.Err = err
 	}
 	op.cut = true
+	v.need = 0 // another one may be the next
 	for i := range v.redo {
 		if v.redo[i].op == op {
 			v.redo[i].op = nil
@@ -400,7 +405,9 @@ func (v *vring) lateLocked() time.Time {
 	if v.timed == 0 && v.redo == nil {
 		return time.Time{}
 	}
-	return v.expireLocked()
+	next := v.expireLocked()
+	v.pumpLocked() // there may be room for those behind
+	return next
 }
 
 func (v *vring) expireLocked() (next time.Time) {
@@ -425,6 +432,7 @@ func (v *vring) resetLocked() {
 			v.cmds[i] = command{}
 		}
 	}
+	v.need = 0
 	slices.SortFunc(v.redo, func(a, b command) int { return cmp.Compare(a.order, b.order) })
 	v.drv.Reset()
 }

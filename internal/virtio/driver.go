@@ -18,6 +18,8 @@ type Driver interface {
 	// Next returns the number that the next chain gets, below the queue's size, and false
 	// while no descriptor is free.
 	Next() (id int, ok bool)
+	// Fits reports whether Add has room for a chain of n buffers now.
+	Fits(n int) bool
 	// Add puts a chain of at most Longest buffers into the queue, those that the device
 	// writes to last. It reports false when there is no room for it now, or the queue is
 	// broken. The device sees nothing of it before Publish.
@@ -129,6 +131,18 @@ func (c *chains) Longest() int {
 		return min(c.o.Chain, c.o.Size)
 	}
 	return c.o.Size
+}
+
+// Fits reports whether a chain of n buffers has room. Where a descriptor is free there is
+// a number for the chain, too.
+func (c *chains) Fits(n int) bool {
+	if c.broken != nil || n < 1 || n > c.Longest() {
+		return false
+	}
+	if c.indirectly(n) {
+		n = 1
+	}
+	return n <= c.free
 }
 
 // indirectly reports whether a chain of n is to be in a table of its own. A short one is

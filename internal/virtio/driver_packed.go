@@ -32,7 +32,7 @@ func (d *packedDriver) Next() (int, bool) {
 
 func (d *packedDriver) Add(chain []Buffer) bool {
 	n := len(chain)
-	if d.broken != nil || n < 1 || n > d.Longest() || d.free < 1 || d.idle < 1 {
+	if !d.Fits(n) {
 		return false
 	}
 	id := d.ids[d.idle-1]
@@ -46,9 +46,6 @@ func (d *packedDriver) Add(chain []Buffer) bool {
 		d.put(addr, uint32(n*DescBytes), id, DescIndirect, true)
 		d.begin(id, 1, chain)
 	} else {
-		if n > d.free {
-			return false
-		}
 		for i, b := range chain {
 			flags := writes(b)
 			if i < n-1 {

@@ -26,10 +26,10 @@ func (d *splitDriver) Next() (int, bool) { return int(d.head), d.free > 0 }
 
 func (d *splitDriver) Add(chain []Buffer) bool {
 	n, head := len(chain), d.head
-	if d.broken != nil || n < 1 || n > d.Longest() {
+	if !d.Fits(n) {
 		return false
 	}
-	if d.free > 0 && d.indirectly(n) {
+	if d.indirectly(n) {
 		table, addr := d.table(head)
 		for i, b := range chain {
 			flags := writes(b)
@@ -42,9 +42,6 @@ func (d *splitDriver) Add(chain []Buffer) bool {
 		d.head = d.next[head]
 		d.begin(head, 1, chain)
 	} else {
-		if n > d.free {
-			return false
-		}
 		at := head
 		for i, b := range chain {
 			flags := writes(b)

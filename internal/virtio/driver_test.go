@@ -187,7 +187,10 @@ func TestDriver(t *testing.T) {
 					for i, out := 0, rng.IntN(len(chain)+1); i < len(chain); i++ {
 						chain[i] = Buffer{rng.Uint64() >> 1, rng.Uint32() >> 8, i >= out}
 					}
-					if !q.d.Add(chain) {
+					fits := q.d.Fits(len(chain))
+					if added := q.d.Add(chain); added != fits {
+						t.Fatalf("step %d: a chain of %d was added: %v, and should fit: %v", step, len(chain), added, fits)
+					} else if !added {
 						full = true
 						break
 					}
