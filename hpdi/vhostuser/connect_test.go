@@ -514,3 +514,42 @@ func TestCacheAgain(t *testing.T) {
 		})
 	}
 }
+
+// A back-end that takes its time with each message is not waited for without end.
+func TestSlowBackend(t *testing.T) {
+	f := newFake(t)
+	f.set(func(f *fake) {
+		slow := func(p *peer, m *vhost.Message) ([]byte, []int, bool) {
+			time.Sleep(300 * time.Millisecond) // it is what is tested
+			payload, files := p.answer(m)
+			return payload, files, false
+		}
+		f.answers[vhost.SetVringNum], f.answers[vhost.SetVringBase], f.answers[vhost.SetVringAddr] = slow, slow, slow
+	})
+	d, err := Open(t.Context(), f.sock, Options{Queues: 4, Timeout: time.Second})
+	if err == nil {
+		_ = d.Close()
+		t.Fatal("it was opened")
+	}
+	if !errors.Is(err, os.ErrDeadlineExceeded) || !strings.Contains(err.Error(), "not brought the device up within 2s") {
+		t.Errorf("it ended with %v", err)
+	}
+}
+
+// A new back-end that says nothing holds nobody up for longer than requests wait for one.
+func TestSilentBackend(t *testing.T) {
+	f := newFake(t)
+	_, q, mem := setup(t, f, Options{Reconnect: 50 * time.Millisecond, Timeout: time.Minute})
+	f.connected(1)
+	must(t, q.Submit(write(0, mem[:512])))
+	f.refuse()
+	f.set(func(f *fake) {
+		f.answers[vhost.GetFeatures] = func(*peer, *vhost.Message) ([]byte, []int, bool) { return nil, nil, false }
+	})
+	begun := time.Now()
+	f.listen()
+	r := one(t, q)
+	if took := time.Since(begun); took > 20*time.Second || !errors.Is(r.Err, hpdi.ErrDisconnected) {
+		t.Errorf("it ended after %v with %v", took, r.Err)
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"sync"
 	"sync/atomic"
 
@@ -89,16 +90,20 @@ func open(ctx context.Context, path string, o Options) (*device, error) {
 	return d, nil
 }
 
-// connect makes a connection and brings the device up on it.
+// connect makes a connection and brings the device up on it. A back-end that is slow with
+// each message is not waited for without end: whoever needs device.mu waits, too.
 func (d *device) connect(ctx context.Context) (*link, error) {
+	most := 2 * d.o.Timeout
+	ctx, cancel := context.WithTimeoutCause(ctx, most, fmt.Errorf("the back-end has not brought the device up within %v: %w", most, os.ErrDeadlineExceeded))
+	defer cancel()
 	l, err := dial(ctx, d.path, d.o.Timeout)
 	if err != nil {
 		return nil, err
 	}
-	end := context.AfterFunc(ctx, func() { l.end(ctx.Err()) })
+	end := context.AfterFunc(ctx, func() { l.end(context.Cause(ctx)) })
 	err = d.begin(l)
 	if !end() && err == nil {
-		err = ctx.Err()
+		err = context.Cause(ctx)
 	}
 	if err != nil {
 		l.close(err)

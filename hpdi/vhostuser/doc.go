@@ -57,6 +57,8 @@
 //
 // device.mu guards connection and memory table, and is taken before vring.mu, which
 // guards a virtqueue and all queues of the application on it. Neither is held while the
-// application sleeps; device.mu is while the back-end answers a message, for up to
-// Options.Timeout.
+// application sleeps. device.mu is while the back-end answers a message, for up to
+// Options.Timeout, and while it brings the device up, for twice that at most and no longer
+// than requests wait for it: so long may a call take that needs it, which are NewQueue, the
+// Close of device and queues, Register, Unregister, and a Submit with memory that is new.
 package vhostuser

@@ -1,8 +1,10 @@
 package vhostuser
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/pollux-storage/pollux/hpdi"
@@ -14,6 +16,9 @@ const (
 	mostPause  = 20 * time.Millisecond
 	// givenUpPause is for when nobody waits any more.
 	givenUpPause = 500 * time.Millisecond
+	// leastTry is how long an attempt may take at least that was begun before the time
+	// for all of them was over.
+	leastTry = time.Second
 )
 
 // keep makes a connection again whenever one has ended, until the device is closed or
@@ -57,7 +62,7 @@ func (d *device) again(why error) *link {
 			d.kill(fmt.Errorf("%s: %w", d.path, why))
 			return nil
 		}
-		l, err := d.connect(d.ctx)
+		l, err := d.try(given, begun.Add(d.o.Reconnect))
 		if err == nil {
 			return l
 		}
@@ -79,6 +84,17 @@ func (d *device) again(why error) *link {
 			pause = givenUpPause
 		}
 	}
+}
+
+// try is one attempt. While requests wait, it ends with the time that they have.
+func (d *device) try(given bool, until time.Time) (*link, error) {
+	if given {
+		return d.connect(d.ctx)
+	}
+	most := max(time.Until(until), leastTry)
+	ctx, cancel := context.WithTimeoutCause(d.ctx, most, fmt.Errorf("the back-end has not brought the device up in the %v that were left: %w", most, os.ErrDeadlineExceeded))
+	defer cancel()
+	return d.connect(ctx)
 }
 
 // kill ends all requests, and those that come, until there is a connection again.

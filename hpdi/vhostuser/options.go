@@ -42,7 +42,8 @@ type Options struct {
 	Reconnect time.Duration
 	// Poll is how long somebody who waits looks at most before sleeping; 0: not at all.
 	Poll time.Duration
-	// Timeout is how long the back-end may take to answer a message, 10 seconds if 0.
+	// Timeout is how long the back-end may take to answer a message, 10 seconds if 0, and
+	// half of how long it may take until the device is up.
 	Timeout time.Duration
 }
 
