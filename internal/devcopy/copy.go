@@ -137,7 +137,8 @@ type slot struct {
 	buf, own []byte // the source's data, and the target's when they are compared
 	vec      [1][]byte
 	told     [16]hpdi.Extent
-	left     []run // of a zero piece: what is not a hole
+	known    int64 // of a zero piece: up to where the target has told
+	left     []run // of that: what is not a hole
 }
 
 func (c *copier) open() error {
@@ -176,12 +177,16 @@ func (c *copier) open() error {
 }
 
 // close frees everything. Nothing is in flight, or a queue is broken and its Close waits.
+// The memory stays where a Close fails: somebody may write to it yet.
 func (c *copier) close() error {
 	var errs []error
 	for _, s := range []*side{&c.src, &c.dst} {
 		if s.q != nil {
 			errs = append(errs, s.q.Close())
 		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
 	}
 	for _, s := range []*side{&c.src, &c.dst} {
 		errs = append(errs, s.dev.Unregister(c.mem))
@@ -240,7 +245,8 @@ func (c *copier) begin() {
 		case s.zero && c.verify:
 			c.submit(&c.dst, s, comparing, hpdi.OpRead, s.own)
 		case s.zero && c.dst.info.Status:
-			c.submit(&c.dst, s, checking, hpdi.OpStatus, nil)
+			s.known = s.off
+			c.check(s)
 		case s.zero:
 			s.left = append(s.left[:0], run{off: s.off, n: s.n})
 			c.zero(s)

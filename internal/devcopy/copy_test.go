@@ -6,6 +6,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -388,13 +389,64 @@ func TestCanceled(t *testing.T) {
 	}
 }
 
+// What the source gives after the end was asked for begins nothing on a target that hangs.
+func TestCanceledBetween(t *testing.T) {
+	src, dst := memory(t, "from", size), memory(t, "to", size)
+	write(t, src, 0, bytes.Repeat([]byte{1}, size))
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() {
+		_, err := Copy(ctx, late{src}, stuck{dst}, Options{})
+		ended <- err
+	}()
+	select {
+	case err := <-ended:
+		if !errors.Is(err, context.DeadlineExceeded) {
+			t.Error(err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("the copy does not end")
+	}
+}
+
+// late is a device whose reads complete only after they were cancelled in vain.
+type late struct{ hpdi.Device }
+
+type lateQueue struct {
+	hpdi.Queue
+	held []*hpdi.Request
+}
+
+func (d late) NewQueue(depth int) (hpdi.Queue, error) {
+	q, err := d.Device.NewQueue(depth)
+	return &lateQueue{Queue: q}, err
+}
+
+func (q *lateQueue) Submit(reqs ...*hpdi.Request) error {
+	for _, r := range reqs {
+		if r.Op == hpdi.OpRead {
+			q.held = append(q.held, r)
+		} else if err := q.Queue.Submit(r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (q *lateQueue) Cancel(...*hpdi.Request) {
+	held := q.held
+	q.held = nil
+	_ = q.Queue.Submit(held...) // that of memory takes everything
+}
+
 // stuck completes requests only when they are cancelled.
 type stuck struct{ hpdi.Device }
 
 type stuckQueue struct {
 	hpdi.Queue
-	event hpdi.Signal
-	done  []*hpdi.Request
+	event      hpdi.Signal
+	held, done []*hpdi.Request
 }
 
 func (d stuck) NewQueue(depth int) (hpdi.Queue, error) {
@@ -402,21 +454,83 @@ func (d stuck) NewQueue(depth int) (hpdi.Queue, error) {
 	return &stuckQueue{Queue: q}, err
 }
 
-func (q *stuckQueue) Submit(...*hpdi.Request) error { return nil }
-func (q *stuckQueue) Event() int                    { return q.event.Event() }
+func (q *stuckQueue) Event() int { return q.event.Event() }
+
+func (q *stuckQueue) Submit(reqs ...*hpdi.Request) error {
+	q.held = append(q.held, reqs...)
+	return nil
+}
 
 func (q *stuckQueue) Cancel(reqs ...*hpdi.Request) {
 	for _, r := range reqs {
-		if r.Op == hpdi.OpStatus {
+		if i := slices.Index(q.held, r); i >= 0 {
+			q.held = slices.Delete(q.held, i, i+1)
 			r.Err = hpdi.ErrCanceled
 			q.done = append(q.done, r)
 		}
 	}
-	q.event.Set(true)
+	q.event.Set(len(q.done) > 0)
 }
 
 func (q *stuckQueue) Wait(_ int, done []*hpdi.Request) ([]*hpdi.Request, error) {
 	done = append(done, q.done...)
 	q.done = nil
+	q.event.Set(false)
 	return done, nil
+}
+
+// The target is asked until it has told of everything, however many extents that takes.
+func TestManyExtentsOfTarget(t *testing.T) {
+	const pages = 100
+	src, dst := memory(t, "from", pages*4096), memory(t, "to", pages*4096)
+	d := told{Device: dst, block: 4096}
+	for i := range int64(pages) {
+		d.tell = append(d.tell, hpdi.Extent{Length: 4096, State: hpdi.ExtentState(i % 2)})
+		if i%2 == 0 {
+			write(t, dst, i*4096, bytes.Repeat([]byte{9}, 4096))
+		}
+	}
+	for _, zeroes := range []bool{true, false} {
+		r, err := Copy(t.Context(), src, less{d, func(i *hpdi.Info) { i.Zeroes = zeroes }}, Options{Verify: true})
+		if err != nil || r.Zeroed != pages/2*4096 || r.Skipped != pages/2*4096 || r.Verified != pages*4096 {
+			t.Errorf("%+v, %v", r, err)
+		}
+	}
+	// One that tells nothing is zeroed.
+	d.tell = nil
+	if r, err := Copy(t.Context(), src, d, Options{Verify: true}); err != nil || r.Zeroed != pages*4096 {
+		t.Errorf("%+v, %v", r, err)
+	}
+}
+
+// keeping is a device whose queues cannot be closed: its peer may have their memory.
+type keeping struct {
+	hpdi.Device
+	mem []byte
+}
+
+type keepingQueue struct{ hpdi.Queue }
+
+func (d *keeping) Register(mem []byte) error {
+	d.mem = mem
+	return d.Device.Register(mem)
+}
+
+func (d *keeping) Unregister([]byte) error { return errors.New("it is in use") }
+
+func (d *keeping) NewQueue(depth int) (hpdi.Queue, error) {
+	q, err := d.Device.NewQueue(depth)
+	return keepingQueue{q}, err
+}
+
+func (q keepingQueue) Close() error { return errors.Join(q.Queue.Close(), errBroken) }
+
+// Memory that a queue still has is left alone.
+func TestCloseFails(t *testing.T) {
+	dst := &keeping{Device: memory(t, "to", size)}
+	_, err := Copy(t.Context(), memory(t, "from", size), dst, Options{})
+	if !errors.Is(err, errBroken) || strings.Contains(err.Error(), "in use") {
+		t.Errorf("%v", err)
+	}
+	must(t, hpdi.Free(dst.mem)) // which fails where it is free already
 }

@@ -15,14 +15,16 @@ import (
 func (c *copier) submit(d *side, s *slot, next step, op hpdi.Op, buf []byte) {
 	s.step = next
 	s.Request = hpdi.Request{Op: op, Offset: s.off, User: s}
-	switch op {
-	case hpdi.OpStatus:
-		s.Length, s.Extents = s.n, s.told[:0]
-	default:
-		s.vec[0] = buf[:s.n]
-		s.Vec = s.vec[:]
-	}
+	s.vec[0] = buf[:s.n]
+	s.Vec = s.vec[:]
 	c.hand(d, &s.Request)
+}
+
+// check asks what the target is made of, from where it has not told yet.
+func (c *copier) check(s *slot) {
+	s.step = checking
+	s.Request = hpdi.Request{Op: hpdi.OpStatus, Offset: s.known, Length: s.off + s.n - s.known, Extents: s.told[:0], User: s}
+	c.hand(&c.dst, &s.Request)
 }
 
 // hand submits one request. A queue that does not take it works no more, and gives
@@ -39,7 +41,11 @@ func (c *copier) hand(d *side, r *hpdi.Request) {
 // zero makes the next part of what is left of a slot read as zero, or ends it.
 func (c *copier) zero(s *slot) {
 	if len(s.left) == 0 {
-		c.end(s)
+		if c.dst.info.Status && s.known < s.off+s.n {
+			c.check(s)
+		} else {
+			c.end(s)
+		}
 		return
 	}
 	r := &s.left[0]
@@ -104,23 +110,25 @@ func (c *copier) came(d *side, r *hpdi.Request) {
 	}
 }
 
-// checked leaves alone what is a hole of the target already. What it has not told of is
-// asked for again when the rest is zero.
+// checked leaves alone what is a hole of the target already. What the target has not told
+// of is asked for when the rest is zero.
 func (c *copier) checked(s *slot) {
 	s.left = s.left[:0]
-	at := s.off
-	for _, e := range s.Extents {
-		if e.State == hpdi.Hole {
-			c.result.Skipped += e.Length
-		} else if last := len(s.left) - 1; last >= 0 && s.left[last].off+s.left[last].n == at {
-			s.left[last].n += e.Length
-		} else {
-			s.left = append(s.left, run{off: at, n: e.Length})
-		}
-		at += e.Length
+	end := s.off + s.n
+	if len(s.Extents) == 0 { // it does not know
+		s.left = append(s.left, run{off: s.known, n: end - s.known})
+		s.known = end
 	}
-	if end := s.off + s.n; at < end {
-		s.left = append(s.left, run{off: at, n: end - at})
+	for _, e := range s.Extents {
+		n := min(e.Length, end-s.known)
+		if e.State == hpdi.Hole {
+			c.result.Skipped += n
+		} else if last := len(s.left) - 1; last >= 0 && s.left[last].off+s.left[last].n == s.known {
+			s.left[last].n += n
+		} else {
+			s.left = append(s.left, run{off: s.known, n: n})
+		}
+		s.known += n
 	}
 	c.zero(s)
 }
@@ -144,7 +152,7 @@ func (c *copier) compare(s *slot) {
 }
 
 // wait takes what has completed, at least one request. When the context ends it cancels
-// what is under way, once.
+// what is under way, once, and begins nothing any more: that would not be cancelled.
 func (c *copier) wait(ctx context.Context) error {
 	sides := [2]*side{&c.dst, &c.src}
 	for {
@@ -162,7 +170,10 @@ func (c *copier) wait(ctx context.Context) error {
 		if came || c.src.flying+c.dst.flying == 0 {
 			return nil
 		}
-		if ctx.Err() != nil && !c.canceled {
+		if err := ctx.Err(); err != nil && !c.canceled {
+			if c.err == nil {
+				c.err = err
+			}
 			c.cancel()
 			continue
 		}
