@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/pollux-storage/pollux/hpdi/open"
 	"github.com/pollux-storage/pollux/internal/control"
 )
 
@@ -81,6 +82,22 @@ func TestShellQuote(t *testing.T) {
 	} {
 		if got := shellQuote(word); got != want {
 			t.Errorf("%q is quoted as %s", word, got)
+		}
+	}
+}
+
+// A plain path is a file whatever it is called, and what is a URI stays one.
+func TestDeviceURI(t *testing.T) {
+	for name, want := range map[string]string{
+		"disk":                   "file:disk?read-only=on",
+		"/srv/read-only=/a?b#c%": "file:/srv/read-only=/a%3Fb%23c%25?read-only=on",
+		"odd:name":               "file:odd:name?read-only=on",
+		"FILE:disk?direct=on":    "FILE:disk?direct=on&read-only=on",
+		"file:disk?read-only=no": "file:disk?read-only=no",
+		"mem:?size=4KiB":         "mem:?size=4KiB",
+	} {
+		if got, err := open.With(deviceURI(name), "read-only", "on"); err != nil || got != want {
+			t.Errorf("%s: %s, %v; want %s", name, got, err, want)
 		}
 	}
 }

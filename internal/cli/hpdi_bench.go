@@ -41,7 +41,9 @@ func newHPDIBench(s *session) *cobra.Command {
 what they cost in processor time of this program. It ends after --time, or after so many
 --requests. Each queue has a part of the range to itself.
 
-Modes that write destroy what the device holds, and need --write. With --verify each
+Modes that write destroy what the device holds, and need --write. A file that another has
+under a lock, and a block device that is mounted, are not written to; lock=off in the URI
+overrides that. With --verify each
 block says where it belongs and which write it is of, and all that was written is read
 back at the end.
 
@@ -96,14 +98,14 @@ func (o *hpdiBenchOptions) run(ctx context.Context, uri string) error {
 	if m.Writes() && !o.write {
 		return refused(fmt.Sprintf("--rw %s destroys what %s holds", o.mode, uri), "say --write if that is what you want")
 	}
-	var ro []string
+	properties := []string{"lock", "on"} // what somebody uses is not to be destroyed
 	if !m.Writes() {
-		ro = []string{"read-only", "on"}
+		properties = []string{"read-only", "on"}
 	}
 	if o.seed == 0 {
 		o.seed = rand.Uint64()
 	}
-	d, err := openDevice(ctx, uri, ro...)
+	d, err := openDevice(ctx, uri, properties...)
 	if err != nil {
 		return err
 	}

@@ -41,6 +41,10 @@ func newVhostUserBlk(s *session) *cobra.Command {
 machines: a back-end program as QEMU's conventions for vhost-user want it. It needs no
 pair, and gives none of what a pair gives: the device is used as it is.
 
+Unless it is only read, nobody else must use it: a file that another program has under a
+lock, or serves in this way, and a block device that is mounted are refused. lock=off in
+the URI overrides that.
+
 It lives until SIGTERM or SIGINT; front-ends may come and go. With --fd it serves the
 socket with that number, which listens or is connected; when a connected one is closed
 it ends.`,
@@ -79,7 +83,13 @@ func (o *vhostUserBlkOptions) run(ctx context.Context, byFD bool) error {
 	case o.queues < 1 || o.queues > vhostuser.MaxQueues:
 		return usagef("--num-queues %d makes no sense: it is 1 to %d", o.queues, vhostuser.MaxQueues)
 	}
-	dev, err := open.Open(ctx, deviceURI(o.device, o.readOnly))
+	var properties []string
+	if o.readOnly {
+		properties = []string{"read-only", "on"} // a file that cannot be written to could not even be opened otherwise
+	} else {
+		properties = []string{"lock", "on"} // readers may be several
+	}
+	dev, err := openDevice(ctx, deviceURI(o.device), properties...)
 	if err != nil {
 		return err
 	}
@@ -88,25 +98,12 @@ func (o *vhostUserBlkOptions) run(ctx context.Context, byFD bool) error {
 }
 
 // deviceURI returns the URI of what --blk-file names, which may be a plain path.
-func deviceURI(name string, readOnly bool) string {
-	scheme, rest, colon := strings.Cut(name, ":")
-	known := open.Schemes()
-	i := slices.IndexFunc(known, func(s open.Scheme) bool { return colon && s.Name == strings.ToLower(scheme) })
-	if i < 0 {
-		u := url.URL{Path: name}
-		scheme, rest = "file", u.EscapedPath()
-		i = slices.IndexFunc(known, func(s open.Scheme) bool { return s.Name == scheme })
+func deviceURI(name string) string {
+	scheme, _, colon := strings.Cut(name, ":")
+	if colon && slices.ContainsFunc(open.Schemes(), func(s open.Scheme) bool { return s.Name == strings.ToLower(scheme) }) {
+		return name
 	}
-	uri := scheme + ":" + rest
-	// A file that cannot be written to could not even be opened otherwise.
-	if has := func(p hpdi.Property) bool { return p.Name == "read-only" }; readOnly && slices.ContainsFunc(known[i].Properties, has) && !strings.Contains(rest, "read-only=") {
-		sep := "?"
-		if strings.Contains(rest, "?") {
-			sep = "&"
-		}
-		uri += sep + "read-only=on"
-	}
-	return uri
+	return "file:" + (&url.URL{Path: name}).EscapedPath()
 }
 
 func (o *vhostUserBlkOptions) serve(ctx context.Context, dev hpdi.Device) error {
