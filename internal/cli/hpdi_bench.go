@@ -115,10 +115,11 @@ func (o *hpdiBenchOptions) run(ctx context.Context, uri string) error {
 		Range: int64(o.span), Seed: o.seed, Durable: o.durable, Verify: o.verify,
 	})
 	if err = closing(d, err); err != nil {
+		var wrong *devbench.OptionsError
 		switch {
 		case errors.Is(err, devbench.ErrWrong):
 			err = &statusError{exitProblems, fmt.Errorf("%w (--seed %d repeats it)", err, o.seed)}
-		case r.Elapsed == 0: // it did not begin
+		case errors.As(err, &wrong):
 			err = usagef("%w", err)
 		}
 		return err

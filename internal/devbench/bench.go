@@ -73,6 +73,14 @@ const (
 // ErrWrong is what a verification ends with that finds other data than was written.
 var ErrWrong = errors.New("the device returns other data than was written")
 
+// OptionsError says what is wrong with the options of a measurement, which did not begin.
+type OptionsError struct{ Err error }
+
+func (e *OptionsError) Error() string { return e.Err.Error() }
+
+// Unwrap returns what is wrong.
+func (e *OptionsError) Unwrap() error { return e.Err }
+
 // validate says what is wrong, and fills in what follows from the device.
 func (o *Options) validate(info hpdi.Info) error {
 	if o.Range == 0 {
@@ -106,12 +114,13 @@ func (o *Options) validate(info hpdi.Info) error {
 	return nil
 }
 
-// Run measures a device. Requests that fail end it with their error; nothing is in flight
-// when it returns.
+// Run measures a device. Requests that fail end it with their error, and options that cannot
+// be with an *OptionsError. Nothing is in flight when it returns, unless a queue cannot be
+// closed: then the memory of its requests stays.
 func Run(ctx context.Context, dev hpdi.Device, o Options) (Result, error) {
 	info := dev.Info()
 	if err := o.validate(info); err != nil {
-		return Result{}, err
+		return Result{}, &OptionsError{err}
 	}
 	mem, err := hpdi.Alloc(o.Queues * o.Depth * o.Size)
 	if err != nil {
@@ -133,14 +142,17 @@ func Run(ctx context.Context, dev hpdi.Device, o Options) (Result, error) {
 	if err == nil {
 		r, err = measure(ctx, workers, o)
 	}
-	errs := []error{err}
+	var closing []error
 	for _, w := range workers {
 		if w.q != nil {
-			errs = append(errs, w.q.Close())
+			closing = append(closing, w.q.Close())
 		}
 	}
-	errs = append(errs, dev.Unregister(mem), hpdi.Free(mem))
-	if err = errors.Join(errs...); err != nil {
+	ending := errors.Join(closing...)
+	if ending == nil { // else somebody may write to the memory yet
+		ending = errors.Join(dev.Unregister(mem), hpdi.Free(mem))
+	}
+	if err = errors.Join(err, ending); err != nil {
 		err = fmt.Errorf("%s: %w", info.Name, err)
 	}
 	return r, err

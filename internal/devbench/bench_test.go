@@ -91,6 +91,59 @@ func TestErrors(t *testing.T) {
 	}
 }
 
+// queues is a device whose queues fail when they are made or closed.
+type queues struct {
+	hpdi.Device
+	made, closed error
+	mem          []byte
+}
+
+type closing struct {
+	hpdi.Queue
+	err error
+}
+
+func (q closing) Close() error { return errors.Join(q.Queue.Close(), q.err) }
+
+func (d *queues) Register(mem []byte) error {
+	d.mem = mem
+	return d.Device.Register(mem)
+}
+
+func (d *queues) NewQueue(depth int) (hpdi.Queue, error) {
+	if d.made != nil {
+		return nil, d.made
+	}
+	q, err := d.Device.NewQueue(depth)
+	return closing{q, d.closed}, err
+}
+
+// Only what is wrong with the options is said to be that, and memory that a queue still has
+// is not freed.
+func TestQueuesFail(t *testing.T) {
+	broken := errors.New("the peer is gone")
+	o := Options{Mode: Read, Size: 4096, Depth: 1, Queues: 2, Requests: 10}
+	var wrong *OptionsError
+	d := &queues{Device: memory(t), made: broken}
+	if _, err := Run(t.Context(), d, o); !errors.Is(err, broken) || errors.As(err, &wrong) {
+		t.Errorf("no queue: %v", err)
+	}
+	if hpdi.Free(d.mem) == nil {
+		t.Error("memory that nobody has was left")
+	}
+	d = &queues{Device: memory(t), closed: broken}
+	if _, err := Run(t.Context(), d, o); !errors.Is(err, broken) || errors.As(err, &wrong) {
+		t.Errorf("closed: %v", err)
+	}
+	if err := hpdi.Free(d.mem); err != nil {
+		t.Errorf("memory that a queue has was freed: %v", err)
+	}
+	o.Depth = 0
+	if _, err := Run(t.Context(), d, o); !errors.As(err, &wrong) {
+		t.Errorf("options: %v", err)
+	}
+}
+
 func TestRefused(t *testing.T) {
 	good := Options{Mode: RandWrite, Size: 4096, Depth: 4, Queues: 2, Requests: 1}
 	info := memory(t).Info()
