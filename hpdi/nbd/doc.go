@@ -34,8 +34,9 @@
 // NBD cannot take a command back. A request that is cancelled, or whose deadline passes, is
 // given up: it completes at once, and the reply that comes later is read and thrown away, also
 // the rest of a payload of which a part had come. A write of which the payload is being sent
-// completes when that has left; a server that reads nothing for a second, with the deadline of
-// a request past, loses its connection. What is given up before it was sent, or while there is
+// completes when that has left. The server has a second for that, or until the deadline: then
+// it loses the connection. So it does when it has not read what is being sent and requests with
+// a deadline wait behind that, also those of another queue on the same connection. What is given up before it was sent, or while there is
 // no connection, is never sent.
 //
 // A server may still carry out a write, discard or write of zeroes that was given up. As long

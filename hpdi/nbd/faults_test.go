@@ -299,3 +299,137 @@ func TestServerReadsNothing(t *testing.T) {
 	must(t, q.Close())
 	must(t, d.Close())
 }
+
+// within ends a test that waits for ever.
+func within(t *testing.T, what string, do func()) {
+	t.Helper()
+	done := make(chan struct{})
+	go func() { defer close(done); do() }()
+	select {
+	case <-done:
+	case <-time.After(20 * grace):
+		t.Fatalf("%s takes longer than %v", what, 20*grace)
+	}
+}
+
+// writes waits until a link is busy, or so many with deadlines wait for it.
+func writes(l *link, due int) {
+	for {
+		l.mu.Lock()
+		there := due == 0 && l.busy != nil || due > 0 && len(l.due) == due
+		l.mu.Unlock()
+		if there {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// A write without a deadline that the server does not read holds up no queue beside it whose
+// requests have one, whether that comes while it is written or has waited before.
+func TestServerReadsNothingOfAnother(t *testing.T) {
+	for _, before := range []bool{false, true} {
+		stop := make(chan struct{})
+		_, d, q := opened(t, true, Options{}, func(c *serving, q asked) (bool, error) {
+			<-stop
+			return false, errLeft
+		})
+		other, err := d.NewQueue(8)
+		must(t, err)
+		l, mem := d.links[0], make([]byte, 4096)
+		first := &hpdi.Request{Op: hpdi.OpRead, Vec: [][]byte{mem}}
+		must(t, q.Submit(first)) // the server has it, and reads no more
+		timeless := &hpdi.Request{Op: hpdi.OpWrite, Vec: [][]byte{mem}}
+		timed := &hpdi.Request{Op: hpdi.OpWrite, Offset: 4096, Vec: [][]byte{mem}, Deadline: time.Now().Add(10 * time.Millisecond)}
+		var wg sync.WaitGroup
+		submit := func(q hpdi.Queue, r *hpdi.Request) {
+			wg.Go(func() {
+				if err := q.Submit(r); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		if before {
+			timed.Deadline = time.Now().Add(time.Second)
+			l.wmu.Lock()
+			submit(other, timed)
+			writes(l, 1)
+			submit(q, timeless)
+			var its []*command
+			for len(its) == 0 {
+				l.mu.Lock()
+				for _, c := range l.flying {
+					if c.op.r == timeless {
+						its = append(its, c)
+					}
+				}
+				l.mu.Unlock()
+				time.Sleep(time.Millisecond)
+			}
+			within(t, "a write without a deadline", func() { l.transmit(its) })
+			l.wmu.Unlock()
+		} else {
+			submit(q, timeless)
+			writes(l, 0)
+			submit(other, timed)
+		}
+		within(t, "to submit", wg.Wait)
+		within(t, "to wait", func() {
+			done, err := other.Wait(1, nil)
+			if len(done) != 1 || err != nil || !errors.Is(timed.Err, hpdi.ErrDeadline) && !errors.Is(timed.Err, hpdi.ErrDisconnected) {
+				t.Errorf("%d requests with a deadline came, with %v, %v", len(done), timed.Err, err)
+			}
+			done, err = q.Wait(2, nil)
+			if len(done) != 2 || err != nil || !errors.Is(timeless.Err, hpdi.ErrDisconnected) || !errors.Is(first.Err, hpdi.ErrDisconnected) {
+				t.Errorf("%d others came, with %v, %v, %v", len(done), timeless.Err, first.Err, err)
+			}
+		})
+		if len(l.due) != 0 || l.busy != nil {
+			t.Errorf("%d deadlines are left, %v is busy", len(l.due), l.busy)
+		}
+		close(stop)
+		must(t, errors.Join(other.Close(), q.Close()))
+		must(t, d.Close())
+	}
+}
+
+// A write that is sent again to a server that does not read it can be cancelled.
+func TestCancelWhileSending(t *testing.T) {
+	stop := make(chan struct{})
+	s, d, q := opened(t, true, Options{Reconnect: time.Minute}, func(c *serving, q asked) (bool, error) {
+		if q.kind == proto.CmdFlush {
+			return true, nil
+		}
+		<-stop
+		return false, errLeft
+	})
+	defer close(stop)
+	flush := &hpdi.Request{Op: hpdi.OpFlush}
+	must(t, q.Submit(flush))
+	mem := make([]byte, 4096)
+	reqs := []*hpdi.Request{{Op: hpdi.OpRead, Vec: [][]byte{mem}}, {Op: hpdi.OpWrite, Vec: [][]byte{mem}}}
+	must(t, q.Submit(reqs[0]))
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := q.Submit(reqs[1]); err != nil {
+			t.Error(err)
+		}
+	})
+	writes(d.links[0], 0)
+	s.cut()
+	within(t, "to submit", wg.Wait)
+	for again := false; !again; time.Sleep(time.Millisecond) {
+		d.links[0].mu.Lock()
+		again = d.links[0].number == 2 && d.links[0].busy != nil
+		d.links[0].mu.Unlock()
+	}
+	q.Cancel(flush, reqs[0], reqs[1])
+	within(t, "to cancel", func() {
+		done, err := q.Wait(3, nil)
+		if len(done) != 3 || err != nil || !errors.Is(reqs[1].Err, hpdi.ErrCanceled) {
+			t.Errorf("%d requests came, the write with %v, %v", len(done), reqs[1].Err, err)
+		}
+	})
+	must(t, q.Close())
+	must(t, d.Close())
+}

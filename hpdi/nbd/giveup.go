@@ -85,6 +85,7 @@ func (l *link) giveUpLocked(c *command, err error) {
 	switch {
 	case c.sending:
 		c.quit = err // transmit comes back to it
+		l.hurryLocked(time.Now())
 	case l.conn == nil || c.sent != l.number:
 		c.err = err // it was not sent, or on a connection from which no reply comes any more
 		l.finishLocked(c)
@@ -165,7 +166,8 @@ func (c *command) late(now time.Time) error {
 }
 
 // Cancel gives requests up. They come out of Wait at once, unless their memory is in hand:
-// then when the payload has left, or the rest of it that comes can be thrown away.
+// then when the payload has left, for which the server has a second, or the rest of it that
+// comes can be thrown away.
 func (q *queue) Cancel(reqs ...*hpdi.Request) {
 	for _, r := range reqs {
 		if op := q.find(r); op != nil {

@@ -39,6 +39,10 @@ type link struct {
 	current *command // a part of whose reply is being read
 	why     error    // why conn was closed from here
 	failed  error    // why commands fail at once; nil while they wait for a connection
+
+	busy  net.Conn    // what is written to; nil while nothing is
+	until time.Time   // the deadline of that; zero: none
+	due   []time.Time // of each start that is not over, its first deadline
 }
 
 func newLink(d *device, conn net.Conn) *link {
@@ -52,6 +56,7 @@ func (l *link) open(conn net.Conn) { l.wg.Go(func() { l.run(conn, l.d.exp) }) }
 
 // start begins commands.
 func (l *link) start(cmds []*command) {
+	var first time.Time
 	l.mu.Lock()
 	for _, c := range cmds {
 		if l.failed != nil {
@@ -62,11 +67,22 @@ func (l *link) start(cmds []*command) {
 		l.order++
 		c.order, c.cookie = l.order, l.order
 		l.flying[c.cookie] = c
+		first = earlier(first, c.op.r.Deadline)
+	}
+	if !first.IsZero() {
+		l.due = append(l.due, first)
+		l.hurryLocked(first) // whoever is before us
 	}
 	l.mu.Unlock()
 	l.wmu.Lock()
 	defer l.wmu.Unlock()
 	l.transmit(cmds)
+	if !first.IsZero() {
+		l.mu.Lock()
+		i := slices.Index(l.due, first)
+		l.due = slices.Delete(l.due, i, i+1)
+		l.mu.Unlock()
+	}
 }
 
 // transmit sends those commands that are under way, were not sent on this connection and
@@ -74,7 +90,7 @@ func (l *link) start(cmds []*command) {
 func (l *link) transmit(cmds []*command) {
 	l.mu.Lock()
 	conn := l.conn
-	var until time.Time // the first deadline
+	var until time.Time
 	for _, c := range cmds {
 		if conn == nil || l.flying[c.cookie] != c || c.sent == l.number || c.op == nil || l.d.ghosts.holds(c) {
 			continue
@@ -83,15 +99,20 @@ func (l *link) transmit(cmds []*command) {
 		if r := c.op.r; c.kind == proto.CmdBlockStatus {
 			r.Extents = r.Extents[:0]
 		}
-		if at := c.op.r.Deadline; !at.IsZero() && (until.IsZero() || at.Before(until)) {
-			until = at
-		}
+		until = earlier(until, c.op.r.Deadline)
 		l.now = append(l.now, c)
 	}
-	l.mu.Unlock()
 	if len(l.now) == 0 {
+		l.mu.Unlock()
 		return
 	}
+	for _, at := range l.due {
+		until = earlier(until, at)
+	}
+	if l.busy = conn; !until.IsZero() {
+		l.hurryLocked(until)
+	}
+	l.mu.Unlock()
 	l.heads, l.vecs = slices.Grow(l.heads[:0], len(l.now)*proto.RequestSize), l.vecs[:0]
 	from := 0 // of the headers that have no payload between them
 	for _, c := range l.now {
@@ -105,19 +126,16 @@ func (l *link) transmit(cmds []*command) {
 		l.vecs = append(l.vecs, l.heads[from:])
 	}
 	l.out = l.vecs
-	if !until.IsZero() {
-		// A server that is slow to read holds up no connection that others share.
-		_ = conn.SetWriteDeadline(later(until, time.Now().Add(grace)))
-	}
 	_, err := l.out.WriteTo(conn)
-	if !until.IsZero() {
-		_ = conn.SetWriteDeadline(time.Time{})
-	}
 	clear(l.vecs) // the application's memory
 	l.mu.Lock()
+	if !l.until.IsZero() {
+		_ = conn.SetWriteDeadline(time.Time{})
+	}
+	l.busy, l.until = nil, time.Time{}
 	if err != nil {
 		if errors.Is(err, os.ErrDeadlineExceeded) {
-			l.why = errors.New("the server reads nothing, and the deadline of a request has passed")
+			l.why = errors.New("the server does not read, and a request was cancelled or its deadline has passed")
 		}
 		_ = conn.Close() // who reads finds out, and sends it again
 	}
@@ -138,8 +156,25 @@ func (l *link) transmit(cmds []*command) {
 // before that.
 const grace = time.Second
 
-func later(a, b time.Time) time.Time {
-	if a.Before(b) {
+// hurryLocked ends the connection when what is being written has not left by a deadline: of
+// one of its requests, or of one that waits behind it and may be of another queue. A server
+// that does not read holds nobody up for longer.
+func (l *link) hurryLocked(at time.Time) {
+	if l.busy == nil {
+		return
+	}
+	if soon := time.Now().Add(grace); at.Before(soon) {
+		at = soon
+	}
+	if l.until.IsZero() || at.Before(l.until) {
+		l.until = at
+		_ = l.busy.SetWriteDeadline(at)
+	}
+}
+
+// earlier returns the earlier of two deadlines, of which the zero time is none.
+func earlier(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
 		return b
 	}
 	return a
