@@ -130,16 +130,23 @@ func volumeRows(st control.Status) [][]string {
 			rows = append(rows,
 				[]string{e.Volume, size, e.Guest, by, strconv.Itoa(e.Connections), e.NBD},
 				[]string{"", "", "", "", "", e.NBDUnix})
-			switch v := e.VhostUser; {
-			case v == nil:
-			case v.Socket == "":
-				rows = append(rows, []string{"", "", "", "", "-", "no socket for virtual machines: " + v.Note})
-			default:
-				rows = append(rows, []string{"", "", "", "", strconv.Itoa(v.Clients), v.URI})
+			if e.VhostUser != nil {
+				rows = append(rows, socketRow(&e.VhostUser.VolumeSocket, "virtual machines"))
+			}
+			if e.Ring != nil {
+				rows = append(rows, socketRow(e.Ring, "rings"))
 			}
 		}
 	}
 	return rows
+}
+
+// socketRow shows a socket of a volume, which is for such clients.
+func socketRow(v *control.VolumeSocket, who string) []string {
+	if v.Socket == "" {
+		return []string{"", "", "", "", "-", "no socket for " + who + ": " + v.Note}
+	}
+	return []string{"", "", "", "", strconv.Itoa(v.Clients), v.URI}
 }
 
 // qemuExample shows how QEMU attaches to a volume; of each of them `pollux volume show`

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -32,7 +33,7 @@ func (s *session) printVolume(v control.Volume) error {
 		{"nbd", v.NBD},
 		{"nbd_unix", v.NBDUnix},
 	}
-	return table(s.out, append(rows, vhostRows(v.VhostUser)...))
+	return table(s.out, slices.Concat(rows, vhostRows(v.VhostUser), ringRows(v.Ring)))
 }
 
 // vhostRows show how virtual machines attach to a volume.
@@ -47,7 +48,18 @@ func vhostRows(v *control.VhostUser) [][]string {
 	for _, w := range v.QEMU {
 		words = append(words, shellQuote(w))
 	}
-	return [][]string{{"vhost_user", v.URI}, {"serial", v.Serial}, {"attached to", control.Machines(v.Clients)}, {"qemu", "qemu-system-x86_64 ... " + strings.Join(words, " ")}}
+	return [][]string{{"vhost_user", v.URI}, {"serial", v.Serial}, {"attached to", control.Number(v.Clients, "virtual machine")}, {"qemu", "qemu-system-x86_64 ... " + strings.Join(words, " ")}}
+}
+
+// ringRows show how programs open a volume over a ring in shared memory.
+func ringRows(v *control.VolumeSocket) [][]string {
+	switch {
+	case v == nil:
+		return nil
+	case v.Socket == "":
+		return [][]string{{"ring", "no socket: " + v.Note}}
+	}
+	return [][]string{{"ring", v.URI}, {"open in", control.Number(v.Clients, "program")}}
 }
 
 // volumeNames completes the name of a volume in a shell.

@@ -51,6 +51,8 @@ type Config struct {
 	NBD NBD `yaml:"nbd" json:"nbd"`
 	// VhostUser are the settings of the sockets for virtual machines.
 	VhostUser VhostUser `yaml:"vhost_user" json:"vhost_user"`
+	// Rings are the settings of the sockets for rings in shared memory.
+	Rings Rings `yaml:"rings" json:"rings"`
 	// Cleaner makes whole free tracks of fragmented pools.
 	Cleaner Cleaner `yaml:"cleaner" json:"cleaner"`
 	// Scrub proves what pools hold in the background.
@@ -246,7 +248,6 @@ func (c *Config) setDefaults() {
 	or(&c.LogFile, 16<<20)
 	or(&c.EventFile, 4<<20)
 	c.Failover.setDefaults()
-	c.VhostUser.setDefaults(c.Dir)
 	or(&c.NBD.TLS, "off")
 	or(&c.NBD.MaxConnections, 1024)
 	for i := range c.Guests {
@@ -361,6 +362,8 @@ func (c *Config) setPartDefaults() {
 	c.Resilver.setDefaults()
 	c.Alerts.setDefaults()
 	c.CrashReports.setDefaults()
+	c.VhostUser.setDefaults(c.Dir)
+	c.Rings.setDefaults(c.Dir)
 }
 
 // Validate says what is wrong with the settings, naming the setting.
@@ -380,7 +383,7 @@ func (c *Config) Validate() error {
 	if err := errors.Join(c.Points.validate(c.Log), c.Failover.validate()); err != nil {
 		return err
 	}
-	if err := errors.Join(c.NBD.validate(), c.VhostUser.validate()); err != nil {
+	if err := errors.Join(c.NBD.validate(), c.VhostUser.validate(), c.Rings.validate()); err != nil {
 		return err
 	}
 	if err := errors.Join(c.Cleaner.validate(), c.Scrub.validate(), c.Resilver.validate(), c.Alerts.validate(), c.Metrics.validate(), c.CrashReports.validate()); err != nil {

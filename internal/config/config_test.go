@@ -88,6 +88,7 @@ func TestRefusals(t *testing.T) {
 		"nbd: {tls: maybe}":                                              "nbd.tls",
 		"nbd: {tls: required}":                                           "needs nbd.cert",
 		"vhost_user: {queues: 65}":                                       "vhost_user.queues",
+		"rings: {clients: 1025}":                                         "rings.clients",
 		"nbd: {allow: [10.0.0.0/99]}":                                    "nbd.allow",
 		"exports: {v: {allow: [x]}}":                                     "exports.v.allow",
 		"failover: {hang_timeout: 100ms}":                                "failover.hang_timeout",
@@ -232,10 +233,14 @@ func TestReplaceIsDurable(t *testing.T) {
 	}
 }
 
-// TestVhostSocket: the directory may lie elsewhere, and a path that no socket can have says
-// what to do.
-func TestVhostSocket(t *testing.T) {
-	for text, want := range map[string]string{"": "/vhost/a/v.sock", "vhost_user: {dir: x}": "/x/a/v.sock", "vhost_user: {dir: /y, queues: 3}": "/y/a/v.sock"} {
+// TestVolumeSockets: the directories may lie elsewhere, and a path that no socket can have
+// says what to do.
+func TestVolumeSockets(t *testing.T) {
+	for text, want := range map[string][2]string{
+		"":                                      {"/vhost/a/v.sock", "/ring/a/v.ring"},
+		"vhost_user: {dir: x}\nrings: {dir: y}": {"/x/a/v.sock", "/y/a/v.ring"},
+		"vhost_user: {dir: /z, queues: 3}\nrings: {dir: /z}": {"/z/a/v.sock", "/z/a/v.ring"},
+	} {
 		dir := t.TempDir()
 		file := filepath.Join(dir, "f.yaml")
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
@@ -245,21 +250,53 @@ func TestVhostSocket(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if !strings.HasPrefix(want, "/y") {
-			want = dir + want
+		for i, of := range []struct {
+			path    func(string, string) (string, error)
+			in      string
+			setting string
+		}{{c.VhostSocket, c.VhostDir("a"), "vhost_user.dir"}, {c.RingSocket, c.RingDir("a"), "rings.dir"}} {
+			want := want[i]
+			if !strings.HasPrefix(want, "/z") {
+				want = dir + want
+			}
+			if got, err := of.path("a", "v"); got != want || err != nil {
+				t.Errorf("%q: %s, %v", text, got, err)
+			}
+			if got, err := of.path("a", "../v/w"); err != nil || filepath.Dir(got) != filepath.Dir(want) {
+				t.Errorf("a name with slashes: %s, %v", got, err)
+			}
+			room := 107 - len(of.in) - len("/.sock")
+			if got, err := of.path("a", strings.Repeat("v", room)); len(got) != 107 || err != nil {
+				t.Errorf("the longest path: %s, %v", got, err)
+			}
+			if _, err := of.path("a", strings.Repeat("v", room+1)); err == nil || !strings.Contains(err.Error(), "has 108 bytes, and the system allows 107: set "+of.setting) {
+				t.Errorf("a path that is too long: %v", err)
+			}
 		}
-		if got, err := c.VhostSocket("a", "v"); got != want || err != nil {
-			t.Errorf("%q: %s, %v", text, got, err)
-		}
-		if got, err := c.VhostSocket("a", "../v/w"); err != nil || filepath.Dir(got) != filepath.Dir(want) {
-			t.Errorf("a name with slashes: %s, %v", got, err)
-		}
-		room := 107 - len(c.VhostDir("a")) - len("/.sock")
-		if got, err := c.VhostSocket("a", strings.Repeat("v", room)); len(got) != 107 || err != nil {
-			t.Errorf("the longest path: %s, %v", got, err)
-		}
-		if _, err := c.VhostSocket("a", strings.Repeat("v", room+1)); err == nil || !strings.Contains(err.Error(), "has 108 bytes, and the system allows 107: set vhost_user.dir") {
-			t.Errorf("a path that is too long: %v", err)
-		}
+	}
+}
+
+// Settings that an older program has left for the guests lack what is new: it has its
+// defaults.
+func TestOlderEffective(t *testing.T) {
+	dir := t.TempDir()
+	c, err := Load(dir, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := [2]any{c.VhostUser, c.Rings}
+	c.VhostUser, c.Rings = VhostUser{}, Rings{}
+	if err := os.MkdirAll(c.RunDir(), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.WriteEffective(); err != nil {
+		t.Fatal(err)
+	}
+	got, err := ReadEffective(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := [2]any{got.VhostUser, got.Rings}; got != want {
+		t.Errorf("%+v, want %+v", got, want)
 	}
 }

@@ -135,8 +135,10 @@ type Export struct {
 	NBD         string `json:"nbd"`
 	NBDUnix     string `json:"nbd_unix"`
 	Connections int    `json:"connections"` // of NBD
-	// VhostUser is where virtual machines attach, nil if the settings switch that off.
-	VhostUser *VhostUser `json:"vhost_user,omitempty"`
+	// VhostUser is where virtual machines attach, Ring where programs open it over rings in
+	// shared memory; nil if the settings switch that off.
+	VhostUser *VhostUser    `json:"vhost_user,omitempty"`
+	Ring      *VolumeSocket `json:"ring,omitempty"`
 	// Survey is nil if the volume was not surveyed since its pool was opened.
 	Survey *VolumeSurvey `json:"survey,omitempty"`
 }
@@ -144,31 +146,36 @@ type Export struct {
 // VhostUser describes the socket at which virtual machines attach to a volume, as to a
 // back-end of vhost-user-blk.
 type VhostUser struct {
-	Socket  string `json:"socket,omitempty"`
-	URI     string `json:"uri,omitempty"` // as the interface to devices names it
-	Serial  string `json:"serial"`        // what a machine finds the disk by
-	Clients int    `json:"clients"`       // that are attached
+	VolumeSocket
+	Serial string `json:"serial"` // what a machine finds the disk by
 	// QEMU are the arguments that attach a machine of 2 GiB.
 	QEMU []string `json:"qemu,omitempty"`
+}
+
+// VolumeSocket describes a socket at which clients on the same host attach to a volume.
+type VolumeSocket struct {
+	Socket  string `json:"socket,omitempty"`
+	URI     string `json:"uri,omitempty"` // as the interface to devices names it
+	Clients int    `json:"clients"`       // that are attached
 	// Note says why there is no socket.
 	Note string `json:"note,omitempty"`
-	VhostCounts
+	SocketCounts
 }
 
-// Machines says in words how many virtual machines there are.
-func Machines(n int) string {
+// Number says in words how many there are of what.
+func Number(n int, what string) string {
 	switch n {
 	case 0:
-		return "no virtual machine"
+		return "no " + what
 	case 1:
-		return "1 virtual machine"
+		return "1 " + what
 	}
-	return fmt.Sprintf("%d virtual machines", n)
+	return fmt.Sprintf("%d %ss", n, what)
 }
 
-// VhostCounts are figures of a volume's socket since the identity was taken up by whoever
+// SocketCounts are figures of a volume's socket since the identity was taken up by whoever
 // serves it, or the volume was made.
-type VhostCounts struct {
+type SocketCounts struct {
 	Reads        uint64 `json:"reads"`
 	Writes       uint64 `json:"writes"`
 	Flushes      uint64 `json:"flushes"`
@@ -410,8 +417,10 @@ type Volume struct {
 	Created time.Time `json:"created,omitzero"`
 	NBD     string    `json:"nbd"`
 	NBDUnix string    `json:"nbd_unix"`
-	// VhostUser is where virtual machines attach, nil if the settings switch that off.
-	VhostUser *VhostUser `json:"vhost_user,omitempty"`
+	// VhostUser is where virtual machines attach, Ring where programs open it over rings in
+	// shared memory; nil if the settings switch that off.
+	VhostUser *VhostUser    `json:"vhost_user,omitempty"`
+	Ring      *VolumeSocket `json:"ring,omitempty"`
 }
 
 // Sharing says in words what of its blocks the volume shares.

@@ -191,7 +191,7 @@ func (g *Guest) describe(s *control.GuestStatus, t *tenancy) {
 	for _, v := range g.list(t, st) {
 		s.Exports = append(s.Exports, control.Export{
 			Volume: v.Name, Guest: t.identity, ServedBy: g.opt.Name, Size: v.Size,
-			ReadOnly: g.cfg.Exports[v.Name].ReadOnly, NBD: v.NBD, NBDUnix: v.NBDUnix, Connections: t.connections(v.Name), VhostUser: v.VhostUser, Survey: found[v.Name],
+			ReadOnly: g.cfg.Exports[v.Name].ReadOnly, NBD: v.NBD, NBDUnix: v.NBDUnix, Connections: t.connections(v.Name), VhostUser: v.VhostUser, Ring: v.Ring, Survey: found[v.Name],
 		})
 	}
 	for _, d := range t.disks() {
@@ -259,14 +259,18 @@ func (t *tenancy) connections(volume string) int {
 	return n
 }
 
-// unused refuses what may not be done to a volume that clients or virtual machines use.
+// unused refuses what may not be done to a volume that somebody uses.
 // The way out is added to what is said.
 func (t *tenancy) unused(volume, out string) error {
 	if n := t.connections(volume); n > 0 {
 		return control.NewError(control.KindRefused, fmt.Sprintf("volume %q has %d connections", volume, n), "detach its clients first"+out)
 	}
-	if n := t.attachments().clients(volume); n > 0 {
-		return control.NewError(control.KindRefused, fmt.Sprintf("volume %q is attached to %s", volume, control.Machines(n)), "detach it there first"+out)
+	vhosts, rings := t.attachments()
+	if n := vhosts.clients(volume); n > 0 {
+		return control.NewError(control.KindRefused, fmt.Sprintf("volume %q is attached to %s", volume, control.Number(n, "virtual machine")), "detach it there first"+out)
+	}
+	if n := rings.clients(volume); n > 0 {
+		return control.NewError(control.KindRefused, fmt.Sprintf("volume %q is open over rings in %s", volume, control.Number(n, "program")), "end them first"+out)
 	}
 	return nil
 }
@@ -277,12 +281,13 @@ func regionStatus(id string, r *region.Region, mapped string) control.RegionStat
 
 func (g *Guest) list(t *tenancy, st Store) []control.Volume {
 	set := g.cfg.Guest(t.identity)
-	machines := t.attachments()
+	vhosts, rings := t.attachments()
 	var out []control.Volume
 	for _, v := range st.Volumes() {
 		c := control.Volume{Name: v.Name, Pool: st.Name(), Guest: t.identity, Size: v.Size, Used: v.Used, Created: v.Created, Dedup: v.THN > 0, THN: v.THN}
 		c.NBD, c.NBDUnix = URIs(set, v.Name)
-		c.VhostUser = machines.status(v)
+		c.VhostUser = vhostStatus(vhosts, v)
+		c.Ring, _ = rings.status(v)
 		out = append(out, c)
 	}
 	return out
@@ -379,9 +384,9 @@ func (g *Guest) changeVolume(ctx context.Context, name string, c control.VolumeC
 		if err := st.ResizeVolume(ctx, name, c.Size); err != nil {
 			return v, fmt.Errorf("resize volume %q: %w", name, err)
 		}
-		if machines := t.attachments(); machines != nil {
-			machines.resized(name)
-		}
+		vhosts, rings := t.attachments()
+		vhosts.resized(name)
+		rings.resized(name)
 	}
 	if thn != v.THN {
 		if err := st.SetSharing(ctx, name, thn); err != nil {
@@ -419,7 +424,7 @@ func (g *Guest) deleteVolume(ctx context.Context, name string) error {
 	if err := st.DeleteVolume(ctx, name); err != nil {
 		return fmt.Errorf("delete volume %q: %w", name, err)
 	}
-	t.volumesChanged() // machines that came in between are cut, and refused from now on
+	t.volumesChanged() // machines and rings that came in between are cut, and refused from now on
 	t.mu.Lock()
 	srv := t.server
 	t.mu.Unlock()

@@ -25,9 +25,9 @@ import (
 // grace is how long clients' requests in flight may take at a handover.
 const grace = 200 * time.Millisecond
 
-// closeGrace is how long those of virtual machines may take where the pool is closed, which
-// forgets what is known of them: a change that is cut then ends with an error in the
-// machine, for nobody could tell whether it was made.
+// closeGrace is how long those of virtual machines and rings may take where the pool is
+// closed, which forgets what is known of them: a change that is cut then ends with an error
+// in the machine, for nobody could tell whether it was made, and is made again for a ring.
 const closeGrace = 5 * time.Second
 
 // tenancy is an identity that this guest holds: its open pool, if it has one,
@@ -48,7 +48,8 @@ type tenancy struct {
 	keepers map[hpdi.Device]*keeper // of devices
 	removed []string                // paths of devices that the pool has no more
 	server  *nbd.Server
-	vhosts  *vhosts
+	vhosts  *sockets // of virtual machines
+	rings   *sockets
 	gone    bool // given up; store and devices are closed or being closed
 	steps   []partner.Step
 
@@ -423,26 +424,30 @@ func (g *Guest) startServer(t *tenancy) error {
 		}
 		return nil // released before it served
 	}
-	t.server, t.vhosts = srv, newVhosts(g.cfg, t.identity, g.log)
+	t.server, t.vhosts, t.rings = srv, newVhosts(g.cfg, t.identity, g.log), newRings(g.cfg, t.identity, g.log)
 	for _, l := range lns {
 		t.wg.Go(func() { g.accept(t, srv, l) })
 	}
 	t.vhosts.begin(t.store, &t.wg)
+	t.rings.begin(t.store, &t.wg)
 	return nil
 }
 
-// volumesChanged brings the sockets of virtual machines in line with the volumes.
+// volumesChanged brings the sockets of virtual machines and rings in line with the volumes.
 func (t *tenancy) volumesChanged() {
-	if h, st := t.attachments(), t.open(); h != nil && st != nil {
-		h.sync(st)
+	vhosts, rings := t.attachments()
+	if st := t.open(); vhosts != nil && st != nil {
+		vhosts.sync(st)
+		rings.sync(st)
 	}
 }
 
-// attachments returns the sockets of virtual machines, nil before there are any.
-func (t *tenancy) attachments() *vhosts {
+// attachments returns the sockets of virtual machines and those of rings, nil before there
+// are any.
+func (t *tenancy) attachments() (vhosts, rings *sockets) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.vhosts
+	return t.vhosts, t.rings
 }
 
 func (g *Guest) accept(t *tenancy, srv *nbd.Server, l net.Listener) {
@@ -462,8 +467,8 @@ func (g *Guest) leave(t *tenancy, end func(Store) error) error {
 	return g.leaveWithin(t, grace, end)
 }
 
-// leaveWithin is leave with another grace for virtual machines.
-func (g *Guest) leaveWithin(t *tenancy, machineGrace time.Duration, end func(Store) error) error {
+// leaveWithin is leave with another grace for virtual machines and rings.
+func (g *Guest) leaveWithin(t *tenancy, attachedGrace time.Duration, end func(Store) error) error {
 	t.mu.Lock()
 	if t.gone {
 		t.mu.Unlock()
@@ -472,16 +477,18 @@ func (g *Guest) leaveWithin(t *tenancy, machineGrace time.Duration, end func(Sto
 	}
 	t.gone = true
 	defer close(t.left)
-	srv, machines := t.server, t.vhosts
+	srv, vhosts, rings := t.server, t.vhosts, t.rings
 	t.mu.Unlock()
 	if srv != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), grace)
 		var detached sync.WaitGroup
-		detached.Go(func() {
-			ctx, cancel := context.WithTimeout(context.Background(), machineGrace)
-			defer cancel()
-			machines.close(ctx)
-		})
+		for _, h := range []*sockets{vhosts, rings} {
+			detached.Go(func() {
+				ctx, cancel := context.WithTimeout(context.Background(), attachedGrace)
+				defer cancel()
+				h.close(ctx)
+			})
+		}
 		if err := srv.Shutdown(ctx); err != nil {
 			g.log.Info("clients were cut", "identity", t.identity, "error", err)
 		}

@@ -399,6 +399,7 @@ func (a *agent) cleanUp() error {
 		removeFile(sparePath(cfg, g.Name))
 		removeFile(control.GuestSocket(cfg.Dir, g.Name))
 		removeSockets(cfg.VhostDir(g.Name))
+		removeSockets(cfg.RingDir(g.Name))
 		if err := a.opt.Driver.Forget(g.Name); err != nil {
 			a.log.Warn("record of a guest", "error", err)
 		}

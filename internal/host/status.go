@@ -189,6 +189,11 @@ func (a *agent) lastExports(id string, now []control.Export, answered bool) []co
 			known.Clients = 0
 			out[i].VhostUser = &known
 		}
+		if m := out[i].Ring; m != nil {
+			known := *m
+			known.Clients = 0
+			out[i].Ring = &known
+		}
 	}
 	return out
 }

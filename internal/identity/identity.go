@@ -22,6 +22,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -89,14 +90,14 @@ func ListenUnix(path string, mode os.FileMode) (*net.UnixListener, error) {
 	if err := removeStale(path); err != nil {
 		return nil, err
 	}
-	return bindUnix(path, path+"~", mode)
+	return bindUnix("unix", path, path+"~", mode)
 }
 
 // bindUnix makes a socket under the name tmp and renames it when its permissions are
 // right: nobody can connect in between, and nobody finds half a socket.
-func bindUnix(path, tmp string, mode os.FileMode) (*net.UnixListener, error) {
+func bindUnix(network, path, tmp string, mode os.FileMode) (*net.UnixListener, error) {
 	_ = os.Remove(tmp)
-	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: tmp, Net: "unix"})
+	ln, err := net.ListenUnix(network, &net.UnixAddr{Name: tmp, Net: network})
 	if err != nil {
 		return nil, fmt.Errorf("listen at %s: %w", path, err)
 	}
@@ -112,15 +113,17 @@ func bindUnix(path, tmp string, mode os.FileMode) (*net.UnixListener, error) {
 	return ln, nil
 }
 
-// ReplaceUnix opens a unix socket at path in place of what another guest has listened at
+// ReplaceUnix opens a unix socket, of the network "unix" or "unixpacket", at path in place of what another guest has listened at
 // there, which must be fenced or have let go of it. Whoever connects finds the one or the
 // other. What is no socket is not replaced.
-func ReplaceUnix(path string, mode os.FileMode) (*net.UnixListener, error) {
+func ReplaceUnix(network, path string, mode os.FileMode) (*net.UnixListener, error) {
 	st, err := os.Lstat(path)
 	if err == nil && st.Mode()&os.ModeSocket == 0 {
 		return nil, fmt.Errorf("%s is not a socket: remove it", path)
 	}
-	return bindUnix(path, filepath.Join(filepath.Dir(path), "~"), mode)
+	// Sockets with other endings may be replaced in the same directory at the same time.
+	tmp := "~" + strings.TrimPrefix(filepath.Ext(path), ".")
+	return bindUnix(network, path, filepath.Join(filepath.Dir(path), tmp), mode)
 }
 
 // removeStale removes the file of a socket at which nobody listens.

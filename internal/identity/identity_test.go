@@ -215,10 +215,15 @@ func FuzzParseRights(f *testing.F) {
 // TestReplace: a socket takes the place of another one, without a moment in which there is
 // none, and of nothing else.
 func TestReplace(t *testing.T) {
-	path := filepath.Join(dir(t), "s")
+	for network, name := range map[string]string{"unix": "s", "unixpacket": "s.ring"} {
+		t.Run(network, func(t *testing.T) { testReplace(t, network, filepath.Join(dir(t), name)) })
+	}
+}
+
+func testReplace(t *testing.T, network, path string) {
 	var before *net.UnixListener
 	for range 2 {
-		ln, err := ReplaceUnix(path, 0o660)
+		ln, err := ReplaceUnix(network, path, 0o660)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -226,7 +231,7 @@ func TestReplace(t *testing.T) {
 		if st, err := os.Stat(path); err != nil || st.Mode().Perm() != 0o660 {
 			t.Fatal(st.Mode(), err)
 		}
-		c, err := net.Dial("unix", path)
+		c, err := net.Dial(network, path)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -250,10 +255,10 @@ func TestReplace(t *testing.T) {
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := ReplaceUnix(file, 0o600); err == nil || !strings.Contains(err.Error(), "not a socket") {
+	if _, err := ReplaceUnix(network, file, 0o600); err == nil || !strings.Contains(err.Error(), "not a socket") {
 		t.Errorf("a file was replaced: %v", err)
 	}
-	if _, err := ReplaceUnix(filepath.Join(dir(t), "nowhere", "s"), 0o600); err == nil {
+	if _, err := ReplaceUnix(network, filepath.Join(dir(t), "nowhere", "s"), 0o600); err == nil {
 		t.Error("a socket in a directory that is not there")
 	}
 }

@@ -3,6 +3,7 @@ package metrics
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -130,16 +131,44 @@ func ofExports(f func(*control.Export) float64) func(*control.Status, sender) {
 	}
 }
 
-// ofVhosts sends what f says of the socket for virtual machines of each volume that has one.
-func ofVhosts(f func(*control.VhostUser, sender)) func(*control.Status, sender) {
+// ofSockets sends what f says of one socket of each volume that has that.
+func ofSockets(socket func(*control.Export) *control.VolumeSocket, f func(*control.VolumeSocket, sender)) func(*control.Status, sender) {
 	return func(st *control.Status, send sender) {
 		for _, g := range st.Guests {
-			for _, e := range g.Exports {
-				if e.VhostUser != nil && e.VhostUser.Socket != "" {
-					f(e.VhostUser, func(v float64, labels ...string) { send(v, append([]string{e.Volume, e.Guest}, labels...)...) })
+			for i := range g.Exports {
+				e := &g.Exports[i]
+				if v := socket(e); v != nil && v.Socket != "" {
+					f(v, func(v float64, labels ...string) { send(v, append([]string{e.Volume, e.Guest}, labels...)...) })
 				}
 			}
 		}
+	}
+}
+
+// socketMetrics are those of one socket of each volume. clients describes the number of
+// those that are attached there, who says what they are.
+func socketMetrics(name, clients, who string, socket func(*control.Export) *control.VolumeSocket) []Metric {
+	name = "pollux_volume_" + name
+	of := func(f func(*control.VolumeSocket, sender)) func(*control.Status, sender) { return ofSockets(socket, f) }
+	by := func(label string) []string { return append(byVolume[:2:2], label) }
+	return []Metric{
+		gauge(name+"_clients", clients, byVolume, of(func(v *control.VolumeSocket, send sender) { send(float64(v.Clients)) })),
+		counter(name+"_requests_total", "Requests of "+who+" that have ended, by kind.", by("kind"), of(func(v *control.VolumeSocket, send sender) {
+			send(float64(v.Reads), "read")
+			send(float64(v.Writes), "write")
+			send(float64(v.Flushes), "flush")
+			send(float64(v.Discards), "discard")
+			send(float64(v.WriteZeroes), "write_zeroes")
+		})),
+		counter(name+"_bytes_total", "Bytes that "+who+" have read and written.", by("direction"), of(func(v *control.VolumeSocket, send sender) {
+			send(float64(v.ReadBytes), "read")
+			send(float64(v.WrittenBytes), "write")
+		})),
+		counter(name+"_errors_total", "Requests of "+who+" that ended with an error.", byVolume, of(func(v *control.VolumeSocket, send sender) { send(float64(v.Errors)) })),
+		counter(name+"_resubmitted_total", "Requests of "+who+" that were under way when their server ended, by what became of them: run again, or known to be in the log.", by("outcome"), of(func(v *control.VolumeSocket, send sender) {
+			send(float64(v.Resubmitted), "run")
+			send(float64(v.Skipped), "known")
+		})),
 	}
 }
 
@@ -174,7 +203,18 @@ var (
 )
 
 // Metrics are all that a scrape gets beside those of the agent's process.
-var Metrics = []Metric{
+var Metrics = slices.Concat(own,
+	socketMetrics("vhost_user", "Virtual machines that are attached to a volume.", "virtual machines", func(e *control.Export) *control.VolumeSocket {
+		if e.VhostUser == nil {
+			return nil
+		}
+		return &e.VhostUser.VolumeSocket
+	}),
+	socketMetrics("ring", "Rings in shared memory that programs have to a volume.", "programs with rings", func(e *control.Export) *control.VolumeSocket { return e.Ring }),
+)
+
+// own are those that there are once.
+var own = []Metric{
 	gauge("pollux_build_info", "Always 1; the version is a label.", []string{"version"}, func(st *control.Status, send sender) {
 		send(1, st.Agent.Version)
 	}),
@@ -301,23 +341,6 @@ var Metrics = []Metric{
 	gauge("pollux_volume_mean_extent_blocks", "Mean length of the pieces in which the volume lies, as of its newest survey.", byVolume, ofSurveys(func(s *control.VolumeSurvey) float64 { return s.MeanExtent })),
 	gauge("pollux_volume_survey_timestamp_seconds", "When the volume was surveyed.", byVolume, ofSurveys(func(s *control.VolumeSurvey) float64 { return float64(s.At.UnixMilli()) / 1e3 })),
 	gauge("pollux_volume_connections", "Connections of clients to a volume, over NBD.", byVolume, ofExports(func(e *control.Export) float64 { return float64(e.Connections) })),
-	gauge("pollux_volume_vhost_user_clients", "Virtual machines that are attached to a volume.", byVolume, ofVhosts(func(v *control.VhostUser, send sender) { send(float64(v.Clients)) })),
-	counter("pollux_volume_vhost_user_requests_total", "Requests of virtual machines that have ended, by kind.", append(byVolume[:2:2], "kind"), ofVhosts(func(v *control.VhostUser, send sender) {
-		send(float64(v.Reads), "read")
-		send(float64(v.Writes), "write")
-		send(float64(v.Flushes), "flush")
-		send(float64(v.Discards), "discard")
-		send(float64(v.WriteZeroes), "write_zeroes")
-	})),
-	counter("pollux_volume_vhost_user_bytes_total", "Bytes that virtual machines have read and written.", append(byVolume[:2:2], "direction"), ofVhosts(func(v *control.VhostUser, send sender) {
-		send(float64(v.ReadBytes), "read")
-		send(float64(v.WrittenBytes), "write")
-	})),
-	counter("pollux_volume_vhost_user_errors_total", "Requests of virtual machines that ended with an error.", byVolume, ofVhosts(func(v *control.VhostUser, send sender) { send(float64(v.Errors)) })),
-	counter("pollux_volume_vhost_user_resubmitted_total", "Requests that were under way when their server ended, by what became of them: run again, or known to be in the log.", append(byVolume[:2:2], "outcome"), ofVhosts(func(v *control.VhostUser, send sender) {
-		send(float64(v.Resubmitted), "run")
-		send(float64(v.Skipped), "known")
-	})),
 }
 
 // collector asks for the status whenever it is scraped.

@@ -40,9 +40,11 @@ func sample() control.Status {
 				{Pool: "p", Path: "/three", DeviceErrors: control.DeviceErrors{Corrupt: 6}},
 				{Pool: "p", Mirror: 1, State: "absent"},
 			},
-			Exports: []control.Export{{Volume: "v", Guest: "a", Size: 77, Connections: 3, VhostUser: &control.VhostUser{Socket: "/s", Clients: 60, VhostCounts: control.VhostCounts{
-				Reads: 61, Writes: 62, Flushes: 63, Discards: 64, WriteZeroes: 65, Errors: 66, ReadBytes: 67, WrittenBytes: 68, Resubmitted: 69, Skipped: 70}}, Survey: &control.VolumeSurvey{At: time.Unix(2000, 0), WouldFree: 22, MeanExtent: 23.5}},
-				{Volume: "unknown", Guest: "a", VhostUser: &control.VhostUser{Note: "no socket"}}},
+			Exports: []control.Export{{Volume: "v", Guest: "a", Size: 77, Connections: 3, VhostUser: &control.VhostUser{VolumeSocket: control.VolumeSocket{Socket: "/s", Clients: 60, SocketCounts: control.SocketCounts{
+				Reads: 61, Writes: 62, Flushes: 63, Discards: 64, WriteZeroes: 65, Errors: 66, ReadBytes: 67, WrittenBytes: 68, Resubmitted: 69, Skipped: 70}}},
+				Ring: &control.VolumeSocket{Socket: "/r", Clients: 80, SocketCounts: control.SocketCounts{
+					Reads: 81, Writes: 82, Flushes: 83, Discards: 84, WriteZeroes: 85, Errors: 86, ReadBytes: 87, WrittenBytes: 88, Resubmitted: 89, Skipped: 90}}, Survey: &control.VolumeSurvey{At: time.Unix(2000, 0), WouldFree: 22, MeanExtent: 23.5}},
+				{Volume: "unknown", Guest: "a", VhostUser: &control.VhostUser{VolumeSocket: control.VolumeSocket{Note: "no socket"}}, Ring: &control.VolumeSocket{Note: "no socket"}}},
 		}, {
 			// The other one tells of the same pool in the middle of a takeover.
 			Name: "b", State: control.StateTakeover, PoolStats: []control.PoolStatus{{Name: "p", Capacity: 100, Flash: &control.FlashStatus{}}, {Name: "q"}},
@@ -83,6 +85,12 @@ func TestCollector(t *testing.T) {
 		`pollux_volume_vhost_user_requests_total{guest="a",kind="write_zeroes",volume="v"} 65`, `pollux_volume_vhost_user_errors_total{guest="a",volume="v"} 66`,
 		`pollux_volume_vhost_user_bytes_total{direction="read",guest="a",volume="v"} 67`, `pollux_volume_vhost_user_bytes_total{direction="write",guest="a",volume="v"} 68`,
 		`pollux_volume_vhost_user_resubmitted_total{guest="a",outcome="run",volume="v"} 69`, `pollux_volume_vhost_user_resubmitted_total{guest="a",outcome="known",volume="v"} 70`,
+		`pollux_volume_ring_clients{guest="a",volume="v"} 80`,
+		`pollux_volume_ring_requests_total{guest="a",kind="read",volume="v"} 81`, `pollux_volume_ring_requests_total{guest="a",kind="write",volume="v"} 82`,
+		`pollux_volume_ring_requests_total{guest="a",kind="flush",volume="v"} 83`, `pollux_volume_ring_requests_total{guest="a",kind="discard",volume="v"} 84`,
+		`pollux_volume_ring_requests_total{guest="a",kind="write_zeroes",volume="v"} 85`, `pollux_volume_ring_errors_total{guest="a",volume="v"} 86`,
+		`pollux_volume_ring_bytes_total{direction="read",guest="a",volume="v"} 87`, `pollux_volume_ring_bytes_total{direction="write",guest="a",volume="v"} 88`,
+		`pollux_volume_ring_resubmitted_total{guest="a",outcome="run",volume="v"} 89`, `pollux_volume_ring_resubmitted_total{guest="a",outcome="known",volume="v"} 90`,
 		`pollux_pool_mean_extent_blocks{pool="p"} 21.5`, `pollux_volume_would_free_bytes{guest="a",volume="v"} 22`,
 		`pollux_volume_mean_extent_blocks{guest="a",volume="v"} 23.5`, `pollux_volume_survey_timestamp_seconds{guest="a",volume="v"} 2000`,
 		`pollux_pool_flash_requests_total{device="/one",operation="read",pool="p",tier="flash"} 45`,

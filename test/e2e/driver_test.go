@@ -66,7 +66,11 @@ func TestDriver(t *testing.T) {
 func verify(q hpdi.Queue, killed <-chan error) error {
 	const blocks, size = 256, 4096
 	var version [blocks]byte
-	mem := make([]byte, 16*size)
+	mem, err := hpdi.Alloc(16 * size)
+	if err != nil {
+		return err
+	}
+	defer hpdi.Free(mem)
 	for left := 100; left > 0; {
 		select {
 		case err := <-killed:

@@ -325,7 +325,7 @@ func exactlyOnce(t *testing.T) error {
 	if got := vol.Bytes(0, 1)[0]; got != 2 {
 		return fmt.Errorf("the block holds %d: the older write was run again", got)
 	}
-	if st := v.s.Stats(); st.Again != 1 || st.Skipped != 1 || vol.Unstable() != 0 {
+	if st := v.s.Stats(); st.Again != 1 || st.Skipped != 1 || st.Rerun != 0 || vol.Unstable() != 0 {
 		return fmt.Errorf("%+v, %d changes not flushed", st, vol.Unstable())
 	}
 	return nil
@@ -450,7 +450,7 @@ func TestLeftRequests(t *testing.T) {
 	if b := [2]byte{vol.Bytes(0, 1)[0], vol.Bytes(4*4096, 1)[0]}; b != [2]byte{0, 5} {
 		t.Errorf("blocks hold %v", b)
 	}
-	if st := v.s.Stats(); st.Again != 6 || st.Skipped != 2 {
+	if st := v.s.Stats(); st.Again != 6 || st.Skipped != 2 || st.Rerun != 4 {
 		t.Errorf("%+v", st)
 	}
 }
@@ -470,7 +470,7 @@ func TestForgottenSession(t *testing.T) {
 	if b := [3]byte{vol.Bytes(0, 1)[0], vol.Bytes(4096, 1)[0], vol.Bytes(8192, 1)[0]}; b != [3]byte{1, 2, 3} {
 		t.Errorf("blocks hold %v", b)
 	}
-	if st := v.s.Stats(); st.Again != 3 || st.Skipped != 0 {
+	if st := v.s.Stats(); st.Again != 3 || st.Skipped != 0 || st.Rerun != 3 {
 		t.Errorf("%+v", st)
 	}
 }

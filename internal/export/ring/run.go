@@ -105,6 +105,9 @@ func (k *queue) begin(r *core.Request) {
 			k.end(r, err)
 			return
 		}
+		if r.Flags&core.FlagDurable == 0 {
+			k.s.rerun.Add(1)
+		}
 		// One after the other: what follows may lie over it.
 		k.q.Pause(true)
 		k.later(r)
@@ -327,6 +330,9 @@ func (k *queue) write(ctx context.Context, r *core.Request) error {
 		if done || err != nil {
 			return err
 		}
+		if r.Flags&core.FlagDurable != 0 {
+			k.s.rerun.Add(1)
+		}
 	}
 	if r.Length == 0 {
 		return nil
@@ -371,8 +377,14 @@ func (k *queue) count(r *core.Request) {
 	case core.OpWrite:
 		k.s.writes.Add(1)
 		k.s.writtenBytes.Add(uint64(r.Length))
-	default:
-		k.s.others.Add(1)
+	case core.OpFlush:
+		k.s.flushes.Add(1)
+	case core.OpDiscard:
+		k.s.discards.Add(1)
+	case core.OpWriteZeroes:
+		k.s.zeroes.Add(1)
+	case core.OpStatus:
+		k.s.statuses.Add(1)
 	}
 }
 

@@ -15,11 +15,12 @@ import (
 
 // Options are of a Server. Volume must be set.
 type Options struct {
-	Volume  block.Volume  // stays the caller's
-	Poll    time.Duration // how long a queue looks for requests before it sleeps, at most; 0 is never
-	Rings   int           // front-ends at once; 0 is 64
-	Workers int           // of each queue, for requests that may wait for a device; 0 is 16
-	Log     *slog.Logger  // nil is nobody
+	Volume   block.Volume  // stays the caller's
+	ReadOnly bool          // refuse changes to a volume that could be changed
+	Poll     time.Duration // how long a queue looks for requests before it sleeps, at most; 0 is never
+	Rings    int           // front-ends at once; 0 is 64
+	Workers  int           // of each queue, for requests that may wait for a device; 0 is 16
+	Log      *slog.Logger  // nil is nobody
 }
 
 // Stats are sums since the server was made, and how it is now.
@@ -27,11 +28,15 @@ type Stats struct {
 	Rings                   int // front-ends that are connected
 	Reads                   uint64
 	Writes                  uint64
-	Others                  uint64 // flushes, discards, zeroes and block statuses
+	Flushes                 uint64
+	Discards                uint64
+	WriteZeroes             uint64
+	Statuses                uint64
 	ReadBytes, WrittenBytes uint64
 	Errors                  uint64 // requests that have failed
 	Again                   uint64 // requests that an earlier back-end has left
 	Skipped                 uint64 // of these, those whose change was in the log
+	Rerun                   uint64 // of these, those that were run
 }
 
 // Server serves one volume to front-ends.
@@ -41,7 +46,7 @@ type Server struct {
 	ctx    context.Context // of requests; cancelled when they take too long to end
 	cancel context.CancelFunc
 
-	reads, writes, others, readBytes, writtenBytes, errs, again, skipped atomic.Uint64
+	reads, writes, flushes, discards, zeroes, statuses, readBytes, writtenBytes, errs, again, skipped, rerun atomic.Uint64
 }
 
 // New returns a server that serves once Serve is called.
@@ -74,8 +79,9 @@ func (s *Server) Resized() { s.core.Changed() }
 // Stats returns what was served.
 func (s *Server) Stats() Stats {
 	return Stats{
-		Rings: s.core.Rings(), Reads: s.reads.Load(), Writes: s.writes.Load(), Others: s.others.Load(),
-		ReadBytes: s.readBytes.Load(), WrittenBytes: s.writtenBytes.Load(), Errors: s.errs.Load(), Again: s.again.Load(), Skipped: s.skipped.Load(),
+		Rings: s.core.Rings(), Reads: s.reads.Load(), Writes: s.writes.Load(), Flushes: s.flushes.Load(),
+		Discards: s.discards.Load(), WriteZeroes: s.zeroes.Load(), Statuses: s.statuses.Load(),
+		ReadBytes: s.readBytes.Load(), WrittenBytes: s.writtenBytes.Load(), Errors: s.errs.Load(), Again: s.again.Load(), Skipped: s.skipped.Load(), Rerun: s.rerun.Load(),
 	}
 }
 
@@ -95,7 +101,7 @@ type target struct{ s *Server }
 func (t target) Facts() core.Facts {
 	i := t.s.o.Volume.Info()
 	return core.Facts{
-		Size: i.Size, BlockSize: 512, MaxLength: block.MaxIO, ReadOnly: i.ReadOnly,
+		Size: i.Size, BlockSize: 512, MaxLength: block.MaxIO, ReadOnly: i.ReadOnly || t.s.o.ReadOnly,
 		Discard: true, Zeroes: true, Durable: true, Status: true, CancelAll: true,
 	}
 }
