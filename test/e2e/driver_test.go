@@ -47,7 +47,7 @@ func TestDriver(t *testing.T) {
 			time.Sleep(time.Duration(rand.IntN(50)) * time.Millisecond)
 			killed <- p.Signal(unix.SIGKILL)
 		}()
-		if err := verify(q, killed); err != nil {
+		if err := verify(q, 0, killed); err != nil {
 			t.Fatal(err)
 		}
 		p.Close()
@@ -62,8 +62,9 @@ func TestDriver(t *testing.T) {
 	r.clean()
 }
 
-// verify writes blocks and reads them back until a while after the guest was killed.
-func verify(q hpdi.Queue, killed <-chan error) error {
+// verify writes blocks from base on and reads them back until a while after the guest was
+// killed.
+func verify(q hpdi.Queue, base int64, killed <-chan error) error {
 	const blocks, size = 256, 4096
 	var version [blocks]byte
 	mem, err := hpdi.Alloc(16 * size)
@@ -86,7 +87,7 @@ func verify(q hpdi.Queue, killed <-chan error) error {
 		some := rand.Perm(blocks)[:16]
 		for i, b := range some {
 			p := mem[i*size:][:size]
-			r := &hpdi.Request{Op: hpdi.OpRead, Offset: int64(b) * size, Vec: [][]byte{p}}
+			r := &hpdi.Request{Op: hpdi.OpRead, Offset: base + int64(b)*size, Vec: [][]byte{p}}
 			if version[b] == 0 || rand.IntN(2) == 0 {
 				r.Op = hpdi.OpWrite
 				version[b]++
@@ -102,7 +103,7 @@ func verify(q hpdi.Queue, killed <-chan error) error {
 		for i, b := range some {
 			for _, v := range mem[i*size:][:size] {
 				if v != version[b] {
-					return fmt.Errorf("block %d holds version %d, not %d", b, v, version[b])
+					return fmt.Errorf("block %d from %d on holds version %d, not %d", b, base, v, version[b])
 				}
 			}
 		}

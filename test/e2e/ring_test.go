@@ -25,16 +25,20 @@ func (r *rig) ring(volume string) control.VolumeSocket {
 	return *e.Ring
 }
 
-// during verifies on a queue while f runs, and a while longer.
-func (r *rig) during(q hpdi.Queue, f func()) {
+// during verifies on queues of a device while f runs, and a while longer.
+func (r *rig) during(queues []hpdi.Queue, f func()) {
 	r.t.Helper()
-	done, ended := make(chan error, 1), make(chan error, 1)
-	go func() { ended <- verify(q, done) }()
+	done, ended := make(chan error), make(chan error, len(queues))
+	for i, q := range queues {
+		go func() { ended <- verify(q, int64(i)<<20, done) }()
+	}
 	time.Sleep(time.Duration(rand.IntN(50)) * time.Millisecond) // in the middle of writes, whenever that is
 	f()
-	done <- nil
-	if err := <-ended; err != nil {
-		r.t.Fatal(err)
+	close(done)
+	for range queues {
+		if err := <-ended; err != nil {
+			r.t.Fatal(err)
+		}
 	}
 }
 
@@ -47,12 +51,12 @@ func TestRings(t *testing.T) {
 	s.Failover = append(s.Failover[:len(s.Failover):len(s.Failover)], "restart_limit: 20s", "crash_window: 1ms")
 	s.More = []string{"exports: {fixed: {read_only: true}}"}
 	r := start(t, s)
-	queues := map[string]hpdi.Queue{}
+	queues := map[string][]hpdi.Queue{}
 	var first hpdi.Device
 	for _, guest := range []string{"a", "b"} {
 		volume := "of-" + guest
 		r.volume(volume, 64<<20, guest)
-		d, err := open.Open(t.Context(), r.ring(volume).URI+"?queues=2&reconnect=1m")
+		d, err := open.Open(t.Context(), r.ring(volume).URI+"?queues=3&reconnect=1m")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -60,10 +64,14 @@ func TestRings(t *testing.T) {
 		if first == nil {
 			first = d
 		}
-		if queues[guest], err = d.NewQueue(16); err != nil {
-			t.Fatal(err)
+		for range 3 {
+			q, err := d.NewQueue(16)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer q.Close()
+			queues[guest] = append(queues[guest], q)
 		}
-		defer queues[guest].Close()
 	}
 	for range 2 {
 		r.during(queues["a"], func() { r.struck(unix.SIGKILL, "a") })
@@ -81,7 +89,7 @@ func TestRings(t *testing.T) {
 	}
 	// Killed again and not given back, so that the figures are still those of who took over.
 	r.during(queues["a"], func() { r.struck(unix.SIGKILL, "a") })
-	if s := r.ring("of-a"); s.Clients != 1 || s.Reads == 0 || s.Writes == 0 || s.Errors != 0 {
+	if s := r.ring("of-a"); s.Clients != 1 || s.Reads == 0 || s.Writes == 0 || s.Resubmitted+s.Skipped == 0 || s.Errors != 0 {
 		t.Errorf("ring of a: %+v", s)
 	} else {
 		t.Logf("of the requests in flight at the last kill %d were run again, %d were in the log", s.Resubmitted, s.Skipped)
