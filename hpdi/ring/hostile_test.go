@@ -91,17 +91,18 @@ func (l *liar) serve(attached func(l *liar)) {
 			}
 			l.tell(l.mem)
 		}
-		l.say(6)
+		l.say(6, kind)
 		if kind == 4 {
 			attached(l)
 		}
 	}
 }
 
-func (l *liar) say(kind uint32) {
+func (l *liar) say(kind, number uint32) {
 	p := make([]byte, 24)
 	binary.LittleEndian.PutUint32(p, kind)
 	binary.LittleEndian.PutUint32(p[4:], 1)
+	binary.LittleEndian.PutUint32(p[8:], number)
 	_, _ = l.c.Write(p)
 }
 
@@ -127,9 +128,9 @@ func TestHostileBackEnd(t *testing.T) {
 		"of slot 77":         func(l *liar) { word(l.mem, cq, 1); word(l.mem, cq+8, 77); word(l.mem, ctailAt, 1) },
 		"of request 5":       func(l *liar) { word(l.mem, cq, 5); word(l.mem, ctailAt, 1) },
 		"of text":            func(l *liar) { word(l.mem, cq, 1); word(l.mem, cq+8, 1<<60); word(l.mem, ctailAt, 1) },
-		"nobody asked":       func(l *liar) { l.say(6); l.say(6); l.say(6) },
-		"kind 99":            func(l *liar) { l.say(99) },
-		"attach from the":    func(l *liar) { l.say(1) },
+		"nobody asked":       func(l *liar) { l.say(6, 2); l.say(6, 2); l.say(6, 2) },
+		"kind 99":            func(l *liar) { l.say(99, 0) },
+		"attach from the":    func(l *liar) { l.say(1, 0) },
 		"back-end has gone?": func(l *liar) { l.c.Close() },
 	} {
 		t.Run(want, func(t *testing.T) {

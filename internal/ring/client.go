@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -14,8 +15,10 @@ import (
 // Link is a front-end's connection to a back-end.
 type Link struct {
 	c    *net.UnixConn
-	mu   sync.Mutex   // one question at a time
-	says chan message // answers
+	mu   sync.Mutex            // one question at a time
+	says chan message          // answers
+	wait time.Duration         // for an answer, and for the back-end to end
+	why  atomic.Pointer[error] // this side has ended it for that reason
 	gone chan struct{}
 	err  error // why it is gone; valid once gone is closed
 }
@@ -27,7 +30,7 @@ func Dial(ctx context.Context, path string) (*Link, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &Link{c: c.(*net.UnixConn), says: make(chan message, 1), gone: make(chan struct{})}
+	l := &Link{c: c.(*net.UnixConn), says: make(chan message, 1), wait: patience, gone: make(chan struct{})}
 	go l.listen()
 	return l, nil
 }
@@ -52,6 +55,9 @@ func (l *Link) listen() {
 			}
 		}
 		l.err = err
+		if why := l.why.Load(); why != nil {
+			l.err = *why
+		}
 		// The back-end closes the connection when nothing of it runs any more. Until
 		// then it must not be forgotten, whatever it says.
 		_ = l.c.CloseWrite()
@@ -110,38 +116,68 @@ func (l *Link) Start() error { return l.ask(message{kind: msgStart}) }
 // flight.
 func (l *Link) Bye() {
 	_ = send(l.c, message{kind: msgBye})
-	select {
-	case <-l.gone:
-	case <-time.After(patience):
-		l.c.Close()
-		<-l.gone
-	}
+	l.leave()
 }
 
 // Drop ends the connection without a word, as the death of the front-end does. It
-// returns when the back-end has ended what it ran.
+// returns when the back-end has ended what it ran. One that does not within 10 s is left
+// alone: it may still do what it has begun.
 func (l *Link) Drop() {
 	_ = l.c.CloseWrite()
+	l.leave()
+}
+
+// Cut ends the connection at once. Nothing must have been started.
+func (l *Link) Cut() {
+	l.c.Close()
 	<-l.gone
 }
 
+// leave waits for the back-end to end.
+func (l *Link) leave() {
+	late := time.NewTimer(l.wait)
+	defer late.Stop()
+	select {
+	case <-l.gone:
+	case <-late.C:
+		l.Cut()
+	}
+}
+
+// end ends the connection for a reason of this side, which it returns. The connection is gone
+// once the back-end has closed it, and takes no more questions until then.
+func (l *Link) end(why error) error {
+	l.why.CompareAndSwap(nil, &why)
+	_ = l.c.CloseWrite()
+	return why
+}
+
+// ask asks a question and waits for its answer. An error ends the connection: the back-end
+// may have done what was asked or do it yet, so nothing that follows can build on it.
 func (l *Link) ask(m message, fds ...int) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if why := l.why.Load(); why != nil {
+		return fmt.Errorf("%s: the connection is at its end: %w", messageNames[m.kind], *why)
+	}
 	if err := send(l.c, m, fds...); err != nil {
 		// Whatever it is, this connection is of no more use. Who asks is to find it gone.
 		l.Drop()
 		return fmt.Errorf("%w: %w", err, l.err)
 	}
-	late := time.NewTimer(patience)
+	late := time.NewTimer(l.wait)
 	defer late.Stop()
 	select {
-	case <-l.says:
+	case a := <-l.says:
+		if a.number != uint64(m.kind) {
+			return l.end(fmt.Errorf("%s: the back-end has answered a question of kind %d instead of %d: %w", messageNames[m.kind], a.number, m.kind, ErrBroken))
+		}
 		return nil
 	case <-l.gone:
 		return fmt.Errorf("%s: %w", messageNames[m.kind], l.err)
 	case <-late.C:
-		return fmt.Errorf("%s: the back-end does not answer within %v: %w", messageNames[m.kind], patience, ErrBroken)
+		// Its answer may come yet, and must not be taken for that to another question.
+		return l.end(fmt.Errorf("%s: the back-end does not answer within %v: %w", messageNames[m.kind], l.wait, ErrGone))
 	}
 }
 
