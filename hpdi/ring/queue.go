@@ -38,6 +38,7 @@ type queue struct {
 	wanted int     // of these, how many were asked to be cancelled
 	put    bool    // something waits to be published
 	events bool    // the application has the descriptor
+	broken bool    // nothing is taken from the ring any more
 	closed bool
 	done   []*hpdi.Request
 	entry  core.Entry
@@ -59,7 +60,9 @@ func newQueue(d *device, number, depth int) *queue {
 		q.slots = append(q.slots, none)
 	}
 	q.done = make([]*hpdi.Request, 0, n+1)
-	q.ready = func() bool { return q.f.Ready() || q.d.dead.Load() || q.wanted > 0 && !q.d.attached.Load() }
+	q.ready = func() bool {
+		return !q.broken && q.f.Ready() || q.d.dead.Load() || q.wanted > 0 && !q.d.attached.Load()
+	}
 	return q
 }
 
@@ -288,9 +291,10 @@ func (q *queue) collect() {
 		q.call.Quiet()
 	}
 	took := false
-	for {
+	for !q.broken {
 		c, ok, err := q.f.Next()
 		if err != nil {
+			q.broken = true // the queue sleeps until the device is dead
 			q.d.broken(q.wrap(err))
 			break
 		}
