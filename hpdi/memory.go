@@ -161,6 +161,25 @@ func Mapped(id uint64) bool {
 	return ok
 }
 
+// MappingFile returns a descriptor of the caller's own of the file that the mapping with that
+// ID is of. It is for drivers that hand memory over while the application may free it: by the
+// number in Mapping.FD another file can be open then. An error wraps ErrMemory if the mapping
+// has been freed.
+func MappingFile(id uint64) (int, error) {
+	mappings.RLock()
+	defer mappings.RUnlock()
+	for _, m := range mappings.at {
+		if m.ID == id {
+			fd, err := unix.FcntlInt(uintptr(m.FD), unix.F_DUPFD_CLOEXEC, 0)
+			if err != nil {
+				return -1, fmt.Errorf("descriptor of %d bytes of memory: %w", len(m.Mem), err)
+			}
+			return fd, nil
+		}
+	}
+	return -1, fmt.Errorf("memory that has been freed: %w", ErrMemory)
+}
+
 // Freed returns how often memory from Alloc was freed: a driver that knows mappings by
 // their addresses looks whether they are still there when it has changed.
 func Freed() uint64 { return freed.Load() }

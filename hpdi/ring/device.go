@@ -29,8 +29,8 @@ type device struct {
 
 	info  atomic.Pointer[facts]
 	table atomic.Pointer[table]
-	// attached says that a back-end may run what is in the ring. It is set under mu,
-	// before a back-end is told of the ring, and cleared when its connection has ended.
+	// attached says that a back-end may run what is in the ring. It is set under mu, before
+	// a back-end is told to start, and cleared when its connection has ended.
 	attached atomic.Bool
 	// dead says that nobody will run what is in the ring any more; err is why.
 	dead   atomic.Bool
@@ -72,11 +72,12 @@ func Open(ctx context.Context, path string, o Options) (hpdi.Device, error) {
 		err = d.connect(ctx)
 	}
 	if err == nil {
-		if err = d.refresh(); err != nil {
-			d.link.Drop()
-		}
+		err = d.refresh()
 	}
 	if err != nil {
+		if d.link != nil {
+			d.link.Drop() // nothing was submitted
+		}
 		d.free()
 		return nil, d.wrap(err)
 	}
@@ -126,30 +127,32 @@ func (d *device) connect(ctx context.Context) error {
 	return err
 }
 
-// introduce hands everything over to a back-end.
-func (d *device) introduce(link *core.Link) (err error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.attached.Store(true)
-	defer func() {
-		if err != nil {
-			link.Drop()
-			d.attached.Store(false)
-		}
-	}()
-	if err = link.Attach(d.fd, int64(len(d.mem)), d.bells); err != nil {
+// introduce hands everything over to a back-end. With an error it has begun if attached is
+// set.
+func (d *device) introduce(link *core.Link) error {
+	// Until Start nothing of the ring is run, so that requests can be called off, and the
+	// back-end may take its time.
+	if err := link.Attach(d.fd, int64(len(d.mem)), d.bells); err != nil {
+		link.Cut()
 		return err
 	}
-	for _, r := range d.table.Load().regions {
-		if err = link.Memory(r.number, r.fd, int64(len(r.mem))); err != nil {
+	var has told
+	for {
+		d.mu.Lock()
+		next := d.nextLocked(&has)
+		if next == nil {
+			d.link = link
+			d.attached.Store(true)
+		}
+		d.mu.Unlock()
+		if next == nil {
+			return link.Start()
+		}
+		if err := next(link); err != nil {
+			link.Cut()
 			return err
 		}
 	}
-	if err = link.Start(); err != nil {
-		return err
-	}
-	d.link = link
-	return nil
 }
 
 // The pauses between attempts to find a back-end.
@@ -163,17 +166,13 @@ const (
 func (d *device) stay() {
 	defer close(d.ended)
 	for {
-		select {
-		case <-d.ctx.Done():
+		if !d.untilGone() {
 			return
-		case <-d.link.Gone():
 		}
 		err := d.link.Err()
 		d.mu.Lock()
 		d.last = err
 		d.mu.Unlock()
-		d.attached.Store(false)
-		d.wakeAll() // what was cancelled can be retracted now
 		if errors.Is(err, core.ErrBroken) && !errors.Is(err, core.ErrGone) {
 			d.die(err)
 			return
@@ -182,6 +181,19 @@ func (d *device) stay() {
 			return
 		}
 	}
+}
+
+// untilGone waits until no back-end is attached any more. It returns false when the device is to
+// end instead.
+func (d *device) untilGone() bool {
+	select {
+	case <-d.ctx.Done():
+		return false
+	case <-d.link.Gone():
+	}
+	d.attached.Store(false)
+	d.wakeAll() // what was cancelled can be retracted now
+	return true
 }
 
 // again finds the next back-end. It returns false when the device has ended instead.
@@ -194,6 +206,9 @@ func (d *device) again() bool {
 			cancel()
 			if err == nil {
 				return true
+			}
+			if d.attached.Load() && !d.untilGone() {
+				return false
 			}
 		}
 		if d.ctx.Err() != nil {

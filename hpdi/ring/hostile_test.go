@@ -22,6 +22,7 @@ type liar struct {
 	mem  []byte
 	fds  []int
 	tell func(mem []byte) // what it says of its device
+	mute uint32           // the kind of question that it does not answer, and ends at
 }
 
 // places in the ring, as docs/format/ring.md has them.
@@ -80,7 +81,7 @@ func (l *liar) serve(attached func(l *liar)) {
 			l.fds = append(l.fds, fds...)
 		}
 		kind := binary.LittleEndian.Uint32(buf[:])
-		if kind == 5 {
+		if kind == 5 || kind == l.mute {
 			return
 		}
 		if kind == 1 {

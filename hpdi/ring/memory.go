@@ -1,8 +1,11 @@
 package ring
 
 import (
+	"errors"
 	"fmt"
 	"unsafe"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/pollux-storage/pollux/hpdi"
 	core "github.com/pollux-storage/pollux/internal/ring"
@@ -12,7 +15,6 @@ import (
 type region struct {
 	id     uint64 // of the mapping
 	number uint16
-	fd     int
 	mem    []byte
 	begin  uintptr
 	pins   int  // registrations
@@ -107,10 +109,10 @@ func (d *device) handOver(next *table, taken []bool, m hpdi.Mapping, pins int) e
 	if number == len(taken) {
 		return fmt.Errorf("%d pieces of memory are shared already: allocate fewer and larger ones", maxRegions)
 	}
-	r := region{id: m.ID, number: uint16(number), fd: m.FD, mem: m.Mem, begin: begin(m.Mem), pins: pins}
+	r := region{id: m.ID, number: uint16(number), mem: m.Mem, begin: begin(m.Mem), pins: pins}
 	if d.attached.Load() {
 		// When the back-end goes away over it, the next one is given all of the table.
-		if err := d.link.Memory(r.number, r.fd, int64(len(r.mem))); err != nil {
+		if err := r.tell(d.link); err != nil {
 			select {
 			case <-d.link.Gone():
 			default:
@@ -119,6 +121,56 @@ func (d *device) handOver(next *table, taken []bool, m hpdi.Mapping, pins int) e
 		}
 	}
 	next.regions = append(next.regions, r)
+	return nil
+}
+
+// tell hands a region over to a back-end.
+func (r *region) tell(link *core.Link) error {
+	fd, err := hpdi.MappingFile(r.id)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return link.Memory(r.number, fd, int64(len(r.mem)))
+}
+
+// told is which mapping a back-end has been told of, by its number there.
+type told [maxRegions + 1]uint64
+
+// nextLocked returns what a back-end must still be told before it knows the table, nil if
+// that is nothing. What the application has freed leaves the table. Whoever calls has mu.
+func (d *device) nextLocked(has *told) func(*core.Link) error {
+	old := d.table.Load()
+	next := &table{freed: old.freed}
+	var now told
+	for _, r := range old.regions {
+		if r.fixed || hpdi.Mapped(r.id) {
+			next.regions = append(next.regions, r)
+			now[r.number] = r.id
+		}
+	}
+	if len(next.regions) < len(old.regions) {
+		d.table.Store(next)
+	}
+	for number, id := range has {
+		if id != 0 && id != now[number] {
+			has[number] = 0
+			return func(link *core.Link) error { return link.Forget(uint16(number)) }
+		}
+	}
+	for _, r := range next.regions {
+		if has[r.number] == r.id {
+			continue
+		}
+		return func(link *core.Link) error {
+			err := r.tell(link)
+			if errors.Is(err, hpdi.ErrMemory) {
+				return nil // it was freed meanwhile
+			}
+			has[r.number] = r.id
+			return err
+		}
+	}
 	return nil
 }
 
