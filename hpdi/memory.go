@@ -168,7 +168,7 @@ func Mapped(id uint64) bool {
 func MappingFile(id uint64) (int, error) {
 	mappings.RLock()
 	defer mappings.RUnlock()
-	for _, m := range mappings.at {
+	for _, m := range mappings.sorted {
 		if m.ID == id {
 			fd, err := unix.FcntlInt(uintptr(m.FD), unix.F_DUPFD_CLOEXEC, 0)
 			if err != nil {
