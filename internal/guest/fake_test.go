@@ -202,6 +202,7 @@ func (s *fakeStore) Volume(name string) (block.Volume, error) {
 		return nil, block.ErrNotFound
 	}
 	v := nbdtest.New(name, size)
+	v.SetID(s.ids[name])
 	v.Hook = func(ctx context.Context, op nbdtest.Op, _, _ int64) error {
 		if op == nbdtest.OpTryRead {
 			return nbdtest.ErrWouldWait

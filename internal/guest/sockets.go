@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/config"
@@ -50,9 +51,10 @@ type sockets struct {
 	log      *slog.Logger
 	wg       sync.WaitGroup // of the servers' loops
 
-	mu     sync.Mutex // guards what follows; held while sockets are changed, for one change at a time
-	open   map[block.VolumeID]*socket
-	closed bool
+	closed atomic.Bool // nothing more is opened; set without the lock, which is held while that goes on
+
+	mu   sync.Mutex // guards what follows; held while sockets are changed, for one change at a time
+	open map[block.VolumeID]*socket
 }
 
 // socket is that of one volume. Of what it holds only the name changes.
@@ -92,7 +94,7 @@ func (h *sockets) sync(st Store) {
 // What cannot be had is told in the status, and tried again at the next change: the
 // volume is served by NBD all the same.
 func (h *sockets) syncLocked(st Store) {
-	if h.closed || h.off {
+	if h.closed.Load() || h.off {
 		return
 	}
 	err := os.MkdirAll(h.dir, 0o755) // who may connect is said by the sockets, and by DIR
@@ -108,22 +110,22 @@ func (h *sockets) syncLocked(st Store) {
 		have[v.ID] = v
 	}
 	// First what goes, so that its name is free.
+	var ends sync.WaitGroup
 	for id, x := range h.open {
 		if v, ok := have[id]; !ok || x.server == nil || x.path == "" && x.name != v.Name || x.readOnly != h.cfg.Exports[v.Name].ReadOnly {
-			h.dropLocked(id)
+			h.dropLocked(id, &ends)
 		}
 	}
+	ends.Wait()
+	h.renameLocked(volumes)
 	for _, v := range volumes {
-		x := h.open[v.ID]
-		switch {
-		case x == nil:
-			x = h.offer(st, v, err)
-			h.open[v.ID] = x
-			if x.why != "" && err == nil {
-				h.log.Warn("no socket for "+h.who, "volume", v.Name, "error", x.why)
-			}
-		case x.name != v.Name:
-			h.renameLocked(x, v.Name)
+		if h.open[v.ID] != nil || h.closed.Load() {
+			continue
+		}
+		x := h.offer(st, v, err)
+		h.open[v.ID] = x
+		if x.why != "" && err == nil {
+			h.log.Warn("no socket for "+h.who, "volume", v.Name, "error", x.why)
 		}
 	}
 	h.tidyLocked()
@@ -136,7 +138,7 @@ func (h *sockets) offer(st Store, v VolumeInfo, err error) *socket {
 	// as a virtio disk's may be.
 	x.serial = fmt.Sprintf("%.8s-%d", st.Region().Pool, v.ID)
 	if err == nil {
-		err = h.serve(st, x)
+		err = h.serve(st, v.ID, x)
 	}
 	if err != nil {
 		x.why = err.Error()
@@ -144,7 +146,7 @@ func (h *sockets) offer(st Store, v VolumeInfo, err error) *socket {
 	return x
 }
 
-func (h *sockets) serve(st Store, x *socket) error {
+func (h *sockets) serve(st Store, id block.VolumeID, x *socket) error {
 	path, err := h.path(h.identity, x.name)
 	if err != nil {
 		return err
@@ -152,6 +154,10 @@ func (h *sockets) serve(st Store, x *socket) error {
 	v, err := st.Volume(x.name)
 	if err != nil {
 		return err
+	}
+	if v.Info().ID != id {
+		// Whoever has renamed them looks at both again.
+		return fmt.Errorf("another volume has the name %s by now", x.name)
 	}
 	srv, err := h.newServer(v, x)
 	if err != nil {
@@ -170,25 +176,48 @@ func (h *sockets) serve(st Store, x *socket) error {
 	return nil
 }
 
-// renameLocked gives a socket the new name of its volume. Clients that are attached stay
-// so.
-func (h *sockets) renameLocked(x *socket, name string) {
-	path, err := h.path(h.identity, name)
-	if err == nil {
-		err = os.Rename(x.path, path)
+// moving is added to the path of a socket while it has neither the old nor the new name.
+const moving = "~moving"
+
+// renameLocked gives sockets the new names of their volumes. Clients that are attached stay
+// so. All lose the old name before one gets a new one: another's old name may be its new one.
+func (h *sockets) renameLocked(volumes []VolumeInfo) {
+	var renamed []VolumeInfo
+	for _, v := range volumes {
+		x := h.open[v.ID]
+		if x == nil || x.name == v.Name {
+			continue
+		}
+		if err := os.Rename(x.path, x.path+moving); err != nil {
+			h.loseLocked(x, v.Name, err)
+			continue
+		}
+		renamed = append(renamed, v)
 	}
-	if err != nil {
-		// Another volume may come to have the old name. Who is attached stays so until
-		// somebody else serves.
-		_ = os.Remove(x.path)
-		path, x.why = "", err.Error()
-		h.log.Warn("no socket for "+h.who, "volume", name, "error", err)
+	for _, v := range renamed {
+		x := h.open[v.ID]
+		path, err := h.path(h.identity, v.Name)
+		if err == nil {
+			err = identity.RenameUnix(x.path+moving, path)
+		}
+		if err != nil {
+			_ = os.Remove(x.path + moving)
+			h.loseLocked(x, v.Name, err)
+			continue
+		}
+		x.name, x.path = v.Name, path
 	}
-	x.name, x.path = name, path
 }
 
-// dropLocked ends the socket of a volume that is no more.
-func (h *sockets) dropLocked(id block.VolumeID) {
+// loseLocked leaves a socket without a path. Who is attached stays so until somebody else
+// serves.
+func (h *sockets) loseLocked(x *socket, name string, err error) {
+	x.name, x.path, x.why = name, "", err.Error()
+	h.log.Warn("no socket for "+h.who, "volume", name, "error", err)
+}
+
+// dropLocked ends the socket of a volume that is no more, which ends waits for.
+func (h *sockets) dropLocked(id block.VolumeID, ends *sync.WaitGroup) {
 	x := h.open[id]
 	delete(h.open, id)
 	if x.server == nil {
@@ -197,9 +226,11 @@ func (h *sockets) dropLocked(id block.VolumeID) {
 	if x.path != "" {
 		_ = os.Remove(x.path)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), grace)
-	defer cancel()
-	x.end(ctx)
+	ends.Go(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), grace)
+		defer cancel()
+		x.end(ctx)
+	})
 }
 
 // end cuts clients, after the requests that are under way if these end in time.
@@ -216,7 +247,8 @@ func (h *sockets) tidyLocked() {
 		known[x.path] = true
 	}
 	names, _ := filepath.Glob(filepath.Join(h.dir, "*"+h.ending))
-	for _, n := range names {
+	half, _ := filepath.Glob(filepath.Join(h.dir, "*"+h.ending+moving))
+	for _, n := range append(names, half...) {
 		if st, err := os.Lstat(n); err == nil && st.Mode()&os.ModeSocket != 0 && !known[n] {
 			_ = os.Remove(n)
 		}
@@ -241,9 +273,9 @@ func (h *sockets) resized(volume string) {
 // stay in the file system, for whoever serves next to replace: until then whoever
 // connects is refused, and tries again.
 func (h *sockets) close(ctx context.Context) {
+	h.closed.Store(true)
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.closed = true
 	var wg sync.WaitGroup
 	for _, x := range h.open {
 		if x.server != nil {

@@ -212,6 +212,66 @@ func testSocketsMove(t *testing.T, k kind) {
 	}
 }
 
+// TestSocketsRenamed: volumes whose names move on to each other before anybody looks keep
+// their own sockets.
+func TestSocketsRenamed(t *testing.T) { ofKinds(t, testSocketsRenamed) }
+
+func testSocketsRenamed(t *testing.T, k kind) {
+	b := newBench(t)
+	b.grant("a", partner.BasisStart, 1)
+	b.expect(partner.KindServing)
+	st := b.storage.last()
+	for _, name := range []string{"a", "b"} {
+		if err := st.CreateVolume(t.Context(), name, 4096, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h := k.new(b.cfg, "a", quiet())
+	defer h.close(t.Context())
+	h.sync(st)
+	file := func(name string) os.FileInfo {
+		fi, err := os.Stat(filepath.Join(k.in(b), name+k.ending))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fi
+	}
+	of := map[string]os.FileInfo{"a": file("a"), "b": file("b")}
+	rename := func(names ...string) {
+		for i := 0; i < len(names); i += 2 {
+			if err := st.RenameVolume(t.Context(), names[i], names[i+1]); err != nil {
+				t.Fatal(err)
+			}
+		}
+		h.sync(st)
+	}
+	holds := func(a, b string) {
+		t.Helper()
+		if !os.SameFile(file(a), of["a"]) || !os.SameFile(file(b), of["b"]) {
+			t.Errorf("%s and %s have not the sockets of the volumes that had been a and b", a, b)
+		}
+	}
+	rename("b", "x", "a", "b")
+	holds("b", "x")
+	rename("b", "y", "x", "b", "y", "x") // change places
+	holds("x", "b")
+	if got := k.files(b); !slices.Equal(got, []string{"b" + k.ending, "x" + k.ending}) {
+		t.Errorf("sockets %q", got)
+	}
+	// What is no socket stays, and the volume says so.
+	foreign := filepath.Join(k.in(b), "z"+k.ending)
+	if err := os.WriteFile(foreign, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	rename("b", "z")
+	if fi, err := os.Lstat(foreign); err != nil || !fi.Mode().IsRegular() {
+		t.Errorf("a foreign file was replaced: %v", err)
+	}
+	if got := k.files(b); !slices.Equal(got, []string{"x" + k.ending, "z" + k.ending}) {
+		t.Errorf("sockets %q", got)
+	}
+}
+
 // TestSocketTrouble: a volume whose socket cannot be had is served all the same, and says
 // why and what to do.
 func TestSocketTrouble(t *testing.T) { ofKinds(t, testSocketTrouble) }

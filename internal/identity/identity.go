@@ -117,13 +117,29 @@ func bindUnix(network, path, tmp string, mode os.FileMode) (*net.UnixListener, e
 // there, which must be fenced or have let go of it. Whoever connects finds the one or the
 // other. What is no socket is not replaced.
 func ReplaceUnix(network, path string, mode os.FileMode) (*net.UnixListener, error) {
-	st, err := os.Lstat(path)
-	if err == nil && st.Mode()&os.ModeSocket == 0 {
-		return nil, fmt.Errorf("%s is not a socket: remove it", path)
+	if err := replaceable(path); err != nil {
+		return nil, err
 	}
 	// Sockets with other endings may be replaced in the same directory at the same time.
 	tmp := "~" + strings.TrimPrefix(filepath.Ext(path), ".")
 	return bindUnix(network, path, filepath.Join(filepath.Dir(path), tmp), mode)
+}
+
+// RenameUnix gives a socket another path, in place of another socket. What is no socket is
+// not replaced.
+func RenameUnix(old, path string) error {
+	if err := replaceable(path); err != nil {
+		return err
+	}
+	return os.Rename(old, path)
+}
+
+// replaceable says why a socket may not take the place of what is at a path.
+func replaceable(path string) error {
+	if st, err := os.Lstat(path); err == nil && st.Mode()&os.ModeSocket == 0 {
+		return fmt.Errorf("%s is not a socket: remove it", path)
+	}
+	return nil
 }
 
 // removeStale removes the file of a socket at which nobody listens.

@@ -60,6 +60,13 @@ func New(name string, size int64) *Volume {
 	}
 }
 
+// SetID changes the number, which is 1 otherwise.
+func (v *Volume) SetID(id block.VolumeID) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.info.ID = id
+}
+
 // Grow changes the size.
 func (v *Volume) Grow(size int64) {
 	v.mu.Lock()
