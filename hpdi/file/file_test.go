@@ -169,6 +169,9 @@ func TestOpenRefuses(t *testing.T) {
 	}
 	for _, tt := range tests {
 		d, err := Open(tt.path, tt.opts)
+		if errors.Is(err, ErrTooSmall) != (tt.path == small) {
+			t.Errorf("%s: %v", tt.path, err)
+		}
 		if err == nil {
 			t.Errorf("%s with %+v was opened: %+v", tt.path, tt.opts, d.Info())
 		} else if !strings.Contains(err.Error(), tt.want) || !strings.Contains(err.Error(), tt.path) {

@@ -74,6 +74,10 @@ func openFile(path string, opts Options) (fd int, err error) {
 	return fd, nil
 }
 
+// ErrTooSmall is what Open ends with where there is less than a block: a file that is empty,
+// or a block device that has nothing behind it, as a loop device without a file.
+var ErrTooSmall = errors.New("smaller than a block")
+
 // measure finds out whether d is a block device, and its size.
 func (d *device) measure() error {
 	var st unix.Stat_t
@@ -103,7 +107,7 @@ func (d *device) measure() error {
 	d.identify(size)
 	d.info.Size = size &^ (BlockSize - 1)
 	if d.info.Size == 0 {
-		return fmt.Errorf("it has %d bytes, at least %d are needed", size, BlockSize)
+		return fmt.Errorf("%w: it has %d bytes, at least %d are needed", ErrTooSmall, size, BlockSize)
 	}
 	return nil
 }

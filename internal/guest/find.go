@@ -203,10 +203,10 @@ func (f *finder) look(path string) {
 // marked tells whether a file begins as a device of a pool or a copy of a mirror
 // does, at one of the places where they begin.
 func marked(path string) (ours bool, err error) {
-	if st, err := os.Stat(path); err != nil || st.Mode().IsRegular() && st.Size() < block.Size {
-		return false, err
-	}
 	d, err := file.Open(path, file.Options{ReadOnly: true, Direct: file.DirectOff, Engine: file.EngineSync})
+	if errors.Is(err, file.ErrTooSmall) {
+		return false, nil // loop devices without a file among others
+	}
 	if err != nil {
 		return false, err
 	}

@@ -171,6 +171,9 @@ func TestFindPools(t *testing.T) {
 	if _, err := FindPools([]string{s.path("nowhere")}, ""); control.KindOf(err) == "" || err == nil {
 		t.Errorf("%v", err)
 	}
+	if _, notes := s.find("p", s.dir); notes != "" {
+		t.Errorf("of what is empty or too small: %s", notes)
+	}
 	if found, err := FindPools(nil, s.dir); err != nil || !slices.ContainsFunc(found.Pools, func(q control.FoundPool) bool { return q.ID == p.ID }) {
 		t.Errorf("the directory of the pair: %+v, %v", found, err)
 	}
