@@ -16,7 +16,8 @@ type VhostUser struct {
 	Queues int `yaml:"queues" json:"queues"`
 }
 
-// MaxVhostQueues is the most queues of a machine at a volume.
+// MaxVhostQueues is the most queues of a machine at a volume. A server could take more: it
+// serves single devices as well, and a pair has thousands of volumes.
 const MaxVhostQueues = 64
 
 func (v *VhostUser) setDefaults(dir string) {

@@ -12,6 +12,7 @@ import (
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/config"
 	"github.com/pollux-storage/pollux/internal/control"
+	"github.com/pollux-storage/pollux/internal/export/vhostuser"
 	"github.com/pollux-storage/pollux/internal/partner"
 	"github.com/pollux-storage/pollux/internal/pool"
 )
@@ -149,5 +150,12 @@ func TestMemoryOfASetIndex(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+	}
+}
+
+// As many queues as the settings allow a machine, the server of its disk can serve.
+func TestVhostQueuesFit(t *testing.T) {
+	if config.MaxVhostQueues > vhostuser.MaxQueues {
+		t.Errorf("settings allow %d queues, a server takes %d", config.MaxVhostQueues, vhostuser.MaxQueues)
 	}
 }
