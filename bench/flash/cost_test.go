@@ -6,11 +6,10 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/hpdi/mem"
 	"github.com/pollux-storage/pollux/internal/block"
+	"github.com/pollux-storage/pollux/internal/devbench"
 	"github.com/pollux-storage/pollux/internal/devices"
 	"github.com/pollux-storage/pollux/internal/flashmap"
 	"github.com/pollux-storage/pollux/internal/flashmap/collect"
@@ -133,15 +132,6 @@ func (c *costs) step() int {
 	}))
 }
 
-// processorTime is what the process has used: other work of the machine is not in it.
-func processorTime(b *testing.B) time.Duration {
-	var u unix.Rusage
-	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
-		b.Fatal(err)
-	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
-}
-
 // BenchmarkRequest is the processor time of a request of 4 KiB, at random places, as pools
 // make them: to a device alone, through the layer, and with all of collection and policy at
 // so many requests a second, of which nothing comes. The device is 1 TiB, of which everything
@@ -192,11 +182,11 @@ func BenchmarkRequest(b *testing.B) {
 			}
 			b.ReportAllocs()
 			b.ResetTimer()
-			before := processorTime(b)
+			before := devbench.CPU()
 			for range b.N {
 				request()
 			}
-			b.ReportMetric(float64(processorTime(b)-before)/float64(b.N), "cpu-ns/op")
+			b.ReportMetric(float64(devbench.CPU()-before)/float64(b.N), "cpu-ns/op")
 			if rate > 0 {
 				s := c.collector.Status()
 				b.ReportMetric(float64(s.Lost)/float64(s.Counted), "lost/op")

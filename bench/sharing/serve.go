@@ -15,10 +15,9 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/pollux-storage/pollux/bench/counting"
 	"github.com/pollux-storage/pollux/hpdi"
+	"github.com/pollux-storage/pollux/internal/devbench"
 	"github.com/pollux-storage/pollux/internal/export/nbd"
 	"github.com/pollux-storage/pollux/internal/pool"
 )
@@ -97,11 +96,7 @@ func (c *served) obey(ctx context.Context, p *pool.Pool) error {
 		if err != nil {
 			a.Error = err.Error()
 		}
-		var used unix.Rusage
-		if err := unix.Getrusage(unix.RUSAGE_SELF, &used); err != nil {
-			return err
-		}
-		a.Processor, a.Shared = time.Duration(used.Utime.Nano()+used.Stime.Nano()), p.Stats().Sharing.Shared
+		a.Processor, a.Shared = devbench.CPU(), p.Stats().Sharing.Shared
 		if err := say.Encode(a); err != nil {
 			return err
 		}

@@ -27,6 +27,7 @@ import (
 	"github.com/pollux-storage/pollux/bench/stat"
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/hpdi/file"
+	"github.com/pollux-storage/pollux/internal/devbench"
 )
 
 type options struct {
@@ -226,21 +227,11 @@ func (r *row) ours(ctx context.Context, o options, path string) (iops, cpu float
 		return 0, 0, fmt.Errorf("the driver is not what is to be measured: %s", note)
 	}
 	runtime.GC()
-	before, began := used(), time.Now()
+	before, began := devbench.CPU(), time.Now()
 	n, err := r.drive(ctx, q, mem, d.Info().Size, began.Add(o.window), o.batch)
 	if err != nil {
 		return 0, 0, err
 	}
-	took, spent := time.Since(began), used()-before
+	took, spent := time.Since(began), devbench.CPU()-before
 	return float64(n) / took.Seconds(), spent.Seconds() / float64(n) * 1e6, nil
-}
-
-// used is the processor time of this process. The kernel's threads that work for it are
-// part of it.
-func used() time.Duration {
-	var u syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
-		panic(err) // the kernel refuses only what is no process
-	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }

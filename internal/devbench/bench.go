@@ -8,8 +8,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/pollux-storage/pollux/hpdi"
 )
 
@@ -181,9 +179,9 @@ func measure(ctx context.Context, workers []*worker, o Options) (Result, error) 
 		}
 		return errors.Join(errs...)
 	}
-	began, used := time.Now(), cpu()
+	began, used := time.Now(), CPU()
 	err := each(func(w *worker) error { return w.run(ctx, began) })
-	r := Result{Elapsed: time.Since(began), CPU: cpu() - used}
+	r := Result{Elapsed: time.Since(began), CPU: CPU() - used}
 	var h histogram
 	for _, w := range workers {
 		h.merge(&w.latency)
@@ -205,13 +203,4 @@ func measure(ctx context.Context, workers []*worker, o Options) (Result, error) 
 		}
 	}
 	return r, err
-}
-
-// cpu returns the processor time that the process has used.
-func cpu() time.Duration {
-	var u unix.Rusage
-	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
-		return 0 // it fails for no process of one's own
-	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
