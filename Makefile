@@ -82,8 +82,7 @@ cover: deps ## which statements tests reach (docs/coverage.md); fails when a blo
 	@mkdir -p out/cover
 	$(GO) run ./test/cover
 
-soak: build deps ## random runs of the simulator on all cores (SEEDS=2000), chaos in regions, deaths of disks' servers, a Debian system imported under fire, 20 kills under the disks of a virtual machine, a campaign of faults (ROUNDS=300) and of 1000 kills under disks (KILLS=500 of each kind; SEED=n draws the same ones again), 50 upgrades under load
-soak: build deps ## random runs of the simulator on all cores (SEEDS=2000), chaos in regions, deaths of disks' servers and of both sides of rings, a Debian system imported under fire, 20 kills under the disks of a virtual machine, a campaign of faults (ROUNDS=300; SEED=n draws the same ones again), 50 upgrades under load
+soak: build deps ## random runs of the simulator on all cores (SEEDS=2000), chaos in regions, deaths of disks' servers and of both sides of rings, a Debian system imported under fire, 20 kills under the disks of a virtual machine, a campaign of faults (ROUNDS=300) and of 1000 kills under disks (KILLS=500 of each kind; SEED=n draws the same ones again), 50 upgrades under load
 	$(GO) test -count=1 -timeout 0 -v -run TestRandom ./test/sim -seeds $(SEEDS) -workers $$(nproc) $(if $(SEED),-first $(SEED))
 	POLLUX_SOAK=1 $(GO) test -count=1 -timeout 30m -v -run RegionChaos ./internal/pool
 	$(GO) test -count=1 -timeout 30m -run TestCrash ./internal/export/vhostuser -crash-seeds 500

@@ -1,17 +1,17 @@
 // Package hpdi is the high-performance device interface: the one way in which
 // Pollux, and any application beside it, reaches storage devices.
 //
-// A program opens a [Device] by its URI (hpdi/open) or through a driver's own
-// package (hpdi/file for files and block devices, hpdi/mem for memory, hpdi/nbd
-// for exports of NBD servers), takes one [Queue] for each goroutine that does
+// A program opens a [Device] by its URI (hpdi/open, which lists all drivers) or
+// through a driver's own package, takes one [Queue] for each goroutine that does
 // I/O, fills in [Request] values and submits them. The program does not know
 // which driver serves it: what a device can do is data, in [Info].
 //
 // # Memory
 //
 // A request carries its data as vectors into memory that belongs to the
-// application. Drivers never copy payload: what the application passes is what
-// the kernel, the ring or the peer sees. Devices that do direct I/O demand
+// application. Drivers do not copy payload: what the application passes is what
+// the kernel, the ring or the peer sees. Only where the device is memory itself
+// (hpdi/mem) is the copy the transfer. Devices that do direct I/O demand
 // vectors that are aligned to Info.BlockSize; [Alloc] returns such memory, and
 // Register makes a piece of memory known to a device ahead of time so that a
 // driver can pin it once instead of at each request.
@@ -42,7 +42,7 @@ package hpdi
 // Info describes an open device.
 type Info struct {
 	Name      string // how the user named it, for messages
-	Driver    string // "io_uring", "sync", "mem"
+	Driver    string // what serves it: a driver of hpdi/open, or its engine, as "io_uring"
 	Size      int64  // bytes, a multiple of BlockSize
 	BlockSize int    // bytes: alignment and granularity of every request
 	Direct    bool   // I/O bypasses the page cache
