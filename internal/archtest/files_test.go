@@ -31,9 +31,9 @@ var files = map[string]string{
 	"internal/guest/service.go":   "descriptors that the agent passes on",
 	"internal/guest/spare.go":     "the pipe of a spare process",
 	"internal/host":               "the agent's own files; it touches no device",
+	"internal/eventfd":            "event descriptors that a peer has too",
 	"internal/identity":           "sockets and addresses",
 	"internal/region":             "shared memory, which is a file of a tmpfs",
-	"internal/ring/bell.go":       "bells of the two sides",
 	"internal/restart":            "the record, which lies beside the pair",
 }
 

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/pollux-storage/pollux/internal/eventfd"
 )
 
 // Bell wakes a side that sleeps: an eventfd that both sides have. The zero Bell is for
@@ -17,7 +19,7 @@ type Bell struct {
 
 	fds  [2]unix.PollFd // of a Sleep, here because they would be allocated each time
 	ts   unix.Timespec
-	rung [8]byte
+	rung eventfd.Reader
 }
 
 // The naps of a side that has no bell: what comes soon is noticed soon, and an idle
@@ -39,11 +41,8 @@ func NewBell() (*Bell, error) {
 // bellOf returns the bell that a descriptor is, which it has from then on. A descriptor
 // that is something else is an error.
 func bellOf(fd int) (*Bell, error) {
-	if err := isEvent(fd); err != nil {
-		return nil, err
-	}
-	if err := unix.SetNonblock(fd, true); err != nil {
-		return nil, fmt.Errorf("event descriptor: %w", err)
+	if err := eventfd.Check(fd); err != nil {
+		return nil, fmt.Errorf("%w: %w", err, ErrBroken)
 	}
 	return &Bell{fd: fd, has: true}, nil
 }
@@ -56,14 +55,12 @@ func (b *Bell) FD() int {
 	return b.fd
 }
 
-// one is what ringing adds to the counter of an eventfd.
-var one = []byte{1, 0, 0, 0, 0, 0, 0, 0}
-
 // Ring wakes who sleeps, or keeps it from sleeping. A bell that was rung too often
-// for its counter is ringing already.
+// for its counter is ringing already; whose peer has seen to it that ringing waits
+// then is for unstick.
 func (b *Bell) Ring() {
 	if b.has {
-		_, _ = unix.Write(b.fd, one)
+		eventfd.Count(b.fd)
 	}
 }
 
@@ -85,7 +82,35 @@ func (b *Bell) Sleep(other int, d time.Duration) error {
 // Quiet takes back what has rung.
 func (b *Bell) Quiet() {
 	if b.has {
-		_, _ = unix.Read(b.fd, b.rung[:])
+		b.rung.Read(b.fd)
+	}
+}
+
+// unstick makes sure that nobody who rings one of the bells waits for its peer, who could fill
+// its counter. Call what it returns when that can be no more, and before a bell is closed.
+func unstick(bells []*Bell) (stop func()) {
+	done, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		var r eventfd.Reader
+		tick := time.NewTicker(20 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-done:
+				return
+			case <-tick.C:
+			}
+			for _, b := range bells {
+				if b.has {
+					r.Unstick(b.fd)
+				}
+			}
+		}
+	}()
+	return func() {
+		close(done)
+		<-ended
 	}
 }
 

@@ -196,10 +196,12 @@ func (k *conn) run() {
 // end ends the queues of a connection that has ended for this reason, and returns the
 // true one.
 func (k *conn) end(err error) error {
+	stop := unstick(k.bells)
 	for _, q := range k.queues {
 		q.halt()
 	}
 	k.running.Wait()
+	stop()
 	if k.m != nil {
 		// Of memory that is gone the front-end learns as well.
 		_ = faults(func() error {
@@ -377,6 +379,7 @@ func (k *conn) forget(m message) error {
 		return fmt.Errorf("memory %d is to be forgotten and was never there: %w", m.number, ErrBroken)
 	}
 	k.setMapping(uint16(m.number), nil)
+	defer unstick(k.bells)()
 	for _, q := range k.queues {
 		q.drop.Store(int64(m.number) + 1)
 		q.kick.Ring()

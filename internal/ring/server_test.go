@@ -391,7 +391,7 @@ func TestHostileMessages(t *testing.T) {
 	for want, do := range map[string]func(c *client) error{
 		"sealed":               func(c *client) error { return c.link.Attach(plain, 1<<20, c.bells) },
 		"bytes of a memory of": func(c *client) error { return c.link.Attach(c.fd, 1<<30, c.bells) },
-		"no eventfd": func(c *client) error {
+		"an eventfd is needed": func(c *client) error {
 			return c.link.Attach(c.fd, int64(len(c.mem)), []*Bell{{fd: plain}, {fd: plain}})
 		},
 		"descriptors":                  func(c *client) error { return c.link.Attach(c.fd, int64(len(c.mem)), c.bells[:1]) },

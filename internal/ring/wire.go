@@ -156,15 +156,3 @@ func mapSealed(fd int, size uint64) ([]byte, error) {
 	}
 	return Map(fd, int64(size))
 }
-
-// isEvent says whether a descriptor is an eventfd.
-func isEvent(fd int) error {
-	name, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
-	if err != nil {
-		return fmt.Errorf("event descriptor: %w", err)
-	}
-	if name != "anon_inode:[eventfd]" {
-		return fmt.Errorf("event descriptor is %s and no eventfd: %w", name, ErrBroken)
-	}
-	return nil
-}

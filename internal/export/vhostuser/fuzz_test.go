@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/pollux-storage/pollux/internal/eventfd"
 	"github.com/pollux-storage/pollux/internal/export/nbd/nbdtest"
 	"github.com/pollux-storage/pollux/internal/vhost"
 	"github.com/pollux-storage/pollux/internal/virtio"
@@ -76,7 +77,7 @@ func FuzzConversation(f *testing.F) {
 				files = []int{fd}
 			case 2:
 				files = []int{event}
-				_, _ = unix.Write(event, one)
+				eventfd.Count(event)
 			case 3:
 				files = []int{fd, event}
 			}

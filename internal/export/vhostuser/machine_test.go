@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/pollux-storage/pollux/internal/eventfd"
 	"github.com/pollux-storage/pollux/internal/vhost"
 	"github.com/pollux-storage/pollux/internal/virtio"
 )
@@ -339,7 +340,7 @@ func (q *vq) publish() {
 }
 
 func (q *vq) notify() {
-	_, _ = unix.Write(q.kick, one)
+	eventfd.Count(q.kick)
 }
 
 // pop takes completions from the ring.

@@ -135,17 +135,3 @@ func (c *client) sealed() bool {
 	}
 	return true
 }
-
-// eventfd returns an error unless a descriptor is an eventfd, and makes sure that whoever
-// writes to it does not wait.
-func eventfd(fd int) error {
-	var name [32]byte
-	n, err := unix.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd), name[:])
-	if err != nil {
-		return fmt.Errorf("look what a descriptor is: %w", err)
-	}
-	if string(name[:n]) != "anon_inode:[eventfd]" {
-		return fmt.Errorf("%w: a descriptor that is %s, an eventfd is needed", errRule, name[:n])
-	}
-	return unix.SetNonblock(fd, true)
-}

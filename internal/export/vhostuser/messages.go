@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/pollux-storage/pollux/internal/eventfd"
 	"github.com/pollux-storage/pollux/internal/vhost"
 	"github.com/pollux-storage/pollux/internal/virtio"
 )
@@ -314,9 +315,9 @@ func (c *client) vringFile(m *vhost.Message) (*queue, int, error) {
 	if err != nil {
 		return nil, -1, err
 	}
-	if err := eventfd(fds[0]); err != nil {
+	if err := eventfd.Check(fds[0]); err != nil {
 		closeAll(fds)
-		return nil, -1, fmt.Errorf("queue %d: %w", q.index, err)
+		return nil, -1, fmt.Errorf("queue %d: %w: %w", q.index, errRule, err)
 	}
 	return q, fds[0], nil
 }

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/pollux-storage/pollux/internal/eventfd"
 	"github.com/pollux-storage/pollux/internal/spin"
 	"github.com/pollux-storage/pollux/internal/vhost"
 	"github.com/pollux-storage/pollux/internal/virtio"
@@ -256,8 +257,7 @@ func (q *queue) close() {
 func (q *queue) unstick() func() {
 	done := make(chan struct{})
 	go func() {
-		var w waiter
-		w.init()
+		var r eventfd.Reader
 		for {
 			select {
 			case <-done:
@@ -266,7 +266,7 @@ func (q *queue) unstick() func() {
 				q.closing.Lock()
 				for _, fd := range []int32{q.call.Load(), q.errFD.Load()} {
 					if fd >= 0 {
-						w.drain(uintptr(fd))
+						r.Unstick(int(fd))
 					}
 				}
 				q.closing.Unlock()
@@ -429,9 +429,6 @@ func (q *queue) finishOne(r *request) {
 	q.finish(append(q.done[:0], r))
 }
 
-// one is what an eventfd is written to count one more.
-var one = []byte{1, 0, 0, 0, 0, 0, 0, 0}
-
 // notify tells the driver of what was completed, if it wants to know.
 func (q *queue) notify() {
 	fd := q.call.Load()
@@ -439,7 +436,7 @@ func (q *queue) notify() {
 		return
 	}
 	q.c.s.count.calls.Add(1)
-	_, _ = unix.Write(int(fd), one) // EAGAIN: its counter is full, so the driver will look
+	eventfd.Count(int(fd))
 }
 
 // drop forgets a worker's request that is not completed: it stays in flight for the driver.
@@ -485,6 +482,6 @@ func (q *queue) broken(err error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if fd := q.errFD.Load(); fd >= 0 && !errors.Is(err, errGone) {
-		_, _ = unix.Write(int(fd), one)
+		eventfd.Count(int(fd))
 	}
 }
