@@ -84,37 +84,58 @@ func NewServer(target Target, o Options) *Server {
 // Serve accepts front-ends until the listener is closed or Close is called. The listener
 // is of the network "unixpacket".
 func (s *Server) Serve(l *net.UnixListener) error {
-	stop := context.AfterFunc(s.ctx, func() { l.SetDeadline(time.Unix(1, 0)) })
+	if err := l.SetDeadline(time.Time{}); err != nil { // of an earlier server
+		return fmt.Errorf("rings at %s: %w", l.Addr(), err)
+	}
+	stop := context.AfterFunc(s.ctx, func() { _ = l.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	for {
+	const firstPause, longestPause = 5 * time.Millisecond, time.Second
+	for pause := firstPause; ; {
 		c, err := l.AcceptUnix()
-		if err != nil {
-			if s.ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
-				return nil
-			}
-			return fmt.Errorf("accept front-ends of rings at %s: %w", l.Addr(), err)
-		}
-		k := &conn{s: s, c: c}
-		s.mu.Lock()
-		k.full = len(s.open) >= s.o.Rings
-		closed := s.ctx.Err() != nil
-		if !closed {
-			s.open[k] = true
-			s.conns.Add(1)
-		}
-		s.mu.Unlock()
-		if closed {
-			c.Close()
+		switch {
+		case err == nil:
+			pause = firstPause
+			s.admit(c)
+			continue
+		case s.ctx.Err() != nil, errors.Is(err, net.ErrClosed):
 			return nil
 		}
-		go func() {
-			defer s.conns.Done()
-			k.run()
-			s.mu.Lock()
-			delete(s.open, k)
-			s.mu.Unlock()
-		}()
+		// Most likely out of descriptors: it helps to wait.
+		s.o.Log.Warn("ring: cannot accept a front-end, trying again", "address", l.Addr().String(), "error", err, "pause", pause)
+		select {
+		case <-s.ctx.Done():
+			return nil
+		case <-time.After(pause):
+		}
+		pause = min(2*pause, longestPause)
 	}
+}
+
+// admit serves a front-end that has come to a socket, or tells it that there are too many.
+func (s *Server) admit(c *net.UnixConn) {
+	k := &conn{s: s, c: c}
+	s.mu.Lock()
+	closed, full := s.ctx.Err() != nil, len(s.open) >= s.o.Rings
+	if !closed && !full {
+		s.open[k] = true
+		s.conns.Add(1)
+	}
+	s.mu.Unlock()
+	if closed || full {
+		if full {
+			// The first message has room, so that this does not wait.
+			_ = send(c, message{kind: msgNo, text: fmt.Sprintf("there are %d front-ends already, as many as are allowed", s.o.Rings)})
+		}
+		c.Close()
+		return
+	}
+	go func() {
+		defer s.conns.Done()
+		k.run()
+		s.mu.Lock()
+		delete(s.open, k)
+		s.mu.Unlock()
+	}()
 }
 
 // Changed tells all front-ends the facts of the device anew.
@@ -152,7 +173,6 @@ type conn struct {
 	c    *net.UnixConn // nil: there is no socket
 	hung chan struct{} // closed by hangUp then
 	over sync.Once
-	full bool // there are as many as are allowed already
 
 	number uint64     // of this back-end of the ring
 	facts  sync.Mutex // guards m against its end, and SetFacts
@@ -256,11 +276,8 @@ func (k *conn) serve() error {
 		if err != nil {
 			return err
 		}
-		if k.s.ctx.Err() != nil || k.full {
+		if k.s.ctx.Err() != nil {
 			closeAll(fds)
-			if k.full {
-				return fmt.Errorf("there are %d front-ends already, as many as are allowed", k.s.o.Rings)
-			}
 			return nil
 		}
 		switch {

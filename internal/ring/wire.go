@@ -90,6 +90,10 @@ func receive(c *net.UnixConn) (message, []int, error) {
 	var buf [messageMax + 1]byte
 	oob := make([]byte, unix.CmsgSpace(4*descriptorsMax))
 	n, oobn, flags, _, err := c.ReadMsgUnix(buf[:], oob)
+	if errors.Is(err, unix.ECONNRESET) {
+		// The peer has closed it without having read everything. What it said before is there.
+		n, oobn, flags, _, err = c.ReadMsgUnix(buf[:], oob)
+	}
 	fds, ferr := rights(oob[:oobn])
 	if err != nil {
 		if errors.Is(err, os.ErrDeadlineExceeded) {
