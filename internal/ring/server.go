@@ -84,7 +84,7 @@ func NewServer(target Target, o Options) *Server {
 // Serve accepts front-ends until the listener is closed or Close is called. The listener
 // is of the network "unixpacket".
 func (s *Server) Serve(l *net.UnixListener) error {
-	if err := l.SetDeadline(time.Time{}); err != nil { // of an earlier server
+	if err := l.SetDeadline(time.Time{}); err != nil && !errors.Is(err, net.ErrClosed) { // of an earlier server
 		return fmt.Errorf("rings at %s: %w", l.Addr(), err)
 	}
 	stop := context.AfterFunc(s.ctx, func() { _ = l.SetDeadline(time.Unix(1, 0)) })
