@@ -100,27 +100,12 @@ func (s *Server) serveMemory(mem []byte) error {
 	for {
 		m, err := Open(mem)
 		if err == nil && m.shape.ID != refused && m.FrontServes() && m.frontBeat() != silent {
-			k := &conn{s: s, m: m, hung: make(chan struct{})}
-			s.mu.Lock()
-			if s.ctx.Err() == nil {
-				s.open[k] = true
-				s.conns.Add(1)
+			switch err := s.serveRing(m, mem); {
+			case errors.Is(err, errSilent):
+				silent = m.frontBeat()
+			case err != nil && !errors.Is(err, ErrGone):
+				refused = m.shape.ID
 			}
-			s.mu.Unlock()
-			if s.ctx.Err() == nil {
-				switch err := k.watch(mem); {
-				case errors.Is(err, errSilent):
-					silent = m.frontBeat()
-				case err != nil && !errors.Is(err, ErrGone):
-					refused = m.shape.ID
-				}
-			}
-			s.mu.Lock()
-			if s.open[k] {
-				delete(s.open, k)
-				s.conns.Done()
-			}
-			s.mu.Unlock()
 		}
 		select {
 		case <-s.ctx.Done():
@@ -128,6 +113,28 @@ func (s *Server) serveMemory(mem []byte) error {
 		case <-tick.C:
 		}
 	}
+}
+
+// serveRing serves a ring in mem, unless the server is closed.
+func (s *Server) serveRing(m *Memory, mem []byte) error {
+	k := &conn{s: s, m: m, hung: make(chan struct{})}
+	s.mu.Lock()
+	closed := s.ctx.Err() != nil
+	if !closed {
+		s.open[k] = true
+		s.conns.Add(1)
+	}
+	s.mu.Unlock()
+	if closed {
+		return ErrGone
+	}
+	defer func() {
+		s.mu.Lock()
+		delete(s.open, k)
+		s.mu.Unlock()
+		s.conns.Done()
+	}()
+	return k.watch(mem)
 }
 
 // FrontServes says whether a front-end has said that it is there.
@@ -147,7 +154,7 @@ func (k *conn) watch(mem []byte) error {
 		k.bells = append(k.bells, &Bell{})
 	}
 	k.mapped.Store(&[][]byte{k.m.Data()})
-	err := k.start()
+	err := faults(k.start)
 	if err == nil {
 		err = faults(func() error { return k.follow(mem) })
 	}

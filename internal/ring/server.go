@@ -203,7 +203,7 @@ func (k *conn) hangUp() {
 
 // run serves a front-end that has come to the socket.
 func (k *conn) run() {
-	err := k.end(k.serve())
+	err := k.end(faults(k.serve))
 	if err != nil && !errors.Is(err, ErrGone) {
 		_ = k.c.SetWriteDeadline(time.Now().Add(time.Second))
 		_ = send(k.c, message{kind: msgNo, text: err.Error()})
@@ -415,7 +415,8 @@ func (k *conn) setFacts(f Facts) {
 	defer k.facts.Unlock()
 	k.known.Store(&f)
 	if k.m != nil {
-		k.m.SetFacts(f)
+		// Who serves the connection finds as well that the memory is gone.
+		_ = faults(func() error { k.m.SetFacts(f); return nil })
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -18,6 +19,7 @@ import (
 
 // disk is a target in memory. Requests that it holds are kept until somebody lets go.
 type disk struct {
+	mu       sync.Mutex // guards data
 	data     []byte
 	size     atomic.Int64 // that it tells
 	hold     atomic.Bool
@@ -74,6 +76,7 @@ func (d *disk) Run(q *Queue) error {
 		case d.hold.Load():
 			d.held <- &held{q, r}
 		default:
+			d.mu.Lock()
 			at := d.data[r.Offset:]
 			for _, v := range r.Vec {
 				if r.Op == OpRead {
@@ -83,6 +86,7 @@ func (d *disk) Run(q *Queue) error {
 				}
 				at = at[len(v):]
 			}
+			d.mu.Unlock()
 			q.Done(r, StatusOK, "")
 		}
 	}
@@ -198,7 +202,10 @@ func TestServe(t *testing.T) {
 	if a, err := c.answer(); err != nil || a.Status != StatusOK {
 		t.Fatalf("%+v, %v", a, err)
 	}
-	if !bytes.HasPrefix(d.data[8192:], []byte("payload")) {
+	d.mu.Lock()
+	arrived := bytes.HasPrefix(d.data[8192:], []byte("payload"))
+	d.mu.Unlock()
+	if !arrived {
 		t.Fatal("the payload did not arrive")
 	}
 	f, seq, err := c.m.Facts()

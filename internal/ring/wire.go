@@ -151,6 +151,14 @@ func mapSealed(fd int, size uint64) ([]byte, error) {
 	if seals&unix.F_SEAL_SHRINK == 0 {
 		return nil, fmt.Errorf("descriptor of memory: it is not sealed against shrinking: %w", ErrBroken)
 	}
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(fd, &fs); err != nil {
+		return nil, fmt.Errorf("descriptor of memory: %w", err)
+	}
+	if fs.Type == unix.HUGETLBFS_MAGIC {
+		// Pages that are given up may not come again, whatever the size.
+		return nil, fmt.Errorf("descriptor of memory: it is of huge pages of their own, which can go away; hand over a plain memfd: %w", ErrBroken)
+	}
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		return nil, fmt.Errorf("descriptor of memory: %w", err)

@@ -263,9 +263,6 @@ func (k *queue) perform(r *core.Request, m *memory) (err error) {
 	c.mu.Lock()
 	c.cancel = cancel
 	c.mu.Unlock()
-	if k.q.Canceled(r) { // before there was something to call
-		cancel()
-	}
 	defer func() {
 		c.mu.Lock()
 		c.cancel = nil
@@ -278,6 +275,9 @@ func (k *queue) perform(r *core.Request, m *memory) (err error) {
 			panic(p)
 		}
 	}()
+	if k.q.Canceled(r) { // before there was something to call
+		cancel()
+	}
 	vol := k.s.o.Volume
 	switch r.Op {
 	case core.OpRead:
