@@ -40,8 +40,8 @@ type Session interface {
 	// forgets all its tags.
 	Close()
 	// Leave says that the client's connection is gone. The session stays, for OpenSession
-	// to find again. Where memory for sessions is short the one that was left first is
-	// forgotten first.
+	// to find again. Where memory for sessions is short those of the same volume are
+	// forgotten first, and of them the one that was left first.
 	Leave()
 }
 
@@ -50,7 +50,8 @@ type Sessions interface {
 	// OpenSession finds the session of that number, after a takeover, a restart or a
 	// reconnection, or makes it, with so many queues of so many slots each. It may be
 	// open already: who opens it last is as good as who did first. ErrInvalid is a
-	// session of another volume or shape, ErrNoSpace that there is no memory for it,
+	// session of another volume or shape, or of more slots than a volume may have together,
+	// ErrNoSpace that there is no memory for it, or that the volume has its share,
 	// ErrUnsupported a volume that keeps none.
 	OpenSession(ctx context.Context, id SessionID, queues, slots int) (Session, error)
 }

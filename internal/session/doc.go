@@ -45,12 +45,23 @@
 // # Limits
 //
 // A table of [Size] bytes has at most [MaxSessions] sessions, and slots for as many of 128
-// slots in 4 queues. When it is full, the session that was left first is forgotten first;
-// one that is open never is.
+// slots in 4 queues. The clients of one volume have a quarter of both, not more: who reaches
+// one volume cannot take what the others need to be served exactly once.
+//
+// When room is short, sessions that nobody has open are forgotten, those of the same volume
+// first, and the one that was left first before others. Those of a guest that died, of whose
+// clients nobody has heard yet, are awaited: for another volume none of them is forgotten
+// within an hour. Else a new client could take the room of those that are about to come back
+// after a takeover. One that is open is never forgotten: then there is no room.
 //
 // # Locks
 //
 // Table.mu guards everything. [Table.Begin] takes it and [Table.End] gives it back: between
 // them the change is published, so that no session ends meanwhile and leaves its cells to
-// another one. It is a leaf, below which only the log stores.
+// another one. Below it are the log's stores and the lock of the allocator, from which space
+// for the change is reserved in between: the allocator knows nothing of sessions. All writers
+// of the pool wait for it, so that nothing long is done under it: what a session's cells have
+// had before is cleared, and a check reads them, with changes between.
+//
+// Table.making is above it. It lets sessions be made one at a time, and holds the memory.
 package session

@@ -1,13 +1,11 @@
 package session
 
 import (
-	"cmp"
 	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
-	"slices"
 	"sync"
+	"time"
 
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/planted"
@@ -18,7 +16,7 @@ import (
 type Table struct {
 	provide func() ([]byte, block.PoolID, block.Epoch, error)
 
-	providing sync.Mutex // held while memory is made; above mu
+	making sync.Mutex // held while memory or a session is made; above mu
 
 	mu      sync.Mutex // guards all below
 	memory             // mem is nil as long as there is none
@@ -28,6 +26,7 @@ type Table struct {
 	begun   uint64 // the cell that Begin has found
 	damaged int
 	evicted uint64
+	adopted time.Time // when the sessions of a guest that died were found
 }
 
 // live is a session of the table.
@@ -36,6 +35,7 @@ type live struct {
 	place   int
 	holders int  // who have opened it and not left
 	gone    bool // it is in the table no more
+	rank    int  // among those that may be forgotten, while room is looked for
 }
 
 // New returns a table without memory. provide makes some when it is needed, of Size bytes,
@@ -57,36 +57,21 @@ func (t *Table) Adopt(mem []byte, pool block.PoolID, exists func(block.VolumeID)
 	if m.hdr.pool != pool {
 		return corrupt("header", "it is of pool %v and not of %v", m.hdr.pool, pool)
 	}
-	t.memory = m
-	for place := range MaxSessions {
-		e, err := t.entryAt(place)
-		if err == nil && e.id == 0 {
+	t.memory, t.adopted = m, time.Now()
+	good, bad := m.entries()
+	for _, b := range bad {
+		t.damaged++
+		t.dropEntry(b.place)
+	}
+	for _, e := range good {
+		if !exists(e.volume) {
+			t.dropEntry(e.place)
 			continue
 		}
-		if err == nil && (t.live[e.id] != nil || t.takenLocked(&e)) {
-			err = errors.New("it is there twice, or its cells are another one's")
-		}
-		if err != nil {
-			t.damaged++
-		}
-		if err != nil || !exists(e.volume) {
-			t.dropEntry(place)
-			continue
-		}
-		t.live[e.id] = &live{entry: e, place: place}
+		t.live[e.id] = &live{entry: e.entry, place: e.place}
 		t.stamp = max(t.stamp, e.left)
 	}
 	return nil
-}
-
-// takenLocked reports whether another session has some of its cells.
-func (t *Table) takenLocked(e *entry) bool {
-	for _, o := range t.live {
-		if uint64(e.first) < uint64(o.first)+o.cells() && uint64(o.first) < uint64(e.first)+e.cells() {
-			return true
-		}
-	}
-	return false
 }
 
 // Begin begins the publication of a tagged change of a volume, which End must follow; or it
@@ -142,36 +127,26 @@ func (t *Table) Open(ctx context.Context, v block.VolumeInfo, id block.SessionID
 		return nil, fmt.Errorf("session %016x on volume %s with %d queues of %d slots; 1 to %d queues of 1 to %d slots are possible: %w",
 			uint64(id), v.Name, queues, slots, MaxQueues, MaxSlots, block.ErrInvalid)
 	}
+	t.making.Lock()
+	defer t.making.Unlock()
 	if err := t.ready(ctx); err != nil {
 		return nil, fmt.Errorf("session on volume %s: %w", v.Name, err)
 	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.closed {
-		return nil, fmt.Errorf("session on volume %s: %w", v.Name, block.ErrClosed)
+	e := entry{id: id, volume: v.ID, queues: uint16(queues), slots: uint16(slots)}
+	s, err := t.find(&e)
+	fresh := s == nil && err == nil
+	if fresh {
+		s, err = t.enter(e, head)
 	}
-	s, fresh := t.live[id], false
-	switch {
-	case s == nil:
-		e := entry{id: id, volume: v.ID, queues: uint16(queues), slots: uint16(slots), since: head()}
-		var err error
-		if s, err = t.makeLocked(e); err != nil {
-			return nil, fmt.Errorf("session on volume %s: %w", v.Name, err)
-		}
-		fresh = true
-	case s.volume != v.ID || int(s.queues) != queues || int(s.slots) != slots:
-		return nil, fmt.Errorf("session %016x on volume %s with %d queues of %d slots: it has %d of %d, on volume number %d: %w",
-			uint64(id), v.Name, queues, slots, s.queues, s.slots, s.volume, block.ErrInvalid)
+	if err != nil {
+		return nil, fmt.Errorf("session %016x on volume %s with %d queues of %d slots: %w", uint64(id), v.Name, queues, slots, err)
 	}
-	s.holders++
-	t.leftLocked(s, 0)
 	return &Session{t: t, s: s, fresh: fresh}, nil
 }
 
-// ready makes sure that the table has memory.
+// ready makes sure that the table has memory. Table.making is held. What is made is no larger
+// than what a pool finds for a client that waits: see readyBytes of package pool.
 func (t *Table) ready(ctx context.Context) error {
-	t.providing.Lock()
-	defer t.providing.Unlock()
 	t.mu.Lock()
 	have := t.mem != nil || t.closed
 	t.mu.Unlock()
@@ -195,68 +170,47 @@ func (t *Table) ready(ctx context.Context) error {
 	return nil
 }
 
-// makeLocked enters a new session, for which others that were left may have to go.
-func (t *Table) makeLocked(e entry) (*live, error) {
-	if e.cells() > t.hdr.cells {
-		return nil, fmt.Errorf("%d queues of %d slots, at most %d slots together are possible: %w", e.queues, e.slots, t.hdr.cells, block.ErrInvalid)
+// find opens the session of that number, if there is one.
+func (t *Table) find(e *entry) (*live, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s := t.live[e.id]
+	switch {
+	case t.closed:
+		return nil, block.ErrClosed
+	case s == nil:
+		return nil, nil
+	case s.volume != e.volume || s.queues != e.queues || s.slots != e.slots:
+		return nil, fmt.Errorf("it has %d of %d, on volume number %d: %w", s.queues, s.slots, s.volume, block.ErrInvalid)
 	}
-	for {
-		place := t.freePlaceLocked()
-		first, ok := t.freeCellsLocked(e.cells())
-		if ok && place >= 0 {
-			e.first = uint32(first)
-			s := &live{entry: e, place: place}
-			clear(t.mem[cellsAt+int(first)*cellLen:][:int(e.cells())*cellLen])
-			words := t.entryWords(place, &e)
-			t.apply(words[:])
-			t.live[e.id] = s
-			return s, nil
-		}
-		if !t.evictLocked() {
-			return nil, fmt.Errorf("%d sessions are open, and no memory is left for %d slots more: %w", len(t.live), e.cells(), block.ErrNoSpace)
-		}
-	}
+	s.holders++
+	t.leftLocked(s, 0)
+	return s, nil
 }
 
-func (t *Table) freePlaceLocked() int {
-	var used [MaxSessions]bool
-	for _, s := range t.live {
-		used[s.place] = true
+// enter makes a session, and opens it. Table.making is held: nobody else gets the same room,
+// and the memory stays. Cells may be many, and are cleared while changes are published.
+func (t *Table) enter(e entry, head func() block.Seq) (*live, error) {
+	t.mu.Lock()
+	r, err := t.roomLocked(&e)
+	for _, s := range r.gone {
+		t.evicted++
+		t.removeLocked(s)
 	}
-	return slices.Index(used[:], false)
-}
-
-// freeCellsLocked finds the first n cells in a row that are no session's.
-func (t *Table) freeCellsLocked(n uint64) (first uint64, ok bool) {
-	all := make([]*live, 0, len(t.live))
-	for _, s := range t.live {
-		all = append(all, s)
+	t.mu.Unlock()
+	if err != nil {
+		return nil, err
 	}
-	slices.SortFunc(all, func(a, b *live) int { return cmp.Compare(a.first, b.first) })
-	for _, s := range all {
-		if first+n <= uint64(s.first) {
-			return first, true
-		}
-		first = uint64(s.first) + s.cells()
-	}
-	return first, first+n <= t.hdr.cells
-}
-
-// evictLocked forgets the session that was left first, if there is one. One that nobody has
-// opened since its guest died counts as left last.
-func (t *Table) evictLocked() bool {
-	var oldest *live
-	for _, s := range t.live {
-		if s.holders == 0 && (oldest == nil || cmp.Compare(s.left-1, oldest.left-1) < 0 || s.left == oldest.left && s.place < oldest.place) {
-			oldest = s
-		}
-	}
-	if oldest == nil {
-		return false
-	}
-	t.evicted++
-	t.removeLocked(oldest)
-	return true
+	e.first = uint32(r.first)
+	clear(t.mem[cellsAt+int(r.first)*cellLen:][:int(e.cells())*cellLen])
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	e.since = head()
+	words := t.entryWords(r.place, &e)
+	t.apply(words[:])
+	s := &live{entry: e, place: r.place, holders: 1}
+	t.live[e.id] = s
+	return s, nil
 }
 
 func (t *Table) removeLocked(s *live) {
@@ -284,8 +238,8 @@ func (t *Table) Forget(id block.VolumeID) {
 // Shut ends the use of the memory, which may be unmapped afterwards: sessions stay in it as
 // they are, and answer with block.ErrClosed.
 func (t *Table) Shut() {
-	t.providing.Lock()
-	defer t.providing.Unlock()
+	t.making.Lock()
+	defer t.making.Unlock()
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.closed, t.mem = true, nil
