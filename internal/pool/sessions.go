@@ -1,6 +1,8 @@
 package pool
 
 import (
+	"errors"
+
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/region"
 	"github.com/pollux-storage/pollux/internal/session"
@@ -32,7 +34,9 @@ func (op *opener) adoptSessions() {
 			if adopted = err == nil; adopted {
 				continue
 			}
-			p.tell(TellKept, "sessions of pool %s are lost, and requests of their clients that were under way end with an error: %v", p.label.Name, err)
+			if !errors.Is(err, session.ErrNone) {
+				p.tell(TellKept, "sessions of pool %s are lost, and requests of their clients that were under way end with an error: %v", p.label.Name, err)
+			}
 		}
 		_ = p.region.RemoveSection(s) // or the next owner does
 	}

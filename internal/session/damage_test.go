@@ -104,6 +104,11 @@ func TestDamage(t *testing.T) {
 	copy(r.mem, image)
 	r.want(New(nil).Adopt(r.mem, block.PoolID{8}, anyVolume), block.ErrCorrupt, "of pool")
 	r.want(New(nil).Adopt(r.mem[:block.Size], pool, anyVolume), block.ErrCorrupt, "4096 bytes")
+	clear(r.mem[:block.Size]) // but there are entries
+	if err := New(nil).Adopt(r.mem, pool, anyVolume); err == nil || errors.Is(err, ErrNone) {
+		t.Errorf("no header: %v", err)
+	}
+	r.want(New(nil).Adopt(section(t, Size), pool, anyVolume), ErrNone)
 	// Two entries for the same cells, or of the same number.
 	for _, e := range []entry{{id: 13, volume: 1, queues: 1, slots: 2, first: 4}, {id: 12, volume: 1, queues: 1, slots: 1, first: 100}} {
 		copy(r.mem, image)

@@ -1,8 +1,10 @@
 package session
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -44,14 +46,21 @@ func New(provide func() ([]byte, block.PoolID, block.Epoch, error)) *Table {
 	return &Table{provide: provide, live: map[block.SessionID]*live{}}
 }
 
+// ErrNone says that memory has no table yet, and so no sessions are lost: the guest that got
+// the memory died before it made one.
+var ErrNone = errors.New("nobody has begun a table of sessions here")
+
 // Adopt takes over the table that a guest before has left in mem. It drops what is damaged of
 // it, and the sessions of volumes that there are no more. After an error, which says why mem
-// has no table of the pool, nothing was changed. It must come before all else.
+// has no table of the pool, or is ErrNone, nothing was changed. It must come before all else.
 func (t *Table) Adopt(mem []byte, pool block.PoolID, exists func(block.VolumeID) bool) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	var m memory
 	if err := m.open(mem); err != nil {
+		if len(bytes.TrimLeft(mem[:min(len(mem), cellsAt)], "\x00")) == 0 {
+			return ErrNone
+		}
 		return err
 	}
 	if m.hdr.pool != pool {
