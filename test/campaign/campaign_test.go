@@ -80,7 +80,7 @@ func TestKills(t *testing.T) {
 	for _, policy := range []string{config.TakeoverFirst, config.RestartFirst} {
 		o := Options{Bin: bin, Seed: seed(t), Rounds: *killsFlag, Limit: *limitFlag, Log: testLog{t}}
 		if o.Rounds == 0 {
-			o.Rounds, o.Limit = 3, shortTime/4
+			o.Rounds, o.Limit = 5, shortTime/4
 		}
 		begin := time.Now()
 		res, err := Kills(t.Context(), o, policy)

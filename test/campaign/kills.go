@@ -98,8 +98,10 @@ func (k *kills) takenUp(res *Result) error {
 	if res.Unknown > 0 {
 		return fmt.Errorf("of %d requests nobody knew whether they had been carried out", res.Unknown)
 	}
-	if res.Again == 0 && res.Rounds > 3 {
-		return errors.New("no request was in flight at any kill")
+	// With 64 requests at once all the time there is none at a kill by rare chance only, and
+	// none of several that has to be run again.
+	if taken := res.Again + res.Logged; taken == 0 || res.Again == 0 && res.Rounds > 2 {
+		return fmt.Errorf("of the requests that were in flight at %d kills, %d were in the log and none was run again: machines had nothing to do, or their requests were not taken up", res.Rounds, res.Logged)
 	}
 	return nil
 }
