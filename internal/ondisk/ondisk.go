@@ -64,6 +64,16 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // CRC returns the CRC32C of p, the checksum of all formats here.
 func CRC(p []byte) uint32 { return crc32.Checksum(p, castagnoli) }
 
+// CellCheck returns the second word of a cell of two: a bijective mix of the first with its
+// place and the seed of what it lies in (splitmix64's finaliser), so that every flipped bit
+// shows.
+func CellCheck(seed uint32, place, v uint64) uint64 {
+	x := v ^ uint64(seed)<<32 ^ place
+	x = (x ^ x>>30) * 0xbf58476d1ce4e5b9
+	x = (x ^ x>>27) * 0x94d049bb133111eb
+	return x ^ x>>31
+}
+
 // ZeroSum is the checksum of a block of zeroes.
 var ZeroSum = CRC(make([]byte, block.Size))
 

@@ -293,13 +293,9 @@ func (h *logHeader) seed() uint32 {
 	return ondisk.CRC(b[:])
 }
 
-// cellCheck returns the second word of a position cell: a bijective mix of
-// the first with its place and the log's seed, so that every flipped bit shows.
+// cellCheck returns the second word of a position cell.
 func cellCheck(seed uint32, at int, v block.Seq) uint64 {
-	x := uint64(v) ^ uint64(seed)<<32 ^ uint64(at)
-	x = (x ^ x>>30) * 0xbf58476d1ce4e5b9
-	x = (x ^ x>>27) * 0x94d049bb133111eb
-	return x ^ x>>31
+	return ondisk.CellCheck(seed, uint64(at), uint64(v))
 }
 
 // cellDecode reads a position cell and says whether it is whole.

@@ -118,16 +118,12 @@ func (e *entry) decode(p *[leftAt]byte, seed uint32, cells uint64) error {
 	return nil
 }
 
-// cellCheck returns the second word of a cell: a mix of the first with its place and the
-// table's seed, so that every flipped bit shows. A cell of zeroes is one of no submission.
+// cellCheck returns the second word of a cell. A cell of zeroes is one of no submission.
 func cellCheck(seed uint32, n uint64, counter uint64) uint64 {
 	if counter == 0 {
 		return 0
 	}
-	x := counter ^ uint64(seed)<<32 ^ n
-	x = (x ^ x>>30) * 0xbf58476d1ce4e5b9
-	x = (x ^ x>>27) * 0x94d049bb133111eb
-	return x ^ x>>31
+	return ondisk.CellCheck(seed, n, counter)
 }
 
 // memory is a section that holds a table. Another process may look at it while its owner
