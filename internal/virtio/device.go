@@ -32,6 +32,9 @@ type Device interface {
 	WantNotice(want bool) (ready bool)
 	// Ready reports whether Next would return a request, or an error.
 	Ready() bool
+	// SetMemory has the device find requests taken from now on in m, which has all that
+	// the memory before it had, at the same addresses.
+	SetMemory(m *Memory)
 	// Base returns the places of the next available and the next used descriptor, in the
 	// form in which vhost-user has them: of a split queue its index of available requests,
 	// of a packed one both with their wrap counters.

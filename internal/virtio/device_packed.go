@@ -251,3 +251,6 @@ func (d *DevicePacked) WantNotice(want bool) bool {
 
 // Base implements Device.
 func (d *DevicePacked) Base() uint32 { return d.avail.Bits() | d.used.Bits()<<16 }
+
+// SetMemory implements [Device].
+func (d *DevicePacked) SetMemory(m *Memory) { d.mem = m }

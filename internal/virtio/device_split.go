@@ -205,3 +205,6 @@ func (d *DeviceSplit) WantNotice(want bool) bool {
 
 // Base implements Device.
 func (d *DeviceSplit) Base() uint32 { return uint32(d.next) }
+
+// SetMemory implements [Device].
+func (d *DeviceSplit) SetMemory(m *Memory) { d.mem = m }

@@ -87,7 +87,7 @@ func (c *client) serve(ctx context.Context) error {
 	}
 	c.end()
 	switch {
-	case err == nil, errors.Is(err, ErrServerClosed), lost(err), errors.Is(err, context.Canceled):
+	case err == nil, errors.Is(err, ErrServerClosed), lost(err), errors.Is(err, context.Canceled), errors.Is(err, errReplaced):
 		if loud {
 			c.log.Info("vhost-user: disconnected", "why", why(err))
 		}
@@ -163,6 +163,9 @@ func (c *client) answer(m *vhost.Message) error {
 func (c *client) send(r vhost.Request, payload []byte, files ...int) error {
 	if err := c.conn.SetWriteDeadline(time.Now().Add(sendTime)); err != nil {
 		return err
+	}
+	if c.ctx.Err() != nil { // whose deadline that might have replaced
+		return context.Cause(c.ctx)
 	}
 	return c.vc.Send(r, vhost.FlagReply, payload, files...)
 }

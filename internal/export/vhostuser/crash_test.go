@@ -61,6 +61,9 @@ func (q *queue) busy() bool {
 // die leaves everything as it is.
 func (d *doomed) die() {
 	d.c.s.count.inflight.Add(int64(-d.q.inflight))
+	d.c.s.mu.Lock()
+	d.c.s.disownLocked(d.c, 0)
+	d.c.s.mu.Unlock()
 	d.c.pool.close()
 	d.c.dropMemory()
 	if s := d.c.inflight.session; s != nil {

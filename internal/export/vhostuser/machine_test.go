@@ -154,8 +154,9 @@ func (m *machine) connect() {
 	ours, theirs := socketpair(t)
 	m.conn, m.vc = ours, vhost.NewConn(ours)
 	_ = ours.SetDeadline(time.Now().Add(20 * time.Second))
-	m.served = make(chan error, 1)
-	go func() { m.served <- m.server.ServeConn(context.Background(), theirs) }()
+	served, server := make(chan error, 1), m.server
+	m.served = served
+	go func() { served <- server.ServeConn(context.Background(), theirs) }()
 	offered := m.number(vhost.GetFeatures)
 	if extra := m.features &^ virtio.Features(offered); extra != 0 {
 		t.Fatalf("features %#x are not offered", uint64(extra))

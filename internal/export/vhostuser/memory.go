@@ -100,7 +100,7 @@ func mapRegion(r vhost.Region, fd int) (*region, error) {
 }
 
 // useMemory makes regions the connection's memory, those that are there already and new
-// ones, while no queue runs.
+// ones. While queues run there are only new ones, of which setMemory tells.
 func (c *client) useMemory(regions []*region) error {
 	slots := make([]virtio.Slot, 0, len(regions))
 	var sum uint64

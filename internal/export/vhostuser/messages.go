@@ -111,9 +111,7 @@ func (c *client) getMaxMemSlots(_ *vhost.Message, r *reply) error {
 
 // quietly calls change while no queue runs, and lets those run again that can.
 func (c *client) quietly(change func() error) error {
-	for _, q := range c.queues {
-		q.pause()
-	}
+	c.pauseAll()
 	if err := change(); err != nil {
 		return err
 	}
@@ -123,6 +121,17 @@ func (c *client) quietly(change func() error) error {
 		}
 	}
 	return nil
+}
+
+// pauseAll stops all queues with nothing in flight. None takes more while another is waited
+// for.
+func (c *client) pauseAll() {
+	for _, q := range c.queues {
+		q.hush()
+	}
+	for _, q := range c.queues {
+		q.pause()
+	}
 }
 
 func (c *client) setMemTable(m *vhost.Message, _ *reply) error {
@@ -167,17 +176,24 @@ func (c *client) addMemReg(m *vhost.Message, _ *reply) error {
 	if len(c.regions) >= maxSlots {
 		return fmt.Errorf("%w: more than %d pieces of memory", errRule, maxSlots)
 	}
-	return c.quietly(func() error {
-		r, err := mapRegion(w, fds[0])
-		if err != nil {
+	r, err := mapRegion(w, fds[0])
+	if err != nil {
+		return err
+	}
+	if err := c.useMemory(append(slices.Clone(c.regions), r)); err != nil {
+		unmap(r.mapping)
+		return err
+	}
+	// Nothing that requests refer to goes away: queues that run need not end what they
+	// have, which may take long, and the front-end waits.
+	for _, q := range c.queues {
+		if q.running {
+			q.setMemory()
+		} else if err := q.run(); err != nil {
 			return err
 		}
-		if err := c.useMemory(append(slices.Clone(c.regions), r)); err != nil {
-			unmap(r.mapping)
-			return err
-		}
-		return nil
-	})
+	}
+	return nil
 }
 
 func (c *client) remMemReg(m *vhost.Message, _ *reply) error {
@@ -291,8 +307,8 @@ func (c *client) setVringEnable(m *vhost.Message, _ *reply) error {
 func (c *client) disableAll(*vhost.Message, *reply) error {
 	for _, q := range c.queues {
 		q.enabled = false
-		q.pause()
 	}
+	c.pauseAll()
 	return nil
 }
 
@@ -443,6 +459,7 @@ func (c *client) setLogBase(m *vhost.Message, r *reply) error {
 }
 
 func (c *client) resetDevice(*vhost.Message, *reply) error {
+	c.pauseAll()
 	for _, q := range c.queues {
 		q.stop()
 		q.enabled, q.base = false, 0

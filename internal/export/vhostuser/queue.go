@@ -42,7 +42,7 @@ type queue struct {
 	wait    waiter
 
 	features virtio.Features
-	sealed   bool
+	sealed   bool      // changed under mu while the queue runs
 	dirty    *dirtyLog // nil while nothing is logged
 	subs     []vhost.Submission
 	poller   spin.Poller
@@ -196,6 +196,15 @@ func (q *queue) attach() error {
 		}
 	}
 	return nil
+}
+
+// setMemory tells a queue that runs of memory that was added.
+func (q *queue) setMemory() {
+	defer q.unstick()()
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.dev.SetMemory(q.c.memory)
+	q.sealed = q.c.sealed()
 }
 
 // hush lets the queue take no more requests. It may be called by anybody.
@@ -421,11 +430,16 @@ func (q *queue) finish(done []*request) {
 	}
 }
 
-// finishOne completes a request of a worker.
+// finishOne completes a request of a worker, unless the connection was cut meanwhile: ring
+// and area may be another connection's soon, which finds the request in the area.
 func (q *queue) finishOne(r *request) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.working--
+	if q.c.ctx.Err() != nil {
+		q.dropLocked(r)
+		return
+	}
 	q.finish(append(q.done[:0], r))
 }
 

@@ -23,7 +23,8 @@ type Server struct {
 	closed    bool
 	listeners map[*net.UnixListener]struct{}
 	clients   map[*client]struct{}
-	changed   chan struct{} // closed and replaced when a connection ends
+	owners    map[block.SessionID]*client // which connection has the in-flight area of a session
+	changed   chan struct{}               // closed and replaced when a connection ends
 	ids       uint64
 	told      time.Time // begin of the present second of the log
 	lines     int       // connections that the log has heard of in it
@@ -41,7 +42,7 @@ func New(o Options) (*Server, error) {
 	if err := o.validate(); err != nil {
 		return nil, err
 	}
-	s := &Server{o: o, listeners: map[*net.UnixListener]struct{}{}, clients: map[*client]struct{}{}, changed: make(chan struct{})}
+	s := &Server{o: o, listeners: map[*net.UnixListener]struct{}{}, clients: map[*client]struct{}{}, owners: map[block.SessionID]*client{}, changed: make(chan struct{})}
 	info := o.Volume.Info()
 	s.size.Store(info.Size)
 	s.fixed = o.ReadOnly || info.ReadOnly
@@ -168,8 +169,43 @@ func (s *Server) gone(c *client) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.clients, c)
+	s.disownLocked(c, 0)
 	close(s.changed)
 	s.changed = make(chan struct{})
+}
+
+// own makes the session of an in-flight area a connection's. A front-end gives its area to
+// one connection after the other: one that still has it is cut, and waited for. Otherwise
+// both would run what is in flight, and write to the ring.
+func (s *Server) own(c *client, id block.SessionID) error {
+	for {
+		s.mu.Lock()
+		other, changed := s.owners[id], s.changed
+		if other == nil || other == c {
+			s.owners[id] = c
+			s.mu.Unlock()
+			return nil
+		}
+		s.mu.Unlock()
+		other.cut(errReplaced)
+		select {
+		case <-changed:
+		case <-c.ctx.Done():
+			return context.Cause(c.ctx)
+		}
+	}
+}
+
+// errReplaced is why the connection of a front-end that has made another one is cut.
+var errReplaced = errors.New("the front-end has given its in-flight area to another connection")
+
+// disownLocked forgets which sessions were a connection's, but for one, 0 for none.
+func (s *Server) disownLocked(c *client, but block.SessionID) {
+	for id, owner := range s.owners { // few more than there are connections
+		if owner == c && id != but {
+			delete(s.owners, id)
+		}
+	}
 }
 
 // Shutdown stops accepting and taking requests at once, lets the requests that were taken

@@ -134,6 +134,10 @@ func (c *client) track(t tracking) error {
 		return err
 	}
 	t.id = block.SessionID(id)
+	if err := c.s.own(c, t.id); err != nil {
+		unmap(t.mapping)
+		return fmt.Errorf("session %016x of the in-flight area: %w", id, err)
+	}
 	// What the queues had in the area before is done, for none runs. The same session goes
 	// on if the same area comes back.
 	idle := t.id != c.inflight.id
@@ -142,6 +146,9 @@ func (c *client) track(t tracking) error {
 		q.split, q.packed, q.track = nil, nil, nil
 	}
 	c.inflight.close(idle)
+	c.s.mu.Lock()
+	c.s.disownLocked(c, t.id)
+	c.s.mu.Unlock()
 	queues, slots := t.area.Shape()
 	t.session, err = c.s.o.Volume.OpenSession(c.ctx, t.id, queues, slots)
 	if errors.Is(err, block.ErrUnsupported) {
