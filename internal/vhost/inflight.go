@@ -97,6 +97,23 @@ func (a *Area) Session() (uint64, error) {
 	return session, nil
 }
 
+// cacheAt is where the trailer says whether the driver has switched the write-back cache
+// off.
+const cacheAt = 24
+
+// SetWritethrough says for those to come whether each write is to be flushed.
+func (a *Area) SetWritethrough(on bool) { store(a.trailer(), cacheAt, flag(on)) }
+
+// Writethrough reports what SetWritethrough has said, false in a new area, or an error if
+// no back-end has written that.
+func (a *Area) Writethrough() (bool, error) {
+	v := load(a.trailer(), cacheAt)
+	if v > 1 {
+		return false, fmt.Errorf("an in-flight area whose write cache is %d, 0 or 1 is possible: %w", v, ErrProtocol)
+	}
+	return v == 1, nil
+}
+
 // counterAt is where the trailer keeps the counter of a queue.
 func counterAt(queue int) int { return trailerHeader + 8*queue }
 

@@ -90,6 +90,7 @@ func TestAreaBytes(t *testing.T) {
 	s.LinkHead(3)
 	s.Clear(3)
 	s.Settle(1)
+	a.SetWritethrough(true)
 	want := make([]byte, len(mem))
 	copy(want[8:], []byte{1, 0, testSize, 0, 3, 0, 6, 0})              // version, descriptors, last batch, used index
 	copy(want[16+3*16+8:], []byte{1})                                  // counter of descriptor 3
@@ -98,8 +99,26 @@ func TestAreaBytes(t *testing.T) {
 	copy(trailer, "PLUXINF1")                                          // magic
 	copy(trailer[8:], []byte{AreaVersion, 0, 2, 0, testSize, 0, 0, 0}) // version, queues, descriptors, layout
 	copy(trailer[16:], []byte{77})                                     // session
+	copy(trailer[24:], []byte{1})                                      // the write-back cache is off
 	if !bytes.Equal(mem, want) {
 		t.Errorf("the area is\n%x\nnot\n%x", mem, want)
+	}
+}
+
+// What the area says of the write-back cache is 0 or 1.
+func TestAreaWritethrough(t *testing.T) {
+	a, _ := newArea(t, true)
+	for _, on := range []bool{false, true, false} {
+		if a.SetWritethrough(on); on {
+			a, _ = OpenArea(a.mem, 2, testSize, true)
+		}
+		if got, err := a.Writethrough(); got != on || err != nil {
+			t.Errorf("write through %t, %v, not %t", got, err, on)
+		}
+	}
+	a.trailer()[cacheAt] = 2
+	if _, err := a.Writethrough(); !errors.Is(err, ErrProtocol) {
+		t.Errorf("a cache that is neither on nor off: %v", err)
 	}
 }
 
@@ -186,6 +205,7 @@ func FuzzAttach(f *testing.F) {
 			t.Fatal(err)
 		}
 		_, _ = a.Session()
+		_, _ = a.Writethrough()
 		taken := 0
 		seen := map[uint16]bool{}
 		check := func(subs []Submission, err error) bool {

@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/export/nbd/nbdtest"
 	"github.com/pollux-storage/pollux/internal/vhost"
@@ -154,6 +156,49 @@ func TestForgotten(t *testing.T) {
 	if st := other.Stats(); st.Resubmitted != 1 || st.Errors != 1 {
 		t.Errorf("%+v", st)
 	}
+}
+
+// A driver that has switched the write-back cache off sends no flushes, and its front-end
+// does not say so again: the next server knows it from the area.
+func TestCacheOffOutlivesServer(t *testing.T) {
+	v := nbdtest.New("vol", volumeBytes)
+	s, _ := newServer(t, Options{Volume: v})
+	m := newMachine(t, s, setup{features: disk, track: true})
+	m.start()
+	write := func(what string, flushed bool) {
+		t.Helper()
+		if code := m.vqs[0].do(virtio.BlkOut, 0, false, buffer{dataStart, 4096}); code != virtio.BlkOK || (v.Unstable() == 0) != flushed {
+			t.Errorf("%s: status %d, %d changes are not flushed", what, code, v.Unstable())
+		}
+	}
+	takeover := func() {
+		t.Helper()
+		m.disconnect()
+		m.server, _ = newServer(t, Options{Volume: v})
+		m.connect()
+		m.start()
+	}
+	wce := func(on byte) {
+		t.Helper()
+		must(t, m.ack(vhost.SetConfig, vhost.Config{Offset: virtio.BlkConfigWriteback, Size: 1, Data: []byte{on}}.Append(nil)))
+	}
+	write("with the cache on", false)
+	wce(0)
+	write("with the cache off", true)
+	takeover()
+	write("after a takeover", true)
+	if c := m.config(); c.Writeback {
+		t.Error("the next server says that the cache is on")
+	}
+	must(t, m.ack(vhost.ResetDevice, nil))
+	_ = unix.Close(m.area)
+	m.getArea() // as a front-end does after a reset
+	m.vqs[0].drv.Reset()
+	m.start()
+	write("after a reset", true)
+	wce(1)
+	takeover()
+	write("with the cache on again", false)
 }
 
 // Serve accepts until it is to end, and leaves the listener as it was.

@@ -419,7 +419,7 @@ func (c *client) setConfig(m *vhost.Message, _ *reply) error {
 		// The other end of a migration had another back-end: of its state only what a
 		// driver may write is not our own.
 		if at := virtio.BlkConfigWriteback; int(v.Offset) <= at && at < int(v.Offset)+len(v.Data) {
-			c.writeback.Store(v.Data[at-int(v.Offset)] != 0)
+			c.setWriteback(v.Data[at-int(v.Offset)] != 0)
 		}
 		return nil
 	}
@@ -427,8 +427,17 @@ func (c *client) setConfig(m *vhost.Message, _ *reply) error {
 		return fmt.Errorf("%w: a write of %d bytes at %d of the configuration space, where a driver may write 0 or 1 at %d if that was negotiated",
 			errRule, v.Size, v.Offset, virtio.BlkConfigWriteback)
 	}
-	c.writeback.Store(v.Data[0] == 1)
+	c.setWriteback(v.Data[0] == 1)
 	return nil
+}
+
+// setWriteback switches the cache, also for the connections that come after this one with
+// the same area.
+func (c *client) setWriteback(on bool) {
+	c.writeback.Store(on)
+	if a := c.inflight.area; a != nil {
+		a.SetWritethrough(!on)
+	}
 }
 
 func (c *client) setLogBase(m *vhost.Message, r *reply) error {
@@ -464,8 +473,8 @@ func (c *client) resetDevice(*vhost.Message, *reply) error {
 		q.stop()
 		q.enabled, q.base = false, 0
 	}
+	// The cache stays as it is: front-ends keep what they have told the driver of it.
 	c.status = 0
-	c.writeback.Store(true)
 	return nil
 }
 

@@ -45,6 +45,7 @@ func (c *client) getInflightFD(m *vhost.Message, r *reply) error {
 		_, _ = rand.Read(id[:]) // which does not fail
 	}
 	t.area.Format(binary.LittleEndian.Uint64(id[:]))
+	t.area.SetWritethrough(!c.writeback.Load())
 	r.payload = v.Append(nil)
 	return c.track(t)
 }
@@ -133,6 +134,11 @@ func (c *client) track(t tracking) error {
 		unmap(t.mapping)
 		return err
 	}
+	through, err := t.area.Writethrough()
+	if err != nil {
+		unmap(t.mapping)
+		return err
+	}
 	t.id = block.SessionID(id)
 	if err := c.s.own(c, t.id); err != nil {
 		unmap(t.mapping)
@@ -161,6 +167,7 @@ func (c *client) track(t tracking) error {
 		return fmt.Errorf("session %016x of the in-flight area: %w", id, err)
 	}
 	c.inflight = t
+	c.writeback.Store(!through) // front-ends say it only when the driver changes it
 	return nil
 }
 
