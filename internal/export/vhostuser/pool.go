@@ -4,6 +4,9 @@ import (
 	"fmt"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
+
+	"github.com/pollux-storage/pollux/internal/virtio"
 )
 
 // pool is the workers of a connection: they do what may wait for the volume.
@@ -17,8 +20,12 @@ type pool struct {
 	waiting []*request // from first on
 	first   int
 	workers int
-	idle    int
-	closed  bool
+	// unstaged is how many writes wait for their share of the operation log. Behind them
+	// none is held: workers that wait for a share would wait for writes that no worker is
+	// left for. It may be looked at without mu.
+	unstaged atomic.Int32
+	idle     int
+	closed   bool
 }
 
 func (p *pool) init(c *client, limit int) {
@@ -26,10 +33,19 @@ func (p *pool) init(c *client, limit int) {
 	p.some = sync.NewCond(&p.mu)
 }
 
-// give leaves a request to a worker.
-func (p *pool) give(r *request) {
+// give leaves a request to a worker. It returns false, and does nothing, if it is a write
+// that is staged and must not be: others wait for memory of the operation log already, or
+// the connection's share of it is in use.
+func (p *pool) give(r *request) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	switch {
+	case r.kind != virtio.BlkOut || r.flush:
+	case r.write == nil:
+		p.unstaged.Add(1)
+	case p.unstaged.Load() > 0 || !p.c.share.TryAcquire(r.bytes):
+		return false
+	}
 	if p.first > 0 && len(p.waiting) == cap(p.waiting) {
 		p.waiting = p.waiting[:copy(p.waiting, p.waiting[p.first:])]
 		p.first = 0
@@ -38,9 +54,10 @@ func (p *pool) give(r *request) {
 	if len(p.waiting)-p.first > p.idle && p.workers < p.limit {
 		p.workers++
 		p.wg.Go(p.work)
-		return
+		return true
 	}
 	p.some.Signal()
+	return true
 }
 
 // take waits for a request. It returns nil when the pool is closed and has none.

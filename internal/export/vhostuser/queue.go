@@ -375,7 +375,10 @@ func (q *queue) begin(r *request) {
 		return
 	}
 	q.working++
-	q.c.pool.give(r)
+	if !q.c.pool.give(r) {
+		r.abort()
+		q.c.pool.give(r) // a worker stages it anew
+	}
 }
 
 // fetch takes the next request and notes that it is in flight. It returns nil if there is

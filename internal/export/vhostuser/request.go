@@ -215,6 +215,9 @@ func (r *request) tryWrite() bool {
 	if !r.sound() || r.q.c.s.fixed {
 		return r.refuse(virtio.BlkIOError)
 	}
+	if r.q.c.pool.unstaged.Load() > 0 {
+		return false // those were first, and it would most likely be staged for nothing
+	}
 	w, err := r.q.c.s.o.Volume.TryStage(r.off, int(r.bytes))
 	switch {
 	case lost(err):
@@ -235,21 +238,11 @@ func (r *request) tryWrite() bool {
 		r.fail("write", err)
 		return true
 	case !ok:
-		r.hold(w)
+		r.write = w // held until a worker commits it, if the pool allows that
 		return false
 	}
 	r.flush = r.q.c.writethrough(r.q.features)
 	return !r.flush
-}
-
-// hold keeps a staged write that has to wait, unless the connection's share of the operation
-// log is in use: then a worker stages it anew.
-func (r *request) hold(w block.Write) {
-	if !r.q.c.share.TryAcquire(r.bytes) {
-		w.Abort()
-		return
-	}
-	r.write = w
 }
 
 // maxStaged is how many bytes of a connection may be staged and wait to be committed.
@@ -393,25 +386,36 @@ func (r *request) commit(ctx context.Context) error {
 	return nil
 }
 
-// publish commits a write that hold has kept, or that is not staged.
+// publish commits a write that is held, or that is not staged.
 func (r *request) publish(ctx context.Context) error {
-	share := r.q.c.share
 	if r.write == nil {
-		if err := share.Acquire(ctx, r.bytes); err != nil {
-			return err
-		}
-	}
-	defer share.Release(r.bytes)
-	if r.write == nil {
-		w, err := r.q.c.s.o.Volume.Stage(ctx, r.off, int(r.bytes))
+		w, err := r.stage(ctx)
 		if err != nil {
 			return err
 		}
+		defer r.q.c.share.Release(r.bytes)
 		r.receive(w)
+	} else {
+		defer r.q.c.share.Release(r.bytes)
 	}
 	w := r.write
 	r.write = nil
 	return w.Commit(ctx)
+}
+
+// stage waits for a share of the operation log, which is the caller's then, and for its
+// memory.
+func (r *request) stage(ctx context.Context) (block.Write, error) {
+	c := r.q.c
+	defer c.pool.unstaged.Add(-1)
+	if err := c.share.Acquire(ctx, r.bytes); err != nil {
+		return nil, err
+	}
+	w, err := c.s.o.Volume.Stage(ctx, r.off, int(r.bytes))
+	if err != nil {
+		c.share.Release(r.bytes)
+	}
+	return w, err
 }
 
 // zero does a discard or a write of zeroes.

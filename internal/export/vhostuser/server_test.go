@@ -402,6 +402,73 @@ func TestShare(t *testing.T) {
 	}
 }
 
+// Writes that wait for the operation log are not overtaken for ever by later ones, for whose
+// commits no worker would be left.
+func TestShareInTurn(t *testing.T) {
+	v := nbdtest.New("vol", volumeBytes)
+	commits, flushed := make(chan struct{}), make(chan struct{})
+	v.Hook = func(_ context.Context, op nbdtest.Op, _, _ int64) error {
+		switch op {
+		case nbdtest.OpTryCommit:
+			return nbdtest.ErrWouldWait
+		case nbdtest.OpCommit:
+			<-commits
+		case nbdtest.OpFlush:
+			<-flushed
+		}
+		return nil
+	}
+	s, _ := newServer(t, Options{Volume: v, Workers: 1})
+	m := newMachine(t, s, setup{features: disk, size: 128})
+	m.start()
+	q := m.vqs[0]
+	const each, held = 8 << 20, maxStaged / (8 << 20)
+	submit := func(n int) {
+		for range n {
+			q.queue(virtio.BlkOut, 0, false, buffer{dataStart, each})
+		}
+		q.publish()
+	}
+	taken := func(n int) {
+		for i := 0; s.Stats().InFlight < n; i++ {
+			if time.Sleep(time.Millisecond); i > 5000 {
+				t.Fatalf("%d requests of %d in flight", s.Stats().InFlight, n)
+			}
+		}
+	}
+	done := 0
+	commit := func() {
+		select {
+		case commits <- struct{}{}:
+			done++
+		case <-time.After(5 * time.Second):
+			t.Errorf("nothing is committed any more, after %d writes", done)
+			close(commits)
+			m.disconnect()
+			t.FailNow()
+		}
+	}
+	submit(held)
+	q.queue(virtio.BlkFlushCache, 0, false)
+	submit(2) // which wait, for the share is in use
+	taken(held + 3)
+	for range held {
+		commit()
+	}
+	for i := 0; s.Stats().InFlight > 3; i++ { // so that the share is free
+		if time.Sleep(time.Millisecond); i > 5000 {
+			t.Fatalf("%d requests in flight", s.Stats().InFlight)
+		}
+	}
+	q.pop()
+	submit(held) // while the only worker is at the flush, what was given back is not theirs
+	taken(held + 3)
+	close(flushed)
+	for range held + 2 {
+		commit()
+	}
+}
+
 // A volume that goes away is no failed disk: the connection is cut, the request stays.
 func TestVolumeLost(t *testing.T) {
 	for _, op := range []nbdtest.Op{nbdtest.OpTryRead, nbdtest.OpTryStage, nbdtest.OpTryCommit, nbdtest.OpFlush, nbdtest.OpTrim} {
