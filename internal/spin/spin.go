@@ -92,9 +92,6 @@ func (p *Poller) Woke() {
 	}
 }
 
-// Window returns how long the next look in vain would take.
-func (p *Poller) Window() time.Duration { return p.window }
-
 // poll looks from begin on for the length of the window, if the process has a
 // processor for that.
 func (p *Poller) poll(ready func() bool, begin time.Duration) bool {

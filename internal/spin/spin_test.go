@@ -51,7 +51,7 @@ func TestWindowGrowsWhenSleepsAreShort(t *testing.T) {
 	n := 0
 	for ; !round(p, w, 30*time.Microsecond); n++ {
 		if n > 10 {
-			t.Fatalf("after %d sleeps of 30 µs the window is %v", n, p.Window())
+			t.Fatalf("after %d sleeps of 30 µs the window is %v", n, p.window)
 		}
 	}
 	if n < 2 {
@@ -62,8 +62,8 @@ func TestWindowGrowsWhenSleepsAreShort(t *testing.T) {
 			t.Fatal("slept although the last wait of this length was polled")
 		}
 	}
-	if p.Window() > p.Max {
-		t.Errorf("window %v is longer than the %v allowed", p.Window(), p.Max)
+	if p.window > p.Max {
+		t.Errorf("window %v is longer than the %v allowed", p.window, p.Max)
 	}
 }
 
@@ -72,16 +72,16 @@ func TestWindowShrinksWhenItIsInVain(t *testing.T) {
 	for range 10 {
 		round(p, w, 50*time.Microsecond)
 	}
-	full := p.Window()
+	full := p.window
 	if full != p.Max {
 		t.Fatalf("window %v after ten short waits, want %v", full, p.Max)
 	}
-	if round(p, w, 300*time.Microsecond); p.Window() != full/4 {
-		t.Errorf("window %v after one long wait, want %v", p.Window(), full/4)
+	if round(p, w, 300*time.Microsecond); p.window != full/4 {
+		t.Errorf("window %v after one long wait, want %v", p.window, full/4)
 	}
 	round(p, w, 300*time.Microsecond)
-	if round(p, w, 300*time.Microsecond); p.Window() != 0 {
-		t.Errorf("window %v after three long waits, want none", p.Window())
+	if round(p, w, 300*time.Microsecond); p.window != 0 {
+		t.Errorf("window %v after three long waits, want none", p.window)
 	}
 }
 
@@ -91,8 +91,8 @@ func TestIdleLooksOnce(t *testing.T) {
 	for range 10 {
 		round(p, w, 50*time.Microsecond)
 	}
-	if round(p, w, time.Second); p.Window() != 0 {
-		t.Fatalf("window %v after a second of silence", p.Window())
+	if round(p, w, time.Second); p.window != 0 {
+		t.Fatalf("window %v after a second of silence", p.window)
 	}
 	w.looked = 0
 	for range 20 {
@@ -112,8 +112,8 @@ func TestProcessorTaken(t *testing.T) {
 	}
 	w.step = 10 * time.Millisecond // each question of the clock finds it so much later
 	w.at = w.now + time.Hour
-	if p.Poll(w.ready) || p.Window() != 0 {
-		t.Fatalf("window %v after a look that took 10 ms", p.Window())
+	if p.Poll(w.ready) || p.window != 0 {
+		t.Fatalf("window %v after a look that took 10 ms", p.window)
 	}
 	w.step = time.Microsecond
 	quiet := 0
@@ -173,8 +173,8 @@ func TestPollAgainEndsSleep(t *testing.T) {
 			w.now = max(w.now, w.at)
 		}
 	}
-	if p.Window() < 16*time.Microsecond {
-		t.Errorf("window %v after ten waits of 20 µs", p.Window())
+	if p.window < 16*time.Microsecond {
+		t.Errorf("window %v after ten waits of 20 µs", p.window)
 	}
 }
 
