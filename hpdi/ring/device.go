@@ -73,6 +73,11 @@ func Open(ctx context.Context, path string, o Options) (hpdi.Device, error) {
 	}
 	if err == nil {
 		err = d.refresh()
+		// They may be changing just now.
+		for try := 0; err != nil && try < 20 && ctx.Err() == nil; try++ {
+			time.Sleep(time.Millisecond)
+			err = d.refresh()
+		}
 	}
 	if err != nil {
 		if d.link != nil {

@@ -22,6 +22,10 @@ type Facts struct {
 
 const factWords = 4
 
+// restTries is how often Facts looks for a moment at which they do not change. To write them
+// takes a fraction of that, and a back-end that has died over it never ends.
+const restTries = 500
+
 func (f Facts) flags() uint64 {
 	var v uint64
 	for i, b := range []bool{f.Discard, f.Zeroes, f.Durable, f.Status, f.ReadOnly, f.Direct, f.Rotates, f.CancelAll} {
@@ -63,7 +67,7 @@ func (m *Memory) SetFacts(f Facts) {
 // for longer than that takes.
 func (m *Memory) Facts() (Facts, uint64, error) {
 	seq := word(m.mem, backPage+factsSeq)
-	for range 1 << 20 {
+	for range restTries {
 		n := seq.Load()
 		if n%2 == 1 {
 			continue

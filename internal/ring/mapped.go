@@ -77,8 +77,8 @@ func (s *Server) ServeFile(f *os.File, size int64) error {
 	if err := LockFile(f, BackLock); err != nil {
 		return fmt.Errorf("ring %s: back-end: %w", f.Name(), err)
 	}
-	if size > s.o.Memory {
-		return fmt.Errorf("ring %s of %d bytes: a front-end may have %d", f.Name(), size, s.o.Memory)
+	if size > MaxRing {
+		return fmt.Errorf("ring %s of %d bytes: the largest has %d", f.Name(), size, int64(MaxRing))
 	}
 	mem, err := Map(int(f.Fd()), size)
 	if err != nil {

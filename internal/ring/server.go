@@ -41,8 +41,10 @@ type Options struct {
 	Poll time.Duration
 	// Rings is how many front-ends there may be at once; 0 is 64.
 	Rings int
-	// Memory is how much a front-end may hand over in bytes; 0 is 1 TiB.
+	// Memory is how much a front-end may hand over in bytes; 0 is 16 GiB.
 	Memory int64
+	// Together is how much all of them may; 0 is four times Memory.
+	Together int64
 	// Log is told of front-ends that come, go and break the rules; nil is nobody.
 	Log *slog.Logger
 }
@@ -61,8 +63,9 @@ type Server struct {
 	cancel context.CancelFunc
 	conns  sync.WaitGroup
 
-	mu   sync.Mutex // guards open
-	open map[*conn]bool
+	mu     sync.Mutex // guards the following
+	open   map[*conn]bool
+	mapped int64 // bytes that all front-ends have handed over
 }
 
 // NewServer returns a server of target.
@@ -71,7 +74,10 @@ func NewServer(target Target, o Options) *Server {
 		o.Rings = 64
 	}
 	if o.Memory == 0 {
-		o.Memory = 1 << 40
+		o.Memory = 16 << 30
+	}
+	if o.Together == 0 {
+		o.Together = 4 * o.Memory
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -183,7 +189,7 @@ type conn struct {
 	mapped atomic.Pointer[[][]byte]
 
 	ring    []byte
-	bytes   int64 // mapped, the ring included
+	bytes   int64 // reserved to be mapped, the ring included
 	bells   []*Bell
 	queues  []*Queue
 	runner  Runner
@@ -265,6 +271,7 @@ func (k *conn) free() {
 	if k.ring != nil {
 		_ = unix.Munmap(k.ring)
 	}
+	k.giveBack(k.bytes)
 }
 
 // serve answers messages until the connection ends.
@@ -313,13 +320,17 @@ func (k *conn) attach(m message, fds []int) error {
 		closeAll(fds)
 		return fmt.Errorf("attach with %d descriptors: one of the ring and two for each queue are needed: %w", len(fds), ErrBroken)
 	}
-	mem, err := mapSealed(fds[0], m.number)
+	err := k.reserve(m.number)
+	var mem []byte
+	if err == nil {
+		mem, err = mapSealed(fds[0], m.number)
+	}
 	unix.Close(fds[0])
 	if err != nil {
 		closeAll(fds[1:])
 		return fmt.Errorf("ring: %w", err)
 	}
-	k.ring, k.bytes = mem, int64(len(mem))
+	k.ring = mem
 	for i, fd := range fds[1:] {
 		b, err := bellOf(fd)
 		if err != nil {
@@ -334,9 +345,6 @@ func (k *conn) attach(m message, fds []int) error {
 	}
 	if shape := ring.Shape(); !shape.Bells || shape.Queues != len(k.bells)/2 {
 		return fmt.Errorf("ring with %d queues, and %d bells: %w", shape.Queues, len(k.bells), ErrBroken)
-	}
-	if k.bytes > k.s.o.Memory {
-		return fmt.Errorf("ring of %d bytes: a front-end may hand over %d: %w", k.bytes, k.s.o.Memory, ErrBroken)
 	}
 	k.mapped.Store(&[][]byte{ring.Data()})
 	k.facts.Lock()
@@ -355,19 +363,43 @@ func (k *conn) add(m message, fds []int) error {
 	if m.number == 0 || m.number >= memories {
 		return fmt.Errorf("memory %d: numbers from 1 to %d are possible: %w", m.number, memories-1, ErrBroken)
 	}
-	if m.size > uint64(k.s.o.Memory) || k.bytes > k.s.o.Memory-int64(m.size) {
-		return fmt.Errorf("memory %d of %d bytes beside %d: a front-end may hand over %d: %w", m.number, m.size, k.bytes, k.s.o.Memory, ErrBroken)
-	}
 	if k.mapping(uint16(m.number)) != nil {
 		return fmt.Errorf("memory %d is there already: %w", m.number, ErrBroken)
+	}
+	if err := k.reserve(m.size); err != nil {
+		return fmt.Errorf("memory %d: %w", m.number, err)
 	}
 	mem, err := mapSealed(fds[0], m.size)
 	if err != nil {
 		return fmt.Errorf("memory %d: %w", m.number, err)
 	}
-	k.bytes += int64(len(mem))
 	k.setMapping(uint16(m.number), mem)
 	return nil
+}
+
+// reserve counts n bytes that are to be mapped. They are given back by forget, or when the
+// connection has ended.
+func (k *conn) reserve(n uint64) error {
+	s := k.s
+	if n > uint64(s.o.Memory) || k.bytes > s.o.Memory-int64(n) {
+		return fmt.Errorf("%d bytes beside %d: a front-end may hand over %d: %w", n, k.bytes, s.o.Memory, ErrBroken)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.mapped > s.o.Together-int64(n) {
+		return fmt.Errorf("%d bytes: all front-ends have handed over %d already, and may %d", n, s.mapped, s.o.Together)
+	}
+	s.mapped += int64(n)
+	k.bytes += int64(n)
+	return nil
+}
+
+// giveBack takes back what was reserved.
+func (k *conn) giveBack(n int64) {
+	k.bytes -= n
+	k.s.mu.Lock()
+	k.s.mapped -= n
+	k.s.mu.Unlock()
 }
 
 func (k *conn) mapping(number uint16) []byte {
@@ -405,7 +437,7 @@ func (k *conn) forget(m message) error {
 			return err
 		}
 	}
-	k.bytes -= int64(len(mem))
+	k.giveBack(int64(len(mem)))
 	return unix.Munmap(mem)
 }
 

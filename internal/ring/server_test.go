@@ -397,7 +397,7 @@ func TestHostileMessages(t *testing.T) {
 	before := descriptors(t)
 	for want, do := range map[string]func(c *client) error{
 		"sealed":               func(c *client) error { return c.link.Attach(plain, 1<<20, c.bells) },
-		"bytes of a memory of": func(c *client) error { return c.link.Attach(c.fd, 1<<30, c.bells) },
+		"bytes of a memory of": func(c *client) error { return c.link.Attach(c.fd, 8<<20, c.bells) },
 		"an eventfd is needed": func(c *client) error {
 			return c.link.Attach(c.fd, int64(len(c.mem)), []*Bell{{fd: plain}, {fd: plain}})
 		},
@@ -469,6 +469,28 @@ func descriptors(t *testing.T) int {
 		t.Fatal(err)
 	}
 	return len(all)
+}
+
+// What all front-ends hand over together is bounded, and what is given back is free again.
+func TestMemoryTogether(t *testing.T) {
+	path, s := served(t, newDisk(), Options{Memory: 4 << 20, Together: 5 << 20})
+	a, b := newClient(t, path, shape(1, 4)), newClient(t, path, shape(1, 4))
+	if err := errors.Join(a.attach(), b.attach(), a.link.Memory(1, sealedFile(t, 3<<20), 3<<20)); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(a.link.Forget(1), b.link.Memory(1, sealedFile(t, 3<<20), 3<<20)); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.link.Memory(1, sealedFile(t, 3<<20), 3<<20); err == nil || !strings.Contains(err.Error(), "all front-ends have handed over") {
+		t.Errorf("more than all may: %v", err)
+	}
+	b.link.Bye()
+	<-a.link.Gone()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.mapped != 0 {
+		t.Errorf("%d bytes are counted and nobody is there", s.mapped)
+	}
 }
 
 func TestTooManyFronts(t *testing.T) {

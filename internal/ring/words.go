@@ -105,10 +105,10 @@ func (m *Memory) Attach() uint64 { return word(m.mem, backPage+backAttach).Add(1
 // Attached returns the number of the newest back-end.
 func (m *Memory) Attached() uint64 { return word(m.mem, backPage+backAttach).Load() }
 
-// BeatFront and BeatBack show the other side that this one lives.
+// BeatFront shows the back-end that the front-end lives.
 func (m *Memory) BeatFront() { word(m.mem, frontPage+frontBeat).Add(1) }
 
-// BeatBack is BeatFront of the back-end.
+// BeatBack shows the front-end that the back-end lives.
 func (m *Memory) BeatBack() { word(m.mem, backPage+backBeat).Add(1) }
 
 // Beats returns the heartbeats of both sides. They mean nothing but that they change.
