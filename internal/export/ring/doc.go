@@ -22,8 +22,7 @@
 // or not at all. A guest that finds requests in a ring which an earlier one has left asks
 // for each whether its tag is known: then it is completed without being run again. They
 // are run before anything newer, in the order of their submission, and one after the other.
-// Where the session was forgotten meanwhile nobody can tell, and changes end with an error:
-// to run one again could undo a later one. A volume that keeps no sessions has them run again.
+// Where the session was forgotten meanwhile nobody can tell, and they are run again.
 //
 // The session ends with a front-end that says good-bye. One that just disappears leaves
 // it, for its ring may come back.

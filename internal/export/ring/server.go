@@ -117,12 +117,8 @@ func (t target) Attach(shape core.Shape, again int) (core.Runner, error) {
 	case err != nil:
 		return nil, fmt.Errorf("session of the ring: %w", err)
 	}
-	switch log := t.s.o.Log.With("volume", t.s.o.Volume.Info().Name, "requests", again); {
-	case again == 0:
-	case session == nil:
-		log.Warn("ring: the volume keeps no sessions, requests of a dead server are run again")
-	case session.Fresh():
-		log.Warn("ring: what was known of the requests in flight was forgotten, their changes end with an error")
+	if again > 0 && (session == nil || session.Fresh()) {
+		t.s.o.Log.Warn("ring: nobody knows which of the requests in flight were done, they are done again", "volume", t.s.o.Volume.Info().Name, "requests", again)
 	}
 	return &runner{s: t.s, session: session, own: shape.Session}, nil
 }
