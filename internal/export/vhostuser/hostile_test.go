@@ -1,6 +1,7 @@
 package vhostuser
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"log/slog"
@@ -12,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/pollux-storage/pollux/internal/export/nbd/nbdtest"
 	"github.com/pollux-storage/pollux/internal/vhost"
 	"github.com/pollux-storage/pollux/internal/virtio"
 )
@@ -282,6 +284,38 @@ func TestUnsealed(t *testing.T) {
 	if code := m.vqs[0].do(virtio.BlkIn, 8, true, a); code != virtio.BlkOK || string(m.data(a)) != string(v.Bytes(4096, 600<<10)) {
 		t.Fatalf("read: status %d, or other bytes", code)
 	}
+}
+
+// A driver that has not read a notice yet finds it, however long its queue takes to stop.
+func TestNoticeStays(t *testing.T) {
+	v := nbdtest.New("vol", volumeBytes)
+	end := make(chan struct{})
+	v.Hook = func(_ context.Context, op nbdtest.Op, _, _ int64) error {
+		if op == nbdtest.OpFlush {
+			<-end
+		}
+		return nil
+	}
+	s, _ := newServer(t, Options{Volume: v})
+	m := newMachine(t, s, setup{features: disk})
+	m.start()
+	q := m.vqs[0]
+	q.queue(virtio.BlkFlushCache, 0, false)
+	q.drv.Arm(1)
+	q.queue(virtio.BlkIn, 0, true, buffer{dataStart, 4096})
+	q.publish()
+	p := []unix.PollFd{{Fd: int32(q.call), Events: unix.POLLIN}}
+	if n, _ := unix.Poll(p, 5000); n != 1 {
+		t.Error("no notice of what is done")
+	}
+	m.send(vhost.GetVringBase, vhost.VringState{}.Append(nil))
+	time.Sleep(100 * time.Millisecond)
+	if n, _ := unix.Poll(p, 0); n != 1 {
+		t.Error("the notice is gone before the driver has read it")
+	}
+	close(end)
+	var a vhost.Message
+	must(t, m.vc.Receive(&a))
 }
 
 // Whoever kicks without end, or fills the counter of the eventfd that the server writes to,

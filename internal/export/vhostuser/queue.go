@@ -264,14 +264,17 @@ func (q *queue) close() {
 // unstick makes sure that nobody who notifies the driver waits for it: a front-end could
 // fill the counter of its eventfd. Call what it returns when that can be no more.
 func (q *queue) unstick() func() {
-	done := make(chan struct{})
+	done, ended := make(chan struct{}), make(chan struct{})
 	go func() {
+		defer close(ended)
 		var r eventfd.Reader
+		tick := time.NewTicker(20 * time.Millisecond)
+		defer tick.Stop()
 		for {
 			select {
 			case <-done:
 				return
-			case <-time.After(20 * time.Millisecond):
+			case <-tick.C:
 				q.closing.Lock()
 				for _, fd := range []int32{q.call.Load(), q.errFD.Load()} {
 					if fd >= 0 {
@@ -282,7 +285,10 @@ func (q *queue) unstick() func() {
 			}
 		}
 	}()
-	return func() { close(done) }
+	return func() {
+		close(done)
+		<-ended
+	}
 }
 
 // loop serves the queue until it is hushed or broken.
