@@ -232,7 +232,16 @@ func openFiles(t testing.TB) int {
 
 // Memory that is taken away while it is in use ends that connection.
 func TestMemoryPulledAway(t *testing.T) {
-	s, _ := newServer(t, Options{Clients: 4})
+	v := nbdtest.New("vol", volumeBytes)
+	flushing, flushed := make(chan struct{}), make(chan struct{})
+	v.Hook = func(_ context.Context, op nbdtest.Op, _, _ int64) error {
+		if op == nbdtest.OpFlush {
+			flushing <- struct{}{}
+			<-flushed
+		}
+		return nil
+	}
+	s, _ := newServer(t, Options{Volume: v, Clients: 4})
 	unharmed := neighbour(t, s)
 	for name, do := range map[string]func(m *machine, q *vq){
 		"data of a read": func(m *machine, q *vq) {
@@ -252,6 +261,13 @@ func TestMemoryPulledAway(t *testing.T) {
 			q.drv.Publish()
 			must(m.t, unix.Ftruncate(m.fd, dataStart))
 			q.notify()
+		},
+		"the status of a flush": func(m *machine, q *vq) {
+			q.queue(virtio.BlkFlushCache, 0, false)
+			q.publish()
+			<-flushing
+			must(m.t, unix.Ftruncate(m.fd, 0))
+			flushed <- struct{}{}
 		},
 		"the rings": func(m *machine, q *vq) {
 			must(m.t, unix.Ftruncate(m.fd, 0))

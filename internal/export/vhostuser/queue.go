@@ -414,7 +414,7 @@ func (q *queue) took(r *request) error {
 	q.inflight++
 	q.c.s.count.inflight.Add(1)
 	if err := r.parse(); err != nil {
-		q.dropLocked(r)
+		q.release(r)
 		return fmt.Errorf("request with head %d: %w", r.chain.Head, err)
 	}
 	return nil
@@ -429,7 +429,6 @@ func (q *queue) finish(done []*request) {
 		r.seal()
 		r.counted()
 	}
-	q.c.s.count.inflight.Add(int64(-len(done)))
 	q.complete.begin(q, done)
 	for q.complete.step() {
 	}
@@ -444,12 +443,12 @@ func (q *queue) finish(done []*request) {
 func (q *queue) finishOne(r *request) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.working--
 	if q.c.ctx.Err() != nil {
-		q.dropLocked(r)
-		return
+		q.release(r)
+	} else {
+		q.finish(append(q.done[:0], r))
 	}
-	q.finish(append(q.done[:0], r))
+	q.working-- // last: where memory is gone finish does not come back, and drop follows
 }
 
 // notify tells the driver of what was completed, if it wants to know.
@@ -467,11 +466,6 @@ func (q *queue) drop(r *request) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.working--
-	q.dropLocked(r)
-}
-
-func (q *queue) dropLocked(r *request) {
-	q.c.s.count.inflight.Add(-1)
 	q.release(r)
 }
 
@@ -479,6 +473,7 @@ func (q *queue) dropLocked(r *request) {
 func (q *queue) release(r *request) {
 	q.free = append(q.free, r)
 	q.inflight--
+	q.c.s.count.inflight.Add(-1)
 	if q.inflight == 0 {
 		q.changed.Broadcast()
 	}
