@@ -52,6 +52,14 @@ func TestMemory(t *testing.T) {
 	if b, err := m.User(testUser+1<<32, testSlot); err != nil || &b[0] != &parts[1][0] {
 		t.Errorf("the second slot: %v", err)
 	}
+	if at, ok := m.ToGuest(testUser + 1<<32 + 5); !ok || at != testGuest+testSlot+5 {
+		t.Errorf("a user address of the second slot is guest address %#x, %t", at, ok)
+	}
+	for _, user := range []uint64{0, testUser - 1, testUser + testSlot} {
+		if at, ok := m.ToGuest(user); ok {
+			t.Errorf("user address %#x, where there is no memory, is guest address %#x", user, at)
+		}
+	}
 	for _, n := range []uint64{testSlot + 1, 1<<64 - 1} {
 		if _, err := m.User(testUser, n); err == nil {
 			t.Errorf("%d bytes of a slot of %d", n, testSlot)

@@ -64,6 +64,18 @@ func (m *Memory) Guest(addr, n uint64) []byte {
 	return nil
 }
 
+// ToGuest returns the guest address of the byte at a user address, and false where there is
+// no memory.
+func (m *Memory) ToGuest(user uint64) (uint64, bool) {
+	for i := range m.user {
+		s := &m.user[i]
+		if off := user - s.User; user >= s.User && off < uint64(len(s.Mem)) {
+			return s.Guest + off, true
+		}
+	}
+	return 0, false
+}
+
 // User returns the n bytes at a user address, which must lie in one slot.
 func (m *Memory) User(addr, n uint64) ([]byte, error) {
 	for i := range m.user {

@@ -6,6 +6,7 @@ import (
 	"unsafe"
 
 	"github.com/pollux-storage/pollux/internal/vhost"
+	"github.com/pollux-storage/pollux/internal/virtio"
 )
 
 // maxDirtyLog is the most bytes of a log of dirty pages: enough for 32 TiB of addresses.
@@ -70,9 +71,19 @@ func (q *queue) logData(r *request) {
 }
 
 // logUsed marks the pages of the ring that a batch of completions has changed: all of
-// them, for they are few.
+// them, for they are few. The front-end gives the guest address of what it calls the used
+// ring. In a packed queue that is the device's event suppression, and the descriptors,
+// which the device writes as well, are elsewhere.
 func (q *queue) logUsed() {
-	if q.dirty != nil && q.addr.Flags&vhost.VringLog != 0 {
-		q.dirty.mark(q.addr.Log, q.usedBytes())
+	if q.dirty == nil || q.addr.Flags&vhost.VringLog == 0 {
+		return
 	}
+	if !q.features.Has(virtio.FRingPacked) {
+		_, _, n := virtio.SplitBytes(q.size)
+		q.dirty.mark(q.addr.Log, uint64(n))
+		return
+	}
+	ring, event := virtio.PackedBytes(q.size)
+	q.dirty.mark(q.addr.Log, uint64(event))
+	q.dirty.mark(q.ring, uint64(ring))
 }

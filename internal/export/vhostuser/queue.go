@@ -43,6 +43,7 @@ type queue struct {
 
 	features virtio.Features
 	sealed   bool      // changed under mu while the queue runs
+	ring     uint64    // guest address of the descriptors of a packed queue
 	dirty    *dirtyLog // nil while nothing is logged
 	subs     []vhost.Submission
 	poller   spin.Poller
@@ -176,6 +177,7 @@ func (q *queue) attach() error {
 			return err
 		}
 		q.dev = dev
+		q.ring, _ = m.ToGuest(a.Desc) // where dev has found it
 	} else {
 		dev, err := virtio.NewDeviceSplit(m, q.size, f, a.Desc, a.Avail, a.Used, uint16(q.base))
 		if err != nil {

@@ -290,13 +290,3 @@ func (q *queue) fate(r *request) (bool, error) {
 	}
 	return s.Done(q.index, int(r.slot), r.counter)
 }
-
-// usedBytes returns the size of what the device writes of the ring.
-func (q *queue) usedBytes() uint64 {
-	if q.features.Has(virtio.FRingPacked) {
-		n, _ := virtio.PackedBytes(q.size)
-		return uint64(n)
-	}
-	_, _, n := virtio.SplitBytes(q.size)
-	return uint64(n)
-}
