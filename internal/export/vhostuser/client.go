@@ -41,6 +41,7 @@ type client struct {
 	status   uint64
 	regions  []*region
 	memory   *virtio.Memory
+	shared   int64 // bytes of the server's sum that are this connection's
 	queues   []*queue
 	inflight tracking
 

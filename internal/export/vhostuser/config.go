@@ -33,7 +33,7 @@ type Options struct {
 	QueueSize int           // descriptors of a queue, at most MaxQueueSize, a power of two; default 256
 	Clients   int           // connections at the same time; default 8
 	Workers   int           // requests of a connection that wait for the volume at the same time; default 32
-	Memory    int64         // bytes of memory that a connection may share; default 4 TiB
+	Memory    int64         // bytes of memory that all connections may share together; default 4 TiB
 	Poll      time.Duration // the longest look for further requests before a queue sleeps; default 50 µs, negative is none
 	BlockSize int           // bytes that the driver is told as the logical block size, 512 or 4096; default 512
 

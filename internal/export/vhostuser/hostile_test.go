@@ -165,7 +165,7 @@ func TestHostileMessages(t *testing.T) {
 		"memory of a file of a disk":    {vhost.SetMemTable, table(region(0, 4096, 0, 0)), func(*machine) []int { return []int{int(disk0.Fd())} }, "must be a memfd"},
 		"memory of a pipe":              {vhost.SetMemTable, table(region(0, 4096, 0, 0)), func(*machine) []int { return pipe[:1] }, "must be a memfd"},
 		"memory behind its file":        {vhost.SetMemTable, table(region(0, memBytes, 0, 4096)), func(m *machine) []int { return []int{m.fd} }, "of a file of 16777216"},
-		"memory that overflows":         {vhost.SetMemTable, table(region(0, 1<<63, 0, 1<<63)), func(m *machine) []int { return []int{m.fd} }, "bytes at"},
+		"memory that overflows":         {vhost.SetMemTable, table(region(0, 1<<63, 0, 1<<63)), func(m *machine) []int { return []int{m.fd} }, "may share"},
 		"memory past all addresses":     {vhost.SetMemTable, table(region(1<<64-4096, 8192, 0, 0)), func(m *machine) []int { return []int{m.fd} }, "past the end"},
 		"memory of nothing":             {vhost.SetMemTable, table(region(0, 0, 0, 0)), func(m *machine) []int { return []int{m.fd} }, "0 bytes"},
 		"memory twice":                  {vhost.SetMemTable, table(region(0, 8192, 0, 0), region(4096, 8192, 1<<32, 0)), func(m *machine) []int { return []int{m.fd, m.fd} }, "overlap"},
@@ -187,7 +187,8 @@ func TestHostileMessages(t *testing.T) {
 		"a status of more than a byte":  {vhost.SetStatus, vhost.AppendU64(nil, 256), nil, "device status"},
 		"descriptors nobody asked for":  {vhost.SetVringNum, state(0, 999), func(m *machine) []int { return []int{m.fd, m.fd, m.fd} }, "999 descriptors"},
 		"a memory table for nine":       {vhost.SetMemTable, append(vhost.AppendU64(nil, 9), make([]byte, 9*32)...), nil, "9 regions"},
-		"memory for more than is right": {vhost.SetMemTable, table(region(0, 2<<30, 0, 0)), func(m *machine) []int { return []int{bigFile(m)} }, "a connection may share"},
+		"memory for more than is right": {vhost.SetMemTable, table(region(0, 2<<30, 0, 0)), func(m *machine) []int { return []int{bigFile(m)} }, "connections of a disk may share"},
+		"memory in pieces for more":     {vhost.SetMemTable, table(region(0, 1<<30, 0, 0), region(1<<32, 4096, 1<<32, 0)), func(m *machine) []int { return []int{bigFile(m), bigFile(m)} }, "connections of a disk may share"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := newMachine(t, s, setup{features: disk})
@@ -208,6 +209,24 @@ func TestHostileMessages(t *testing.T) {
 			}
 			unharmed()
 		})
+	}
+	// Two connections may not share more than one may.
+	big := bigFile(newMachine(t, s, setup{}))
+	first := newMachine(t, s, setup{})
+	must(t, first.ack(vhost.SetMemTable, table(region(0, 1<<30-memBytes, 0, 0)), big))
+	second := newMachine(t, s, setup{})
+	if err := second.ack(vhost.AddMemReg, vhost.AppendMemRegion(nil, region(0, 4096, 0, 0)), big); !errors.Is(err, errRefused) {
+		t.Errorf("a second connection shares more: %v", err)
+	}
+	if err := second.cut(); err == nil || !strings.Contains(err.Error(), "at most 1073741824 are possible") {
+		t.Errorf("the second connection ended with %v", err)
+	}
+	must(t, first.ack(vhost.RemMemReg, vhost.AppendMemRegion(nil, region(0, 1<<30-memBytes, 0, 0))))
+	second = newMachine(t, s, setup{})
+	must(t, second.ack(vhost.AddMemReg, vhost.AppendMemRegion(nil, region(0, 4096, 0, 0)), big))
+	second.disconnect()
+	if n := s.shared.Load(); n != memBytes {
+		t.Errorf("%d bytes are shared, the neighbour has %d", n, memBytes)
 	}
 	if n := mapped.Load(); n != memBytes {
 		t.Errorf("%d bytes are mapped, the neighbour has %d", n, memBytes)

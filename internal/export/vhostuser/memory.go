@@ -60,7 +60,7 @@ func inspect(fd int) (shared, error) {
 // mapFile maps n bytes at off of a file. It returns the mapping and the part of it that was
 // asked for.
 func mapFile(fd int, i shared, off, n uint64) (mapping, mem []byte, err error) {
-	if n == 0 || off > math.MaxInt64-n || int64(off+n) > i.size {
+	if n == 0 || n > math.MaxInt64 || off > math.MaxInt64-n || int64(off+n) > i.size {
 		return nil, nil, fmt.Errorf("%w: %d bytes at %d of a file of %d", errRule, n, off, i.size)
 	}
 	begin := int64(off) / i.page * i.page
@@ -103,11 +103,7 @@ func mapRegion(r vhost.Region, fd int) (*region, error) {
 // ones. While queues run there are only new ones, of which setMemory tells.
 func (c *client) useMemory(regions []*region) error {
 	slots := make([]virtio.Slot, 0, len(regions))
-	var sum uint64
 	for _, r := range regions {
-		if sum += r.Size; r.Size > math.MaxInt64 || sum > uint64(c.s.o.Memory) {
-			return fmt.Errorf("%w: %d bytes of memory, a connection may share %d", errRule, sum, c.s.o.Memory)
-		}
 		slots = append(slots, virtio.Slot{Guest: r.Guest, User: r.User, Mem: r.mem})
 	}
 	m, err := virtio.NewMemory(slots)
@@ -118,11 +114,33 @@ func (c *client) useMemory(regions []*region) error {
 	return nil
 }
 
+// reserve makes the connection's part of the memory that all connections of the server may
+// share so many bytes, before they are mapped. An error ends the connection, which gives
+// its part back by dropMemory.
+func (c *client) reserve(sizes ...uint64) error {
+	most := c.s.o.Memory
+	n := int64(0)
+	for _, size := range sizes {
+		if size > uint64(most) || n > most-int64(size) {
+			return fmt.Errorf("%w: %d bytes of memory beside %d, all connections of a disk may share %d", errRule, size, n, most)
+		}
+		n += int64(size)
+	}
+	if sum := c.s.shared.Add(n - c.shared); sum > most {
+		c.s.shared.Add(c.shared - n)
+		return fmt.Errorf("%d bytes of memory, all connections of the disk would share %d, at most %d are possible", n, sum, most)
+	}
+	c.shared = n
+	return nil
+}
+
 func (c *client) dropMemory() {
 	for _, r := range c.regions {
 		unmap(r.mapping)
 	}
 	c.regions, c.memory = nil, nil
+	c.s.shared.Add(-c.shared)
+	c.shared = 0
 }
 
 // sealed reports whether none of the connection's memory can become shorter: then the

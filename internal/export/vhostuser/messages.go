@@ -146,6 +146,13 @@ func (c *client) setMemTable(m *vhost.Message, _ *reply) error {
 	defer closeAll(fds)
 	return c.quietly(func() error {
 		c.dropMemory()
+		sizes := make([]uint64, 0, len(wanted))
+		for _, w := range wanted {
+			sizes = append(sizes, w.Size)
+		}
+		if err := c.reserve(sizes...); err != nil {
+			return err
+		}
 		var regions []*region
 		for i, w := range wanted {
 			r, err := mapRegion(w, fds[i])
@@ -175,6 +182,9 @@ func (c *client) addMemReg(m *vhost.Message, _ *reply) error {
 	defer closeAll(fds)
 	if len(c.regions) >= maxSlots {
 		return fmt.Errorf("%w: more than %d pieces of memory", errRule, maxSlots)
+	}
+	if err := c.reserve(uint64(c.shared), w.Size); err != nil {
+		return err
 	}
 	r, err := mapRegion(w, fds[0])
 	if err != nil {
@@ -209,7 +219,10 @@ func (c *client) remMemReg(m *vhost.Message, _ *reply) error {
 		r := c.regions[at]
 		err := c.useMemory(slices.Delete(slices.Clone(c.regions), at, at+1))
 		unmap(r.mapping)
-		return err
+		if err != nil {
+			return err
+		}
+		return c.reserve(uint64(c.shared) - r.Size)
 	})
 }
 

@@ -17,7 +17,9 @@ type Server struct {
 	o     Options
 	size  atomic.Int64 // bytes of the volume, as Resized has seen it
 	fixed bool         // writes are refused
-	count counters
+	// shared is the bytes of memory that all connections have reserved, at most o.Memory.
+	shared atomic.Int64
+	count  counters
 
 	mu        sync.Mutex // guards what follows
 	closed    bool
