@@ -50,6 +50,10 @@ type client struct {
 	pool      pool
 	share     *semaphore.Weighted // of the operation log, for writes that wait
 
+	// helpers are what the server has begun beside serve, which waits for them. Whoever
+	// begins one has the server's mu and finds the connection in its list.
+	helpers sync.WaitGroup
+
 	mu   sync.Mutex // guards back and sending on it
 	back *net.UnixConn
 }
@@ -72,6 +76,7 @@ func newClient(s *Server, conn *net.UnixConn, id uint64) *client {
 
 // serve answers messages until the connection ends, and ends everything that belongs to it.
 func (c *client) serve(ctx context.Context) error {
+	defer c.helpers.Wait() // of which gone lets no more begin
 	defer c.s.gone(c)
 	stop := context.AfterFunc(ctx, func() { c.cut(context.Cause(ctx)) })
 	loud := c.s.loud()

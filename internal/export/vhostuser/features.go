@@ -44,7 +44,7 @@ func (s *Server) sizeMax() uint32 { return uint32(block.MaxIO/s.segMax()) &^ (bl
 func (s *Server) config(writeback bool) virtio.BlkConfig {
 	logical := uint32(s.o.BlockSize)
 	c := virtio.BlkConfig{
-		Capacity: uint64(s.o.Volume.Info().Size) / virtio.SectorBytes,
+		Capacity: uint64(s.size.Load()) / virtio.SectorBytes, // what requests are compared with
 		SizeMax:  s.sizeMax(), SegMax: uint32(s.segMax()), BlockSize: logical,
 		// A volume changes whole blocks without reading, and moves whole tracks.
 		MinIO: uint16(block.Size / logical), OptIO: uint32(block.TrackBytes / logical),

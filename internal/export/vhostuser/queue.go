@@ -149,7 +149,10 @@ func (q *queue) run() error {
 		q.dirty = c.dirty.Load()
 	}
 	q.poller = spin.Poller{Max: max(c.s.o.Poll, 0)}
-	q.running, q.alive = true, true
+	q.running = true
+	q.mu.Lock()
+	q.alive = true // before others may settle it
+	q.mu.Unlock()
 	q.stopping.Store(false)
 	if f := q.kick.Load(); f != nil {
 		_ = f.SetReadDeadline(time.Time{})

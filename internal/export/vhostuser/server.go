@@ -221,7 +221,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		interrupt(l)
 	}
 	for c := range s.clients {
-		go c.leave(ErrServerClosed)
+		c.helpers.Go(func() { c.leave(ErrServerClosed) })
 	}
 	s.mu.Unlock()
 	var cut error
@@ -252,7 +252,7 @@ func (s *Server) Resized() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for c := range s.clients {
-		go c.configChanged()
+		c.helpers.Go(c.configChanged)
 	}
 }
 
