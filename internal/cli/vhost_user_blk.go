@@ -10,6 +10,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -118,10 +119,37 @@ func (o *vhostUserBlkOptions) serve(ctx context.Context, dev hpdi.Device) error 
 	if err != nil {
 		return err
 	}
-	if err = o.accept(ctx, s); errors.Is(err, vhostuser.ErrServerClosed) || ctx.Err() != nil {
+	watch, end := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() { watchSize(watch, func() int64 { return v.Info().Size }, s.Resized) })
+	err = o.accept(ctx, s)
+	end()
+	wg.Wait()
+	if errors.Is(err, vhostuser.ErrServerClosed) || ctx.Err() != nil {
 		err = nil // somebody has asked for the end
 	}
 	return errors.Join(err, v.Close())
+}
+
+// watchTime is how often a device is looked at for another size: the disk of another server
+// may grow, and nobody says so.
+const watchTime = time.Second
+
+// watchSize calls changed after each change of size, until ctx ends.
+func watchSize(ctx context.Context, size func() int64, changed func()) {
+	tick := time.NewTicker(watchTime)
+	defer tick.Stop()
+	for seen := size(); ; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if now := size(); now != seen {
+			seen = now
+			changed()
+		}
+	}
 }
 
 // stopTime is how long requests that were taken may need when the program is to end.
