@@ -5,10 +5,11 @@
 // a client that sends it again has it done again, as with every server of plain devices.
 // While the program lives, sessions say what is done, in its memory.
 //
-// Payloads pass through memory of the package, which is aligned as devices want it; the
-// sum of it is bounded, and writes wait for their share. Offsets and lengths may be any: what
-// is not whole blocks of the device is read, changed and written again, with no other write
-// beside it.
+// Payloads pass through memory of the package, which is aligned as devices want it. A read
+// has one buffer of it, and what writes have together is bounded: they wait for their share.
+// Offsets and lengths may be any: what is not whole blocks of the device is read, changed
+// and written again, with no other write beside it. Those are the two ends of a write; the
+// rest of it goes beside others.
 package rawvolume
 
 import (
@@ -182,22 +183,40 @@ func (v *Volume) stage(off int64, n int, acquire func(int64) error) (block.Write
 	if err := v.check("write", off, int64(n)); err != nil {
 		return nil, err
 	}
-	w := &write{v: v, off: off, room: int64(n+piece-1) / piece * piece}
+	w := &write{v: v, off: off}
+	for left := int64(n); left > 0; left -= v.cut(off+int64(n)-left, left) {
+		w.room += piece
+	}
 	if err := acquire(w.room); err != nil {
 		if errors.Is(err, errNoRoom) {
 			return nil, nil
 		}
 		return nil, err
 	}
-	for left := n; left > 0; left -= piece {
+	for left := int64(n); left > 0; {
 		b, err := v.buffer()
 		if err != nil {
 			w.Abort()
 			return nil, err
 		}
-		w.bufs = append(w.bufs, b[:min(left, piece)])
+		b = b[:v.cut(off+int64(n)-left, left)]
+		w.bufs = append(w.bufs, b)
+		left -= int64(len(b))
 	}
 	return w, nil
+}
+
+// cut returns how much of n bytes at off goes into one buffer: whole blocks of the device,
+// or less than one where a write begins or ends within a block.
+func (v *Volume) cut(off, n int64) int64 {
+	bs := int64(v.dev.Info().BlockSize)
+	switch {
+	case off%bs != 0:
+		return min(n, bs-off%bs)
+	case n < bs:
+		return n
+	}
+	return min(n/bs*bs, piece)
 }
 
 // write is a write that is staged.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"github.com/pollux-storage/pollux/hpdi"
@@ -62,6 +63,36 @@ func send(ctx context.Context, v *Volume, p []byte, off int64, tag block.Tag) er
 		return err
 	}
 	return w.Commit(ctx)
+}
+
+// Of a write that begins and ends within blocks only these two are read and written again.
+func TestEndsAlone(t *testing.T) {
+	v := open(t, func(d hpdi.Device) hpdi.Device { return d })
+	bs := v.dev.Info().BlockSize
+	for _, c := range []struct {
+		off  int64
+		n    int
+		want []int
+	}{
+		{0, 2 * piece, []int{piece, piece}},
+		{int64(bs), piece, []int{piece}},
+		{7, 3 * bs, []int{bs - 7, 2 * bs, 7}},
+		{7, 5, []int{5}},
+		{0, 5, []int{5}},
+		{int64(bs) - 1, 2, []int{1, 1}},
+		{int64(bs) - 1, 2 + piece + bs, []int{1, piece, bs, 1}},
+	} {
+		w, err := v.TryStage(c.off, c.n)
+		must(t, err)
+		var got []int
+		for _, b := range w.Buffers() {
+			got = append(got, len(b))
+		}
+		if !slices.Equal(got, c.want) {
+			t.Errorf("%d bytes at %d are cut into %d, not %d", c.n, c.off, got, c.want)
+		}
+		w.Abort()
+	}
 }
 
 // Any mixture of reads, writes and zeroes at any place does what it does to a slice.
