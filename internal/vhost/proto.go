@@ -112,8 +112,8 @@ const (
 // Bounds of a message.
 const (
 	HeaderBytes = 12
-	// MaxPayload is the most bytes behind a header that are received. The longest message
-	// that is defined is a memory table with MaxRegions.
+	// MaxPayload is the most bytes behind a header that are received: more than the
+	// longest message has, a configuration space of MaxConfig bytes with 12 before it.
 	MaxPayload = 512
 	// MaxFiles is the most descriptors that come with a message.
 	MaxFiles = 8

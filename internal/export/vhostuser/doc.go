@@ -47,14 +47,16 @@
 //
 // # A volume that goes away
 //
-// When the volume says that it was closed or lost to a higher epoch, requests are not
-// completed: the connection is cut, the driver waits, and the next guest finds them in the
-// area.
+// When the volume says that it was closed or lost to a higher epoch, a request that hears
+// that is not completed: the connection is cut, and what workers end later is not completed
+// either. The driver waits, and the next guest finds the requests in the area. The same
+// holds for a connection whose front-end gives its area to another one: it is cut, and has
+// ended before the other one looks at the area.
 //
 // # Locks
 //
-// Server.mu guards the list of connections. queue.mu guards the ring, what is tracked, and
+// Server.mu guards the list of connections, and which of them has which area. queue.mu guards the ring, what is tracked, and
 // the number of requests under way; it is never held across a call that may wait, except
 // a write to an eventfd, which a hostile front-end can make wait: whoever ends the queue
-// reads that eventfd until the writer is through. queue.closing and pool.mu are leaves.
+// empties that eventfd when it is full, until the writer is through. queue.closing and pool.mu are leaves.
 package vhostuser
