@@ -219,7 +219,7 @@ func (q *queue) waitLocked(least int) {
 			v.leader = nil
 		}
 		v.harvestLocked()
-		next = v.lateLocked()
+		v.lateLocked()
 	}
 	q.want = 0
 	if v.leader == nil {
