@@ -56,6 +56,7 @@ type Info struct {
 	Rotates      bool   // going from one place to another costs a seek, or nobody knows that it does not
 	Status       bool   // OpStatus is supported
 	Event        bool   // queues have a descriptor for poll and epoll
+	Thread       bool   // a queue belongs to the thread that uses it first; see runtime.LockOSThread
 	Cancel       Cancel // which requests Queue.Cancel and Request.Deadline reach
 	Note         string // why a faster way was not taken, empty when none was missed
 }

@@ -250,6 +250,7 @@ func (i Info) List() []Setting {
 		flag("rotates", i.Rotates, "Going from one place to another costs a seek, or nobody knows that it does not"),
 		flag("block-status", i.Status, "The device tells which ranges are holes"),
 		flag("event", i.Event, "Queues have a descriptor for poll and epoll"),
+		flag("thread", i.Thread, "A queue belongs to the thread of the system that uses it first"),
 		{Property{Name: "cancel", Type: TypeEnum, Values: []string{"none", "queued", "all"}, Meaning: "Which requests end when they are cancelled or their deadline passes"}, i.Cancel.String()},
 		text("note", i.Note, "Why a faster way was not taken"),
 	}

@@ -115,7 +115,7 @@ func TestInfoList(t *testing.T) {
 	for name, want := range map[string]string{
 		"name": "disk", "driver": "mem", "size": "3MiB", "block-size": "4KiB", "direct": "off", "shared-memory": "off", "discard": "on",
 		"write-zeroes": "off", "durable": "off", "read-only": "off", "rotates": "off", "block-status": "on",
-		"event": "off", "cancel": "queued", "note": "slow",
+		"event": "off", "thread": "off", "cancel": "queued", "note": "slow",
 	} {
 		if got[name] != want {
 			t.Errorf("%s is %q, want %q", name, got[name], want)

@@ -51,6 +51,7 @@ func main() {
 	flag.BoolVar(&o.batch, "batch", false, "hand over what can be handed over with one call, as fio does not unless it is told to")
 	flag.DurationVar(&o.file.Poll, "poll", 0, "how long the driver looks for results at most before it sleeps")
 	flag.BoolVar(&o.file.Block, "block", true, "whether the driver waits in the kernel; there is nothing else to do here")
+	flag.BoolVar(&o.file.Thread, "thread", true, "whether the driver's queue is bound to the thread that measures, as fio's is")
 	flag.StringVar((*string)(&o.file.Fixed), "fixed", string(file.FixedAuto), "auto or off: whether the driver registers memory and file")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -196,6 +197,8 @@ func (r *row) fio(ctx context.Context, o options, path string) (iops, cpu float6
 
 // ours measures the driver, in this process.
 func (r *row) ours(ctx context.Context, o options, path string) (iops, cpu float64, err error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	opts := o.file
 	opts.Direct = file.DirectOn
 	if r.memory {

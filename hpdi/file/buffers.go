@@ -133,7 +133,7 @@ func (d *device) Unregister(mem []byte) error {
 		d.memory = slices.Delete(d.memory, i, i+1)
 		var err error
 		for q := range d.rings {
-			err = errors.Join(err, q.detach(reg.pieces))
+			err = errors.Join(err, q.detach(reg))
 		}
 		d.tellRefused()
 		if err != nil {
@@ -165,9 +165,14 @@ func (d *device) tellRefused() {
 // attach registers memory with the queue's ring. The caller holds the device's mu; the
 // queue may be in use: it sees the pieces once the kernel has them all.
 func (q *uringQueue) attach(reg *registration) {
-	if q.dev.opts.Fixed == FixedOff || len(reg.pieces) == 0 {
+	if q.dev.opts.Fixed == FixedOff || len(reg.pieces) == 0 || q.later(change{in: reg}) {
 		return
 	}
+	q.attachNow(reg)
+}
+
+// attachNow is attach by a thread that the ring obeys.
+func (q *uringQueue) attachNow(reg *registration) {
 	err := q.ring.makeTable()
 	done := 0
 	for ; err == nil && done < len(reg.pieces); done++ {
@@ -192,13 +197,24 @@ func (q *uringQueue) attach(reg *registration) {
 }
 
 // detach is the reverse of attach. Nobody has a request on these pieces.
-func (q *uringQueue) detach(gone pieces) error {
-	had := q.pieces()
+func (q *uringQueue) detach(reg *registration) error {
+	if q.never(reg) {
+		return nil
+	}
+	gone, had := reg.pieces, q.pieces()
 	next := slices.DeleteFunc(slices.Clone(had), func(p piece) bool { return slices.Contains(gone, p) })
 	if len(next) == len(had) { // the ring does without them
 		return nil
 	}
 	q.fixed.Store(&next)
+	if q.later(change{out: gone}) {
+		return nil
+	}
+	return q.detachNow(gone)
+}
+
+// detachNow takes pieces from the ring, by a thread that it obeys.
+func (q *uringQueue) detachNow(gone pieces) error {
 	var err error
 	for _, p := range gone {
 		err = errors.Join(err, q.ring.setBuffer(p.index, iovec{}))

@@ -6,8 +6,8 @@ import (
 	"github.com/pollux-storage/pollux/hpdi"
 )
 
-// ringEvent is the descriptor of a ring's queue: an epoll instance over the ring itself,
-// which is readable while it has results, and over a signal for requests that are done
+// ringEvent is the descriptor of a ring's queue: an epoll instance over the ring's source,
+// which is readable when it has results, and over a signal for requests that are done
 // without a result in the ring.
 type ringEvent struct {
 	epoll int // 0: nobody has asked for it
@@ -15,12 +15,12 @@ type ringEvent struct {
 }
 
 // open makes the descriptor.
-func (e *ringEvent) open(ring int) error {
+func (e *ringEvent) open(source int) error {
 	epoll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
 		return err
 	}
-	for _, fd := range []int{ring, e.done.Event()} {
+	for _, fd := range []int{source, e.done.Event()} {
 		if err := unix.EpollCtl(epoll, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(fd)}); err != nil {
 			_ = unix.Close(epoll) // the error before is the one to tell
 			return err

@@ -41,7 +41,9 @@
 // Locks: device.mu guards what queues there are and what memory is registered,
 // and is held while rings are told of memory; syncQueue.mu guards its requests;
 // neither is held while taking the other. No ring has a lock: whoever registers
-// memory publishes it to the owners of the rings by an atomic pointer.
+// memory publishes it to the owners of the rings by an atomic pointer. A ring that is
+// bound to a thread takes memory from that thread alone: its queue finds what is to be
+// registered in a list, under device.mu, when it is used next.
 package file
 
 import (
@@ -142,13 +144,17 @@ func (d *device) chooseEngine(want Engine) (note string, err error) {
 	if want == EngineSync {
 		return "", nil
 	}
-	if err := probeURing(); err != nil {
+	bound, err := probeURing(d.opts.Thread)
+	if err != nil {
 		if want == EngineURing {
 			return "", fmt.Errorf("io_uring: %w", err)
 		}
 		return fmt.Sprintf("no io_uring: %v", err), nil
 	}
-	d.info.Driver, d.makeQueue = string(EngineURing), newURingQueue
+	d.info.Driver, d.makeQueue, d.info.Thread = string(EngineURing), newURingQueue, bound
+	if d.opts.Thread && !bound {
+		return "queues are not bound to threads: it takes Linux 6.1", nil
+	}
 	return "", nil
 }
 

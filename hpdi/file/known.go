@@ -67,7 +67,7 @@ func (d *device) identify(size int64) {
 // ways that it has chosen still work. The device is measured by then.
 func (d *device) known(opts Options) bool {
 	k := opts.Known
-	if k == nil || !d.id.Sure() || k.Identity != d.id || k.Info.ReadOnly != opts.ReadOnly ||
+	if k == nil || opts.Thread || !d.id.Sure() || k.Identity != d.id || k.Info.ReadOnly != opts.ReadOnly ||
 		opts.Direct != "" && opts.Direct != DirectAuto || opts.Engine != "" && opts.Engine != EngineAuto {
 		return false
 	}

@@ -21,6 +21,8 @@ var Properties = []hpdi.Property{
 		Meaning: "How long a queue of io_uring looks for results at most before it sleeps"},
 	{Name: "block", Type: hpdi.TypeBool, Default: "off",
 		Meaning: "Keep the thread while waiting for io_uring: fewer switches, for programs with a processor for each queue"},
+	{Name: "thread", Type: hpdi.TypeBool, Default: "off",
+		Meaning: "Queues of io_uring belong to the thread that uses them first, and cost less: for programs that lock goroutines to threads"},
 }
 
 // ParseOptions makes options of the query of a URI. Its errors wrap hpdi.ErrProperty.
@@ -36,6 +38,7 @@ func ParseOptions(values url.Values) (Options, error) {
 		Fixed:    Fixed(s.Text("fixed")),
 		Poll:     s.Duration("poll"),
 		Block:    s.Bool("block"),
+		Thread:   s.Bool("thread"),
 	}, nil
 }
 
@@ -95,6 +98,15 @@ type Options struct {
 	// processor is free: it is for programs that have a processor for each queue that
 	// waits, or nothing else to do.
 	Block bool
+	// Thread binds each queue of io_uring to the thread that hands over its first request:
+	// the goroutine must be locked to it (runtime.LockOSThread) until the queue is closed.
+	// To another thread the queue is an error, ErrThread. In return the kernel never
+	// interrupts that thread for a result; it takes them all when it asks. It waits in the
+	// kernel, as with Block. Memory that is registered or unregistered once the queue is
+	// in use is so for the kernel from the next Submit on, and Info.Note is late likewise.
+	// It takes Linux 6.1; Info.Thread says whether queues are bound. The sync engine has
+	// no use for it.
+	Thread bool
 }
 
 // MaxPoll bounds Options.Poll.

@@ -14,6 +14,7 @@ func TestParseOptions(t *testing.T) {
 	for query, want := range map[string]Options{
 		"":                         {Direct: DirectAuto, Fixed: FixedAuto},
 		"direct=on&poll=50us":      {Direct: DirectOn, Fixed: FixedAuto, Poll: 50 * time.Microsecond},
+		"thread=on":                {Direct: DirectAuto, Fixed: FixedAuto, Thread: true},
 		"block=on":                 {Direct: DirectAuto, Fixed: FixedAuto, Block: true},
 		"read-only=on&lock=yes":    {Direct: DirectAuto, Fixed: FixedAuto, ReadOnly: true, Lock: true},
 		"fixed=off&direct=off":     {Direct: DirectOff, Fixed: FixedOff},
@@ -35,7 +36,7 @@ func TestParseOptions(t *testing.T) {
 	}
 	for query, want := range map[string]string{
 		"direct=maybe":  "one of auto, on, off",
-		"engine=sync":   "direct, read-only, lock, fixed, poll, block",
+		"engine=sync":   "direct, read-only, lock, fixed, poll, block, thread",
 		"poll=11ms":     "from 0s to 10ms",
 		"poll=-1us":     "from 0s to 10ms",
 		"lock=on&fixed": "one of auto, off",

@@ -89,8 +89,7 @@ var (
 )
 
 // ring is a pair of queues in memory shared with the kernel. One goroutine at
-// a time uses it; it may move between threads, which is why no flag that binds
-// a ring to a thread is set.
+// a time uses it, which may move between threads unless the ring is bound to one.
 //
 // Of each pair of positions one is ours and one the kernel's. Ours are kept
 // here too, and only stored, with release order, after the entries that they
@@ -104,6 +103,7 @@ type ring struct {
 
 	sqes             []sqe
 	sqHead, sqTailAt *uint32
+	sqFlags          *uint32
 	sqTail           uint32 // first free entry
 
 	cqes             []cqe
@@ -119,6 +119,8 @@ type ring struct {
 	look  func() bool        // the same
 	poll  spin.Poller
 	block bool // wait in the kernel
+	bound binding
+	kept  int // the eventfd that tells of results of a ring that is bound, 0: nobody asked
 
 	knows     *ringKnowledge
 	fixedFile bool // file 0 is the device's
@@ -135,14 +137,18 @@ type ringKnowledge struct {
 // costs as much as all else that opening it takes.
 var ringKnows atomic.Pointer[ringKnowledge]
 
-// newRing makes a ring for n operations at once.
-func newRing(n int) (*ring, error) {
+// newRing makes a ring for n operations at once, that is bound to a thread if that is
+// wanted and the kernel can.
+func newRing(n int, thread, block bool) (*ring, error) {
 	var p ringParams
-	fd, _, errno := unix.Syscall(unix.SYS_IO_URING_SETUP, uintptr(n), uintptr(unsafe.Pointer(&p)), 0)
+	fd, errno := setUpRing(n, thread, &p)
 	if errno != 0 {
 		return nil, refusal(errno)
 	}
-	r := &ring{fd: int(fd), knows: ringKnows.Load()} // the kernel sets close-on-exec
+	r := &ring{fd: fd, knows: ringKnows.Load(), block: block} // the kernel sets close-on-exec
+	if p.flags&ringDeferTaskrun != 0 {
+		r.bound, r.block = ringUnbound, true
+	}
 	if err := errors.Join(r.watch(), r.attach(&p)); err != nil {
 		return nil, errors.Join(err, r.close())
 	}
@@ -163,12 +169,16 @@ func refusal(errno unix.Errno) error {
 }
 
 // watch makes the runtime's poller watch the descriptor, which r.file owns from
-// here on.
+// here on. Of a ring that is waited for in the kernel it must not: its thread would be
+// woken for each result.
 func (r *ring) watch() (err error) {
-	nonblock := unix.SetNonblock(r.fd, true) // or os would not have it polled
+	var nonblock error
+	if !r.block {
+		nonblock = unix.SetNonblock(r.fd, true) // or os would not have it polled
+	}
 	r.file = os.NewFile(uintptr(r.fd), "io_uring")
 	r.ready = func(uintptr) bool { return r.results() >= r.least }
-	r.look = func() bool { return r.results() >= r.least }
+	r.look = func() bool { return r.results() >= r.least || r.deferred() }
 	r.conn, err = r.file.SyscallConn()
 	return errors.Join(nonblock, err)
 }
@@ -187,7 +197,7 @@ func (r *ring) attach(p *ringParams) (err error) {
 		return err
 	}
 	word := func(at uint32) *uint32 { return (*uint32)(unsafe.Pointer(&r.rings[at])) }
-	r.sqHead, r.sqTailAt = word(p.sq.head), word(p.sq.tail)
+	r.sqHead, r.sqTailAt, r.sqFlags = word(p.sq.head), word(p.sq.tail), word(p.sq.flags)
 	r.cqHeadAt, r.cqTail = word(p.cq.head), word(p.cq.tail)
 	r.sqTail, r.cqHead = atomic.LoadUint32(r.sqTailAt), atomic.LoadUint32(r.cqHeadAt)
 	r.sqes = unsafe.Slice((*sqe)(unsafe.Pointer(&r.entries[0])), p.sqEntries)
@@ -211,6 +221,9 @@ func (r *ring) mmap(off int64, n int) ([]byte, error) {
 // close frees the ring. Nothing may be in flight.
 func (r *ring) close() error {
 	r.unregister()
+	if r.kept != 0 {
+		_ = unix.Close(r.kept) // nothing is lost with it
+	}
 	return errors.Join(hpdi.Free(r.rings), hpdi.Free(r.entries), r.file.Close())
 }
 
@@ -244,6 +257,9 @@ func (r *ring) takeBack(f func(userData uint64)) {
 // some, which the next call hands over.
 func (r *ring) submit() unix.Errno {
 	atomic.StoreUint32(r.sqTailAt, r.sqTail)
+	if r.bound != ringFree {
+		return r.enter(r.unsubmitted(), 0, ringEnterGetEvents) // results that are due come by the same call
+	}
 	return r.enter(r.unsubmitted(), 0, 0)
 }
 
@@ -263,7 +279,7 @@ func (r *ring) enter(submit, least int, flags uintptr) unix.Errno {
 func (r *ring) wait(least int) unix.Errno {
 	r.least = uint32(least)
 	if r.poll.Poll(r.look) {
-		return 0
+		return r.collect()
 	}
 	defer r.poll.Woke()
 	if !r.block && r.conn.Read(r.ready) == nil {
@@ -286,13 +302,15 @@ func (r *ring) take() (cqe, bool) {
 	return c, true
 }
 
-// probeURing says why queues cannot use io_uring here, or nil.
-func probeURing() error {
-	r, err := newRing(1)
+// probeURing says why queues cannot use io_uring here, or nil, and whether they are bound
+// to threads if that is wanted.
+func probeURing(thread bool) (bound bool, err error) {
+	r, err := newRing(1, thread, true)
 	if err != nil {
-		return err
+		return false, err
 	}
-	return errors.Join(r.probe(), r.close())
+	bound = r.bound != ringFree
+	return bound, errors.Join(r.probe(), r.close())
 }
 
 // probe asks the kernel for the operations that it must know.

@@ -59,6 +59,7 @@ type uringQueue struct {
 	ring  *ring
 	mem   []byte                 // the slots' iovecs and timeouts
 	fixed atomic.Pointer[pieces] // registered memory; Register and Unregister store it
+	late  lateChanges            // what the thread of a bound ring has yet to register
 	event ringEvent
 	slot  []slot
 	free  []uint32        // slots without a request
@@ -68,7 +69,7 @@ type uringQueue struct {
 }
 
 func newURingQueue(d *device, depth int) (hpdi.Queue, error) {
-	r, err := newRing(2 * depth)
+	r, err := newRing(2*depth, d.opts.Thread, d.opts.Block)
 	if err != nil {
 		return nil, err
 	}
@@ -77,7 +78,7 @@ func newURingQueue(d *device, depth int) (hpdi.Queue, error) {
 	if err != nil {
 		return nil, errors.Join(err, r.close())
 	}
-	r.poll.Max, r.block = d.opts.Poll, d.opts.Block
+	r.poll.Max = d.opts.Poll
 	if !d.lock && d.opts.Fixed != FixedOff {
 		r.registerFile(d.fd)
 	}
@@ -109,6 +110,10 @@ func (q *uringQueue) Submit(reqs ...*hpdi.Request) error {
 		return err
 	}
 	defer q.show()
+	if err := q.enterThread(); err != nil {
+		q.refuse(reqs, err)
+		return err
+	}
 	for i, r := range reqs {
 		if r.Err = r.Check(q.dev.info); r.Err == nil && r.Op == hpdi.OpStatus {
 			r.Err = q.dev.statusNow(r)
@@ -119,7 +124,7 @@ func (q *uringQueue) Submit(reqs ...*hpdi.Request) error {
 		}
 		for len(q.free) == 0 {
 			if err := q.advance(1); err != nil {
-				q.refuse(reqs[i:])
+				q.refuse(reqs[i:], err)
 				return err
 			}
 		}
@@ -128,10 +133,10 @@ func (q *uringQueue) Submit(reqs ...*hpdi.Request) error {
 	return q.push()
 }
 
-// refuse completes requests with the error that stopped the queue.
-func (q *uringQueue) refuse(reqs []*hpdi.Request) {
+// refuse completes requests with the error for which the queue does not take them.
+func (q *uringQueue) refuse(reqs []*hpdi.Request, err error) {
 	for _, r := range reqs {
-		r.Err = q.err
+		r.Err = err
 		q.done = append(q.done, r)
 	}
 }
@@ -150,15 +155,20 @@ func (q *uringQueue) Wait(least int, done []*hpdi.Request) ([]*hpdi.Request, err
 }
 
 // show keeps the event descriptor true.
-func (q *uringQueue) show() { q.event.done.Set(len(q.done) > 0) }
+func (q *uringQueue) show() { q.event.done.Set(len(q.done) > 0 || q.ring.deferred()) }
 
 // Event returns a descriptor that is readable while Wait(0) would return a request, and
 // sometimes once in vain: when a request has come back that is to go on.
 func (q *uringQueue) Event() int {
 	if q.event.epoll == 0 && q.usable() == nil {
-		if err := q.event.open(q.ring.fd); err != nil {
+		source, err := q.ring.source()
+		if err == nil {
+			err = q.event.open(source)
+		}
+		if err != nil {
 			return -1
 		}
+		q.show() // of what came before
 	}
 	if q.event.epoll == 0 {
 		return -1
@@ -171,6 +181,10 @@ func (q *uringQueue) await(least int) error {
 	if q.err != nil {
 		return q.err
 	}
+	if errno := q.ring.collect(); errno != 0 && errno != unix.EINTR {
+		return q.refused(errno)
+	}
+	q.ring.quiet()
 	q.reap()
 	for missing := least - len(q.done); missing > 0 && q.inflight() > 0; missing = least - len(q.done) {
 		if err := q.advance(min(missing, q.inflight())); err != nil {
@@ -188,7 +202,9 @@ func (q *uringQueue) Close() error {
 		return nil
 	}
 	for q.inflight() > 0 {
-		if err := q.advance(1); err != nil {
+		if err := q.advance(1); errors.Is(err, ErrThread) {
+			return err // its own thread may close it
+		} else if err != nil {
 			q.shut = true
 			q.dev.forget(q)
 			q.event.close()
@@ -243,14 +259,26 @@ func (q *uringQueue) advance(least int) error {
 		}
 		return nil
 	}
-	broken := fmt.Errorf("io_uring no longer takes requests: %w", errno)
-	q.err = q.dev.fail(broken)
+	return q.refused(errno)
+}
+
+// refused takes back what the kernel has not taken, and says what it has said. The queue
+// works no more, unless that was a wrong thread.
+func (q *uringQueue) refused(errno unix.Errno) error {
+	why := fmt.Errorf("io_uring no longer takes requests: %w", errno)
+	err := q.dev.fail(why)
+	if q.ring.bound != ringFree && errno == unix.EEXIST {
+		why = ErrThread
+		err = q.dev.fail(why)
+	} else {
+		q.err = err
+	}
 	q.ring.takeBack(func(data uint64) {
 		if data&aside == 0 {
-			q.finish(uint32(data), broken)
+			q.finish(uint32(data), why)
 		}
 	})
-	return q.err
+	return err
 }
 
 // reap takes the results that are there.

@@ -16,7 +16,7 @@ import (
 // ringDevice opens a device whose queues are rings.
 func ringDevice(t *testing.T) hpdi.Device {
 	t.Helper()
-	if err := probeURing(); err != nil {
+	if _, err := probeURing(false); err != nil {
 		t.Skip(err)
 	}
 	return open(t, create(t, t.TempDir(), testSize), Options{Engine: EngineURing})
@@ -26,7 +26,7 @@ func ringDevice(t *testing.T) hpdi.Device {
 // they are asked to.
 func unfixedRingDevice(t *testing.T) *device {
 	t.Helper()
-	if err := probeURing(); err != nil {
+	if _, err := probeURing(false); err != nil {
 		t.Skip(err)
 	}
 	return open(t, create(t, t.TempDir(), testSize), Options{Engine: EngineURing, Fixed: FixedOff}).(*device)

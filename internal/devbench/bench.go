@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"sync"
 	"time"
@@ -138,7 +139,7 @@ func Run(ctx context.Context, dev hpdi.Device, o Options) (Result, error) {
 	}
 	var r Result
 	if err == nil {
-		r, err = measure(ctx, workers, o)
+		r, err = measure(ctx, workers, o, info.Thread)
 	}
 	var closing []error
 	for _, w := range workers {
@@ -156,19 +157,37 @@ func Run(ctx context.Context, dev hpdi.Device, o Options) (Result, error) {
 	return r, err
 }
 
-// measure runs the workers, and has them prove what they wrote.
-func measure(ctx context.Context, workers []*worker, o Options) (Result, error) {
+// measure runs the workers, and has them prove what they wrote. Each has a goroutine from
+// beginning to end, and a thread of its own where queues are bound to threads.
+func measure(ctx context.Context, workers []*worker, o Options, thread bool) (Result, error) {
 	outer := ctx
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
+	var hands sync.WaitGroup
+	defer hands.Wait()
+	for _, w := range workers {
+		w.calls = make(chan func())
+		defer close(w.calls)
+		hands.Go(func() {
+			if thread {
+				runtime.LockOSThread()
+				defer runtime.UnlockOSThread()
+			}
+			for f := range w.calls {
+				f()
+			}
+		})
+	}
 	each := func(do func(w *worker) error) error {
 		var wg sync.WaitGroup
+		wg.Add(len(workers))
 		for _, w := range workers {
-			wg.Go(func() {
+			w.calls <- func() {
+				defer wg.Done()
 				if w.err = do(w); w.err != nil {
 					stop() // the others measure nothing of use any more
 				}
-			})
+			}
 		}
 		wg.Wait()
 		var errs []error

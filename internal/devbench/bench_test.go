@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/pollux-storage/pollux/hpdi"
 	"github.com/pollux-storage/pollux/hpdi/mem"
 	"github.com/pollux-storage/pollux/internal/block/blocktest"
@@ -46,6 +48,44 @@ func TestModes(t *testing.T) {
 		if least := map[Mode]int64{Write: 510 * 8192, RandWrite: 350 * 8192, RandRW: 250 * 8192}[mode]; r.Verified < least || !mode.Writes() && r.Verified > 0 {
 			t.Errorf("%s: %d bytes were verified", mode, r.Verified)
 		}
+	}
+}
+
+// bound is a device whose queues belong to the threads that use them first.
+type bound struct{ hpdi.Device }
+
+func (d bound) Info() hpdi.Info {
+	i := d.Device.Info()
+	i.Thread = true
+	return i
+}
+
+func (d bound) NewQueue(depth int) (hpdi.Queue, error) {
+	q, err := d.Device.NewQueue(depth)
+	return &boundQueue{Queue: q}, err
+}
+
+type boundQueue struct {
+	hpdi.Queue
+	thread int
+}
+
+func (q *boundQueue) Submit(reqs ...*hpdi.Request) error {
+	if q.thread == 0 {
+		q.thread = unix.Gettid()
+	}
+	if q.thread != unix.Gettid() {
+		return errors.New("submitted on another thread")
+	}
+	return q.Queue.Submit(reqs...)
+}
+
+// A queue that belongs to a thread is used on that one alone, from the first request to
+// the proof.
+func TestThreads(t *testing.T) {
+	o := Options{Mode: RandWrite, Size: 4096, Depth: 2, Queues: 3, Requests: 300, Verify: true}
+	if r, err := Run(t.Context(), bound{memory(t)}, o); err != nil || r.Requests != 300 || r.Verified == 0 {
+		t.Errorf("%+v, %v", r, err)
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 type worker struct {
 	o      Options
 	q      hpdi.Queue
+	calls  chan func() // what its goroutine is to do
 	rng    *rand.Rand
 	first  int64 // block of the device where the part begins
 	blocks int64 // of the part
