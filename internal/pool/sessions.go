@@ -10,8 +10,8 @@ import (
 
 // The table of sessions lies in a section of the pool's region, which there is from the first
 // session on: pools whose clients send no requests again have none. The section is advisory. A
-// table that is lost makes requests end with an error whose server died with them, and nothing
-// else.
+// table that is lost costs the requests whose server died with them: those of virtual machines end
+// with an error, those of rings are run again.
 
 // SessionMemory is how much of its region the table of sessions of a pool takes at most.
 const SessionMemory = session.Size
@@ -35,13 +35,13 @@ func (op *opener) adoptSessions() {
 				continue
 			}
 			if !errors.Is(err, session.ErrNone) {
-				p.tell(TellKept, "sessions of pool %s are lost, and requests of their clients that were under way end with an error: %v", p.label.Name, err)
+				p.tell(TellKept, "sessions of pool %s are lost, and nobody knows whether requests of their clients that were under way were done: %v", p.label.Name, err)
 			}
 		}
 		_ = p.region.RemoveSection(s) // or the next owner does
 	}
 	if n := p.sessions.Stats().Damaged; n > 0 {
-		p.tell(TellKept, "%d sessions of pool %s are damaged and lost, and requests of their clients that were under way end with an error", n, p.label.Name)
+		p.tell(TellKept, "%d sessions of pool %s are damaged and lost, and nobody knows whether requests of their clients that were under way were done", n, p.label.Name)
 	}
 }
 
