@@ -73,6 +73,9 @@ func TestKills(t *testing.T) {
 	if testing.Short() {
 		t.Skip("runs real pairs")
 	}
+	if raceEnabled {
+		t.Skip("clients with the race detector are too slow to have requests in flight at a kill")
+	}
 	bin, err := pair.Build(t.Context(), t.TempDir(), *raceFlag)
 	if err != nil {
 		t.Fatal(err)

@@ -137,8 +137,8 @@ func TestUpgrade(t *testing.T) {
 		t.Fatalf("builds %q", before)
 	}
 	t.Run("refused", func(t *testing.T) {
-		_, err := r.upgrade("--binary", program(t, "v3.0.0", "operation log=2-2/2/2"))
-		wants(t, err, 5, "operation log: v3.0.0 writes version 2", "pollux down")
+		_, err := r.upgrade("--binary", program(t, "v3.0.0", "operation log=3-3/3/3"))
+		wants(t, err, 5, "operation log: v3.0.0 writes version 3", "reads 1 to 2", "pollux down")
 		_, err = r.upgrade("--binary", program(t, "v3.1.0", "superblock=1-7/7/7"))
 		wants(t, err, 5, "superblock: v3.1.0 writes version 7", "reads 1 to 6")
 		_, err = r.upgrade("--binary", r.Bin)
