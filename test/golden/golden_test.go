@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/pollux-storage/pollux/internal/block"
 	"github.com/pollux-storage/pollux/internal/ondisk"
 	"github.com/pollux-storage/pollux/internal/pool"
 	"github.com/pollux-storage/pollux/internal/release"
@@ -55,13 +56,32 @@ func TestGoldenPoolsOpen(t *testing.T) {
 		}
 		k := kindOf(t, path)
 		t.Run(strings.TrimSuffix(filepath.Base(path), ".golden"), func(t *testing.T) {
-			t.Run("region", func(t *testing.T) { opens(t, k, packed, boot, want.Region) })
-			t.Run("power cut", func(t *testing.T) { opens(t, k, packed, later, want.Flushed) })
+			t.Run("region", func(t *testing.T) { opens(t, k, packed, boot, want.Region, want.Session) })
+			t.Run("power cut", func(t *testing.T) { opens(t, k, packed, later, want.Flushed, 0) })
 		})
 	}
 }
 
-func opens(t *testing.T, k kind, packed []byte, boot string, want map[string]string) {
+// knows demands that a pool knows which submission of a session it has, and no other.
+func knows(t *testing.T, l *life, id block.SessionID) {
+	t.Helper()
+	v, err := l.Volume("v")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := v.OpenSession(t.Context(), id, sessionQueues, sessionSlots)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Leave()
+	for _, counter := range []uint64{tagged.Counter, tagged.Counter + 1} {
+		if done, err := s.Done(int(tagged.Queue), int(tagged.Slot), counter); err != nil || done != (counter == tagged.Counter) || s.Fresh() {
+			t.Errorf("submission %d done: %t, %v; a session of its own: %t", counter, done, err, s.Fresh())
+		}
+	}
+}
+
+func opens(t *testing.T, k kind, packed []byte, boot string, want map[string]string, session block.SessionID) {
 	dir := t.TempDir()
 	if _, err := unpack(bytes.NewReader(packed), dir); err != nil {
 		t.Fatal(err)
@@ -75,6 +95,9 @@ func opens(t *testing.T, k kind, packed []byte, boot string, want map[string]str
 		l, err := k.begin(dir, boot)
 		if err != nil {
 			t.Fatal(err)
+		}
+		if session != 0 && round == 0 {
+			knows(t, l, session)
 		}
 		got, err := l.sums()
 		if err != nil {
@@ -129,7 +152,7 @@ func TestMadeNow(t *testing.T) {
 			if err := pack(&packed, paths); err != nil {
 				t.Fatal(err)
 			}
-			opens(t, k, packed.Bytes(), boot, c.Region)
+			opens(t, k, packed.Bytes(), boot, c.Region, c.Session)
 		})
 	}
 }

@@ -34,7 +34,18 @@ const (
 type content struct {
 	Region  map[string]string `json:"with_region"`
 	Flushed map[string]string `json:"without_region"` // what flushes covered
+	// Session is a client of volume v whose change with tagged is in the log; sets before 2 have none.
+	Session block.SessionID `json:"session,omitempty"`
 }
+
+// tagged is the place and number of the submission that a session has in the log.
+var tagged = block.Tag{Queue: 1, Slot: 3, Counter: 7}
+
+// The shape of the session.
+const (
+	sessionQueues = 2
+	sessionSlots  = 8
+)
 
 // kind is a kind of pool.
 type kind struct {
@@ -113,7 +124,9 @@ func (l *life) end() error {
 	return <-l.done
 }
 
-func write(v block.Volume, off int64, p []byte) error {
+func write(v block.Volume, off int64, p []byte) error { return writeTagged(v, off, p, block.Tag{}) }
+
+func writeTagged(v block.Volume, off int64, p []byte, tag block.Tag) error {
 	w, err := v.Stage(context.Background(), off, len(p))
 	if err != nil {
 		return err
@@ -121,6 +134,7 @@ func write(v block.Volume, off int64, p []byte) error {
 	for _, b := range w.Buffers() {
 		p = p[copy(b, p):]
 	}
+	w.SetTag(tag)
 	return w.Commit(context.Background())
 }
 
@@ -261,6 +275,17 @@ func (k kind) fill(ctx context.Context, l *life, dir string, rng *rand.Rand, c *
 	if err := write(v, 0, data(4<<10)); err != nil {
 		return err
 	}
+	c.Session = block.SessionID(rng.Uint64() | 1)
+	session, err := v.OpenSession(ctx, c.Session, sessionQueues, sessionSlots)
+	if err != nil {
+		return err
+	}
+	tag := tagged
+	tag.Session = c.Session
+	if err := writeTagged(v, 6<<20, data(8<<10), tag); err != nil {
+		return err
+	}
+	session.Leave()
 	if c.Region, err = l.sums(); err != nil {
 		return err
 	}
