@@ -29,6 +29,7 @@ var assemblers = []string{"internal/host", "internal/guest", "internal/dump", "i
 // table are one layer.
 var layers = [][]layer{
 	{
+		{path: "internal/fenced", only: none, why: "the order of stores in shared memory is the same whoever shares it"},
 		{path: "internal/units", only: none, why: "people write numbers of bytes in one way, whoever reads them"},
 	},
 	{
@@ -36,7 +37,7 @@ var layers = [][]layer{
 		{path: "hpdi", only: []string{"internal/units"}, why: "the device interface is public: a program outside must be able to use all of it, so it exports no internal type"},
 		{path: "internal/nbdproto", only: none, why: "the numbers of a protocol are the same at both ends"},
 		{path: "internal/config", only: []string{"internal/units"}, why: "configuration is plain data; who uses it decides what it means"},
-		{path: "internal/virtio", only: none, why: "the layout of a queue is the same at both ends, whatever memory it is in"},
+		{path: "internal/virtio", only: []string{"internal/fenced"}, why: "the layout of a queue is the same at both ends, whatever memory it is in"},
 		{path: "internal/crash", only: none, by: assemblers, why: "what is left of a failure must be kept whatever has failed"},
 		{path: "internal/eventfd", only: none, why: "what a peer can do to an eventfd is the same whatever is counted"},
 		{path: "internal/spin", only: none, why: "how long somebody looks before sleeping depends on what comes, not on what it is"},
@@ -45,7 +46,7 @@ var layers = [][]layer{
 		{path: "internal/archtest", only: none, by: none, why: "it watches the program and is no part of it"},
 	},
 	{
-		{path: "internal/ring", only: []string{"internal/eventfd", "internal/planted", "internal/spin"}, why: "what two domains share is the same whatever is served and whoever asks"},
+		{path: "internal/ring", only: []string{"internal/eventfd", "internal/fenced", "internal/planted", "internal/spin"}, why: "what two domains share is the same whatever is served and whoever asks"},
 		{path: "internal/vhost", only: []string{"internal/planted", "internal/virtio"}, why: "messages and the in-flight area are the same at both ends of a vhost-user socket"},
 		{path: "hpdi/hpditest", only: []string{"hpdi"}, tests: true, why: "the conformance suite must work for drivers outside this program"},
 		{path: "internal/ondisk", only: []string{"internal/block"}, why: "formats must be readable without the code that makes them"},

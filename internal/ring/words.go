@@ -6,6 +6,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/pollux-storage/pollux/internal/fenced"
 )
 
 // word returns the eight bytes at off of p as a word that another process may
@@ -14,7 +16,8 @@ func word(p []byte, off int) *atomic.Uint64 {
 	return (*atomic.Uint64)(unsafe.Pointer(&p[off : off+8 : off+8][0]))
 }
 
-func store(w *atomic.Uint64, v uint64) { w.Store(v) }
+// store is for words that the other side looks at before it sleeps.
+func store(w *atomic.Uint64, v uint64) { fenced.Store64(w, v) }
 
 // put stores a word that nobody reads before a later store says that it is there.
 func put(p []byte, off int, v uint64) {

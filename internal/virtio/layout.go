@@ -7,6 +7,8 @@ import (
 	"math/bits"
 	"sync/atomic"
 	"unsafe"
+
+	"github.com/pollux-storage/pollux/internal/fenced"
 )
 
 // ErrBroken: the other side has broken a rule of the specification. The queue cannot be
@@ -231,7 +233,7 @@ func Load(mem []byte, off int) uint32 { return atomic.LoadUint32(word(mem, off))
 
 // Store stores the aligned word at off of mem after everything that was written before,
 // and before all loads that follow.
-func Store(mem []byte, off int, w uint32) { atomic.StoreUint32(word(mem, off), w) }
+func Store(mem []byte, off int, w uint32) { fenced.Store32(word(mem, off), w) }
 
 func word(mem []byte, off int) *uint32 {
 	return (*uint32)(unsafe.Pointer(unsafe.SliceData(mem[off : off+4 : off+4])))
