@@ -439,6 +439,39 @@ func TestMemory(t *testing.T) {
 	}
 }
 
+// A table of memory that queues may be reading does not change when several pieces go.
+func TestTablesDoNotChange(t *testing.T) {
+	f := newFake(t)
+	f.set(func(f *fake) { f.slots = 8 })
+	dev, q, _ := setup(t, f, Options{})
+	d := dev.(*device)
+	p := f.connected(1)
+	var all [][]byte
+	for range 4 {
+		m, err := hpdi.Alloc(4096)
+		must(t, err)
+		all = append(all, m)
+		must(t, d.Register(m))
+	}
+	full := slices.Clone(d.mem.Load().regions)
+	var seen [][]*region // while a piece is being taken away
+	f.set(func(f *fake) { f.removing = func() { seen = append(seen, slices.Clone(d.mem.Load().regions)) } })
+	must(t, errors.Join(hpdi.Free(all[0]), hpdi.Free(all[2])))
+	must(t, q.Submit(write(0, all[3][:512])))
+	own := p.device(0)
+	p.give(0, own, p.next(own), virtio.BlkOK)
+	must(t, one(t, q).Err)
+	f.set(func(f *fake) {
+		f.removing = nil
+		less := slices.DeleteFunc(slices.Clone(full), func(r *region) bool { return uint64(r.begin) == pointer(all[0]) })
+		if len(seen) != 2 || !slices.Equal(seen[0], full) || !slices.Equal(seen[1], less) {
+			t.Errorf("queues have seen %v, not %v and %v", seen, full, less)
+		}
+	})
+	f.refuse()
+	must(t, errors.Join(hpdi.Free(all[1]), hpdi.Free(all[3])))
+}
+
 func TestOptions(t *testing.T) {
 	o, err := ParseOptions(url.Values{})
 	must(t, err)

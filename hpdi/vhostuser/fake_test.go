@@ -32,6 +32,7 @@ type fake struct {
 	queues   uint64
 	slots    uint64
 	answers  map[vhost.Request]answer // in place of its own
+	removing func()                   // is called before memory is taken away, with mu held
 
 	conns   []*peer
 	arrived sync.Cond // one has come up
@@ -285,6 +286,9 @@ func (p *peer) answer(m *vhost.Message) (payload []byte, files []int) {
 		r, err := vhost.ParseMemRegion(m.Payload)
 		if err != nil {
 			f.t.Error(err)
+		}
+		if f.removing != nil {
+			f.removing()
 		}
 		p.slots = slices.DeleteFunc(p.slots, func(s virtio.Slot) bool {
 			gone := s.Guest == r.Guest

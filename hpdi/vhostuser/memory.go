@@ -137,21 +137,21 @@ func (d *device) pruneLocked() error {
 	return d.dropLocked(freed, drop...)
 }
 
-// dropLocked takes regions from the back-end.
+// dropLocked takes regions from the back-end. The table is known to be true as of freed only
+// when all of them are gone.
 func (d *device) dropLocked(freed uint64, drop ...*region) error {
-	next := &memory{regions: slices.Clone(d.mem.Load().regions), freed: freed}
 	for _, r := range drop {
-		next.regions = slices.DeleteFunc(next.regions, func(o *region) bool { return o == r })
+		old := d.mem.Load()
+		next := &memory{regions: slices.DeleteFunc(slices.Clone(old.regions), func(o *region) bool { return o == r }), freed: old.freed}
 		if d.link != nil {
 			if err := d.link.remove(next, r); err != nil && !errors.Is(err, hpdi.ErrDisconnected) {
 				return err
 			}
 		}
 		d.mem.Store(next)
-		next = &memory{regions: next.regions, freed: freed}
 		r.close()
 	}
-	d.mem.Store(next)
+	d.mem.Store(&memory{regions: d.mem.Load().regions, freed: freed})
 	return nil
 }
 
